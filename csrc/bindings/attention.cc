@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "csrc/bindings/bindings.h"
+
+namespace earnest::bindings {
+
+void bind_attention(nb::module_& module) { (void)module; }
+
+}  // namespace earnest::bindings
