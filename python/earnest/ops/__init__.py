@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernels as operators: torch tensors (with gradients) or numpy arrays in, the same out."""
+
+from earnest._native import num_threads, set_num_threads
+from earnest.ops.attention import attention
+from earnest.ops.logprob import logprob
+from earnest.ops.ppo import PPOLoss, gae, ppo_loss
+
+__all__ = ["PPOLoss", "attention", "gae", "logprob", "num_threads", "ppo_loss", "set_num_threads"]
