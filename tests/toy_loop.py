@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A toy stage for tests of the run folder, as a program: two phases of noisy regression that draw from every random
-source. ``python toy_loop.py RUN_DIR [key=value ...]`` prints the sha256 of the final weights."""
+"""A toy stage for tests of the run folder, as a program: two phases of noisy regression that draw from every
+random source. ``python toy_loop.py RUN_DIR [key=value ...]`` prints the sha256 of the final weights."""
 
 import hashlib
 import random

@@ -118,7 +118,7 @@ def state_of(item: Any) -> Any:
     if isinstance(item, dict):
         return item
     raise TypeError(
-        f"[{OP}] state: expected something with state_dict(), a generator or a dict, got {type(item).__name__}"
+        f"[{OP}] state: expected something with state_dict(), a generator or a dict, got {type(item)}"
     )
 
 

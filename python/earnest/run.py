@@ -307,14 +307,10 @@ class Run:
                 raise
             states = self._states(self._phase) if self._phase else []
             saved = (
-                f"{self._phase} is saved up to step {_step_of(states[-1])}"
-                if states
-                else "nothing is saved yet"
+                f"saved up to step {_step_of(states[-1])} of {self._phase}" if states else "nothing saved yet"
             )
-            sentence = (
-                f"[{OP}] {self.path}: expected room on the disk, got none left ({saved}; free some space"
-            )
-            raise DiskFull(errno.ENOSPC, f"{sentence} and run the same command again)") from error
+            sentence = f"[{OP}] {self.path}: expected room on the disk, got none left ({saved})"
+            raise DiskFull(errno.ENOSPC, f"{sentence}: free some and run the same command again") from error
 
     # ---- signals ----
 

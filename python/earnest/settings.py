@@ -106,22 +106,17 @@ def flatten(settings: object) -> dict[str, Any]:
     return {leaf.key: _get(settings, leaf.key) for leaf in _leaves(type(settings))}
 
 
-def describe(settings: object) -> str:
-    """One line per value: ``key = value   origin``."""
+def describe(settings: object, *, documented: bool = False) -> str:
+    """One line per value: ``key = value   origin``, and with `documented` what each means."""
+    docs = {leaf.key: leaf.metadata.get("doc", "") for leaf in _leaves(type(settings))}
     rows = [(key, _show(value), origin_of(settings, key)) for key, value in flatten(settings).items()]
     left = max((len(key) for key, _, _ in rows), default=0)
     middle = min(max((len(value) for _, value, _ in rows), default=0), 40)
-    return "\n".join(f"{key:<{left}} = {value:<{middle}}  {origin}" for key, value, origin in rows)
-
-
-def document(kind: type) -> str:
-    """One line per setting of a stage: its key, type, default and meaning, for ``--help``."""
-    defaults = kind()
-    lines = []
-    for leaf in _leaves(kind):
-        doc = leaf.metadata.get("doc", "")
-        lines.append(f"  {leaf.key} = {_show(_get(defaults, leaf.key))}" + (f"   {doc}" if doc else ""))
-    return "\n".join(lines)
+    right = max((len(origin) for _, _, origin in rows), default=0)
+    return "\n".join(
+        f"{key:<{left}} = {value:<{middle}}  {origin:<{right}}  {docs[key] if documented else ''}".rstrip()
+        for key, value, origin in rows
+    )
 
 
 def to_yaml(settings: object) -> str:
