@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The audio language model: encoder, adaptor, decoder and output matrix under their published names.
+
+hidden = model(batch)                      packed dialogues -> final hidden states [tokens, hidden]
+logp, entropy = ops.logprob(hidden[rows], model.head_weight, targets)
+out = model.generate_ids(batch, max_new_tokens=64, stop_ids=[...],
+generator=torch.Generator().manual_seed(0))"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from earnest.errors import InvalidInput
+from earnest.model import generate as sampling_loop
+from earnest.model import weights
+from earnest.model.adaptor import Adaptor
+from earnest.model.config import AudioLMConfig
+from earnest.model.decoder import Decoder
+from earnest.model.encoder import AudioEncoder
+from earnest.model.generate import Generation, PackedInputs, Sampling
+from earnest.model.packed import allocate_fused
+
+
+class AudioLM(nn.Module):
+    """State dict names are the published ones: encoder.*, adapter.*, model.*, lm_head.weight.
+
+    Fresh weights are drawn from `generator` (torch's own if None) unless initialise is False, which leaves
+    memory as it is for a loader to fill. Under ``torch.device("meta")`` only names and shapes are made."""
+
+    def __init__(
+        self,
+        config: AudioLMConfig,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+        generator: torch.Generator | None = None,
+        initialise: bool = True,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        text = config.text_config
+        place = torch.device(device) if device is not None else torch.get_default_device()
+        with torch.device("meta"):
+            self.encoder = AudioEncoder(config.audio_encoder_config)
+            self.adapter = Adaptor(config.audio_encoder_config)
+            self.model = Decoder(text)
+            self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        if text.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+        if place.type != "meta":
+            allocate(self, self.encoder.fused_groups() + self.model.fused_groups(), place, dtype)
+            if initialise:
+                self.initialise(generator)
+
+    @property
+    def adaptor(self) -> Adaptor:
+        return self.adapter
+
+    @property
+    def decoder(self) -> Decoder:
+        return self.model
+
+    @property
+    def head_weight(self) -> Tensor:
+        """[vocab, hidden]: the output matrix, for ops.logprob."""
+        return self.lm_head.weight
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator | None = None) -> None:
+        """Draws every weight afresh."""
+        self.encoder.initialise(generator)
+        self.adapter.initialise(self.config.text_config.hidden_size**-0.5, generator)
+        self.model.initialise(generator)
+        if not self.config.text_config.tie_word_embeddings:
+            self.lm_head.weight.normal_(0.0, 0.02, generator=generator)
+
+    # ---- hearing ----
+
+    def encode(self, mel: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """mel: [n_mels, frames] per chunk -> encoder frames [F, n_audio_state], cu_seqlens int32 [chunks +
+        1].
+
+        A chunk's frames do not depend on the others, so that those of a frozen encoder can be kept and
+        reused."""
+        return self.encoder(mel)
+
+    def adapt(self, frames: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """What `encode` returned -> [audio tokens, hidden]."""
+        return self.adapter(frames, cu_seqlens)
+
+    def embed_audio(self, mel: Sequence[Tensor]) -> Tensor:
+        """mel: [n_mels, frames] per chunk -> decoder inputs [audio tokens, hidden], chunks in order."""
+        return self.adapter(*self.encoder(mel))
+
+    def embed(self, batch: PackedInputs, audio_embeddings: Tensor | None = None) -> Tensor:
+        """Decoder inputs [tokens, hidden]: token embeddings, with audio frames at batch.audio_positions."""
+        ids = batch.input_ids.to(self.lm_head.weight.device)
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.config.text_config.vocab_size:
+            raise InvalidInput(
+                "forward",
+                "input_ids",
+                f"ids in [0, {self.config.text_config.vocab_size})",
+                f"{int(ids.min())} to {int(ids.max())}",
+            )
+        x = self.model.embed_tokens(ids)
+        if audio_embeddings is None:
+            if not batch.mel and not batch.audio_positions.numel():
+                return x
+            audio_embeddings = self.embed_audio(batch.mel)
+        if audio_embeddings.shape[0] != batch.audio_positions.shape[0]:
+            raise InvalidInput(
+                "forward",
+                "audio_positions",
+                f"{audio_embeddings.shape[0]}, one per adaptor frame",
+                str(batch.audio_positions.shape[0]),
+            )
+        return x.index_copy(0, batch.audio_positions.to(x.device), audio_embeddings.to(x))
+
+    def forward(self, batch: PackedInputs, audio_embeddings: Tensor | None = None) -> Tensor:
+        """Final-normed hidden states [tokens, hidden]; row t predicts token t + 1 of its sequence."""
+        x = self.embed(batch, audio_embeddings)
+        return self.model(x, batch.position_ids.to(x.device), batch.cu_seqlens.to(x.device))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[N, hidden] -> float32 [N, vocab]. Training uses ops.logprob, which never holds this."""
+        return F.linear(hidden, self.lm_head.weight).float()
+
+    # ---- answering ----
+
+    def generate_ids(
+        self,
+        batch: PackedInputs,
+        *,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        suppress_ids: Sequence[int] = (),
+        generator: torch.Generator | None = None,
+        stop_ids: Sequence[int] = (),
+        forced_prefix: Sequence[int] = (),
+        samples_per_prompt: int = 1,
+        audio_embeddings: Tensor | None = None,
+    ) -> Generation:
+        """Continues every prompt. See generate.Generation, generate.Sampling (what truncation means for
+        training).
+
+        forced_prefix: ids appended to every prompt before sampling. samples_per_prompt: the prompt is
+        computed once."""
+        sampling = Sampling(temperature, top_p, top_k, tuple(suppress_ids))
+        return sampling_loop.generate_ids(
+            self,
+            batch,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            generator=generator,
+            stop_ids=stop_ids,
+            forced_prefix=forced_prefix,
+            samples_per_prompt=samples_per_prompt,
+            audio_embeddings=audio_embeddings,
+        )
+
+    def stream_ids(
+        self,
+        batch: PackedInputs,
+        *,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        suppress_ids: Sequence[int] = (),
+        generator: torch.Generator | None = None,
+        stop_ids: Sequence[int] = (),
+        forced_prefix: Sequence[int] = (),
+        audio_embeddings: Tensor | None = None,
+    ) -> Iterator[tuple[int, float]]:
+        """One prompt, token by token: (id, log-probability)."""
+        sampling = Sampling(temperature, top_p, top_k, tuple(suppress_ids))
+        return sampling_loop.stream_ids(
+            self,
+            batch,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            generator=generator,
+            stop_ids=stop_ids,
+            forced_prefix=forced_prefix,
+            audio_embeddings=audio_embeddings,
+        )
+
+    # ---- on disk ----
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_id: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        revision: str | None = None,
+    ) -> AudioLM:
+        """Loads a folder, or a hub id (needs the extra `hub`). Weights are converted to `dtype`."""
+        folder = weights.find_folder(path_or_id, revision)
+        config = AudioLMConfig.load(folder)
+        checkpoint = weights.Checkpoint(folder)
+        with torch.device("meta"):
+            expected = cls(config).state_dict()
+        optional = {"lm_head.weight"} if config.text_config.tie_word_embeddings else set()
+        checkpoint.check({name: tuple(t.shape) for name, t in expected.items()}, optional)
+        model = cls(config, dtype=dtype, device=device, initialise=False)
+        checkpoint.read_into(model.state_dict())
+        return model
+
+    def save_pretrained(
+        self, path: str | Path, *, max_shard_bytes: int = 5_000_000_000, tokenizer: Any = None
+    ) -> None:
+        """Writes config.json and safetensors (sharded by size), and tokenizer.save(...) if given, beside
+        `path`, then renames: `path` is the old model or the new one, whenever the process is stopped."""
+        with weights.replacing(path) as folder:
+            weights.write(folder, self.state_dict(), self.config.to_dict(), max_shard_bytes)
+            if tokenizer is not None:
+                tokenizer.save(folder)
+
+
+def allocate(
+    module: nn.Module, fused_groups: list[list[Tensor]], device: torch.device, dtype: torch.dtype
+) -> None:
+    """Gives every meta parameter memory; those of a group lie end to end, so that `fused` can view them as
+    one."""
+    made: dict[int, nn.Parameter] = {}
+    for group in fused_groups:
+        for old, new in zip(group, allocate_fused([p.shape for p in group], device, dtype), strict=True):
+            made[id(old)] = nn.Parameter(new, requires_grad=old.requires_grad)
+    for part in module.modules():
+        for name, old in list(part.named_parameters(recurse=False)):
+            if id(old) not in made:
+                made[id(old)] = nn.Parameter(
+                    torch.empty(old.shape, device=device, dtype=dtype), requires_grad=old.requires_grad
+                )
+            part.register_parameter(name, made[id(old)])
