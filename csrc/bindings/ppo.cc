@@ -1,8 +1,243 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/vector.h>
+
+#include <algorithm>
+#include <optional>
+#include <string>
+#include <vector>
+
 #include "csrc/bindings/bindings.h"
+#include "kernels/ppo/advantage.h"
+#include "kernels/ppo/gae.h"
+#include "kernels/ppo/loss.h"
+#include "kernels/ppo/tiers.h"
 
 namespace earnest::bindings {
+namespace {
 
-void bind_ppo(nb::module_& module) { (void)module; }
+using namespace nb::literals;
+using Flags = Input<bool, 1>;
+template <typename T>
+using MaybeInput = std::optional<Input<T, 1>>;
+template <typename T>
+using MaybeOutput = std::optional<Output<T, 1>>;
+
+// The data of an array that must have `size` elements.
+template <typename Array>
+auto* data_of(const char* op, const char* name, const Array& array, size_t size) {
+  if (array.shape(0) != size) {
+    raise_if_error(invalid_argument(op, name, "[" + std::to_string(size) + "]",
+                                    "[" + std::to_string(array.shape(0)) + "]"));
+  }
+  return array.data();
+}
+
+template <typename Array>
+auto data_of(const char* op, const char* name, const std::optional<Array>& array, size_t size)
+    -> decltype(array->data()) {
+  return array ? data_of(op, name, *array, size) : nullptr;
+}
+
+const uint8_t* bytes_of(const bool* flags) { return reinterpret_cast<const uint8_t*>(flags); }
+
+template <typename T>
+void gae(const Input<T, 1>& rewards, const Input<T, 1>& values, const Flags& trainable,
+         const Input<int32_t, 1>& cu_seqlens, double gamma, double lam, bool refuse_masked_rewards,
+         const Output<T, 1>& advantages, const Output<T, 1>& returns) {
+  constexpr const char* kOp = "gae";
+  const size_t tokens = rewards.shape(0);
+  if (cu_seqlens.shape(0) < 1) raise_if_error(invalid_argument(kOp, "cu_seqlens", "[sequences + 1]", "[0]"));
+  ppo::GaeParams<T> params;
+  params.rewards = rewards.data();
+  params.values = data_of(kOp, "values", values, tokens);
+  params.trainable = bytes_of(data_of(kOp, "trainable", trainable, tokens));
+  params.cu_seqlens = cu_seqlens.data();
+  params.tokens = static_cast<int64_t>(tokens);
+  params.sequences = static_cast<int64_t>(cu_seqlens.shape(0)) - 1;
+  params.gamma = gamma;
+  params.lam = lam;
+  params.refuse_masked_rewards = refuse_masked_rewards;
+  params.advantages = data_of(kOp, "advantages", advantages, tokens);
+  params.returns = data_of(kOp, "returns", returns, tokens);
+  Status status;
+  {
+    nb::gil_scoped_release release;
+    status = ppo::run_gae(params);
+  }
+  raise_if_error(status);
+}
+
+ppo::KlEstimator kl_estimator_of(const std::string& name) {
+  if (name == "k1") return ppo::KlEstimator::kK1;
+  if (name == "k2") return ppo::KlEstimator::kK2;
+  if (name != "k3")
+    raise_if_error(invalid_argument("ppo_loss", "kl_estimator", "k1, k2 or k3", "'" + name + "'"));
+  return ppo::KlEstimator::kK3;
+}
+
+template <typename T>
+void loss(const Input<T, 1>& logp, const Input<T, 1>& logp_old, const Input<T, 1>& advantages,
+          const MaybeInput<T>& values, const MaybeInput<T>& values_old, const MaybeInput<T>& returns,
+          const MaybeInput<T>& logp_ref, const MaybeInput<T>& entropy, const MaybeInput<T>& weights,
+          const MaybeInput<T>& token_normalizer, const Flags& trainable, double normalizer, double clip_low,
+          double clip_high, std::optional<double> clip_value, std::optional<double> dual_clip,
+          const std::string& kl_estimator, const Output<T, 1>& grad_policy, const MaybeOutput<T>& grad_value,
+          const MaybeOutput<T>& grad_kl, const MaybeOutput<T>& grad_entropy, const Output<double, 1>& sums) {
+  constexpr const char* kOp = "ppo_loss";
+  const size_t tokens = logp.shape(0);
+  ppo::LossParams<T> params;
+  params.logp = logp.data();
+  params.logp_old = data_of(kOp, "logp_old", logp_old, tokens);
+  params.advantages = data_of(kOp, "advantages", advantages, tokens);
+  params.values = data_of(kOp, "values", values, tokens);
+  params.values_old = data_of(kOp, "values_old", values_old, tokens);
+  params.returns = data_of(kOp, "returns", returns, tokens);
+  params.logp_ref = data_of(kOp, "logp_ref", logp_ref, tokens);
+  params.entropy = data_of(kOp, "entropy", entropy, tokens);
+  params.weights = data_of(kOp, "weights", weights, tokens);
+  params.token_normalizer = data_of(kOp, "normalizer", token_normalizer, tokens);
+  params.trainable = bytes_of(data_of(kOp, "trainable", trainable, tokens));
+  params.tokens = static_cast<int64_t>(tokens);
+  params.normalizer = normalizer;
+  params.clip_low = clip_low;
+  params.clip_high = clip_high;
+  params.clip_value = clip_value.value_or(ppo::kNoClip);
+  params.dual_clip = dual_clip.value_or(ppo::kNoClip);
+  params.kl_estimator = kl_estimator_of(kl_estimator);
+  params.grad_policy = data_of(kOp, "grad_policy", grad_policy, tokens);
+  params.grad_value = data_of(kOp, "grad_value", grad_value, tokens);
+  params.grad_kl = data_of(kOp, "grad_kl", grad_kl, tokens);
+  params.grad_entropy = data_of(kOp, "grad_entropy", grad_entropy, tokens);
+  if (params.values && !params.grad_value)
+    raise_if_error(invalid_argument(kOp, "grad_value", "an array", "none"));
+  params.sums = data_of(kOp, "sums", sums, ppo::kNumSums);
+  std::vector<double> workspace(ppo::loss_workspace_size(params.tokens) / sizeof(double));
+  Status status;
+  {
+    nb::gil_scoped_release release;
+    status = ppo::run_loss(params, workspace.data());
+  }
+  raise_if_error(status);
+}
+
+template <typename T>
+void moments(const Input<T, 1>& x, const Flags& trainable, const Output<double, 1>& out) {
+  ppo::MomentsParams<T> params;
+  params.x = x.data();
+  params.trainable = bytes_of(data_of("whiten", "trainable", trainable, x.shape(0)));
+  params.tokens = static_cast<int64_t>(x.shape(0));
+  double* result = data_of("whiten", "moments", out, 3);
+  std::vector<double> workspace(ppo::moments_workspace_size(params.tokens) / sizeof(double) + 1);
+  ppo::Moments found;
+  Status status;
+  {
+    nb::gil_scoped_release release;
+    status = ppo::run_moments(params, &found, workspace.data());
+  }
+  raise_if_error(status);
+  result[0] = found.count;
+  result[1] = found.mean;
+  result[2] = found.m2;
+}
+
+template <typename T>
+void whiten(const Input<T, 1>& x, const Flags& trainable, const Input<double, 1>& moments, double eps,
+            double min_std, const Output<T, 1>& out) {
+  ppo::WhitenParams<T> params;
+  params.x = x.data();
+  params.trainable = bytes_of(data_of("whiten", "trainable", trainable, x.shape(0)));
+  params.tokens = static_cast<int64_t>(x.shape(0));
+  const double* m = data_of("whiten", "moments", moments, 3);
+  params.moments = {m[0], m[1], m[2]};
+  params.eps = eps;
+  params.min_std = min_std;
+  params.out = data_of("whiten", "out", out, x.shape(0));
+  Status status;
+  {
+    nb::gil_scoped_release release;
+    status = ppo::run_whiten(params);
+  }
+  raise_if_error(status);
+}
+
+template <typename T>
+void group_advantage(const Input<T, 1>& scores, const Input<int64_t, 1>& groups,
+                     const std::optional<Flags>& valid, bool leave_one_out, bool normalize_std, double eps,
+                     double min_std, const Output<T, 1>& out) {
+  constexpr const char* kOp = "group_advantage";
+  const size_t samples = scores.shape(0);
+  ppo::GroupParams<T> params;
+  params.scores = scores.data();
+  params.groups = data_of(kOp, "groups", groups, samples);
+  params.valid = bytes_of(data_of(kOp, "valid", valid, samples));
+  params.samples = static_cast<int64_t>(samples);
+  params.baseline = leave_one_out ? ppo::GroupBaseline::kLeaveOneOut : ppo::GroupBaseline::kMean;
+  params.normalize_std = normalize_std;
+  params.eps = eps;
+  params.min_std = min_std;
+  params.advantages = data_of(kOp, "out", out, samples);
+  std::vector<int64_t> workspace(samples);
+  Status status;
+  {
+    nb::gil_scoped_release release;
+    status = ppo::run_group_advantage(params, workspace.data());
+  }
+  raise_if_error(status);
+}
+
+// sums [parts, kNumSums] of parts of a batch -> metrics [kNumMetrics] of the batch.
+void metrics(const Input<double, 2>& sums, const Output<double, 1>& out) {
+  if (sums.shape(0) < 1 || sums.shape(1) != ppo::kNumSums) {
+    raise_if_error(
+        invalid_argument("ppo_metrics", "sums", "[parts >= 1, " + std::to_string(ppo::kNumSums) + "]",
+                         "[" + std::to_string(sums.shape(0)) + ", " + std::to_string(sums.shape(1)) + "]"));
+  }
+  double total[ppo::kNumSums];
+  std::copy(sums.data(), sums.data() + ppo::kNumSums, total);
+  for (size_t i = 1; i < sums.shape(0); ++i) ppo::join_sums(sums.data() + i * ppo::kNumSums, total);
+  ppo::metrics_from_sums(total, data_of("ppo_metrics", "out", out, ppo::kNumMetrics));
+}
+
+template <typename T>
+void bind(nb::module_& module) {
+  const auto array = [](const char* name) { return nb::arg(name).noconvert(); };
+  const auto maybe = [](const char* name) { return nb::arg(name).noconvert().none(); };
+  module.def("ppo_gae", &gae<T>, array("rewards"), array("values"), array("trainable"), array("cu_seqlens"),
+             "gamma"_a, "lam"_a, "refuse_masked_rewards"_a, array("advantages"), array("returns"));
+  module.def("ppo_loss", &loss<T>, array("logp"), array("logp_old"), array("advantages"), maybe("values"),
+             maybe("values_old"), maybe("returns"), maybe("logp_ref"), maybe("entropy"), maybe("weights"),
+             maybe("token_normalizer"), array("trainable"), "normalizer"_a, "clip_low"_a, "clip_high"_a,
+             "clip_value"_a.none(), "dual_clip"_a.none(), "kl_estimator"_a, array("grad_policy"),
+             maybe("grad_value"), maybe("grad_kl"), maybe("grad_entropy"), array("sums"));
+  module.def("ppo_moments", &moments<T>, array("x"), array("trainable"), array("out"));
+  module.def("ppo_whiten", &whiten<T>, array("x"), array("trainable"), array("moments"), "eps"_a, "min_std"_a,
+             array("out"));
+  module.def("ppo_group_advantage", &group_advantage<T>, array("scores"), array("groups"), maybe("valid"),
+             "leave_one_out"_a, "normalize_std"_a, "eps"_a, "min_std"_a, array("out"));
+}
+
+}  // namespace
+
+void bind_ppo(nb::module_& module) {
+  bind<float>(module);
+  bind<double>(module);
+  module.def("ppo_metrics", &metrics, nb::arg("sums").noconvert(), nb::arg("out").noconvert());
+  module.def("ppo_metric_names", [] {
+    return std::vector<std::string>(ppo::kMetricNames, ppo::kMetricNames + ppo::kNumMetrics);
+  });
+  module.attr("PPO_NUM_SUMS") = static_cast<int>(ppo::kNumSums);
+  module.def(
+      "ppo_which",
+      [](const std::string& device) {
+        if (device != "cpu" && device != "cuda") {
+          raise_if_error(invalid_argument("ppo", "device", "cpu or cuda", "'" + device + "'"));
+        }
+        std::string name;
+        raise_if_error(ppo::which(device == "cuda" ? Device::kCuda : Device::kCpu, &name));
+        return name;
+      },
+      "device"_a);
+}
 
 }  // namespace earnest::bindings

@@ -4,6 +4,16 @@
 from earnest._native import num_threads, set_num_threads
 from earnest.ops.attention import attention
 from earnest.ops.logprob import logprob
-from earnest.ops.ppo import PPOLoss, gae, ppo_loss
+from earnest.ops.ppo import PPOLoss, gae, group_advantage, ppo_loss, whiten
 
-__all__ = ["PPOLoss", "attention", "gae", "logprob", "num_threads", "ppo_loss", "set_num_threads"]
+__all__ = [
+    "PPOLoss",
+    "attention",
+    "gae",
+    "group_advantage",
+    "logprob",
+    "num_threads",
+    "ppo_loss",
+    "set_num_threads",
+    "whiten",
+]

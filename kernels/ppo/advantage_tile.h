@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// Masked moments and whitening of one block of tokens. Included once per tier (lanes.h).
+#pragma once
+
+#include "kernels/ppo/lanes.h"
+#include "kernels/ppo/tiers.h"
+
+namespace earnest::ppo::EARNEST_PPO_TIER {
+namespace {
+
+// Mean first, then squares about it: the block is still in cache the second time.
+template <typename T>
+bool moments_block(const MomentsParams<T>& params, int64_t begin, int64_t end, Moments* moments) {
+  Vec count{}, total{}, squares{};
+  Mask bad{};
+  for (int64_t t = begin; t < end; t += kLanes) {
+    const int n = end - t < kLanes ? static_cast<int>(end - t) : kLanes;
+    const Mask mask = load_mask(params.trainable + t, n);
+    const Vec x = keep(mask, load(params.x + t, n));
+    bad |= ~finite(x);
+    count += keep(mask, splat(1.0));
+    total += x;
+  }
+  const double entries = sum(count), mean = entries > 0.0 ? sum(total) / entries : 0.0;
+  for (int64_t t = begin; t < end; t += kLanes) {
+    const int n = end - t < kLanes ? static_cast<int>(end - t) : kLanes;
+    const Mask mask = load_mask(params.trainable + t, n);
+    const Vec distance = keep(mask, load(params.x + t, n) - splat(mean));
+    squares += distance * distance;
+  }
+  *moments = {entries, mean, sum(squares)};
+  return !any(bad);
+}
+
+template <typename T>
+void whiten_block(const WhitenParams<T>& params, double scale, int64_t begin, int64_t end) {
+  for (int64_t t = begin; t < end; t += kLanes) {
+    const int n = end - t < kLanes ? static_cast<int>(end - t) : kLanes;
+    const Mask mask = load_mask(params.trainable + t, n);
+    const Vec x = (load(params.x + t, n) - splat(params.moments.mean)) * splat(scale);
+    store(params.out + t, keep(mask, x), n);
+  }
+}
+
+}  // namespace
+}  // namespace earnest::ppo::EARNEST_PPO_TIER

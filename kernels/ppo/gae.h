@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// Generalised advantage estimation over packed multi-turn sequences.
+//
+//   delta_t = r_t + gamma V_next - V_t      A_t = delta_t + gamma lam A_next      R_t = A_t + V_t
+//
+// where "next" is the next TRAINABLE token of the same sequence, and V_next = A_next = 0 after the last one
+// (the end of a sequence is terminal, also when the reply was cut off). Tokens between turns (user, tool and
+// audio positions) therefore change nothing: values and rewards there are never used, and A = R = 0 is
+// written there.
+//
+// A reward on a masked token is ignored, as the per-token KL penalty at such tokens must be; a caller whose
+// rewards are all meant to count sets refuse_masked_rewards, and the first one that would be lost is an error
+// instead. A value or reward that is not finite is an error at a trainable token, and ignored at a masked
+// one.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/common/device.h"
+#include "kernels/common/status.h"
+
+namespace earnest::ppo {
+
+template <typename T>  // float or double; sums are carried in double for both
+struct GaeParams {
+  const T* rewards = nullptr;           // [tokens]
+  const T* values = nullptr;            // [tokens]
+  const uint8_t* trainable = nullptr;   // [tokens], 0 or 1
+  const int32_t* cu_seqlens = nullptr;  // [sequences + 1], from 0 to tokens, never falling
+  int64_t tokens = 0;
+  int64_t sequences = 0;
+  double gamma = 1.0;  // [0, 1]
+  double lam = 1.0;    // [0, 1]; gamma = lam = 1 takes a shorter path: reverse cumulative reward minus V
+  bool refuse_masked_rewards = false;
+  T* advantages = nullptr;  // [tokens] out
+  T* returns = nullptr;     // [tokens] out
+};
+
+template <typename T>
+Status run_gae(const GaeParams<T>& params, Device device = Device::kCpu);
+
+// The oracle: the recurrence above as it is written, one token at a time. Takes checked parameters.
+template <typename T>
+void reference_gae(const GaeParams<T>& params);
+
+}  // namespace earnest::ppo

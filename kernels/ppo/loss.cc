@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/ppo/loss.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+
+#include "kernels/common/thread_pool.h"
+#include "kernels/ppo/tiers.h"
+
+namespace earnest::ppo {
+namespace {
+
+constexpr const char* kOp = "ppo_loss";
+constexpr int kBlockDoubles =
+    kNumSums + 1;  // the sums of a block, and 1.0 if an entry there must be reported
+
+int64_t num_blocks(int64_t tokens) { return (tokens + kBlockTokens - 1) / kBlockTokens; }
+
+template <typename T>
+Status check_loss(const LossParams<T>& p) {
+  const auto number = [](double x) { return std::to_string(x); };
+  if (!(p.clip_low >= 0.0 && p.clip_low < 1.0)) {
+    return invalid_argument(kOp, "clip", "a number in [0, 1)", number(p.clip_low));
+  }
+  if (!(p.clip_high >= 0.0 && std::isfinite(p.clip_high))) {
+    return invalid_argument(kOp, "clip_high", "a number of at least 0", number(p.clip_high));
+  }
+  if (!(p.clip_value > 0.0)) {
+    return invalid_argument(kOp, "clip_value", "a number above 0, or none", number(p.clip_value));
+  }
+  if (!(p.dual_clip > 1.0))
+    return invalid_argument(kOp, "dual_clip", "a number above 1, or none", number(p.dual_clip));
+  if (!(p.normalizer >= 0.0 && std::isfinite(p.normalizer))) {
+    return invalid_argument(kOp, "normalizer", "a number above 0", number(p.normalizer));
+  }
+  if (p.values && !p.returns) return invalid_argument(kOp, "returns", "an array beside values", "none");
+  if (p.values && !p.values_old && p.clip_value != kNoClip) {
+    return invalid_argument(kOp, "values_old", "an array beside clip_value", "none");
+  }
+  return {};
+}
+
+// Names the first entry that made a block fail.
+template <typename T>
+Status find_bad_entry(const LossParams<T>& p, int64_t begin) {
+  const struct {
+    const char* name;
+    const T* x;
+  } inputs[] = {{"logp", p.logp},
+                {"logp_old", p.logp_old},
+                {"advantages", p.advantages},
+                {"values", p.values},
+                {"values_old", p.values ? p.values_old : nullptr},
+                {"returns", p.values ? p.returns : nullptr},
+                {"logp_ref", p.logp_ref},
+                {"entropy", p.entropy},
+                {"weights", p.weights}};
+  for (int64_t t = begin; t < p.tokens; ++t) {
+    if (!p.trainable[t]) continue;
+    for (const auto& input : inputs) {
+      if (input.x == nullptr || std::isfinite(input.x[t])) continue;
+      return invalid_argument(kOp, input.name, "finite numbers at trainable tokens",
+                              std::to_string(input.x[t]) + " at token " + std::to_string(t));
+    }
+    if (p.token_normalizer && !(p.token_normalizer[t] > T(0) && std::isfinite(p.token_normalizer[t]))) {
+      return invalid_argument(kOp, "normalizer", "numbers above 0 at trainable tokens",
+                              std::to_string(p.token_normalizer[t]) + " at token " + std::to_string(t));
+    }
+  }
+  return {StatusCode::kInternal, "[ppo_loss] block: expected a token to report, got none"};
+}
+
+}  // namespace
+
+size_t loss_workspace_size(int64_t tokens) {
+  return static_cast<size_t>(num_blocks(tokens)) * kBlockDoubles * sizeof(double);
+}
+
+void join_sums(const double* part, double* total) {
+  for (int i = 0; i < kRatioMax; ++i) total[i] += part[i];
+  total[kRatioMax] = std::max(total[kRatioMax], part[kRatioMax]);
+  total[kAbsLogRatioMax] = std::max(total[kAbsLogRatioMax], part[kAbsLogRatioMax]);
+  total[kRatioMin] = std::min(total[kRatioMin], part[kRatioMin]);
+}
+
+void metrics_from_sums(const double* s, double* metrics) {
+  std::fill(metrics, metrics + kNumMetrics, 0.0);
+  const double n = s[kTokens];
+  if (!(n > 0.0)) return;
+  // Var(R - V) / Var(R), without dividing rounding errors by each other when the returns are all equal.
+  const double return_mean = s[kReturn] / n, residual_mean = s[kResidual] / n;
+  const double return_var = s[kReturnSquared] / n - return_mean * return_mean;
+  const double residual_var = std::max(0.0, s[kResidualSquared] / n - residual_mean * residual_mean);
+  const bool flat = !(return_var > 1e-12 * s[kReturnSquared] / n);
+  const double values[] = {n,
+                           s[kRatio] / n,
+                           s[kRatioMax],
+                           s[kRatioMin],
+                           s[kApproxKl] / n,
+                           s[kAbsLogRatio] / n,
+                           s[kAbsLogRatioMax],
+                           s[kLogRatioClamped] / n,
+                           (s[kClippedLow] + s[kClippedHigh]) / n,
+                           s[kClippedLow] / n,
+                           s[kClippedHigh] / n,
+                           s[kDualClipped] / n,
+                           s[kWeight] / n,
+                           s[kWeightSquared] > 0.0 ? s[kWeight] * s[kWeight] / (n * s[kWeightSquared]) : 0.0,
+                           s[kValueClipped] / n,
+                           flat ? 0.0 : 1.0 - residual_var / return_var,
+                           return_mean,
+                           s[kResidualSquared] / n,
+                           s[kRefKlK1] / n,
+                           s[kRefKlK3] / n,
+                           s[kEntropy] / n};
+  static_assert(sizeof(values) / sizeof(values[0]) == kNumMetrics);
+  std::copy(values, values + kNumMetrics, metrics);
+}
+
+template <typename T>
+Status run_loss(const LossParams<T>& p, void* workspace, Device device) {
+  if (Status status = check_device(kOp, device); !status.ok()) return status;
+  if (Status status = check_loss(p); !status.ok()) return status;
+  TierKernels<T> tier;
+  if (Status status = tier_kernels(&tier); !status.ok()) return status;
+
+  double n = p.normalizer;
+  if (n == 0.0) {  // one byte a token, read before the pass because every gradient needs it
+    int64_t count = 0;
+    for (int64_t t = 0; t < p.tokens; ++t) count += p.trainable[t] != 0;
+    n = static_cast<double>(std::max<int64_t>(count, 1));
+  }
+  auto* results = static_cast<double*>(workspace);
+  const int64_t blocks = num_blocks(p.tokens);
+  const auto block = [&](int64_t i) {
+    double* result = results + i * kBlockDoubles;
+    const int64_t begin = i * kBlockTokens, end = std::min(p.tokens, begin + kBlockTokens);
+    result[kNumSums] = tier.loss_block(p, 1.0 / n, begin, end, result) ? 0.0 : 1.0;
+  };
+  if (p.tokens < kParallelTokens) {
+    for (int64_t i = 0; i < blocks; ++i) block(i);
+  } else {
+    parallel_for(blocks, block);
+  }
+
+  std::fill(p.sums, p.sums + kNumSums, 0.0);
+  p.sums[kRatioMax] = -kNoClip;
+  p.sums[kRatioMin] = kNoClip;
+  for (int64_t i = 0; i < blocks; ++i) {
+    const double* result = results + i * kBlockDoubles;
+    if (result[kNumSums] != 0.0) return find_bad_entry(p, i * kBlockTokens);
+    join_sums(result, p.sums);
+  }
+  return {};
+}
+
+template Status run_loss<float>(const LossParams<float>&, void*, Device);
+template Status run_loss<double>(const LossParams<double>&, void*, Device);
+
+}  // namespace earnest::ppo
