@@ -1,8 +1,139 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "kernels/logprob/logprob.h"
+
+#include <nanobind/stl/optional.h>
+
+#include <memory>
+#include <optional>
+
 #include "csrc/bindings/bindings.h"
 
 namespace earnest::bindings {
+namespace {
 
-void bind_logprob(nb::module_& module) { (void)module; }
+using logprob::Backward;
+using logprob::Forward;
+using logprob::Problem;
+using logprob::Type;
+
+// bfloat16 has no numpy type: it comes as its bits in int16.
+template <typename Stored>
+constexpr Type kType = sizeof(Stored) == 8   ? Type::kFloat64
+                       : sizeof(Stored) == 4 ? Type::kFloat32
+                                             : Type::kBFloat16;
+
+template <typename Stored>
+Problem problem_of(const Input<Stored, 2>& hidden, const Input<Stored, 2>& weight,
+                   const Input<int64_t, 1>& targets, double temperature) {
+  if (hidden.shape(1) != weight.shape(1)) {
+    raise_if_error(invalid_argument("logprob", "weight",
+                                    std::to_string(hidden.shape(1)) + " columns as in hidden",
+                                    std::to_string(weight.shape(1))));
+  }
+  if (hidden.shape(0) != targets.shape(0)) {
+    raise_if_error(invalid_argument("logprob", "targets",
+                                    std::to_string(hidden.shape(0)) + " rows as in hidden",
+                                    std::to_string(targets.shape(0))));
+  }
+  Problem problem;
+  problem.type = kType<Stored>;
+  problem.rows = static_cast<int64_t>(hidden.shape(0));
+  problem.depth = static_cast<int64_t>(hidden.shape(1));
+  problem.vocabulary = static_cast<int64_t>(weight.shape(0));
+  problem.temperature = temperature;
+  problem.hidden = hidden.data();
+  problem.weight = weight.data();
+  problem.targets = targets.data();
+  return problem;
+}
+
+template <typename Run>
+void run_with_workspace(const Run& job) {
+  raise_if_error(check(job.problem));
+  Status status;
+  {
+    nb::gil_scoped_release release;
+    // Not value-initialised: the kernel needs no particular content, and touching it would cost page faults.
+    std::unique_ptr<char[]> workspace(new char[workspace_size(job)]);
+    status = run(job, workspace.get());
+  }
+  raise_if_error(status);
+}
+
+void check_size(const char* argument, size_t expected, size_t got) {
+  if (expected == got) return;
+  raise_if_error(
+      invalid_argument("logprob", argument, std::to_string(expected) + " elements", std::to_string(got)));
+}
+
+template <typename Stored, typename Row>
+void forward(const Input<Stored, 2>& hidden, const Input<Stored, 2>& weight, const Input<int64_t, 1>& targets,
+             double temperature, const Output<Row, 1>& logp, const Output<Row, 1>& entropy,
+             const Output<Row, 1>& lse) {
+  Forward job;
+  job.problem = problem_of<Stored>(hidden, weight, targets, temperature);
+  check_size("logp", hidden.shape(0), logp.shape(0));
+  check_size("entropy", hidden.shape(0), entropy.shape(0));
+  check_size("lse", hidden.shape(0), lse.shape(0));
+  job.logp = logp.data();
+  job.entropy = entropy.data();
+  job.lse = lse.data();
+  run_with_workspace(job);
+}
+
+template <typename Stored, typename Row>
+void backward(const Input<Row, 1>& grad_logp, const Input<Row, 1>& grad_entropy,
+              const Input<Row, 1>& grad_lse, const Input<Stored, 2>& hidden, const Input<Stored, 2>& weight,
+              const Input<int64_t, 1>& targets, const Input<Row, 1>& entropy, const Input<Row, 1>& lse,
+              double temperature, const std::optional<Output<Stored, 2>>& grad_hidden,
+              const std::optional<Output<Stored, 2>>& grad_weight) {
+  Backward job;
+  job.problem = problem_of<Stored>(hidden, weight, targets, temperature);
+  for (const Input<Row, 1>* rows : {&grad_logp, &grad_entropy, &grad_lse, &entropy, &lse}) {
+    check_size("row gradients", hidden.shape(0), rows->shape(0));
+  }
+  job.entropy = entropy.data();
+  job.lse = lse.data();
+  job.grad_logp = grad_logp.data();
+  job.grad_entropy = grad_entropy.data();
+  job.grad_lse = grad_lse.data();
+  if (grad_hidden) {
+    check_size("grad_hidden", hidden.size(), grad_hidden->size());
+    job.grad_hidden = grad_hidden->data();
+  }
+  if (grad_weight) {
+    check_size("grad_weight", weight.size(), grad_weight->size());
+    job.grad_weight = grad_weight->data();
+  }
+  run_with_workspace(job);
+}
+
+template <typename Stored, typename Row>
+void bind_type(nb::module_& module) {
+  module.def("logprob_forward", &forward<Stored, Row>, nb::arg("hidden").noconvert(),
+             nb::arg("weight").noconvert(), nb::arg("targets").noconvert(), nb::arg("temperature"),
+             nb::arg("logp").noconvert(), nb::arg("entropy").noconvert(), nb::arg("lse").noconvert());
+  module.def("logprob_backward", &backward<Stored, Row>, nb::arg("grad_logp").noconvert(),
+             nb::arg("grad_entropy").noconvert(), nb::arg("grad_lse").noconvert(),
+             nb::arg("hidden").noconvert(), nb::arg("weight").noconvert(), nb::arg("targets").noconvert(),
+             nb::arg("entropy").noconvert(), nb::arg("lse").noconvert(), nb::arg("temperature"),
+             nb::arg("grad_hidden").noconvert().none(), nb::arg("grad_weight").noconvert().none());
+}
+
+}  // namespace
+
+void bind_logprob(nb::module_& module) {
+  bind_type<float, float>(module);
+  bind_type<double, double>(module);
+  bind_type<int16_t, float>(module);
+  module.def(
+      "logprob_which",
+      [](const std::string& device) {
+        std::string name;
+        raise_if_error(logprob::which(device, &name));
+        return name;
+      },
+      nb::arg("device"));
+}
 
 }  // namespace earnest::bindings

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+// Checks, and the choice of back end.
+#include "kernels/logprob/logprob.h"
+
+#include <cmath>
+#include <limits>
+
+#include "kernels/common/cpu_tier.h"
+#include "kernels/logprob/logprob_cpu.h"
+
+namespace earnest::logprob {
+namespace {
+
+Status check_pointer(const char* argument, const void* pointer) {
+  if (pointer != nullptr) return {};
+  return invalid_argument("logprob", argument, "an array", "null");
+}
+
+Status check_targets(const Problem& p) {
+  for (int64_t n = 0; n < p.rows; ++n) {
+    if (p.targets[n] >= 0 && p.targets[n] < p.vocabulary) continue;
+    return invalid_argument("logprob", "targets", "token ids in [0, " + std::to_string(p.vocabulary) + ")",
+                            std::to_string(p.targets[n]) + " in row " + std::to_string(n));
+  }
+  return {};
+}
+
+template <typename T>
+const TileKernels<T>& kernels_of(CpuTier tier, const TileKernels<T>& (*scalar_kernels)(),
+                                 [[maybe_unused]] const TileKernels<T>& (*avx2_kernels)(),
+                                 [[maybe_unused]] const TileKernels<T>& (*avx512_kernels)()) {
+#if defined(__x86_64__)
+  if (tier == CpuTier::kAvx512) return avx512_kernels();
+  if (tier == CpuTier::kAvx2) return avx2_kernels();
+#endif
+  (void)tier;
+  return scalar_kernels();
+}
+
+#if defined(__x86_64__)
+const TileKernels<float>& float_kernels(CpuTier tier) {
+  return kernels_of<float>(tier, scalar::kernels_float, avx2::kernels_float, avx512::kernels_float);
+}
+const TileKernels<double>& double_kernels(CpuTier tier) {
+  return kernels_of<double>(tier, scalar::kernels_double, avx2::kernels_double, avx512::kernels_double);
+}
+#else
+const TileKernels<float>& float_kernels(CpuTier) { return scalar::kernels_float(); }
+const TileKernels<double>& double_kernels(CpuTier) { return scalar::kernels_double(); }
+#endif
+
+}  // namespace
+
+Status check(const Problem& p) {
+  if (p.rows < 0) return invalid_argument("logprob", "hidden", "N >= 0 rows", std::to_string(p.rows));
+  if (p.depth < 1) return invalid_argument("logprob", "hidden", "H >= 1 columns", std::to_string(p.depth));
+  if (p.vocabulary < 1)
+    return invalid_argument("logprob", "weight", "V >= 1 rows", std::to_string(p.vocabulary));
+  constexpr int64_t kMost = std::numeric_limits<int64_t>::max() / 64;  // sizes in bytes must not overflow
+  if (p.rows > kMost / p.depth || p.vocabulary > kMost / p.depth) {
+    return invalid_argument("logprob", "hidden", "sizes that fit in memory", "larger ones");
+  }
+  if (!(std::isfinite(p.temperature) && p.temperature > 0)) {
+    return invalid_argument("logprob", "temperature", "a finite number above 0",
+                            std::to_string(p.temperature));
+  }
+  // Its inverse is a factor in the arithmetic's type.
+  const double inverse = 1 / p.temperature;
+  if (p.type != Type::kFloat64 &&
+      (static_cast<float>(inverse) == 0 || !std::isfinite(static_cast<float>(inverse)))) {
+    return invalid_argument("logprob", "temperature", "a number whose inverse is a float above 0",
+                            std::to_string(p.temperature));
+  }
+  if (p.rows == 0) return {};
+  if (Status status = check_pointer("hidden", p.hidden); !status.ok()) return status;
+  if (Status status = check_pointer("weight", p.weight); !status.ok()) return status;
+  if (Status status = check_pointer("targets", p.targets); !status.ok()) return status;
+  return check_targets(p);
+}
+
+size_t workspace_size(const Forward& forward) { return layout(forward).bytes; }
+size_t workspace_size(const Backward& backward) { return layout(backward).bytes; }
+
+Status run(const Forward& f, void* workspace) {
+  if (Status status = check(f.problem); !status.ok()) return status;
+  if (f.problem.rows == 0) return {};
+  for (const void* output : {f.logp, f.entropy, f.lse}) {
+    if (Status status = check_pointer("output", output); !status.ok()) return status;
+  }
+  if (Status status = check_pointer("workspace", workspace); !status.ok()) return status;
+  CpuTier tier;
+  if (Status status = current_cpu_tier(&tier); !status.ok()) return status;
+  if (f.problem.type == Type::kFloat64) {
+    run_forward(f, double_kernels(tier), workspace);
+  } else {
+    run_forward(f, float_kernels(tier), workspace);
+  }
+  return {};
+}
+
+Status run(const Backward& b, void* workspace) {
+  if (Status status = check(b.problem); !status.ok()) return status;
+  if (b.problem.rows > 0) {
+    if (Status status = check_pointer("lse", b.lse); !status.ok()) return status;
+    if (Status status = check_pointer("entropy", b.entropy); !status.ok()) return status;
+  }
+  if (Status status = check_pointer("workspace", workspace); !status.ok()) return status;
+  CpuTier tier;
+  if (Status status = current_cpu_tier(&tier); !status.ok()) return status;
+  if (b.problem.type == Type::kFloat64) {
+    run_backward(b, double_kernels(tier), workspace);
+  } else {
+    run_backward(b, float_kernels(tier), workspace);
+  }
+  return {};
+}
+
+Status which(const std::string& device, std::string* name) {
+  if (device == "cuda") return which_cuda(name);
+  if (device != "cpu") return invalid_argument("logprob", "device", "cpu or cuda", "'" + device + "'");
+  CpuTier tier;
+  if (Status status = current_cpu_tier(&tier); !status.ok()) return status;
+  *name = name_of(tier);
+  return {};
+}
+
+}  // namespace earnest::logprob

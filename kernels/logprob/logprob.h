@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+// Log-probability of chosen tokens, and entropy, from hidden states and an output matrix; the logits are
+// never held.
+//
+//   z[n, v]    = dot(hidden[n, :], weight[v, :]) / temperature
+//   lse[n]     = log sum_v exp(z[n, v])
+//   logp[n]    = z[n, targets[n]] - lse[n]
+//   entropy[n] = -sum_v p[n, v] log p[n, v],   p[n, v] = exp(z[n, v] - lse[n])            (nats)
+//
+// Backward recomputes z tile by tile from lse. With a, e and l the gradients of logp, entropy and lse:
+//   dz[n, v]       = a[n] [v = targets[n]] - p[n, v] (a[n] - l[n] + e[n] (log p[n, v] + entropy[n]))
+//   grad_hidden[n] = sum_v dz[n, v] weight[v] / temperature,   grad_weight[v] = sum_n dz[n, v] hidden[n] /
+//   temperature
+//
+// A row's results depend on that row and the matrix alone, bit for bit: not on the other rows of the call,
+// nor on the number of threads. grad_weight adds rows in their order. A row with NaN or Inf gives NaN in its
+// own outputs only; a logit of -inf has probability 0 and adds nothing to the entropy.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "kernels/common/status.h"
+
+namespace earnest::logprob {
+
+// Arithmetic and row outputs are float for kFloat32 and kBFloat16, double for kFloat64.
+enum class Type { kFloat32, kFloat64, kBFloat16 };
+
+struct Problem {
+  Type type = Type::kFloat32;        // of hidden, weight and their gradients
+  int64_t rows = 0;                  // N, may be 0
+  int64_t depth = 0;                 // H, at least 1
+  int64_t vocabulary = 0;            // V, at least 1
+  double temperature = 1;            // finite and above 0
+  const void* hidden = nullptr;      // [N, H]
+  const void* weight = nullptr;      // [V, H]
+  const int64_t* targets = nullptr;  // [N], each in [0, V)
+};
+
+struct Forward {
+  Problem problem;
+  void* logp = nullptr;     // [N], float or double
+  void* entropy = nullptr;  // [N]
+  void* lse = nullptr;      // [N]
+};
+
+struct Backward {
+  Problem problem;
+  const void* entropy = nullptr;       // [N], from the forward run
+  const void* lse = nullptr;           // [N], from the forward run
+  const void* grad_logp = nullptr;     // [N]; a null gradient means zeros
+  const void* grad_entropy = nullptr;  // [N]
+  const void* grad_lse = nullptr;      // [N]
+  void* grad_hidden = nullptr;         // [N, H], written; null: not wanted
+  void* grad_weight = nullptr;         // [V, H], written; null: not wanted
+};
+
+// Bytes of scratch memory a run needs, all of it; README.md gives the formula. Bounded in N V: see kSlab and
+// kChunk in logprob_tile.h. `workspace` needs no alignment and no particular content.
+size_t workspace_size(const Forward& forward);
+size_t workspace_size(const Backward& backward);
+
+Status run(const Forward& forward, void* workspace);
+Status run(const Backward& backward, void* workspace);
+
+// The same by plain loops, one thread, no scratch: the oracle.
+Status run_reference(const Forward& forward);
+Status run_reference(const Backward& backward);
+
+// The back end that `device` ("cpu", "cuda") would use: "scalar", "avx2", "avx512".
+Status which(const std::string& device, std::string* name);
+
+// Says why there is no CUDA back end in this build.
+Status which_cuda(std::string* name);
+
+// Error or ok for what both directions need: sizes, pointers, temperature, targets.
+Status check(const Problem& problem);
+
+}  // namespace earnest::logprob

@@ -1,0 +1,6 @@
+// SPDX-License-Identifier: Apache-2.0
+#define EARNEST_TIER scalar
+#define EARNEST_VECTOR_BYTES 16
+#define EARNEST_ROW_GROUP 4
+#define EARNEST_PANEL_VECTORS 2
+#include "kernels/logprob/logprob_simd.h"
