@@ -186,17 +186,41 @@ void group_advantage(const Input<T, 1>& scores, const Input<int64_t, 1>& groups,
   raise_if_error(status);
 }
 
-// sums [parts, kNumSums] of parts of a batch -> metrics [kNumMetrics] of the batch.
-void metrics(const Input<double, 2>& sums, const Output<double, 1>& out) {
-  if (sums.shape(0) < 1 || sums.shape(1) != ppo::kNumSums) {
+// The rows of x, which must be at least one and `columns` wide.
+size_t rows_of(const char* op, const char* name, const Input<double, 2>& x, size_t columns) {
+  if (x.shape(0) < 1 || x.shape(1) != columns) {
     raise_if_error(
-        invalid_argument("ppo_metrics", "sums", "[parts >= 1, " + std::to_string(ppo::kNumSums) + "]",
-                         "[" + std::to_string(sums.shape(0)) + ", " + std::to_string(sums.shape(1)) + "]"));
+        invalid_argument(op, name, "[parts >= 1, " + std::to_string(columns) + "]",
+                         "[" + std::to_string(x.shape(0)) + ", " + std::to_string(x.shape(1)) + "]"));
   }
-  double total[ppo::kNumSums];
-  std::copy(sums.data(), sums.data() + ppo::kNumSums, total);
-  for (size_t i = 1; i < sums.shape(0); ++i) ppo::join_sums(sums.data() + i * ppo::kNumSums, total);
-  ppo::metrics_from_sums(total, data_of("ppo_metrics", "out", out, ppo::kNumMetrics));
+  return x.shape(0);
+}
+
+// [parts, kNumSums] of parts of a batch -> [kNumSums] of the batch.
+void join_sums(const Input<double, 2>& parts, const Output<double, 1>& out) {
+  const size_t rows = rows_of("join_sums", "sums", parts, ppo::kNumSums);
+  double* total = data_of("join_sums", "out", out, ppo::kNumSums);
+  std::copy(parts.data(), parts.data() + ppo::kNumSums, total);
+  for (size_t i = 1; i < rows; ++i) ppo::join_sums(parts.data() + i * ppo::kNumSums, total);
+}
+
+void metrics(const Input<double, 1>& sums, const Output<double, 1>& out) {
+  ppo::metrics_from_sums(data_of("ppo_metrics", "sums", sums, ppo::kNumSums),
+                         data_of("ppo_metrics", "out", out, ppo::kNumMetrics));
+}
+
+// [parts, 3] of parts of a batch -> [3] of the batch.
+void join_moments(const Input<double, 2>& parts, const Output<double, 1>& out) {
+  const size_t rows = rows_of("join_moments", "moments", parts, 3);
+  double* total = data_of("join_moments", "out", out, 3);
+  ppo::Moments joined;
+  for (size_t i = 0; i < rows; ++i) {
+    const double* m = parts.data() + 3 * i;
+    joined = ppo::join(joined, {m[0], m[1], m[2]});
+  }
+  total[0] = joined.count;
+  total[1] = joined.mean;
+  total[2] = joined.m2;
 }
 
 template <typename T>
@@ -223,6 +247,8 @@ void bind_ppo(nb::module_& module) {
   bind<float>(module);
   bind<double>(module);
   module.def("ppo_metrics", &metrics, nb::arg("sums").noconvert(), nb::arg("out").noconvert());
+  module.def("ppo_join_sums", &join_sums, nb::arg("parts").noconvert(), nb::arg("out").noconvert());
+  module.def("ppo_join_moments", &join_moments, nb::arg("parts").noconvert(), nb::arg("out").noconvert());
   module.def("ppo_metric_names", [] {
     return std::vector<std::string>(ppo::kMetricNames, ppo::kMetricNames + ppo::kNumMetrics);
   });

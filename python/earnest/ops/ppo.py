@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PPO over packed tokens: advantages, whitening, group baselines, and the losses with their gradients and metrics.
+"""PPO over packed tokens: advantages, whitening, group baselines, and the losses with gradients and metrics.
 
-Everything works on one row per token, ``[tokens]``, float32 or float64, with ``trainable`` (bool) saying which tokens
-the policy chose. What masked entries hold, NaN included, never reaches a result; an entry that is not finite at a
-trainable token is an error that names it. Arithmetic is float64 inside, sums have one fixed order: results do not
-depend on the number of threads. Formulas and conventions: kernels/ppo/README.md. Torch tensors or numpy arrays in,
-the same out; gradients with torch.
+Everything works on one row per token, ``[tokens]``, float32 or float64, with ``trainable`` (bool) saying
+which tokens the policy chose. What masked entries hold, NaN included, never reaches a result; an entry that
+is not finite at a trainable token is an error that names it. Arithmetic is float64 inside, sums have one
+fixed order: results do not depend on the number of threads. Formulas and conventions:
+kernels/ppo/README.md. Torch tensors or numpy arrays in, the same out; gradients with torch.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,8 +32,8 @@ class PPOLoss:
     """What :func:`ppo_loss` returns.
 
     ``loss = policy_loss + value_coef * value_loss + kl_coef * kl_loss + entropy_coef * entropy_loss``, where
-    ``entropy_loss`` is minus the mean entropy. All five are scalars with gradients. ``metrics`` are scalars without.
-    ``sums`` (float64) is what metrics are made of: see :func:`join_metrics`.
+    ``entropy_loss`` is minus the mean entropy. All five are scalars with gradients. ``metrics`` are scalars
+    without. ``sums`` (float64) is what metrics are made of: see :func:`join_sums`.
     """
 
     loss: Array
@@ -56,23 +57,24 @@ def gae(
 ) -> tuple[Array, Array]:
     """Generalised advantage estimation over packed multi-turn sequences.
 
-    ``A_t = r_t + gamma V_next - V_t + gamma lam A_next`` and ``returns = A + V``, where "next" is the next trainable
-    token of the same sequence and both are 0 after the last: the end of a sequence is terminal, also when the reply
-    was cut off. Tokens between turns change nothing.
+    ``A_t = r_t + gamma V_next - V_t + gamma lam A_next`` and ``returns = A + V``, where "next" is the next
+    trainable token of the same sequence and both are 0 after the last: the end of a sequence is terminal,
+    also when the reply was cut off. Tokens between turns change nothing.
 
     Args:
         rewards, values: [tokens].
         trainable: bool [tokens].
         cu_seqlens: int32 [sequences + 1], where each sequence begins, from 0 to tokens.
         gamma, lam: in [0, 1]. Both 1 takes a shorter path: reverse cumulative reward minus V.
-        masked_rewards: "ignore" drops rewards at tokens that are not trainable (per-token KL penalties there must
-            not count); "refuse" makes one that is not 0 an error, so that no score can get lost.
+        masked_rewards: "ignore" drops rewards at tokens that are not trainable (per-token KL penalties there
+            must not count); "refuse" makes one that is not 0 an error, so that no score can get lost.
 
     Returns:
         (advantages, returns), each [tokens], 0 where not trainable, constants for autograd.
 
     Raises:
-        InvalidInput: shapes, dtypes or devices that do not fit; ValueError: values out of range or not finite.
+        InvalidInput: shapes, dtypes or devices that do not fit.
+        ValueError: a setting out of range; an entry that is not finite at a trainable token.
     """
     op = "gae"
     if masked_rewards not in ("ignore", "refuse"):
@@ -84,7 +86,9 @@ def gae(
     cu_seqlens = arrays.integers("cu_seqlens", cu_seqlens, "int32")
     refuse = masked_rewards == "refuse"
     if arrays.torch:
-        return _gae(rewards.detach(), values.detach(), trainable, cu_seqlens, float(gamma), float(lam), refuse)
+        return _gae(
+            rewards.detach(), values.detach(), trainable, cu_seqlens, float(gamma), float(lam), refuse
+        )
     advantages, returns = np.empty_like(rewards), np.empty_like(rewards)
     _native.ppo_gae(rewards, values, trainable, cu_seqlens, gamma, lam, refuse, advantages, returns)
     return advantages, returns
@@ -112,31 +116,34 @@ def ppo_loss(
     normalizer: float | Array | None = None,
     weights: Array | None = None,
 ) -> PPOLoss:
-    """The clipped policy loss, the clipped value loss, KL to a reference and entropy, in one pass with gradients.
+    """The clipped policy loss, the clipped value loss, KL to a reference and entropy: one pass, with
+    gradients.
 
     Each is ``sum over trainable t of (term_t / normalizer)``:
 
     - policy ``w max(-rho A, -clip(rho, 1 - clip, 1 + clip_high) A)``, at most ``-dual_clip A`` where A < 0;
       ``rho = exp(clamp(logp - logp_old, -20, 20))``;
     - value ``max((V - R)^2, (clip(V, V_old - clip_value, V_old + clip_value) - R)^2) / 2``;
-    - kl, with ``k1 = logp - logp_ref``: k1, ``k2 = k1^2 / 2`` or ``k3 = exp(-k1) - 1 + k1``. In a loss only k2 has, on
-      policy, the gradient of KL(policy || reference): k1 has gradient 0 on average, k3 that of KL(reference || policy);
+    - kl, with ``k1 = logp - logp_ref``: k1, ``k2 = k1^2 / 2`` or ``k3 = exp(-k1) - 1 + k1``. In a loss only
+      k2 has, on policy, the gradient of KL(policy || reference): that of k1 is 0 on average, that of k3
+      belongs to KL(reference || policy);
     - entropy ``-H``.
 
     At exactly a clip edge the gradient flows; clip fractions count tokens whose gradient is cut.
 
     Args:
-        logp, entropy: [tokens], from the policy being trained (differentiable). values: [tokens], from the critic being
-            trained (differentiable), or None for no value loss.
+        logp, entropy: [tokens], from the policy being trained (differentiable).
+        values: [tokens], from the critic being trained (differentiable), or None for no value loss.
         logp_old, advantages, values_old, returns, logp_ref, weights: [tokens], constants.
         trainable: bool [tokens].
         clip_high: None for clip. clip_value, dual_clip: None for no such clip.
-        normalizer: the number of trainable tokens of the whole optimiser step over micro-batches and ranks (default:
-            of this call), or one number for each token [tokens], all above 0.
+        normalizer: the number of trainable tokens of the whole optimiser step over micro-batches and ranks
+            (default: of this call), or one number for each token [tokens]; all above 0.
         weights: multiply the policy term alone, e.g. truncated importance sampling.
 
     Raises:
-        InvalidInput: shapes, dtypes or devices that do not fit; ValueError: values out of range or not finite.
+        InvalidInput: shapes, dtypes or devices that do not fit.
+        ValueError: a setting out of range; an entry that is not finite at a trainable token.
     """
     op = "ppo_loss"
     arrays = _Arrays(op, "logp", logp)
@@ -153,8 +160,9 @@ def ppo_loss(
     elif values_old is None:
         raise InvalidInput(op, "values_old", "an array beside clip_value", "None")
     inputs = {
-        "logp": logp, "logp_old": logp_old, "advantages": advantages, "values": values, "values_old": values_old,
-        "returns": returns, "logp_ref": logp_ref, "entropy": entropy, "weights": weights, "normalizer": per_token,
+        "logp": logp, "logp_old": logp_old, "advantages": advantages, "values": values,
+        "values_old": values_old, "returns": returns, "logp_ref": logp_ref, "entropy": entropy,
+        "weights": weights, "normalizer": per_token,
     }  # fmt: skip
     checked = {name: None if x is None else arrays.floats(name, x) for name, x in inputs.items()}
     settings = (
@@ -168,16 +176,29 @@ def ppo_loss(
     run = _torch_loss if arrays.torch else _numpy_loss
     (policy_loss, value_loss, kl_loss, entropy_loss), sums, metrics = run(checked, trainable, settings)
     loss = policy_loss + value_coef * value_loss + kl_coef * kl_loss + entropy_coef * entropy_loss
-    return PPOLoss(loss, policy_loss, value_loss, kl_loss, entropy_loss, dict(zip(_METRICS, metrics, strict=True)), sums)
+    named = dict(zip(_METRICS, metrics, strict=True))
+    return PPOLoss(loss, policy_loss, value_loss, kl_loss, entropy_loss, named, sums)
 
 
-def join_metrics(sums: Array) -> dict[str, Array]:
-    """The metrics of a whole batch from the ``sums`` [parts, :] of its parts (micro-batches, ranks), exactly."""
+def join_sums(parts: Array) -> Array:
+    """float64 [sums]: of a whole batch from the ``sums`` [parts, sums] of its parts (micro-batches,
+    ranks)."""
+    return _joined("join_sums", "parts", parts, _NUM_SUMS, _native.ppo_join_sums)
+
+
+def metrics_of(sums: Array) -> dict[str, Array]:
+    """The metrics of ``sums`` (float64), of one call or joined: exactly those of the whole batch."""
+    sums = _Arrays("metrics_of", "sums", sums).floats("sums", sums)
     if isinstance(sums, Tensor):
-        return dict(zip(_METRICS, _metrics(sums.contiguous()).unbind(), strict=True))
+        return dict(zip(_METRICS, _metrics(sums).unbind(), strict=True))
     out = np.empty(len(_METRICS))
-    _native.ppo_metrics(np.ascontiguousarray(sums), out)
+    _native.ppo_metrics(sums, out)
     return dict(zip(_METRICS, out, strict=True))
+
+
+def join_moments(parts: Array) -> Array:
+    """float64 [3]: the moments of a whole batch from those [parts, 3] of its parts (ranks)."""
+    return _joined("join_moments", "parts", parts, 3, _native.ppo_join_moments)
 
 
 def masked_moments(x: Array, trainable: Array) -> Array:
@@ -194,10 +215,12 @@ def masked_moments(x: Array, trainable: Array) -> Array:
 def whiten(
     x: Array, trainable: Array, *, moments: Array | None = None, eps: float = 1e-8, min_std: float = 1e-3
 ) -> Array:
-    """``(x - mean) / sqrt(var + eps)`` over the trainable tokens of x [tokens], 0 elsewhere; a constant for autograd.
+    """``(x - mean) / sqrt(var + eps)`` over the trainable tokens of x [tokens], 0 elsewhere; constant for
+    autograd.
 
-    Where the standard deviation is below min_std only the mean is subtracted: a batch of all but equal rewards must
-    not be blown up. ``moments``: float64 [3] of a batch that is larger than x (see masked_moments); default those of x.
+    Where the standard deviation is below min_std only the mean is subtracted: a batch of all but equal
+    rewards must not be blown up. ``moments``: float64 [3] of a batch larger than x (see masked_moments);
+    default of x.
     """
     arrays = _Arrays("whiten", "x", x)
     x, trainable = arrays.floats("x", x), arrays.flags("trainable", trainable)
@@ -227,7 +250,7 @@ def group_advantage(
         groups: int64 [samples], any numbers; equal ones form a group.
         valid: bool [samples]; samples that are not valid count nowhere and get 0.
         baseline: "mean" of the group, or "leave_one_out": the mean of the others.
-        normalize_std: divide by sqrt(sample variance of the group + eps), unless the deviation is below min_std.
+        normalize_std: divide by sqrt(sample variance of the group + eps), unless the deviation is < min_std.
 
     A sample alone in its group gets 0: there is nothing to compare it with.
     """
@@ -244,6 +267,19 @@ def group_advantage(
         return _group_advantage(scores.detach(), groups, valid, *settings)
     out = np.empty_like(scores)
     _native.ppo_group_advantage(scores, groups, valid, *settings, out)
+    return out
+
+
+def _joined(op: str, name: str, parts: Array, columns: int, join: Callable[[Array, Array], None]) -> Array:
+    if _dtype_of(parts) != "float64" or parts.ndim != 2 or parts.shape[0] < 1 or parts.shape[1] != columns:
+        got = f"{_dtype_of(parts)} {list(parts.shape)}"
+        raise InvalidInput(op, name, f"float64 [parts >= 1, {columns}]", got)
+    if isinstance(parts, Tensor):
+        joined = parts.new_empty(columns)
+        join(parts.detach().contiguous(), joined)
+        return joined
+    out = np.empty(columns)
+    join(np.ascontiguousarray(parts), out)
     return out
 
 
@@ -281,9 +317,11 @@ class _Arrays:
         if x.ndim != 1 or (length is not None and x.shape[0] != length):
             expected = "one dimension" if length is None else f"shape [{length}]"
             raise InvalidInput(self.op, name, expected, f"shape {list(x.shape)}")
-        if self.torch and x.device.type not in ("cpu", "meta"):
+        if not isinstance(x, Tensor):
+            return np.ascontiguousarray(x)
+        if x.device.type not in ("cpu", "meta"):
             raise InvalidInput(self.op, name, "a tensor on cpu (built without CUDA)", f"one on {x.device}")
-        return x.contiguous() if self.torch else np.ascontiguousarray(x)
+        return x.contiguous()
 
 
 def _dtype_of(x: Array) -> str:
@@ -295,7 +333,13 @@ def _dtype_of(x: Array) -> str:
 
 @torch.library.custom_op("earnest::gae", mutates_args=())
 def _gae(
-    rewards: Tensor, values: Tensor, trainable: Tensor, cu_seqlens: Tensor, gamma: float, lam: float, refuse: bool
+    rewards: Tensor,
+    values: Tensor,
+    trainable: Tensor,
+    cu_seqlens: Tensor,
+    gamma: float,
+    lam: float,
+    refuse: bool,
 ) -> tuple[Tensor, Tensor]:
     advantages, returns = torch.empty_like(rewards), torch.empty_like(rewards)
     _native.ppo_gae(rewards, values, trainable, cu_seqlens, gamma, lam, refuse, advantages, returns)
@@ -383,7 +427,7 @@ def _loss(
     dual_clip: float | None,
     kl_estimator: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(losses [4], sums, d policy / d logp, d value / d values, d kl / d logp, d entropy loss / d entropy)."""
+    """(losses [4], sums, d policy / d logp, d value / d values, d kl / d logp, d entropy / d entropy)."""
     gradients = [torch.empty_like(logp) if x is not None else None for x in (logp, values, logp_ref, entropy)]
     sums = torch.empty(_NUM_SUMS, dtype=torch.float64)
     _native.ppo_loss(
@@ -396,7 +440,9 @@ def _loss(
 
 @_loss.register_fake
 def _(logp, logp_old, advantages, values, values_old, returns, logp_ref, entropy, *settings):
-    gradients = [logp.new_empty(0) if x is None else torch.empty_like(logp) for x in (values, logp_ref, entropy)]
+    gradients = [
+        logp.new_empty(0) if x is None else torch.empty_like(logp) for x in (values, logp_ref, entropy)
+    ]
     sums = logp.new_empty(_NUM_SUMS, dtype=torch.float64)
     return logp.new_empty(4), sums, torch.empty_like(logp), *gradients
 
@@ -425,14 +471,15 @@ def _torch_loss(inputs: dict[str, Tensor | None], trainable: Tensor, settings: t
     differentiable = ("logp", "values", "entropy")
     constants = {k: x if x is None or k in differentiable else x.detach() for k, x in inputs.items()}
     losses, sums, *_ = _loss(*constants.values(), trainable, *settings)
-    return losses.unbind(), sums, _metrics(sums.unsqueeze(0)).unbind()
+    return losses.unbind(), sums, _metrics(sums).unbind()
 
 
 def _numpy_loss(inputs: dict[str, np.ndarray | None], trainable: np.ndarray, settings: tuple) -> tuple:
     logp = inputs["logp"]
     assert logp is not None
-    gradients = [None if inputs[name] is None else np.empty_like(logp) for name in ("logp", "values", "logp_ref", "entropy")]
+    names = ("logp", "values", "logp_ref", "entropy")
+    gradients = [None if inputs[name] is None else np.empty_like(logp) for name in names]
     sums, metrics = np.empty(_NUM_SUMS), np.empty(len(_METRICS))
     _native.ppo_loss(*inputs.values(), trainable, *settings, *gradients, sums)
-    _native.ppo_metrics(sums[None], metrics)
+    _native.ppo_metrics(sums, metrics)
     return tuple(sums[:4].astype(logp.dtype)), sums, tuple(metrics)
