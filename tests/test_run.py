@@ -223,6 +223,26 @@ def test_only_the_last_states_are_kept(tmp_path: Path):
     ]
 
 
+def test_published_files_appear_whole_or_not_at_all(tmp_path: Path):
+    def publish(run: Run, text: str, fail: bool) -> None:
+        with run.publish() as folder:
+            (folder / "config.json").write_text(text)
+            (folder / "model.safetensors").write_text(text)
+            if fail:
+                raise Stop
+
+    (tmp_path / "model-00001-of-00002.safetensors").write_text("of an older, larger model")
+    with Run(tmp_path, SETTINGS) as run:
+        with pytest.raises(Stop):
+            publish(run, "first", fail=True)
+        assert not (tmp_path / "config.json").exists()
+        assert (tmp_path / "model-00001-of-00002.safetensors").exists()
+        publish(run, "second", fail=False)
+    assert (tmp_path / "config.json").read_text() == "second"
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["model.safetensors"]
+    assert not (tmp_path / ".publish").exists()
+
+
 # ---- damage ----
 
 

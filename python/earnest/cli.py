@@ -58,19 +58,19 @@ STAGES = {
     "midtrain": Stage("teach a model to hear", "earnest midtrain --run runs/mine/midtrain --set seed=1"),
     "sft": Stage(
         "supervised fine-tuning: reasoning, then a reply",
-        "earnest sft sft.yaml --set init=runs/mine/midtrain --run runs/mine/sft",
+        "earnest sft sft.yaml --set model=runs/mine/midtrain --run runs/mine/sft",
     ),
     "rlvr": Stage(
         "reinforcement learning from verifiable rewards",
-        "earnest rlvr --set init=runs/mine/sft --run runs/mine/rlvr",
+        "earnest rlvr --set model=runs/mine/sft --run runs/mine/rlvr",
     ),
     "judge": Stage(
         "train the generative judge on comparisons",
-        "earnest judge --set init=runs/mine/sft --run runs/mine/judge",
+        "earnest judge --set model=runs/mine/sft --run runs/mine/judge",
     ),
     "rlhf": Stage(
         "reinforcement learning from the judge, rubric and plain preference together",
-        "earnest rlhf --set init=runs/mine/sft --set judge=runs/mine/judge --run runs/mine/rlhf",
+        "earnest rlhf --set model=runs/mine/sft --set judge=runs/mine/judge --run runs/mine/rlhf",
     ),
     "evaluate": Stage(
         "measure a model on sounds and sentences it never trained on",

@@ -14,7 +14,9 @@ A stage reads: settings, load, loop, save::
             for step in run.steps(settings.steps, start):
                 ...                                   # everything random from global generators or ones given
                 to restore run.log(step, loss=loss)
-            model.save_pretrained(run_dir)
+            with run.publish() as folder:         # the run folder is a model folder from now on
+                model.save_pretrained(folder)
+                tokenizer.save(folder)
             run.finish()
 
 A run may have several phases, each `restore` + `steps`, always in the same order. The folder::
@@ -106,7 +108,10 @@ class Run:
             if done.is_file():
                 self._seconds = dict(json.loads(done.read_text())["seconds"])
         if self.options.threads:
+            from earnest import _native
+
             torch.set_num_threads(self.options.threads)
+            _native.set_num_threads(self.options.threads)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -134,6 +139,23 @@ class Run:
             record = {"seconds": self.seconds, **summary}
             checkpoint.write_atomic(self.path / "done.json", json.dumps(record, indent=1) + "\n")
             shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+
+    @contextlib.contextmanager
+    def publish(self) -> Iterator[Path]:
+        """A folder to write files into. When the block ends well they are moved into the run folder, each whole, and
+        take the place of older ones of the same name; config.json comes last, so that a model is there or is not."""
+        with self._disk_errors():
+            beside = self.path / ".publish"
+            shutil.rmtree(beside, ignore_errors=True)
+            try:
+                beside.mkdir()
+                yield beside
+                for stale in (*self.path.glob("*.safetensors"), *self.path.glob("*.safetensors.index.json")):
+                    stale.unlink()
+                for file in sorted(beside.iterdir(), key=lambda file: file.name == "config.json"):
+                    file.replace(self.path / file.name)
+            finally:
+                shutil.rmtree(beside, ignore_errors=True)
 
     def summary(self) -> dict[str, Any]:
         """What finish() recorded."""
@@ -297,6 +319,7 @@ class Run:
             shutil.rmtree(rest, ignore_errors=True)
         for rest in self.path.glob(".*.tmp"):
             rest.unlink(missing_ok=True)
+        shutil.rmtree(self.path / ".publish", ignore_errors=True)
 
     @contextlib.contextmanager
     def _disk_errors(self) -> Iterator[None]:
