@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Thought and reply come apart the same way however the stream is cut."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -49,7 +51,7 @@ def test_cutting_changes_nothing(text, inside, cuts):
     whole = split_reasoning(text, inside=inside)
     stream, deltas = ReasoningStream(inside=inside), []
     bounds = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
-    for start, end in zip(bounds, bounds[1:], strict=False):
+    for start, end in pairwise(bounds):
         deltas += stream.push(text[start:end])
     deltas += stream.finish()
     assert together(deltas, "reasoning") == (whole.reasoning or "")

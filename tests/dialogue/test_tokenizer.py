@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import tokenizers
-from conftest import CORPUS
+from dialogue_corpus import CORPUS
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -96,7 +96,7 @@ def test_transformers_reads_what_we_save(tokenizer, tmp_path):
 
 
 def plain_vocabulary(ignore_merges=False, extra=()):
-    """A byte-level vocabulary as others publish it: specials first, one added token that is not marked special."""
+    """A byte-level vocabulary as others publish it: specials first, one added token not marked so."""
     learner = tokenizers.Tokenizer(models.BPE())
     learner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.ByteLevel(False, use_regex=False)])
     learner.decoder = decoders.ByteLevel()
