@@ -1,8 +1,163 @@
 // SPDX-License-Identifier: Apache-2.0
+// kernels/attention for Python: arrays in, status out. What lengths and pointers must be is checked by the
+// kernels.
+#include "kernels/attention/attention.h"
+
+#include <nanobind/stl/optional.h>
+
+#include <optional>
+
 #include "csrc/bindings/bindings.h"
 
 namespace earnest::bindings {
+namespace {
 
-void bind_attention(nb::module_& module) { (void)module; }
+using attention::Gradients;
+using attention::Params;
+using attention::Type;
+using Lengths = std::optional<Input<int32_t, 1>>;
+using Read =
+    nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;  // [..., heads, dim] or, for lse, [..., heads]
+using Write = nb::ndarray<nb::c_contig, nb::device::cpu>;
+
+std::string shape_of(const Read& x) {
+  std::string text = "[";
+  for (size_t i = 0; i < x.ndim(); ++i) text += (i ? ", " : "") + std::to_string(x.shape(i));
+  return text + "]";
+}
+
+void expect(bool holds, const char* argument, const std::string& expected, const std::string& got) {
+  if (!holds) raise_if_error(invalid_argument("attention", argument, expected, got));
+}
+
+Type type_of(const Read& q) {
+  if (q.dtype() == nb::dtype<float>()) return Type::kFloat32;
+  if (q.dtype() == nb::dtype<double>()) return Type::kFloat64;
+  const auto dtype = q.dtype();
+  expect(dtype.code == static_cast<uint8_t>(nb::dlpack::dtype_code::Bfloat) && dtype.bits == 16, "q",
+         "float32, float64 or bfloat16", "another dtype");
+  return Type::kBFloat16;
+}
+
+int64_t rows_of(const Read& x, size_t trailing) {
+  int64_t rows = 1;
+  for (size_t i = 0; i + trailing < x.ndim(); ++i) rows *= static_cast<int64_t>(x.shape(i));
+  return rows;
+}
+
+void expect_like(const char* argument, const Read& x, const Read& like) {
+  bool same = x.ndim() == like.ndim() && x.dtype() == like.dtype();
+  for (size_t i = 0; same && i < x.ndim(); ++i) same = x.shape(i) == like.shape(i);
+  expect(same, argument, "shape " + shape_of(like) + " and the same dtype", shape_of(x));
+}
+
+Params params_of(const Read& q, const Read& k, const Read& v, const Lengths& cu_seqlens_q,
+                 const Lengths& cu_seqlens_k, const Lengths& seqused_k, int64_t sequences, bool causal,
+                 double scale) {
+  expect(q.ndim() >= 2 && k.ndim() == q.ndim(), "q, k", "shapes [..., heads, dim] of as many axes",
+         shape_of(q) + " and " + shape_of(k));
+  expect(k.dtype() == q.dtype() && k.shape(k.ndim() - 1) == q.shape(q.ndim() - 1), "k",
+         "the head size and dtype of q " + shape_of(q), shape_of(k));
+  expect_like("v", v, k);
+  Params p;
+  p.type = type_of(q);
+  p.sequences = sequences;
+  p.tokens_q = rows_of(q, 2);
+  p.tokens_k = rows_of(k, 2);
+  p.heads = static_cast<int64_t>(q.shape(q.ndim() - 2));
+  p.kv_heads = static_cast<int64_t>(k.shape(k.ndim() - 2));
+  p.dim = static_cast<int64_t>(q.shape(q.ndim() - 1));
+  const auto lengths = [&](const char* argument, const Lengths& x, int64_t size) -> const int32_t* {
+    if (!x) return nullptr;
+    expect(static_cast<int64_t>(x->shape(0)) == size, argument, std::to_string(size) + " entries",
+           std::to_string(x->shape(0)));
+    return x->data();
+  };
+  p.cu_seqlens_q = lengths("cu_seqlens_q", cu_seqlens_q, sequences + 1);
+  p.cu_seqlens_k = lengths("cu_seqlens_k", cu_seqlens_k, sequences + 1);
+  p.seqused_k = lengths("seqused_k", seqused_k, sequences);
+  p.causal = causal;
+  p.scale = scale;
+  p.q = q.data();
+  p.k = k.data();
+  p.v = v.data();
+  return p;
+}
+
+void expect_lse(const Read& lse, const Params& p) {
+  const bool right = lse.dtype() == (p.type == Type::kFloat64 ? nb::dtype<double>() : nb::dtype<float>());
+  expect(right && lse.ndim() >= 1 && rows_of(lse, 0) == p.tokens_q * p.heads, "lse",
+         std::to_string(p.tokens_q) + " x " + std::to_string(p.heads) + " float32 (float64 for float64)",
+         shape_of(lse));
+}
+
+void forward(const Read& q, const Read& k, const Read& v, const Write& out, const std::optional<Write>& lse,
+             const Lengths& cu_seqlens_q, const Lengths& cu_seqlens_k, const Lengths& seqused_k,
+             int64_t sequences, bool causal, double scale) {
+  const Params p = params_of(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, sequences, causal, scale);
+  expect_like("out", Read(out), q);
+  if (lse) expect_lse(Read(*lse), p);
+  Status status;
+  {
+    nb::gil_scoped_release release;
+    status = attention::forward(p, {out.data(), lse ? lse->data() : nullptr});
+  }
+  raise_if_error(status);
+}
+
+void backward(const Read& q, const Read& k, const Read& v, const Read& out, const Read& lse,
+              const Read& grad_out, const std::optional<Read>& grad_lse, const Write& grad_q,
+              const Write& grad_k, const Write& grad_v, const Lengths& cu_seqlens_q,
+              const Lengths& cu_seqlens_k, const Lengths& seqused_k, int64_t sequences, bool causal,
+              double scale) {
+  const Params p = params_of(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, sequences, causal, scale);
+  expect_like("out", out, q);
+  expect_like("grad_out", grad_out, q);
+  expect_like("grad_q", Read(grad_q), q);
+  expect_like("grad_k", Read(grad_k), k);
+  expect_like("grad_v", Read(grad_v), k);
+  expect_lse(lse, p);
+  if (grad_lse) expect_lse(*grad_lse, p);
+  const Gradients gradients{
+      out.data(),    lse.data(),    grad_out.data(), grad_lse ? grad_lse->data() : nullptr,
+      grad_q.data(), grad_k.data(), grad_v.data()};
+  Status status;
+  {
+    nb::gil_scoped_release release;
+    status = attention::backward(p, gradients);
+  }
+  raise_if_error(status);
+}
+
+std::string which(const std::string& device, const std::string& dtype, int64_t dim) {
+  expect(device == "cpu" || device == "cuda", "device", "cpu or cuda", device);
+  expect(dtype == "float32" || dtype == "float64" || dtype == "bfloat16", "dtype",
+         "float32, float64 or bfloat16", dtype);
+  std::string name;
+  raise_if_error(attention::which(device == "cuda" ? Device::kCuda : Device::kCpu,
+                                  dtype == "float32"   ? Type::kFloat32
+                                  : dtype == "float64" ? Type::kFloat64
+                                                       : Type::kBFloat16,
+                                  dim, &name));
+  return name;
+}
+
+}  // namespace
+
+void bind_attention(nb::module_& module) {
+  module.def("attention_forward", &forward, nb::arg("q").noconvert(), nb::arg("k").noconvert(),
+             nb::arg("v").noconvert(), nb::arg("out").noconvert(), nb::arg("lse").none().noconvert(),
+             nb::arg("cu_seqlens_q").none().noconvert(), nb::arg("cu_seqlens_k").none().noconvert(),
+             nb::arg("seqused_k").none().noconvert(), nb::arg("sequences"), nb::arg("causal"),
+             nb::arg("scale"));
+  module.def("attention_backward", &backward, nb::arg("q").noconvert(), nb::arg("k").noconvert(),
+             nb::arg("v").noconvert(), nb::arg("out").noconvert(), nb::arg("lse").noconvert(),
+             nb::arg("grad_out").noconvert(), nb::arg("grad_lse").none().noconvert(),
+             nb::arg("grad_q").noconvert(), nb::arg("grad_k").noconvert(), nb::arg("grad_v").noconvert(),
+             nb::arg("cu_seqlens_q").none().noconvert(), nb::arg("cu_seqlens_k").none().noconvert(),
+             nb::arg("seqused_k").none().noconvert(), nb::arg("sequences"), nb::arg("causal"),
+             nb::arg("scale"));
+  module.def("attention_which", &which, nb::arg("device"), nb::arg("dtype"), nb::arg("dim"));
+}
 
 }  // namespace earnest::bindings

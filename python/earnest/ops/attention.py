@@ -1,3 +1,269 @@
 # SPDX-License-Identifier: Apache-2.0
-def attention(*args, **kwargs):
-    raise NotImplementedError
+"""Scaled dot-product attention over packed variable-length sequences, with gradients (kernels/attention)."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils.dlpack import to_dlpack
+
+from earnest import _native
+from earnest.errors import InvalidInput
+
+_OP = "attention"
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+_NUMPY_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+_SENTENCE = re.compile(r"\[(.*?)\] (.*?): expected (.*), got (.*)", re.DOTALL)
+
+
+def attention(
+    q: Any,
+    k: Any,
+    v: Any,
+    *,
+    causal: bool,
+    cu_seqlens_q: Any = None,
+    cu_seqlens_k: Any = None,
+    seqused_k: Any = None,
+    scale: float | None = None,
+) -> Any:
+    """softmax(scale * q k^T) v per head and per sequence; differentiable in q, k and v.
+
+    q is [tokens, heads, dim] and k, v are [tokens_k, kv_heads, dim]: packed sequences, whose bounds are
+    cu_seqlens_q and cu_seqlens_k (int32 [sequences + 1], first 0, last all tokens). Without cu_seqlens they
+    hold one sequence; cu_seqlens_k may be left out where it equals cu_seqlens_q. Or all three have one more
+    leading axis, the sequences, and no cu_seqlens. heads is a multiple of kv_heads: query head h reads key
+    head h // (heads // kv_heads).
+
+    seqused_k (int32 [sequences]) says how many keys of each sequence are valid, from its start: a KV cache
+    [sequences, capacity, kv_heads, dim] is passed whole, never sliced, and what lies beyond is never read.
+    causal aligns the last query with the last valid key. Rows that see no key give 0, and gradients of 0.
+
+    dim: a multiple of 8 up to 256; scale defaults to 1/sqrt(dim). dtype float32, float64 or bfloat16
+    (computed in float32), the same for q, k, v and the result, which has q's shape. Inputs that are not
+    contiguous are copied. numpy arrays (float32, float64) give a numpy array, without gradients. The bits of
+    a row depend neither on the batch, nor on the threads, nor on whether its keys come from a cache.
+    Raises InvalidInput.
+    """
+    if isinstance(q, np.ndarray):
+        return _attention_numpy(q, k, v, causal, cu_seqlens_q, cu_seqlens_k, seqused_k, scale)
+    if cu_seqlens_k is None:
+        cu_seqlens_k = cu_seqlens_q
+    _check_tensors(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k)
+    factor = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    if torch.compiler.is_compiling() or _needs_dispatch(q, k, v):
+        return _attention_op(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, causal, factor)[0]
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        return _Attention.apply(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, causal, factor)
+    return _forward(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, causal, factor, with_lse=False)[0]
+
+
+def which(device: str = "cpu", dtype: str = "float32", dim: int = 64) -> str:
+    """The back end that would run, e.g. "cpu/avx512"; an error where there is none."""
+    return _native.attention_which(device, dtype, dim)
+
+
+def _wrong(argument: str, expected: str, got: object) -> NoReturn:
+    raise InvalidInput(_OP, argument, expected, str(got))
+
+
+def _check_tensors(q: Any, k: Any, v: Any, cu_q: Any, cu_k: Any, seqused_k: Any) -> None:
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(x, Tensor):
+            _wrong(name, "a torch tensor like q (or numpy arrays throughout)", type(x).__name__)
+        if x.dtype != q.dtype or x.device != q.device:
+            _wrong(name, f"{q.dtype} on {q.device} as q", f"{x.dtype} on {x.device}")
+    if q.dtype not in _DTYPES:
+        _wrong("q", "float32, float64 or bfloat16", q.dtype)
+    if not (q.is_cpu or q.is_meta):
+        _wrong("q", "a tensor on cpu (this is built without CUDA)", q.device)
+    _check_shapes(tuple(q.shape), tuple(k.shape), tuple(v.shape), cu_q, cu_k, seqused_k)
+    for name, x in (("cu_seqlens_q", cu_q), ("cu_seqlens_k", cu_k), ("seqused_k", seqused_k)):
+        if x is not None and (not isinstance(x, Tensor) or x.dtype != torch.int32):
+            _wrong(name, "an int32 tensor", x.dtype if isinstance(x, Tensor) else type(x).__name__)
+        if x is not None and x.device != q.device:
+            _wrong(name, f"a tensor on {q.device} as q", x.device)
+
+
+def _check_shapes(q: tuple, k: tuple, v: tuple, cu_q: Any, cu_k: Any, seqused_k: Any) -> None:
+    if len(q) not in (3, 4):
+        _wrong("q", "[tokens, heads, dim] or [sequences, tokens, heads, dim]", list(q))
+    if len(k) != len(q) or k[-1] != q[-1] or (len(q) == 4 and k[0] != q[0]):
+        _wrong("k", f"tokens, kv_heads and dim (and leading axis) to match q {list(q)}", list(k))
+    if v != k:
+        _wrong("v", f"the shape of k {list(k)}", list(v))
+    if q[-1] % 8 != 0 or not 8 <= q[-1] <= 256:
+        _wrong("q", "a head size that is a multiple of 8 up to 256", q[-1])
+    if k[-2] == 0 or q[-2] == 0 or q[-2] % k[-2] != 0:
+        _wrong("k", f"a number of heads that divides q's {q[-2]}", k[-2])
+    if (cu_q is None) != (cu_k is None):
+        _wrong("cu_seqlens_q", "given together with cu_seqlens_k", None)
+    if len(q) == 4 and cu_q is not None:
+        _wrong("cu_seqlens_q", "none where q has a leading axis of sequences", "one")
+    sequences = q[0] if len(q) == 4 else 1 if cu_q is None else _length("cu_seqlens_q", cu_q) - 1
+    if cu_q is not None and sequences < 0:
+        _wrong("cu_seqlens_q", "at least one entry", 0)
+    if cu_k is not None and _length("cu_seqlens_k", cu_k) != sequences + 1:
+        _wrong("cu_seqlens_k", f"{sequences + 1} entries as cu_seqlens_q", _length("cu_seqlens_k", cu_k))
+    if seqused_k is not None and _length("seqused_k", seqused_k) != sequences:
+        _wrong("seqused_k", f"{sequences} entries, one per sequence", _length("seqused_k", seqused_k))
+
+
+def _length(name: str, x: Any) -> int:
+    if getattr(x, "ndim", None) != 1:
+        _wrong(name, "an int32 array of one axis", getattr(x, "shape", type(x).__name__))
+    return x.shape[0]
+
+
+def _needs_dispatch(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether more than eager autograd has to see the operator: tracing, subclasses, transforms."""
+    plain = all(type(x) is Tensor or type(x) is torch.nn.Parameter for x in (q, k, v))
+    return (
+        not plain
+        or q.is_meta
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
+
+
+def _sequences(q: Any, cu_seqlens_q: Any) -> int:
+    return q.shape[0] if q.ndim == 4 else 1 if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1
+
+
+def _capsule(x: Tensor | None) -> Any:
+    # A capsule costs a fifth of what x.__dlpack__(), which is Python code, would.
+    return None if x is None else to_dlpack(x if x.is_contiguous() else x.contiguous())
+
+
+def _call(function: Any, *arguments: Any) -> None:
+    try:
+        function(*arguments)
+    except ValueError as error:
+        sentence = _SENTENCE.fullmatch(str(error))
+        if sentence is None:
+            raise
+        raise InvalidInput(*sentence.groups()) from None
+
+
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor | None, cu_k: Tensor | None, seqused_k: Tensor | None,
+    causal: bool, scale: float, *, with_lse: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    out = torch.empty(q.shape, dtype=q.dtype)
+    lse = torch.empty(q.shape[:-1], dtype=_lse_dtype(q)) if with_lse else None
+    _call(
+        _native.attention_forward, _capsule(q), _capsule(k), _capsule(v), to_dlpack(out), _capsule(lse),
+        _capsule(cu_q), _capsule(cu_k), _capsule(seqused_k), _sequences(q, cu_q), causal, scale,
+    )  # fmt: skip
+    return out, out if lse is None else lse
+
+
+def _backward(
+    grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+    cu_q: Tensor | None, cu_k: Tensor | None, seqused_k: Tensor | None, causal: bool, scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    grads = tuple(torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
+    _call(
+        _native.attention_backward, *map(_capsule, (q, k, v, out, lse, grad_out, grad_lse)),
+        *map(to_dlpack, grads), *map(_capsule, (cu_q, cu_k, seqused_k)), _sequences(q, cu_q), causal, scale,
+    )  # fmt: skip
+    return grads[0], grads[1], grads[2]
+
+
+def _lse_dtype(q: Tensor) -> torch.dtype:
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
+
+
+class _Attention(torch.autograd.Function):
+    """The eager path with gradients: what the operator below does, at a fraction of its dispatch time."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        out, lse = _forward(*inputs, with_lse=True)
+        q, k, v, cu_q, cu_k, seqused_k, ctx.causal, ctx.scale = inputs
+        ctx.save_for_backward(q, k, v, out, lse, cu_q, cu_k, seqused_k)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> Any:
+        saved: tuple[Any, ...] = ctx.saved_tensors
+        grads = _backward(grad_out, None, *saved, causal=ctx.causal, scale=ctx.scale)
+        return *grads, *(None,) * 5
+
+
+@torch.library.custom_op("earnest::attention", mutates_args=(), device_types="cpu")
+def _attention_op(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None,
+    seqused_k: Tensor | None, causal: bool, scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(out, log-sum-exp): what tracers see."""
+    return _forward(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, causal, scale, with_lse=True)
+
+
+@torch.library.custom_op("earnest::attention_backward", mutates_args=(), device_types="cpu")
+def _attention_backward_op(
+    grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+    cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None, seqused_k: Tensor | None,
+    causal: bool, scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    lengths = (cu_seqlens_q, cu_seqlens_k, seqused_k)
+    return _backward(grad_out, grad_lse, q, k, v, out, lse, *lengths, causal, scale)
+
+
+@_attention_op.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return q.new_empty(q.shape), q.new_empty(q.shape[:-1], dtype=_lse_dtype(q))
+
+
+@_attention_backward_op.register_fake
+def _(
+    grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+    q, k, v, cu_q, cu_k, seqused_k, ctx.causal, ctx.scale = inputs
+    ctx.save_for_backward(q, k, v, *output, cu_q, cu_k, seqused_k)
+    ctx.set_materialize_grads(False)
+
+
+def _backward_of_op(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple:
+    if grad_out is None and grad_lse is None:
+        return (None,) * 8
+    if grad_out is None:
+        grad_out = torch.zeros_like(ctx.saved_tensors[0])
+    grads = _attention_backward_op(grad_out, grad_lse, *ctx.saved_tensors, ctx.causal, ctx.scale)
+    return *grads, None, None, None, None, None
+
+
+_attention_op.register_autograd(_backward_of_op, setup_context=_setup_context)
+
+
+def _attention_numpy(
+    q: np.ndarray, k: Any, v: Any, causal: bool, cu_q: Any, cu_k: Any, seqused_k: Any, scale: float | None
+) -> np.ndarray:
+    cu_k = cu_q if cu_k is None else cu_k
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(x, np.ndarray) or x.dtype != q.dtype or x.dtype not in _NUMPY_DTYPES:
+            got = getattr(x, "dtype", type(x).__name__)
+            _wrong(name, "a float32 or float64 numpy array, as q and the others", got)
+    _check_shapes(q.shape, k.shape, v.shape, cu_q, cu_k, seqused_k)
+    for name, x in (("cu_seqlens_q", cu_q), ("cu_seqlens_k", cu_k), ("seqused_k", seqused_k)):
+        if x is not None and (not isinstance(x, np.ndarray) or x.dtype != np.int32):
+            _wrong(name, "an int32 numpy array", getattr(x, "dtype", type(x).__name__))
+    lengths = [None if x is None else np.ascontiguousarray(x) for x in (cu_q, cu_k, seqused_k)]
+    out = np.empty(q.shape, q.dtype)
+    factor = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    _call(
+        _native.attention_forward, *map(np.ascontiguousarray, (q, k, v)), out, None, *lengths,
+        _sequences(q, cu_q), causal, factor,
+    )  # fmt: skip
+    return out

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+// Scaled dot-product attention over packed variable-length sequences, forward and backward.
+//
+//   s_ij = scale * <q_i, k_j>      p_ij = exp(s_ij - lse_i)      lse_i = log sum_j exp(s_ij)      o_i = sum_j
+//   p_ij v_j
+//
+// Sequence n owns query rows [cu_seqlens_q[n], cu_seqlens_q[n + 1]) and the first keys of
+// [cu_seqlens_k[n], cu_seqlens_k[n + 1]): all of them, or seqused_k[n] (a KV cache that is partly filled;
+// what lies beyond is never read). Query head h attends with key head h / (heads / kv_heads). Causal aligns
+// the last query with the last key: query i of m sees keys j <= i + (n - m) of n. A row that sees no key
+// gives o = 0, lse = -inf and gradients 0.
+//
+// A row's bits depend on its query, its keys and the CPU tier alone: not on the batch around it, nor on the
+// thread count, nor on how many queries are computed with it (prefill and cached decoding agree). Gradients
+// likewise depend on their own sequence alone, and are summed in a fixed order. Exception to "sees": a NaN or
+// Inf in V reaches the few rows before it in its own causal sequence that are computed in one block with it
+// (0 * NaN).
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "kernels/common/device.h"
+#include "kernels/common/status.h"
+
+namespace earnest::attention {
+
+// bfloat16 is storage only: arithmetic, lse and sums are float32.
+enum class Type { kFloat32, kFloat64, kBFloat16 };
+
+constexpr int64_t kMaxDim = 256;
+
+struct Params {
+  Device device = Device::kCpu;
+  Type type = Type::kFloat32;
+  int64_t sequences = 0, tokens_q = 0, tokens_k = 0;
+  int64_t heads = 0, kv_heads = 0;  // heads is a multiple of kv_heads
+  int64_t dim = 0;                  // a multiple of 8, at most kMaxDim
+  const int32_t* cu_seqlens_q =
+      nullptr;  // [sequences + 1], from 0 to tokens_q; null: sequences of equal length
+  const int32_t* cu_seqlens_k =
+      nullptr;                         // [sequences + 1], from 0 to tokens_k; null: sequences of equal length
+  const int32_t* seqused_k = nullptr;  // [sequences]; null: every key is used
+  bool causal = false;
+  double scale = 1.0;       // positive and finite
+  const void* q = nullptr;  // [tokens_q, heads, dim], contiguous like all below
+  const void* k = nullptr;  // [tokens_k, kv_heads, dim]
+  const void* v = nullptr;  // [tokens_k, kv_heads, dim]
+};
+
+struct Output {
+  void* out = nullptr;  // [tokens_q, heads, dim], of q's type
+  void* lse = nullptr;  // [tokens_q, heads], float32 (float64 for float64); null: not wanted
+};
+
+struct Gradients {
+  const void* out = nullptr;       // of the forward pass
+  const void* lse = nullptr;       // of the forward pass
+  const void* grad_out = nullptr;  // [tokens_q, heads, dim]
+  const void* grad_lse = nullptr;  // like lse; null: no gradient comes that way
+  void* grad_q = nullptr;          // like q; grad_k and grad_v like k and v. Every element is written.
+  void* grad_k = nullptr;
+  void* grad_v = nullptr;
+};
+
+Status forward(const Params& params, const Output& output);
+Status backward(const Params& params, const Gradients& gradients);
+
+// The oracle: plain loops in float64, rounded to the type at the end.
+Status reference_forward(const Params& params, const Output& output);
+Status reference_backward(const Params& params, const Gradients& gradients);
+
+// The back end that forward and backward would run, e.g. "cpu/avx512"; an error if there is none.
+Status which(Device device, Type type, int64_t dim, std::string* name);
+
+}  // namespace earnest::attention

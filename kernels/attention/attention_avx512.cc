@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+// The attention kernels compiled for AVX-512.
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+#include <utility>
+
+#include "kernels/attention/attention_backend.h"
+
+#if defined(__AVX512F__)
+namespace earnest::attention {
+namespace avx512 {
+#include "kernels/attention/attention_simd.h"
+//
+#include "kernels/attention/attention_tile.h"
+//
+#include "kernels/attention/attention_forward.h"
+//
+#include "kernels/attention/attention_backward.h"
+//
+#include "kernels/attention/attention_table.h"
+}  // namespace avx512
+
+Backend avx512_backend(Type type, int64_t dim) { return avx512::backend(type, dim); }
+
+}  // namespace earnest::attention
+
+#else
+
+namespace earnest::attention {
+Backend avx512_backend(Type, int64_t) { return {}; }
+}  // namespace earnest::attention
+
+#endif

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+// What attention.cc and the CPU back ends share: one unit of work, and the table of functions that each tier
+// offers.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/attention/attention.h"
+
+namespace earnest::attention {
+
+// Functions in this header are static, so that each tier compiles its own copy with its own instructions.
+
+constexpr int kTileKeys = 64;      // keys per tile, counted from the sequence's first key
+constexpr int kForwardRows = 96;   // query rows that share one pass over the keys
+constexpr int kBackwardRows = 48;  // query rows per step of the backward pass
+constexpr int64_t kDimPadding = 16;
+
+static inline int64_t padded_dim(int64_t dim) { return (dim + kDimPadding - 1) / kDimPadding * kDimPadding; }
+
+// One sequence seen from one key head. The heads / kv_heads query heads of every token are stacked:
+// row = token * group + head_in_group, so that rows with one position are neighbours.
+struct Unit {
+  int64_t kv_head = 0;
+  int64_t query_begin = 0, queries = 0;           // tokens of the sequence in q
+  int64_t key_begin = 0, keys = 0, capacity = 0;  // tokens of the sequence in k; keys of capacity are used
+  int64_t row_begin = 0, row_end = 0;             // stacked rows to compute (forward)
+};
+
+// Where a stacked row lies among the [tokens_q, heads] rows of q.
+static inline int64_t stacked_row(const Params& params, const Unit& unit, int64_t row) {
+  const int64_t group = params.heads / params.kv_heads;
+  return (unit.query_begin + row / group) * params.heads + unit.kv_head * group + row % group;
+}
+
+// How many keys a stacked row sees.
+static inline int64_t visible_keys(const Params& params, const Unit& unit, int64_t row) {
+  if (!params.causal) return unit.keys;
+  const int64_t visible = row / (params.heads / params.kv_heads) + 1 + unit.keys - unit.queries;
+  return visible < 0 ? 0 : visible < unit.keys ? visible : unit.keys;
+}
+
+Unit unit_of(const Params& params, int64_t sequence, int64_t kv_head);
+
+// Buffers of the backward pass over all sequences, in the type of arithmetic.
+struct Workspace {
+  void* delta = nullptr;   // [tokens_q, heads]: <grad_out, out> - grad_lse per row
+  void* grad_q = nullptr;  // [tokens_q, heads, padded_dim]: sums, where grad_q itself cannot hold them
+};
+
+struct Backend {
+  void (*forward)(const Params&, const Output&, const Unit&, void* scratch);
+  void (*backward)(const Params&, const Gradients&, const Workspace&, const Unit&, void* scratch);
+  bool needs_grad_q;  // whether backward wants Workspace::grad_q
+};
+
+// Null where this build has no such tier.
+Backend scalar_backend(Type type, int64_t dim);
+Backend avx2_backend(Type type, int64_t dim);
+Backend avx512_backend(Type type, int64_t dim);
+
+// Bytes of 64-byte-aligned scratch for one unit, enough for every tier.
+size_t forward_scratch_bytes(int64_t dim);
+size_t backward_scratch_bytes(int64_t dim);
+
+Status unsupported_cuda();  // attention_nocuda.cc
+
+Status check(const Params& params);
+Status check(const Params& params, const Output& output);
+Status check(const Params& params, const Gradients& gradients);
+
+}  // namespace earnest::attention

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+// The two building blocks of both passes: a small matrix product held in registers, and the packing of rows.
+// Included inside the tier's own namespace, after attention_simd.h.
+
+constexpr int kRowBlock = 6;  // rows of one product
+constexpr int kColumnBlock =
+    kVectorBytes == 64 ? 4 : 2;  // vectors of one product: all sums stay in registers
+
+// c[r][:] = alpha[r] * c[r][:] + sum_i a[r * a_row + i * a_step] * b[i * b_step + :], i ascending, one fused
+// multiply-add each: an element's bits do not depend on the shape of the block it is computed in. A null
+// alpha starts from 0 and does not read c.
+template <typename T>
+struct Product {
+  const T* a;
+  int64_t a_row, a_step;
+  const T* b;
+  int64_t b_step;
+  int64_t count;
+  T* c;
+  int64_t c_row;
+  const T* alpha;
+};
+
+template <typename T, int kRows, int kVectors>
+static void multiply_block(const Product<T>& p, int64_t row, int64_t column) {
+  Vector<T> sums[kRows][kVectors];
+  T* c = p.c + row * p.c_row + column;
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+    for (int n = 0; n < kVectors; ++n) {
+      sums[r][n] = p.alpha == nullptr ? Vector<T>{}
+                                      : load<T>(c + r * p.c_row + n * kLanes<T>) * splat<T>(p.alpha[row + r]);
+    }
+  }
+  const T* a = p.a + row * p.a_row;
+  const T* b = p.b + column;
+  const int64_t a_row = p.a_row, a_step = p.a_step, b_step = p.b_step;
+  for (int64_t i = p.count; i > 0; --i, a += a_step, b += b_step) {
+    Vector<T> columns[kVectors];
+#pragma GCC unroll 8
+    for (int n = 0; n < kVectors; ++n) columns[n] = load<T>(b + n * kLanes<T>);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const Vector<T> factor = splat<T>(a[r * a_row]);
+#pragma GCC unroll 8
+      for (int n = 0; n < kVectors; ++n) sums[r][n] = fma(factor, columns[n], sums[r][n]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+    for (int n = 0; n < kVectors; ++n) store<T>(c + r * p.c_row + n * kLanes<T>, sums[r][n]);
+  }
+}
+
+template <typename T, int kRows>
+static void multiply_rows(const Product<T>& p, int64_t row, int vectors) {
+  int n = 0;
+  for (; n + kColumnBlock <= vectors; n += kColumnBlock)
+    multiply_block<T, kRows, kColumnBlock>(p, row, n * kLanes<T>);
+  if constexpr (kColumnBlock == 4) {
+    if (vectors - n == 3) return multiply_block<T, kRows, 3>(p, row, n * kLanes<T>);
+    if (vectors - n == 2) return multiply_block<T, kRows, 2>(p, row, n * kLanes<T>);
+  }
+  if (vectors - n == 1) multiply_block<T, kRows, 1>(p, row, n * kLanes<T>);
+}
+
+// The product for any number of rows and of vectors of columns.
+template <typename T>
+static void multiply(const Product<T>& p, int64_t rows, int vectors) {
+  int64_t row = 0;
+  for (; row + kRowBlock <= rows; row += kRowBlock) multiply_rows<T, kRowBlock>(p, row, vectors);
+  switch (rows - row) {
+    case 1:
+      return multiply_rows<T, 1>(p, row, vectors);
+    case 2:
+      return multiply_rows<T, 2>(p, row, vectors);
+    case 3:
+      return multiply_rows<T, 3>(p, row, vectors);
+    case 4:
+      return multiply_rows<T, 4>(p, row, vectors);
+    case 5:
+      return multiply_rows<T, 5>(p, row, vectors);
+    default:
+      return;
+  }
+}
+
+template <typename T>
+EARNEST_INLINE int vectors_for(int64_t columns) {
+  return static_cast<int>((columns + kLanes<T> - 1) / kLanes<T>);
+}
+
+// Cuts 64-byte-aligned arrays from a block of scratch.
+struct Scratch {
+  char* next;
+  template <typename T>
+  T* take(int64_t count) {
+    T* taken = reinterpret_cast<T*>(next);
+    next += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
+    return taken;
+  }
+};
+
+// to[i][:dim] = row i, padded with zeros to whole vectors.
+template <typename T, typename E>
+EARNEST_INLINE void pack_row(const E* from, int64_t dim, T* to) {
+  for (int64_t d = 0; d < dim; d += kLanes<T>) store<T>(to + d, load_elements<T>(from + d, dim - d));
+}
+
+// Stacked rows [first, first + rows) of q or of anything shaped like it.
+template <typename T, typename E>
+static void pack_stacked(const Params& p, const Unit& unit, const void* from, int64_t first, int64_t rows,
+                         T* to) {
+  const int64_t width = padded_dim(p.dim);
+  for (int64_t i = 0; i < rows; ++i)
+    pack_row<T, E>(static_cast<const E*>(from) + stacked_row(p, unit, first + i) * p.dim, p.dim,
+                   to + i * width);
+}
+
+// The rows of k or v for one tile. `to` is used only where the elements cannot be read in place.
+template <typename T, typename E>
+static const T* pack_keys(const E* from, int64_t from_row, int64_t keys, int64_t dim, T* to, int64_t* row) {
+  if constexpr (std::is_same_v<T, E>) {
+    if (dim % kLanes<T> == 0) {
+      *row = from_row;
+      return from;
+    }
+  }
+  *row = padded_dim(dim);
+  for (int64_t j = 0; j < keys; ++j) pack_row<T, E>(from + j * from_row, dim, to + j * *row);
+  return to;
+}
+
+// to[d][j] = from[j][d], j < kTileKeys; keys beyond `keys` read as 0 up to a whole vector.
+template <typename T, typename E>
+static void pack_transposed(const E* from, int64_t from_row, int64_t keys, int64_t dim, T* to) {
+  for (int64_t j = 0; j < keys; j += kLanes<T>) {
+    for (int64_t d = 0; d < dim; d += kLanes<T>) {
+      Vector<T> square[kLanes<T>];
+      const int64_t width = dim - d < kLanes<T> ? dim - d : kLanes<T>;
+      if (keys - j >= kLanes<T>) {
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes<T>; ++i)
+          square[i] = load_elements<T>(from + (j + i) * from_row + d, width);
+      } else {
+        for (int i = 0; i < kLanes<T>; ++i)
+          square[i] = j + i < keys ? load_elements<T>(from + (j + i) * from_row + d, width) : Vector<T>{};
+      }
+      transpose<T>(square);
+      if (width == kLanes<T>) {
+#pragma GCC unroll 16
+        for (int i = 0; i < kLanes<T>; ++i) store<T>(to + (d + i) * kTileKeys + j, square[i]);
+      } else {
+        for (int i = 0; i < width; ++i) store<T>(to + (d + i) * kTileKeys + j, square[i]);
+      }
+    }
+  }
+}
