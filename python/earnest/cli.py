@@ -7,6 +7,7 @@ exit code 2; Ctrl-C in 130; a full disk or another system error in 1."""
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
 import sys
@@ -196,8 +197,14 @@ def _run_stage(name: str, options: argparse.Namespace) -> None:
     if options.print_settings:
         print(reader.describe(settings, documented=True))
         return
+    if name == "demo":
+        from earnest.run import make_way
+
+        make_way(options.run, settings)
     print(f"earnest {name}: {options.run}\n{reader.describe(settings)}", file=sys.stderr, flush=True)
-    result = module.main(settings, options.run)
+    # With --json, whatever else a stage prints makes way for the JSON.
+    with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
+        result = module.main(settings, options.run)
     if options.json:
         print(json.dumps({} if result is None else result, indent=1))
 
@@ -250,9 +257,9 @@ def _add_chat(commands: Any) -> None:
 
 
 def _run_chat(options: argparse.Namespace) -> None:
-    from earnest import chat
+    from earnest.chat import run
 
-    chat.run(options)
+    run(options)
 
 
 if __name__ == "__main__":

@@ -108,10 +108,10 @@ class Run:
             if done.is_file():
                 self._seconds = dict(json.loads(done.read_text())["seconds"])
         if self.options.threads:
-            from earnest import _native
+            from earnest._native import set_num_threads
 
             torch.set_num_threads(self.options.threads)
-            _native.set_num_threads(self.options.threads)
+            set_num_threads(self.options.threads)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -142,8 +142,9 @@ class Run:
 
     @contextlib.contextmanager
     def publish(self) -> Iterator[Path]:
-        """A folder to write files into. When the block ends well they are moved into the run folder, each whole, and
-        take the place of older ones of the same name; config.json comes last, so that a model is there or is not."""
+        """A folder to write files into. When the block ends well they are moved into the run folder, each
+        whole, and take the place of older ones of the same name; config.json comes last, so that a model is
+        there or is not."""
         with self._disk_errors():
             beside = self.path / ".publish"
             shutil.rmtree(beside, ignore_errors=True)
@@ -309,8 +310,7 @@ class Run:
         file = self.path / "settings.yaml"
         if file.is_file() and (self.finished or self._has_state()):
             for key, old, new in differences(yaml.safe_load(file.read_text()) or {}, self.settings)[:1]:
-                raise InvalidInput(OP, str(self.path), f"the settings it was begun with ({key} = {old})",
-                                   f"{new}; use another folder, or --fresh to start over")  # fmt: skip
+                raise _other_settings(self.path, key, old, new)
         checkpoint.write_atomic(file, to_yaml(self.settings))
 
     def _sweep(self) -> None:
@@ -358,6 +358,30 @@ class Run:
             f"{self._phase}: stopped after step {done}, state saved in {self.path}; the same command goes on"
         )
         return Interrupted(message, 128 + self._signal)
+
+
+def make_way(path: Path, settings: Any) -> None:
+    """Prepares the folder of a run of several runs (the demo). A finished one with other settings is kept
+    under another name; an unfinished one is not touched: InvalidInput. `run.resume` false deletes what was
+    there."""
+    file = path / "settings.yaml"
+    if file.is_file() and not settings.run.resume:
+        shutil.rmtree(path)
+    elif file.is_file() and (other := differences(yaml.safe_load(file.read_text()) or {}, settings)):
+        key, old, new = other[0]
+        if not (path / "metrics.json").is_file():
+            raise _other_settings(path, key, old, new)
+        aside = next(
+            free for n in range(2, 10**6) if not (free := path.with_name(f"{path.name}-{n}")).exists()
+        )
+        path.rename(aside)
+        print(f"{path} holds a finished run with {key} = {old}: kept as {aside}", file=sys.stderr, flush=True)
+    checkpoint.write_atomic(file, to_yaml(settings))
+
+
+def _other_settings(path: Path, key: str, old: Any, new: Any) -> InvalidInput:
+    expected = f"the settings it was begun with ({key} = {old})"
+    return InvalidInput(OP, str(path), expected, f"{new}; use another folder, or --fresh to start over")
 
 
 def seed_everything(seed: int) -> None:
