@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The six tasks as plans: what is said in each turn, what the answer is, and the step that leads to it.
+
+A plan holds no sound. The world speaks it (world.py), or writes it out where only text is wanted.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from earnest.playground.replies import LISTENING, UNDERSTOOD
+from earnest.playground.samples import Topic
+from earnest.playground.sentences import (
+    ARITHMETIC,
+    COLOURS,
+    CONSISTENCY,
+    DIGITS,
+    NAMES,
+    NEUTRAL,
+    NUMBERS,
+    RECALL_ASK,
+    RECALL_TELL,
+    REPAIR,
+    RULES,
+    SOUND,
+    THINGS,
+    WRITTEN_SOUND,
+    Sum,
+    carrier_split,
+    result,
+    sums,
+)
+
+SUM_CORES = ("it is {x}", "that makes {x}", "the answer is {x}")
+SOUND_CORES = {"rate": ("you sound {x}", "your speech is {x}", "your pace is {x}"),
+               "pitch": ("your voice is {x}", "your pitch is {x}", "you sound {x}"),
+               "loudness": ("you sound {x}", "your volume is {x}", "you are {x}")}
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A user turn: the sentence spoken, a question in writing beside it or None, and how it is answered.
+
+    topic: what a reply has to say, or None where one of the ``fixed`` replies will do.
+    """
+
+    say: str
+    text: str | None = None
+    topic: Topic | None = None
+    fixed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A dialogue before it is spoken. step: the end of the reasoning. rule: in force from turn ``rule_from`` on."""
+
+    task: str
+    turns: tuple[Turn, ...]
+    step: str
+    rule: str | None = None
+    rule_from: int = 0
+
+    @property
+    def topic(self) -> Topic:
+        topic = self.turns[-1].topic
+        assert topic is not None
+        return topic
+
+
+def _sum_text(s: Sum) -> str:
+    return f"{DIGITS[s[0]]} {s[1]} {DIGITS[s[2]]}"
+
+
+def _equation(a: int, op: str, b: int) -> str:
+    return f"{a} {'+' if op == 'plus' else '-'} {b} = {result(a, op, b)}."
+
+
+def _sum_topic(s: Sum) -> Topic:
+    return Topic("number", str(result(*s)), SUM_CORES, (s[0], s[2]))
+
+
+def _sum_turn(rng: random.Random, split: str) -> tuple[Turn, Sum]:
+    s = rng.choice(sums()[split])
+    say = rng.choice(ARITHMETIC[carrier_split(split)]).format(x=_sum_text(s))
+    return Turn(say, topic=_sum_topic(s)), s
+
+
+def _neutral(rng: random.Random, split: str) -> str:
+    return rng.choice(NEUTRAL[carrier_split(split)]).format(
+        c=rng.choice(COLOURS), c2=rng.choice(COLOURS), t=rng.choice(THINGS))
+
+
+def arithmetic(rng: random.Random, split: str) -> Plan:
+    turn, s = _sum_turn(rng, split)
+    return Plan("arithmetic", (turn,), _equation(*s))
+
+
+def repair(rng: random.Random, split: str) -> Plan:
+    """The operation or its second operand is changed in mid-sentence; only the change counts."""
+    s = rng.choice(sums()[split])
+    # What is taken back is a sum of the training split, so that no other split's sum is ever heard in training.
+    first = rng.choice([t for t in sums()["train"] if t[0] == s[0] and t != s])
+    say = rng.choice(REPAIR[carrier_split(split)]).format(
+        a=DIGITS[s[0]], op=first[1], b=DIGITS[first[2]], op2=s[1], c=DIGITS[s[2]])
+    topic = Topic("number", str(result(*s)), (*SUM_CORES, "with the change it is {x}"), (s[0], s[2]))
+    return Plan("repair", (Turn(say, topic=topic),), _equation(*s))
+
+
+def sound(rng: random.Random, split: str) -> Plan:
+    """How the speaker sounds, asked aloud or in writing; the world chooses the sound, so the answer stays open."""
+    kind = rng.choice(("rate", "pitch", "loudness"))
+    topic = Topic(kind, "", SOUND_CORES[kind])
+    if rng.random() < 0.6:
+        turn = Turn(rng.choice(SOUND[kind][carrier_split(split)]), topic=topic)
+    else:
+        turn = Turn(_neutral(rng, split), rng.choice(WRITTEN_SOUND[kind]), topic)
+    return Plan("sound", (turn,), f"{kind}: {{x}}.")
+
+
+def recall(rng: random.Random, split: str) -> Plan:
+    """Something told, one or two turns of something else, then asked for."""
+    kind = rng.choice(("number", "number", "colour", "name"))
+    value = rng.choice({"number": DIGITS, "colour": COLOURS, "name": NAMES}[kind])
+    told = rng.choice(RECALL_TELL[kind][carrier_split(split)]).format(v=value)
+    turns = [Turn(told, fixed=UNDERSTOOD)]
+    for _ in range(rng.choice((1, 1, 2))):
+        between = _sum_turn(rng, split)[0] if rng.random() < 0.5 else Turn(_neutral(rng, split), fixed=LISTENING)
+        turns.append(between)
+    answer = str(DIGITS.index(value)) if kind == "number" else value
+    topic = Topic(kind, answer, (f"your {kind} was {{x}}", "you said {x}", "it was {x}"))
+    turns.append(Turn(rng.choice(RECALL_ASK[kind][carrier_split(split)]), topic=topic))
+    return Plan("recall", tuple(turns), f"before: {kind} {answer}.")
+
+
+def instruction(rng: random.Random, split: str) -> Plan:
+    """A rule given once, perhaps a sum that is answered under it, then the sum to be answered."""
+    rule = rng.choice(("call", "call", "one word", "end with thanks", "start with okay"))
+    if rule == "call":
+        rule = rng.choice([name for name in RULES if name.startswith("call me")])
+    turns = [Turn(rng.choice(RULES[rule][carrier_split(split)]), fixed=UNDERSTOOD)]
+    if rng.random() < 0.3:
+        turns.append(_sum_turn(rng, split)[0])
+    last, s = _sum_turn(rng, split)
+    return Plan("instruction", (*turns, last), f"rule: {rule}. {_equation(*s)}", rule, 1)
+
+
+def consistency(rng: random.Random, split: str) -> Plan:
+    """A sum, then something to be done with the answer that the model itself gave."""
+    while True:
+        operands: tuple[int, ...] = ()
+        first, s = _sum_turn(rng, split)
+        before, change = result(*s), rng.choice(tuple(CONSISTENCY))
+        if change == "repeat":
+            after, step = before, f"before: {before}."
+        else:
+            follow: Sum = (before, "plus" if change[0] == "+" else "minus", int(change[1:]))
+            if follow[0] < follow[2] and follow[1] == "minus":
+                continue
+            if any(follow in sums()[other] for other in ("validation", "heldout") if other != split):
+                continue
+            after, step = result(*follow), f"before: {before}. {_equation(*follow)}"
+            operands = (before, follow[2])
+        cores = ("I said {x}", "my answer was {x}") if change == "repeat" else ("that makes {x}", "now it is {x}")
+        topic = Topic("number", str(after), cores, operands)
+        return Plan("consistency", (first, Turn(rng.choice(CONSISTENCY[change][carrier_split(split)]), topic=topic)),
+                    step)
+
+
+PLANS: dict[str, Callable[[random.Random, str], Plan]] = {
+    "arithmetic": arithmetic, "sound": sound, "recall": recall, "instruction": instruction,
+    "consistency": consistency, "repair": repair,
+}
+
+
+def written(rng: random.Random, split: str) -> tuple[str, Topic, str]:
+    """A question without sound, for text-only reasoning: (question, topic, step)."""
+    s = rng.choice(sums()[split])
+    way = rng.randrange(3)
+    if way == 0:
+        question = rng.choice(ARITHMETIC[carrier_split(split)]).format(x=_sum_text(s))
+        return question, _sum_topic(s), _equation(*s)
+    if way == 1:
+        return f"{s[0]} {'+' if s[1] == 'plus' else '-'} {s[2]}", _sum_topic(s), _equation(*s)
+    n = rng.randrange(0, 19)
+    nearby, value = rng.choice((("after", n + 1), ("before", n - 1))) if n else ("after", 1)
+    topic = Topic("number", str(value), ("it is {x}", "that is {x}"), (n,))
+    name = NUMBERS[n] if rng.random() < 0.5 else str(n)
+    return f"which number comes {nearby} {name}", topic, f"{nearby} {n} comes {value}."

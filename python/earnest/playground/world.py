@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The world: an endless supply of spoken dialogues, each a pure function of (seed, split, index)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from earnest.dialogue.message import Audio, Message
+from earnest.errors import InvalidInput
+from earnest.playground import replies, tasks, voices
+from earnest.playground.listener import CRITERIA, Listener, comparison_rubric, dialogue_rubric
+from earnest.playground.samples import SPLITS, TASKS, Comparison, Reply, Sample, Sound, Topic
+from earnest.playground.sentences import VOCABULARY, words_of
+from earnest.playground.speakers import OutOfReach, Utterance, espeak_speaker
+
+_PITCHES, _RATES, _LEVELS = ("low", "middle", "high"), ("slow", "normal", "fast"), ("quiet", "normal", "loud")
+_SPEAKERS = 8  # tried until one speaks a dialogue as wanted
+
+
+class World:
+    """Spoken dialogues with labels known by construction.
+
+    seed: of everything drawn. voices: "espeak", or the path of recorded words (see recordings.py). tasks: those to
+    draw from, in turn by index. listener_seed: of the listener's noise in ``comparison``.
+    """
+
+    def __init__(self, seed: int = 0, voices: str | Path = "espeak", tasks: tuple[str, ...] = TASKS,
+                 listener_seed: int | None = None) -> None:
+        unknown = [task for task in tasks if task not in TASKS]
+        if unknown or not tasks:
+            raise InvalidInput("world", "tasks", f"names of {TASKS}", repr(unknown[0]) if unknown else "none")
+        self.seed, self.voices, self.tasks = int(seed), voices, tuple(tasks)
+        self.listener = Listener(self.seed if listener_seed is None else listener_seed)
+        _check_voices(voices)
+
+    @property
+    def vocabulary(self) -> tuple[str, ...]:
+        """Every word that is ever spoken; ``Sample.words`` has no other."""
+        return VOCABULARY
+
+    def sample(self, split: str, index: int) -> Sample:
+        """The dialogue ``index`` of ``split`` ("train", "validation" or "heldout"); pure."""
+        rng = self._random(split, index, "plan")
+        plan = tasks.PLANS[self.tasks[index % len(self.tasks)]](rng, split)
+        utterances = self._speak(plan, rng, split, index)
+        return compose(plan, utterances, f"{self.seed}-{split}-{index}", rng)
+
+    def comparison(self, split: str, index: int) -> Comparison:
+        """Two replies to ``sample(split, index)``, compared by the listener; pure. Rubric for half of them."""
+        sample = self.sample(split, index)
+        rng = self._random(split, index, "comparison")
+        good, bad = sample.replies, replies.distractors(sample, rng)
+        a = rng.choice(good if rng.random() < 0.6 else bad)
+        b = rng.choice([reply for reply in (*good, *bad) if reply.text != a.text])
+        if rng.random() < 0.5:
+            a, b = b, a
+        rubric = comparison_rubric(sample, rng)
+        return Comparison(sample, a, b, self.listener.compare(sample, a, b, rubric, index), rubric)
+
+    def text_sample(self, split: str, index: int) -> Sample:
+        """A written question with its reasoning and replies, without sound; pure. For mid-training."""
+        rng = self._random(split, index, "text")
+        question, topic, step = tasks.written(rng, split)
+        said = replies.truthful(topic, _UNHEARD, None, rng)
+        return Sample(f"{self.seed}-{split}-text-{index}", "arithmetic", (Message.user(question),),
+                      step, topic.answer, said[:3], (), (), None, topic)
+
+    def corpus(self, count: int = 4000) -> Iterator[str]:
+        """All kinds of text that the world writes: questions, reasoning, replies, criteria. For a tokenizer."""
+        yield from CRITERIA
+        yield from VOCABULARY
+        for index in range(count):
+            rng = self._random("train", index, "corpus")
+            plan = tasks.PLANS[TASKS[index % len(TASKS)]](rng, rng.choice(SPLITS))
+            utterances = tuple(Utterance(np.zeros(1, np.float32), (), _any_sound(rng)) for _ in plan.turns)
+            sample = compose(plan, utterances, f"corpus-{index}", rng)
+            yield sample.reasoning
+            yield from (message.text for message in sample.messages if message.text)
+            yield from (reply.text for reply in (*sample.replies, *replies.distractors(sample, rng)))
+            written = self.text_sample("train", index)
+            yield from (written.messages[0].text, written.reasoning)
+
+    def _random(self, split: str, index: int, stream: str) -> random.Random:
+        if split not in SPLITS:
+            raise InvalidInput("world", "split", f"one of {SPLITS}", repr(split))
+        if index < 0:
+            raise InvalidInput("world", "index", "0 or more", str(index))
+        return random.Random(f"{self.seed}|{split}|{index}|{stream}")
+
+    def _speak(self, plan: tasks.Plan, rng: random.Random, split: str, index: int) -> tuple[Utterance, ...]:
+        """Every turn in one voice, each in a manner of its own, so that no earlier reply tells the last one's."""
+        generator = np.random.default_rng([self.seed, SPLITS.index(split), index])
+        last, last_pitch = len(plan.turns) - 1, rng.choice(_PITCHES)
+        manners = [(rng.choice(_RATES), rng.choice(_LEVELS)) for _ in plan.turns]
+        for _ in range(_SPEAKERS):
+            speaker = espeak_speaker(rng, split, last_pitch)
+            try:
+                return tuple(speaker.say(turn.say, generator, rate=rate, loudness=loudness,
+                                         pitch=last_pitch if i == last else rng.choice(speaker.pitches))
+                             for i, (turn, (rate, loudness)) in enumerate(zip(plan.turns, manners, strict=True)))
+            except OutOfReach:
+                continue
+        raise OutOfReach(f"no voice says {[turn.say for turn in plan.turns]} as {manners}, {last_pitch}")
+
+
+_UNHEARD = Sound(0.0, 0.0, 0.0, "middle", "normal", "normal")
+
+
+def _any_sound(rng: random.Random) -> Sound:
+    return Sound(0.0, 0.0, 0.0, rng.choice(_PITCHES), rng.choice(_RATES), rng.choice(_LEVELS))
+
+
+def _check_voices(source: str | Path) -> None:
+    if str(source) != "espeak":
+        raise InvalidInput("world", "voices", '"espeak"', repr(str(source)))
+    voices.check_available()
+
+
+def compose(plan: tasks.Plan, utterances: tuple[Utterance, ...], name: str, rng: random.Random) -> Sample:
+    """The sample of a plan that was spoken: earlier turns answered truthfully, the last one to be answered."""
+    messages: list[Message] = []
+    for i, (turn, utterance) in enumerate(zip(plan.turns, utterances, strict=True)):
+        audio = Audio(pcm=utterance.pcm)
+        messages.append(Message.user(audio, turn.text) if turn.text else Message.user(audio))
+        if i < len(plan.turns) - 1:
+            messages.append(Message.assistant(_earlier_reply(plan, i, utterance.sound, rng).text))
+    sound = utterances[-1].sound
+    topic, step = plan.topic, plan.step
+    if topic.kind in replies.LABELS:
+        answer = {"rate": sound.rate, "pitch": sound.pitch, "loudness": sound.loudness}[topic.kind]
+        topic, step = Topic(topic.kind, answer, topic.cores), step.replace("{x}", answer)
+    reasoning = (f"heard: {' '.join(words_of(plan.turns[-1].say))}. "
+                 f"voice: {sound.rate}, {sound.pitch}, {sound.loudness}. {step}")
+    sample = Sample(name, plan.task, tuple(messages), reasoning, topic.answer,
+                    replies.truthful(topic, sound, plan.rule, rng), tuple(u.sound for u in utterances),
+                    tuple(u.words for u in utterances), None, topic, plan.rule)
+    object.__setattr__(sample, "rubric", dialogue_rubric(sample, rng))
+    return sample
+
+
+def _earlier_reply(plan: tasks.Plan, turn: int, sound: Sound, rng: random.Random) -> Reply:
+    topic = plan.turns[turn].topic
+    if topic is None:
+        return Reply(rng.choice(plan.turns[turn].fixed), 0.0)
+    rule = plan.rule if turn >= plan.rule_from else None
+    return rng.choice(replies.truthful(topic, sound, rule, rng))
