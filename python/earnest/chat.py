@@ -66,7 +66,7 @@ class Session:
         self.sampling = sampling or Sampling()
         self.messages: list[Message] = []
         self._generator = torch.Generator().manual_seed(self.sampling.seed)
-        self._log_mel = LogMel(model.config.audio_encoder_config.n_mels, padding="step-audio")
+        self._log_mel = LogMel(model.config.audio_encoder_config.n_mels, padding="step_audio")
         self._heard: dict[int, list[torch.Tensor]] = {}
 
     @classmethod
