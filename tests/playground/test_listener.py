@@ -11,12 +11,13 @@ from earnest.errors import InvalidInput
 from earnest.playground import Listener, Reply, Sample, Sound, Topic, acknowledges, verify
 
 
-def sample(kind="number", answer="8", rule=None, rate="fast", pitch="high", loudness="normal", operands=(3, 5)):
+def sample(kind="number", answer="8", rule=None, rate="fast", pitch="high", loudness="normal",
+           operands=(3, 5)):
     topic = Topic(kind, answer, ("it is {x}",), operands if kind == "number" else ())
     sound = Sound(250.0, 7.0, -27.0, pitch, rate, loudness)
     audio = Audio(pcm=np.zeros(160, np.float32))
-    return Sample("s", "arithmetic", (Message.user(audio),), "", answer, (Reply(f"{answer}.", 0.0),), (sound,), ((),),
-                  None, topic, rule)
+    replies = (Reply(f"{answer}.", 0.0),)
+    return Sample("s", "arithmetic", (Message.user(audio),), "", answer, replies, (sound,), ((),), None, topic, rule)
 
 
 @pytest.mark.parametrize("text", ["8", "Eight.", "It is eight!", "3 plus 5 is 8.", "three + five = 8",
@@ -25,8 +26,8 @@ def test_right_answers_in_any_form_pass(text):
     assert verify(sample(), text)
 
 
-@pytest.mark.parametrize("text", ["", "7", "It is 8 or 9.", "eighteen", "It is not 8.", "3 plus 5", "5 8", "88",
-                                  "2 plus 6 is 8 is 3"])
+@pytest.mark.parametrize("text", ["", "7", "It is 8 or 9.", "eighteen", "It is not 8.", "3 plus 5", "5 8",
+                                  "88", "2 plus 6 is 8 is 3"])
 def test_wrong_or_hedged_answers_fail(text):
     assert not verify(sample(), text)
 
@@ -93,7 +94,8 @@ def test_a_rubric_may_change_who_wins():
 
 def test_a_rule_makes_the_bare_label_win():
     listener, speaker = Listener(0), sample(rule="one word")
-    assert listener.utility(speaker, "8.") > listener.utility(speaker, "You sound in a hurry, so quickly: it is 8.")
+    warm = "You sound in a hurry, so quickly: it is 8."
+    assert listener.utility(speaker, "8.") > listener.utility(speaker, warm)
 
 
 def test_comparisons_are_noisy_neutral_to_position_and_repeatable():
@@ -108,5 +110,6 @@ def test_comparisons_are_noisy_neutral_to_position_and_repeatable():
     close = [listener.compare(speaker, "It is 8.", "Sure, it is 8.", index=i) for i in range(400)]
     assert abs(np.mean(close)) < 0.15  # of equal utility: no side is favoured
     assert listener.compare(speaker, warm, warm) == 0
-    sure = [listener.compare(speaker, warm, "You sound in a hurry, so quickly: it is 9.", index=i) for i in range(200)]
+    wrong = "You sound in a hurry, so quickly: it is 9."
+    sure = [listener.compare(speaker, warm, wrong, index=i) for i in range(200)]
     assert np.mean([level == 2 for level in sure]) > 0.9

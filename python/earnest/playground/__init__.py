@@ -6,5 +6,5 @@ from earnest.playground.samples import SPLITS, TASKS, Comparison, Reply, Sample,
 from earnest.playground.verify import acknowledges, verify
 from earnest.playground.world import World
 
-__all__ = ["CRITERIA", "SPLITS", "TASKS", "Comparison", "Listener", "Reply", "Sample", "Sound", "Topic", "World",
-           "acknowledges", "verify"]
+__all__ = ["CRITERIA", "SPLITS", "TASKS", "Comparison", "Listener", "Reply", "Sample", "Sound", "Topic",
+           "World", "acknowledges", "verify"]

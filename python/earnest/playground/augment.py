@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What lies between a mouth and a microphone: a room, a limited band, a level, and noise.
 
-Room and band come before the level is set and the sound is measured; noise comes last, 15 dB or more below speech.
+Room and band come before the level is set and the sound is measured; noise comes last, 15 dB or more below
+speech.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The listener stands in for people: it prefers replies that are right, apt, and kept to what was asked.
 
-Training meets it through ``compare`` alone: an ordinal level with human-like noise. ``utility`` is for evaluation.
+Training meets it through ``compare`` alone: an ordinal level with human-like noise. ``utility`` is for
+evaluation.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import random
 import re
@@ -36,18 +38,20 @@ CRITERIA: dict[str, Callable[[Sample, str], bool]] = {
     "does not mention the voice": lambda sample, text: not acknowledges(sample, text)
     and not false_remarks(sample, text),
     "has at most six words": lambda sample, text: 0 < len(words_in(text)) <= 6,
-    "is a whole sentence": lambda sample, text: len(words_in(text)) >= 3 and text.rstrip()[-1:] in (".", "!", "?"),
+    "is a whole sentence": lambda sample, text: len(words_in(text)) >= 3
+    and text.rstrip()[-1:] in (".", "!", "?"),
 }
 RULE_CRITERION = {"one word": "is one word", "end with thanks": "ends with thanks",
                   "start with okay": "starts with okay",
                   **{f"call me {title}": f"says {title}" for title in ("captain", "doctor", "boss")}}
 
 _LEVELS = (0.4, 1.5)  # differences of utility at which a listener says "better" and "much better"
+_BRIEF = {"is one word", "has at most six words"}
 _NOISE = 0.35  # scale of the logistic noise on a difference
 
 
 class Listener:
-    """Hidden preferences over replies. Pure: the same question with the same seed and index gets the same answer."""
+    """Hidden preferences over replies. Pure: the same question, seed and index get the same answer."""
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = int(seed)
@@ -62,7 +66,7 @@ class Listener:
             total += 0.7 if keeps_rule(sample.rule, text) else -0.7
         total -= 0.8 * len(false_remarks(sample, text))
         total -= self._too_long(sample, words) + 0.5 * _repeats(words)
-        brief_is_wanted = sample.rule == "one word" or bool(set(rubric or ()) & {"is one word", "has at most six words"})
+        brief_is_wanted = sample.rule == "one word" or not _BRIEF.isdisjoint(rubric or ())
         weight = 1.0 if rubric is None else 0.3
         if not brief_is_wanted:
             total += weight * (self._aptness(sample, text, words) if right else 0.0)
@@ -85,7 +89,8 @@ class Listener:
         size = sum(abs(difference) >= level for level in _LEVELS)
         return size if difference > 0 else -size
 
-    def true_level(self, sample: Sample, a: Reply | str, b: Reply | str, rubric: Sequence[str] | None = None) -> int:
+    def true_level(self, sample: Sample, a: Reply | str, b: Reply | str,
+                   rubric: Sequence[str] | None = None) -> int:
         """What ``compare`` would say without noise. For evaluation only."""
         difference = self.utility(sample, a, rubric) - self.utility(sample, b, rubric)
         size = sum(abs(difference) >= level for level in _LEVELS)
@@ -93,7 +98,7 @@ class Listener:
 
     @staticmethod
     def _aptness(sample: Sample, text: str, words: list[str]) -> float:
-        """How a right reply meets the speaker: a bare label is curt, most of all to one who is not in a hurry."""
+        """How a right reply meets the speaker: a bare label is curt, least to one who is in a hurry."""
         if len(words) <= 2:
             return -0.15 if "fast" in sample.sounds[-1].salient else -0.5
         return 0.8 if acknowledges(sample, text) else 0.1
@@ -106,7 +111,7 @@ class Listener:
 
 def _repeats(words: list[str]) -> int:
     """How many pairs of neighbouring words were said before."""
-    pairs = list(zip(words, words[1:], strict=False))
+    pairs = list(itertools.pairwise(words))
     return len(pairs) - len(set(pairs))
 
 
@@ -118,7 +123,7 @@ def _satisfied(sample: Sample, text: str, rubric: Sequence[str]) -> float:
 
 
 def dialogue_rubric(sample: Sample, rng: random.Random) -> tuple[str, ...] | None:
-    """The rubric that a dialogue itself calls for: its rule, or in half of the others what people like anyway."""
+    """The rubric that a dialogue itself calls for: its rule, or for half of the others what people like."""
     if sample.rule is not None:
         return ("gives the right answer", RULE_CRITERION[sample.rule])
     if rng.random() < 0.5:
@@ -127,12 +132,11 @@ def dialogue_rubric(sample: Sample, rng: random.Random) -> tuple[str, ...] | Non
 
 
 def comparison_rubric(sample: Sample, rng: random.Random) -> tuple[str, ...] | None:
-    """A rubric to compare two replies by, or None: half of the comparisons have one, and it may change who wins."""
+    """A rubric to compare two replies by, or None for half of them; it may change who wins."""
     if rng.random() < 0.5:
         return None
     if sample.rule is not None or rng.random() < 0.4:
         return dialogue_rubric(sample, rng) or ("gives the right answer",)
-    return rng.choice((("gives the right answer", "is one word"), ("gives the right answer", "has at most six words"),
-                       ("gives the right answer", "does not mention the voice"),
-                       ("gives the right answer", "is a whole sentence"),
-                       ("gives the right answer", "takes up how the speaker sounds")))
+    return ("gives the right answer", rng.choice((
+        "is one word", "has at most six words", "does not mention the voice", "is a whole sentence",
+        "takes up how the speaker sounds")))

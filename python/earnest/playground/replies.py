@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What may be replied: truthful replies from a bare label to a warm sentence, and the distractors of comparisons."""
+"""What may be replied: truthful replies from a bare label to a warm sentence, and distractors."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _fill(frame: str, core: str) -> str:
 
 
 def truthful(topic: Topic, sound: Sound, rule: str | None, rng: random.Random) -> tuple[Reply, ...]:
-    """Truthful replies, bare to warm: a label, a sentence, a friendly one, and one for each salient property."""
+    """Truthful replies, bare to warm: a label, a sentence, a friendly one, one for each salient property."""
     answer = show(topic)
 
     def say(frame: str) -> str:
@@ -82,16 +82,12 @@ def wrong_answer(topic: Topic, rng: random.Random) -> str:
         near = [n for n in (right - 2, right - 1, right + 1, right + 2, right + 3) if 0 <= n <= 21]
         near += [n for n in topic.operands if n != right]
         return str(rng.choice(near))
-    others: tuple[str, ...]
-    if topic.kind in LABELS:
-        others = LABELS[topic.kind]
-    else:
-        others = COLOURS if topic.kind == "colour" else NAMES
+    others = LABELS.get(topic.kind, COLOURS if topic.kind == "colour" else NAMES)
     return rng.choice([other for other in others if other != topic.answer])
 
 
 def distractors(sample: Sample, rng: random.Random) -> tuple[Reply, ...]:
-    """Replies that people like less: wrong, inapt, padded, babbling, or without the rule that was asked for."""
+    """Replies that people like less: wrong, inapt, padded, babbling, or without the rule asked for."""
     topic, sound, rule = sample.topic, sample.sounds[-1], sample.rule
     wrong = Topic(topic.kind, wrong_answer(topic, rng), topic.cores, topic.operands)
     answer = show(topic)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The records of the playground: how a turn sounds, what may be replied, one dialogue to answer, one comparison."""
+"""The records of the playground: how a turn sounds, what may be replied, dialogues, comparisons."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Word = tuple[str, float, float]  # the word, its start and its end in seconds of
 class Sound:
     """How one spoken turn sounds, measured from its waveform (see sound.py for the thresholds).
 
-    f0_hz: median fundamental frequency of the voiced frames. syllables_per_second: the sentence's syllables by the
-    time spent speaking, pauses left out. level_db: mean level while speaking, dB of full scale.
+    f0_hz: median fundamental frequency of the voiced frames. syllables_per_second: the sentence's syllables
+    by the time spent speaking, pauses left out. level_db: mean level while speaking, dB of full scale.
     """
 
     f0_hz: float
@@ -38,7 +38,7 @@ class Sound:
 
 @dataclass(frozen=True)
 class Reply:
-    """A possible reply. warm: 0 a bare label .. 1 takes up how the speaker sounds. truthful: right and apt."""
+    """A possible reply. warm: 0 a bare label .. 1 takes up how the speaker sounds. truthful: right, apt."""
 
     text: str
     warm: float
@@ -50,7 +50,7 @@ class Reply:
 class Topic:
     """What a reply has to say. kind: number, colour, name, rate, pitch or loudness, the family of ``answer``.
 
-    cores: clauses with {x} for the answer. operands: the numbers a reply may repeat on the way ("3 plus 5 is 8").
+    cores: clauses with {x} for the answer. operands: numbers a reply may repeat on the way ("3 plus 5 is 8").
     """
 
     kind: str
@@ -64,7 +64,7 @@ class Sample:
     """A dialogue that ends with the user turn to be answered.
 
     reasoning: the gold trace: what was heard, how it sounds, the step. replies: truthful ones, bare to warm.
-    sounds, words: one entry per spoken turn. rubric: criteria of listener.CRITERIA, or None for plain preference.
+    sounds, words: one entry per spoken turn. rubric: criteria of listener.CRITERIA; None: plain preference.
     rule: the standing instruction that the reply must keep ("call me captain", ...), or None.
     """
 
@@ -83,7 +83,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two replies to one dialogue and the listener's level: 2 (a much better), 1, 0 (no difference), -1, -2."""
+    """Two replies to one dialogue and the listener's level: 2 (a much better), 1, 0 (as good), -1, -2."""
 
     sample: Sample
     a: Reply

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The small language of the playground: its words, its sentences, its sums, and what each split may use of them.
+"""The small language of the playground: its words, sentences and sums, and what each split may use of them.
 
 A comma in a sentence is a pause. Held-out sentences are made of the same words as the training sentences, in
 sentences that training never has; held-out sums are pairs of operands that training never has in that order.
@@ -19,13 +19,15 @@ THINGS = ("bird", "house", "car", "door")
 
 # Syllables of every word that is spoken; its keys are the vocabulary.
 SYLLABLES = {
-    **dict.fromkeys(("one two three four five six eight nine plus minus what is how much tell me please can you say"
-                     " now am I or my voice high low loud fast slow speech do sound red blue green black white bird"
-                     " house car door see the was name which did from on call boss word end with thanks start your"
-                     " add to take no mean").split(), 1),
-    **dict.fromkeys(("zero seven speaking quiet yellow anna peter oscar number colour captain doctor always answer"
-                     " again sorry repeat okay").split(), 2),
-    **dict.fromkeys("maria remember".split(), 3),
+    word: count for count, words in (
+        (1, "one two three four five six eight nine plus minus what is how much tell me please can you say now"
+            " am I or my voice high low loud fast slow speech do sound red blue green black white bird house"
+            " car door see the was name which did from on call boss word end with thanks start your add to take"
+            " no mean"),
+        (2, "zero seven speaking quiet yellow anna peter oscar number colour captain doctor always answer again"
+            " sorry repeat okay"),
+        (3, "maria remember"),
+    ) for word in words.split()
 }
 VOCABULARY = tuple(sorted(SYLLABLES))
 
@@ -36,8 +38,9 @@ ARITHMETIC = {
     "heldout": ("please tell me what {x} is", "now tell me {x}", "what is {x} please", "can you tell me {x}"),
 }
 REPAIR = {
-    "train": ("{a} {op} {b}, no, {op2} {c}", "{a} {op} {b}, sorry, {op2} {c}", "what is {a} {op} {b}, no, {op2} {c}",
-              "tell me {a} {op} {b}, no, I mean {op2} {c}", "{a} {op} {b}, I mean {op2} {c}"),
+    "train": ("{a} {op} {b}, no, {op2} {c}", "{a} {op} {b}, sorry, {op2} {c}",
+              "what is {a} {op} {b}, no, {op2} {c}", "tell me {a} {op} {b}, no, I mean {op2} {c}",
+              "{a} {op} {b}, I mean {op2} {c}"),
     "heldout": ("please tell me {a} {op} {b}, no, {op2} {c}", "what is {a} {op} {b}, sorry, I mean {op2} {c}",
                 "now {a} {op} {b}, no, sorry, {op2} {c}"),
 }
@@ -45,8 +48,8 @@ SOUND = {
     "rate": {"train": ("am I speaking fast or slow", "is my speech slow or fast", "do I sound fast or slow",
                        "tell me is my speech fast or slow"),
              "heldout": ("please tell me am I fast or slow", "am I speaking slow or fast")},
-    "pitch": {"train": ("is my voice high or low", "do I sound high or low", "tell me is my voice low or high",
-                        "can you say is my voice high or low"),
+    "pitch": {"train": ("is my voice high or low", "do I sound high or low",
+                        "tell me is my voice low or high", "can you say is my voice high or low"),
               "heldout": ("please tell me is my voice high or low", "do I sound low or high")},
     "loudness": {"train": ("am I loud or quiet", "do I sound loud or quiet", "is my voice quiet or loud",
                            "tell me am I speaking loud or quiet"),
@@ -73,7 +76,8 @@ RECALL_TELL = {
              "heldout": ("now remember my name is {v}", "please remember the name {v}")},
 }
 RECALL_ASK = {
-    kind: {"train": (f"what was my {kind}", f"tell me my {kind}", f"what {kind} did I say", f"say my {kind} again"),
+    kind: {"train": (f"what was my {kind}", f"tell me my {kind}", f"what {kind} did I say",
+                     f"say my {kind} again"),
            "heldout": (f"please tell me my {kind}", f"which {kind} did I say", f"can you say my {kind}")}
     for kind in ("number", "colour", "name")
 }
@@ -82,15 +86,21 @@ RECALL_ASK["colour"]["train"] += ("tell me which colour is my colour",)
 RULES = {
     **{f"call me {title}": {"train": (f"from now on call me {title}", f"please call me {title}",
                                       f"always call me {title}"),
-                            "heldout": (f"now please always call me {title}", f"please call me {title} from now on")}
+                            "heldout": (f"now please always call me {title}",
+                                        f"please call me {title} from now on")}
        for title in ("captain", "doctor", "boss")},
     "one word": {"train": ("from now on answer with one word", "please answer with one word",
                            "always answer with one word"),
-                 "heldout": ("now please always answer with one word", "please answer with one word from now on")},
-    "end with thanks": {"train": ("from now on end with thanks", "please end with thanks", "always end with thanks"),
-                        "heldout": ("now please always end with thanks", "please end with thanks from now on")},
-    "start with okay": {"train": ("from now on start with okay", "please start with okay", "always start with okay"),
-                        "heldout": ("now please always start with okay", "please start with okay from now on")},
+                 "heldout": ("now please always answer with one word",
+                             "please answer with one word from now on")},
+    "end with thanks": {"train": ("from now on end with thanks", "please end with thanks",
+                                  "always end with thanks"),
+                        "heldout": ("now please always end with thanks",
+                                    "please end with thanks from now on")},
+    "start with okay": {"train": ("from now on start with okay", "please start with okay",
+                                  "always start with okay"),
+                        "heldout": ("now please always start with okay",
+                                    "please start with okay from now on")},
 }
 # What is done with the model's own earlier answer -> how it is said. "repeat" or a signed number.
 CONSISTENCY = {
@@ -98,11 +108,13 @@ CONSISTENCY = {
                "heldout": ("please repeat your answer", "can you say your answer again")},
     **{f"+{k}": {"train": (f"add {DIGITS[k]} to your answer", f"now add {DIGITS[k]} to your answer",
                            f"what is your answer plus {DIGITS[k]}"),
-                 "heldout": (f"please add {DIGITS[k]} to your answer", f"tell me your answer plus {DIGITS[k]}")}
+                 "heldout": (f"please add {DIGITS[k]} to your answer",
+                             f"tell me your answer plus {DIGITS[k]}")}
        for k in (1, 2, 3)},
     **{f"-{k}": {"train": (f"take {DIGITS[k]} from your answer", f"now take {DIGITS[k]} from your answer",
                            f"what is your answer minus {DIGITS[k]}"),
-                 "heldout": (f"please take {DIGITS[k]} from your answer", f"tell me your answer minus {DIGITS[k]}")}
+                 "heldout": (f"please take {DIGITS[k]} from your answer",
+                             f"tell me your answer minus {DIGITS[k]}")}
        for k in (1, 2)},
 }
 
@@ -122,8 +134,8 @@ def carrier_split(split: str) -> str:
 def sums() -> dict[str, tuple[Sum, ...]]:
     """The sums (0..9 plus 0..9; minus with a result of at least 0) of each split, disjoint.
 
-    What is held out keeps its mirror in training: of 3 plus 5 and 5 plus 3 one at most, of 8 minus 3 and 8 minus 5
-    one at most.
+    What is held out keeps its mirror in training: of 3 plus 5 and 5 plus 3 one at most, and of 8 minus 3 and
+    8 minus 5.
     """
     shuffle = random.Random(20262)
     pairs = [(a, b) for a in range(1, 10) for b in range(a + 1, 10)]

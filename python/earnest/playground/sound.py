@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How an utterance sounds, measured from its waveform: pitch in Hz, rate in syllables a second, level in dB.
 
-The classes are ranges in these units, the same for every voice, with a gap between neighbours: an utterance that
-falls into a gap has no clear label, and the playground speaks it again.
+The classes are ranges in these units, the same for every voice, with a gap between neighbours: an utterance
+that falls into a gap has no clear label, and the playground speaks it again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def label(ranges: tuple[tuple[str, float, float], ...], value: float) -> str | N
 
 @dataclass(frozen=True)
 class Activity:
-    """When speech is on. active bool [frames] of 10 ms; level_db over the active frames; seconds without pauses."""
+    """When speech is on. active bool [frames] of 10 ms; level_db over those; seconds less pauses."""
 
     active: np.ndarray
     level_db: float
@@ -59,7 +59,7 @@ def activity(pcm: np.ndarray) -> Activity:
 
 
 def median_f0(pcm: np.ndarray) -> float:
-    """Median fundamental frequency in Hz over the voiced frames of 16 kHz speech; 0 where nothing is voiced."""
+    """Median fundamental frequency in Hz over the voiced frames of 16 kHz speech; 0 where none is."""
     f0 = _pitch(np.ascontiguousarray(pcm, np.float32), SAMPLE_RATE).f0
     voiced = f0[f0 > 0]
     return float(np.median(voiced)) if voiced.size else 0.0
@@ -75,7 +75,7 @@ def classify(f0_hz: float, syllables_per_second: float, level_db: float) -> Soun
 
 
 def measure(pcm: np.ndarray, syllables: int) -> Sound | None:
-    """The sound of an utterance of ``syllables`` syllables, or None where one of its properties is unclear."""
+    """The sound of an utterance of ``syllables`` syllables, or None where a property is unclear."""
     speech = activity(pcm)
     if not speech.seconds:
         return None

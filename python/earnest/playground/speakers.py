@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A speaker of a dialogue: says sentences with a wanted pitch, rate and loudness, measured, not merely asked for."""
+"""A speaker of a dialogue: says sentences with a wanted pitch, rate and loudness, as measured."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ import soxr
 from earnest.playground import augment, voices
 from earnest.playground.samples import Sound, Word
 from earnest.playground.sentences import SYLLABLES, syllables_of, words_of
-from earnest.playground.sound import PITCH_HZ, RATE_SYLLABLES, SAMPLE_RATE, activity, classify, label, median_f0
+from earnest.playground.sound import (
+    PITCH_HZ,
+    RATE_SYLLABLES,
+    SAMPLE_RATE,
+    activity,
+    classify,
+    label,
+    median_f0,
+)
 
 # Where targets are drawn: inside the classes of sound.py, away from their edges.
 TARGET_F0 = {"low": (92.0, 116.0), "middle": (144.0, 176.0), "high": (216.0, 300.0)}
@@ -41,7 +49,8 @@ class Speaker(Protocol):
     name: str
     pitches: tuple[str, ...]
 
-    def say(self, sentence: str, rng: np.random.Generator, *, pitch: str, rate: str, loudness: str) -> Utterance: ...
+    def say(self, sentence: str, rng: np.random.Generator, *, pitch: str, rate: str,
+            loudness: str) -> Utterance: ...
 
 
 class EspeakSpeaker:
@@ -56,7 +65,8 @@ class EspeakSpeaker:
         self.pitches = tuple(pitch for pitch, (low, high) in TARGET_F0.items()
                              if max(self._lowest, low) <= min(self._highest, high) * 0.94)
 
-    def say(self, sentence: str, rng: np.random.Generator, *, pitch: str, rate: str, loudness: str) -> Utterance:
+    def say(self, sentence: str, rng: np.random.Generator, *, pitch: str, rate: str,
+            loudness: str) -> Utterance:
         """``sentence`` with the measured labels asked for; deterministic given the generator's state."""
         low, high = TARGET_F0[pitch]
         f0 = _log_uniform(rng, max(low, self._lowest), min(high, self._highest))
@@ -130,7 +140,7 @@ def align(sentence: str, speech: voices.Speech, tract: float, active: np.ndarray
 
 
 def _spoken_run(active: np.ndarray) -> tuple[int, int] | None:
-    """First and last frame of the longest stretch of speech, where a silence of over 120 ms ends a stretch."""
+    """First and last frame of the longest stretch of speech; a silence of over 120 ms ends a stretch."""
     on = np.flatnonzero(active)
     if not on.size:
         return None

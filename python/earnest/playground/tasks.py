@@ -54,7 +54,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Plan:
-    """A dialogue before it is spoken. step: the end of the reasoning. rule: in force from turn ``rule_from`` on."""
+    """A dialogue before it is spoken. step: ends the reasoning. rule: in force from turn ``rule_from`` on."""
 
     task: str
     turns: tuple[Turn, ...]
@@ -100,7 +100,7 @@ def arithmetic(rng: random.Random, split: str) -> Plan:
 def repair(rng: random.Random, split: str) -> Plan:
     """The operation or its second operand is changed in mid-sentence; only the change counts."""
     s = rng.choice(sums()[split])
-    # What is taken back is a sum of the training split, so that no other split's sum is ever heard in training.
+    # What is taken back is a sum of the training split: no other split's sum is ever heard in training.
     first = rng.choice([t for t in sums()["train"] if t[0] == s[0] and t != s])
     say = rng.choice(REPAIR[carrier_split(split)]).format(
         a=DIGITS[s[0]], op=first[1], b=DIGITS[first[2]], op2=s[1], c=DIGITS[s[2]])
@@ -109,7 +109,7 @@ def repair(rng: random.Random, split: str) -> Plan:
 
 
 def sound(rng: random.Random, split: str) -> Plan:
-    """How the speaker sounds, asked aloud or in writing; the world chooses the sound, so the answer stays open."""
+    """How the speaker sounds, asked aloud or in writing; the answer stays open until it is spoken."""
     kind = rng.choice(("rate", "pitch", "loudness"))
     topic = Topic(kind, "", SOUND_CORES[kind])
     if rng.random() < 0.6:
@@ -126,8 +126,8 @@ def recall(rng: random.Random, split: str) -> Plan:
     told = rng.choice(RECALL_TELL[kind][carrier_split(split)]).format(v=value)
     turns = [Turn(told, fixed=UNDERSTOOD)]
     for _ in range(rng.choice((1, 1, 2))):
-        between = _sum_turn(rng, split)[0] if rng.random() < 0.5 else Turn(_neutral(rng, split), fixed=LISTENING)
-        turns.append(between)
+        idle = Turn(_neutral(rng, split), fixed=LISTENING)
+        turns.append(_sum_turn(rng, split)[0] if rng.random() < 0.5 else idle)
     answer = str(DIGITS.index(value)) if kind == "number" else value
     topic = Topic(kind, answer, (f"your {kind} was {{x}}", "you said {x}", "it was {x}"))
     turns.append(Turn(rng.choice(RECALL_ASK[kind][carrier_split(split)]), topic=topic))
@@ -162,10 +162,12 @@ def consistency(rng: random.Random, split: str) -> Plan:
                 continue
             after, step = result(*follow), f"before: {before}. {_equation(*follow)}"
             operands = (before, follow[2])
-        cores = ("I said {x}", "my answer was {x}") if change == "repeat" else ("that makes {x}", "now it is {x}")
+        cores = ("that makes {x}", "now it is {x}")
+        if change == "repeat":
+            cores = ("I said {x}", "my answer was {x}")
         topic = Topic("number", str(after), cores, operands)
-        return Plan("consistency", (first, Turn(rng.choice(CONSISTENCY[change][carrier_split(split)]), topic=topic)),
-                    step)
+        say = rng.choice(CONSISTENCY[change][carrier_split(split)])
+        return Plan("consistency", (first, Turn(say, topic=topic)), step)
 
 
 PLANS: dict[str, Callable[[random.Random, str], Plan]] = {

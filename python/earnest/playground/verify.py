@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of a reply against what is known by construction: the right answer, the standing rule, the remarks made.
+"""Checks of a reply against what is known by construction: the answer, the standing rule, the remarks made.
 
 The checks do not care about form: digits or number words, capitals, punctuation, a sentence or a label.
 """
@@ -71,8 +71,9 @@ def right_answer(topic: Topic, reply: str) -> bool:
     if re.search(r"\b(?:not|isn't|never) (?:\w+ )?" + re.escape(topic.answer) + r"\b", text):
         return False
     if topic.kind == "number":
-        left_out = _EQUATION.sub(lambda m: "" if {int(m[1]), int(m[3])} == set(topic.operands) else m[0], text)
-        given = {int(value) for value in re.findall(r"\d+", left_out)}
+        operands = set(topic.operands)
+        rest = _EQUATION.sub(lambda m: "" if {int(m[1]), int(m[3])} == operands else m[0], text)
+        given = {int(value) for value in re.findall(r"\d+", rest)}
         return given == {int(topic.answer)}
     if topic.kind in _SYNONYMS:
         given_labels = {name for name, words in _SYNONYMS[topic.kind].items()
@@ -88,7 +89,7 @@ def verify(sample: Sample, text: str) -> bool:
 
 
 def acknowledges(sample: Sample, text: str) -> bool:
-    """Whether the reply aptly takes up how the speaker sounds: a true remark on the voice, and no false one."""
+    """Whether the reply aptly takes up how the speaker sounds: a true remark, and no false one."""
     made = remarks(sample.topic, text)
     return bool(made) and made <= set(sample.sounds[-1].salient)
 

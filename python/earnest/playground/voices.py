@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Speech from eSpeak NG, with the time of every word.
 
-eSpeak NG is GPL-3 and optional: it is loaded by ctypes from the package espeakng-loader (extra "voice"). The library
-carries state from one utterance into the next (the phase of its flutter, of its noise), so the same words would
-never sound the same twice. A fresh copy of the library is loaded for every utterance; that takes 0.4 ms and makes
-speech a pure function of its arguments.
+eSpeak NG is GPL-3 and optional: it is loaded by ctypes from the package espeakng-loader (extra "voice"). The
+library carries state from one utterance into the next (the phase of its flutter, of its noise), so the same
+words would never sound the same twice. A fresh copy of the library is loaded for every utterance; that takes
+0.4 ms and makes speech a pure function of its arguments.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _EVENT_LIST_END, _EVENT_WORD = 0, 1
 
 @dataclass(frozen=True)
 class Voice:
-    """What steering a voice needs: its F0 in Hz at eSpeak's pitch 3, 50 and 97, and its syllables a second at 175
-    words a minute. What a turn is labelled is measured from its waveform, never taken from here."""
+    """What steering a voice needs: its F0 in Hz at eSpeak's pitch 3, 50 and 97, and its syllables a second at
+    175 words a minute. What a turn is labelled is measured from its waveform, never taken from here."""
 
     f0: tuple[float, float, float]
     pace: float = 4.15
@@ -42,9 +42,11 @@ class Voice:
 # cycles (their pitch is heard, and measured, an octave lower).
 VOICES: dict[str, dict[str, Voice]] = {
     "train": {
-        "Annie": Voice((173, 225, 327)), "aunty": Voice((83, 174, 347)), "belinda": Voice((134, 225, 400), 4.4),
+        "Annie": Voice((173, 225, 327)), "aunty": Voice((83, 174, 347)),
+        "belinda": Voice((134, 225, 400), 4.4),
         "f2": Voice((127, 188, 311)), "f5": Voice((129, 200, 338)), "grandma": Voice((141, 192, 293)),
-        "steph": Voice((107, 182, 326), 4.4), "Nguyen": Voice((105, 144, 222)), "Marco": Voice((85, 127, 210), 3.07),
+        "steph": Voice((107, 182, 326), 4.4), "Nguyen": Voice((105, 144, 222)),
+        "Marco": Voice((85, 127, 210), 3.07),
         "Denis": Voice((77, 96, 162)), "Gene2": Voice((80, 113, 196), 4.5), "Reed": Voice((80, 113, 183)),
         "adam": Voice((80, 99, 164)), "gustave": Voice((87, 102, 167)), "klatt4": Voice((80, 99, 164)),
         "m1": Voice((73, 90, 149)), "m2": Voice((72, 98, 171)), "m3": Voice((84, 101, 166)),
@@ -56,7 +58,8 @@ VOICES: dict[str, dict[str, Voice]] = {
                    "Michael": Voice((89, 103, 163))},
     "heldout": {"Alicia": Voice((161, 242, 400), 3.62), "f4": Voice((112, 174, 296)),
                 "shelby": Voice((129, 170, 254)), "ed": Voice((85, 121, 196), 4.5),
-                "Jacky": Voice((86, 109, 178), 4.35), "klatt3": Voice((80, 99, 164)), "m6": Voice((78, 98, 165)),
+                "Jacky": Voice((86, 109, 178), 4.35), "klatt3": Voice((80, 99, 164)),
+                "m6": Voice((78, 98, 165)),
                 "miguel": Voice((79, 107, 172), 4.4)},
 }
 ACCENTS = ("gmw/en", "gmw/en-029")  # names that eSpeak finds without scanning all its voices
@@ -72,7 +75,8 @@ class _Event(ctypes.Structure):
                 ("user_data", ctypes.c_void_p), ("id", _Id))
 
 
-_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
+_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int,
+                             ctypes.POINTER(_Event))
 _lock = threading.Lock()
 
 
@@ -101,7 +105,7 @@ def check_available() -> None:
 
 def speak(text: str, voice: str, *, rate: int = 175, pitch: int = 50, pitch_range: int = 50,
           seed: int = 1) -> Speech:
-    """``text`` spoken by ``voice`` (eSpeak's name, "gmw/en+f2"); rate in words a minute, pitch and range 0..99."""
+    """``text`` spoken by ``voice`` ("gmw/en+f2"); rate in words a minute, pitch and its range 0..99."""
     library_path, data_path = _paths()
     chunks: list[np.ndarray] = []
     starts: list[tuple[int, int, float]] = []
@@ -111,8 +115,9 @@ def speak(text: str, voice: str, *, rate: int = 175, pitch: int = 50, pitch_rang
             chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
         i = 0
         while events[i].type != _EVENT_LIST_END:
-            if events[i].type == _EVENT_WORD:
-                starts.append((events[i].text_position - 1, events[i].length, events[i].audio_position / 1000))
+            event = events[i]
+            if event.type == _EVENT_WORD:
+                starts.append((event.text_position - 1, event.length, event.audio_position / 1000))
             i += 1
         return 0
 
@@ -150,7 +155,8 @@ def _word_seconds(word: str) -> float:
 def words_per_minute(sentence: str, seconds: float, pace: float) -> float:
     """The rate to ask for, so that a voice of this pace speaks for about ``seconds`` (pauses left out).
 
-    Within 6% (one standard deviation), from a fit to 700 sentences of the playground at 90 to 340 words a minute.
+    Within 6% (one standard deviation), from a fit to 700 of the playground's sentences at 90 to 340 words a
+    minute.
     """
     words = sentence.replace(",", "").split()
     alone = sum(_word_seconds(word) for word in words)

@@ -24,7 +24,7 @@ _SPEAKERS = 8  # tried until one speaks a dialogue as wanted
 class World:
     """Spoken dialogues with labels known by construction.
 
-    seed: of everything drawn. voices: "espeak", or the path of recorded words (see recordings.py). tasks: those to
+    seed: of everything drawn. voices: "espeak", or the path of recorded words (recordings.py). tasks: those to
     draw from, in turn by index. listener_seed: of the listener's noise in ``comparison``.
     """
 
@@ -50,7 +50,7 @@ class World:
         return compose(plan, utterances, f"{self.seed}-{split}-{index}", rng)
 
     def comparison(self, split: str, index: int) -> Comparison:
-        """Two replies to ``sample(split, index)``, compared by the listener; pure. Rubric for half of them."""
+        """Two replies to ``sample(split, index)``, compared by the listener; pure. Half have a rubric."""
         sample = self.sample(split, index)
         rng = self._random(split, index, "comparison")
         good, bad = sample.replies, replies.distractors(sample, rng)
@@ -70,7 +70,7 @@ class World:
                       step, topic.answer, said[:3], (), (), None, topic)
 
     def corpus(self, count: int = 4000) -> Iterator[str]:
-        """All kinds of text that the world writes: questions, reasoning, replies, criteria. For a tokenizer."""
+        """All kinds of text the world writes (questions, thoughts, replies, criteria), for a tokenizer."""
         yield from CRITERIA
         yield from VOCABULARY
         for index in range(count):
@@ -92,16 +92,17 @@ class World:
         return random.Random(f"{self.seed}|{split}|{index}|{stream}")
 
     def _speak(self, plan: tasks.Plan, rng: random.Random, split: str, index: int) -> tuple[Utterance, ...]:
-        """Every turn in one voice, each in a manner of its own, so that no earlier reply tells the last one's."""
+        """Every turn in one voice, each in a manner of its own: no earlier reply tells the last one's."""
         generator = np.random.default_rng([self.seed, SPLITS.index(split), index])
         last, last_pitch = len(plan.turns) - 1, rng.choice(_PITCHES)
         manners = [(rng.choice(_RATES), rng.choice(_LEVELS)) for _ in plan.turns]
         for _ in range(_SPEAKERS):
             speaker = espeak_speaker(rng, split, last_pitch)
             try:
-                return tuple(speaker.say(turn.say, generator, rate=rate, loudness=loudness,
-                                         pitch=last_pitch if i == last else rng.choice(speaker.pitches))
-                             for i, (turn, (rate, loudness)) in enumerate(zip(plan.turns, manners, strict=True)))
+                pitches = [*(rng.choice(speaker.pitches) for _ in range(last)), last_pitch]
+                spoken = zip(plan.turns, pitches, manners, strict=True)
+                return tuple(speaker.say(turn.say, generator, pitch=pitch, rate=rate, loudness=loudness)
+                             for turn, pitch, (rate, loudness) in spoken)
             except OutOfReach:
                 continue
         raise OutOfReach(f"no voice says {[turn.say for turn in plan.turns]} as {manners}, {last_pitch}")
@@ -121,7 +122,7 @@ def _check_voices(source: str | Path) -> None:
 
 
 def compose(plan: tasks.Plan, utterances: tuple[Utterance, ...], name: str, rng: random.Random) -> Sample:
-    """The sample of a plan that was spoken: earlier turns answered truthfully, the last one to be answered."""
+    """The sample of a plan that was spoken: earlier turns are answered truthfully, the last one is not."""
     messages: list[Message] = []
     for i, (turn, utterance) in enumerate(zip(plan.turns, utterances, strict=True)):
         audio = Audio(pcm=utterance.pcm)
