@@ -3,3 +3,40 @@
 error against float64 is at most `FACTOR` times that of plain same-precision arithmetic, plus a floor of rounding."""
 
 FACTOR = 2.0
+
+MODEL = {
+    # Relative to the largest value. Encoder and adaptor in float32 against float64: some ten layers of rounding.
+    "hearing": 2e-5,
+    # Gradients of the same, relative to the largest of each weight.
+    "gradient": 1e-4,
+    # Two float32 implementations of the same network: Whisper encoders, SmolLM2 as Qwen2.
+    "whisper": 1e-5,
+    "qwen2": 3e-5,
+    # A token's log-probability: between implementations, and cached against uncached.
+    "logp": 2e-4,
+    "cached": 2e-5,
+}
+
+# T1 and T4 of the testbeds. Arithmetic is float64 inside, so float32 is off by the rounding of what it stores.
+PPO = {
+    "loss": {"float64": 1e-9, "float32": 1e-5},  # relative, losses and gradients against autograd in float64
+    "gae": {"float64": 1e-12, "float32": 1e-6},  # absolute, entries of order 1, against the O(n^2) definition
+    "first_step": 1e-8,  # T3: mean first-step gradient against the enumerated one
+    "bandit": 1e-3,  # T2: total variation to the fixed point
+}
+
+# Absolute, for entries of order 1 (standard normal q, k, v, grad_out), against the definition in float64. Beside these
+# floors every case must stay within FACTOR of torch's own attention in the same precision.
+ATTENTION = {
+    "forward": {"float32": 2e-6, "float64": 5e-15, "bfloat16": 1e-2},
+    "backward": {"float32": 2e-5, "float64": 5e-14, "bfloat16": 6e-2},
+    "lse": {"float32": 2e-6, "float64": 4e-15, "bfloat16": 2e-6},
+}
+
+# Log10 units of power (1 is 10 dB), and Whisper's scale, on which they are divided by 4. A band eight decades
+# below the loudest of its frame is rounding noise of the transform; the normaliser cuts there.
+LOGMEL = {
+    "floor": 1e-5,  # beside FACTOR times the error of torch's float32 STFT
+    "short": 1e-3,  # raw features of clips of a few samples
+    "whisper": 1e-4,  # normalised features, against float64 and against transformers
+}
