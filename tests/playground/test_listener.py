@@ -17,7 +17,8 @@ def sample(kind="number", answer="8", rule=None, rate="fast", pitch="high", loud
     sound = Sound(250.0, 7.0, -27.0, pitch, rate, loudness)
     audio = Audio(pcm=np.zeros(160, np.float32))
     replies = (Reply(f"{answer}.", 0.0),)
-    return Sample("s", "arithmetic", (Message.user(audio),), "", answer, replies, (sound,), ((),), None, topic, rule)
+    messages = (Message.user(audio),)
+    return Sample("s", "arithmetic", messages, "", answer, replies, (sound,), ((),), None, topic, rule)
 
 
 @pytest.mark.parametrize("text", ["8", "Eight.", "It is eight!", "3 plus 5 is 8.", "three + five = 8",

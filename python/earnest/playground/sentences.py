@@ -20,12 +20,12 @@ THINGS = ("bird", "house", "car", "door")
 # Syllables of every word that is spoken; its keys are the vocabulary.
 SYLLABLES = {
     word: count for count, words in (
-        (1, "one two three four five six eight nine plus minus what is how much tell me please can you say now"
-            " am I or my voice high low loud fast slow speech do sound red blue green black white bird house"
-            " car door see the was name which did from on call boss word end with thanks start your add to take"
-            " no mean"),
-        (2, "zero seven speaking quiet yellow anna peter oscar number colour captain doctor always answer again"
-            " sorry repeat okay"),
+        (1, "one two three four five six eight nine plus minus what is how much tell me please can you say"
+            " now am I or my voice high low loud fast slow speech do sound red blue green black white bird"
+            " house car door see the was name which did from on call boss word end with thanks start your"
+            " add to take no mean"),
+        (2, "zero seven speaking quiet yellow anna peter oscar number colour captain doctor always answer"
+            " again sorry repeat okay"),
         (3, "maria remember"),
     ) for word in words.split()
 }

@@ -24,8 +24,8 @@ _SPEAKERS = 8  # tried until one speaks a dialogue as wanted
 class World:
     """Spoken dialogues with labels known by construction.
 
-    seed: of everything drawn. voices: "espeak", or the path of recorded words (recordings.py). tasks: those to
-    draw from, in turn by index. listener_seed: of the listener's noise in ``comparison``.
+    seed: of everything drawn. voices: "espeak", or the path of recorded words. tasks: those to draw
+    from, in turn by index. listener_seed: of the listener's noise in ``comparison``.
     """
 
     def __init__(self, seed: int = 0, voices: str | Path = "espeak", tasks: tuple[str, ...] = TASKS,
