@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/logmel/logmel.h"
+
+#include <algorithm>
+#include <cmath>
+#include <new>
+
+#include "kernels/common/cpu_tier.h"
+#include "kernels/common/thread_pool.h"
+#include "kernels/logmel/logmel_backend.h"
+#include "kernels/logmel/logmel_cuda.h"
+#include "kernels/logmel/signal.h"
+
+namespace earnest::logmel {
+namespace {
+
+constexpr int64_t kFramesPerTask =
+    256;  // a multiple of every back end's lanes, and work enough to wake a thread for
+
+Status choose(Device device, const Backend** backend) {
+  if (device == Device::kCuda) return unsupported_cuda();
+  CpuTier tier;
+  if (Status status = current_cpu_tier(&tier); !status.ok()) return status;
+  *backend = &scalar::kBackend;
+#if defined(__x86_64__)
+  if (tier == CpuTier::kAvx2) *backend = &avx2::kBackend;
+  if (tier == CpuTier::kAvx512) *backend = &avx512::kBackend;
+#endif
+  return {};
+}
+
+Status check_n_mels(int n_mels) {
+  if (n_mels >= 1 && n_mels <= kMaxMels) return {};
+  return invalid_argument("logmel", "n_mels", "1 to 256", std::to_string(n_mels));
+}
+
+// `before` samples of the same stream were checked earlier; the place of a bad one counts from the stream's
+// start.
+Status check_samples(const Backend& backend, const float* pcm, int64_t samples, int64_t before) {
+  if (samples < 0 || (samples > 0 && pcm == nullptr)) {
+    return invalid_argument("logmel", "pcm", "samples", "a null pointer or a negative number of them");
+  }
+  if (backend.in_range(pcm, samples)) return {};
+  const float* wrong =
+      std::find_if(pcm, pcm + samples, [](float x) { return !(std::abs(x) <= kMaxMagnitude); });
+  const std::string place = " at sample " + std::to_string(before + (wrong - pcm));
+  const std::string value = std::isnan(*wrong) ? "nan" : std::isinf(*wrong) ? "inf" : std::to_string(*wrong);
+  return invalid_argument("logmel", "pcm", "finite samples of magnitude at most 1e15", value + place);
+}
+
+Status out_of_memory() { return {StatusCode::kOutOfMemory, "[logmel] memory: expected some left, got none"}; }
+
+// Frames [begin, end) to columns 0 .. of out.
+void compute(const Backend& backend, const Tables& tables, const Signal& signal, int64_t begin, int64_t end,
+             float* out, int64_t stride) {
+  alignas(64) float scratch[kMaxLanes][kWindow];
+  const float* frames[kMaxLanes];
+  for (int64_t t = begin; t < end; t += backend.lanes) {
+    const int count = static_cast<int>(std::min<int64_t>(backend.lanes, end - t));
+    for (int lane = 0; lane < backend.lanes; ++lane) {  // idle lanes repeat the last frame
+      frames[lane] = lane < count ? signal.frame(t + lane, scratch[lane]) : frames[count - 1];
+    }
+    backend.tile(tables, frames, count, out + (t - begin), stride);
+  }
+}
+
+}  // namespace
+
+int64_t frame_count(int64_t samples, Padding padding) { return (samples + appended_zeros(padding)) / kHop; }
+
+Status which(Device device, std::string* name) {
+  const Backend* backend = nullptr;
+  if (Status status = choose(device, &backend); !status.ok()) return status;
+  CpuTier tier;
+  if (Status status = current_cpu_tier(&tier); !status.ok()) return status;
+  *name = std::string("cpu/") + name_of(tier);
+  return {};
+}
+
+Status run(const Params& params) {
+  const Backend* backend = nullptr;
+  if (Status status = choose(params.device, &backend); !status.ok()) return status;
+  if (Status status = check_n_mels(params.n_mels); !status.ok()) return status;
+  if (params.samples == 0) return invalid_argument("logmel", "pcm", "at least one sample", "none");
+  if (Status status = check_samples(*backend, params.pcm, params.samples, 0); !status.ok()) return status;
+  const int64_t frames = frame_count(params.samples, params.padding);
+  if (frames == 0) return {};
+  if (params.out == nullptr)
+    return invalid_argument("logmel", "out", "memory for the frames", "a null pointer");
+  const Tables* tables = tables_for(params.n_mels);
+  if (tables == nullptr) return out_of_memory();
+  const Signal signal{params.pcm, 0, params.samples, params.samples + appended_zeros(params.padding)};
+  parallel_for((frames + kFramesPerTask - 1) / kFramesPerTask, [&](int64_t task) {
+    const int64_t begin = task * kFramesPerTask;
+    const int64_t end = std::min(frames, begin + kFramesPerTask);
+    compute(*backend, *tables, signal, begin, end, params.out + begin, frames);
+  });
+  return {};
+}
+
+Status normalize(Device device, const float* raw, int64_t count, float* out) {
+  const Backend* backend = nullptr;
+  if (Status status = choose(device, &backend); !status.ok()) return status;
+  if (count < 0 || (count > 0 && (raw == nullptr || out == nullptr))) {
+    return invalid_argument("logmel", "raw", "features", "a null pointer or a negative number of them");
+  }
+  if (count > 0) backend->normalize(raw, count, out);
+  return {};
+}
+
+Status Stream::create(Device device, int n_mels, Padding padding, std::unique_ptr<Stream>* stream) {
+  const Backend* backend = nullptr;
+  if (Status status = choose(device, &backend); !status.ok()) return status;
+  if (Status status = check_n_mels(n_mels); !status.ok()) return status;
+  stream->reset(new (std::nothrow) Stream(n_mels, padding));
+  if (*stream == nullptr || tables_for(n_mels) == nullptr) return out_of_memory();
+  return {};
+}
+
+Status Stream::push(const float* pcm, int64_t samples) {
+  const Backend* backend = nullptr;
+  if (Status status = choose(Device::kCpu, &backend); !status.ok()) return status;
+  if (finished_) return invalid_argument("logmel", "push", "a stream that is not finished", "one that is");
+  if (Status status = check_samples(*backend, pcm, samples, pushed_); !status.ok()) return status;
+  try {
+    // What no later frame needs goes first, so that a stream that is read holds little.
+    const int64_t needed = std::max<int64_t>(0, kHop * next_ - kWindow / 2);
+    if (const int64_t unused = std::min(needed, pushed_) - first_; unused > 0) {
+      held_.erase(held_.begin(), held_.begin() + unused);
+      first_ += unused;
+    }
+    held_.insert(held_.end(), pcm, pcm + samples);
+  } catch (const std::bad_alloc&) {
+    return out_of_memory();
+  }
+  pushed_ += samples;
+  return {};
+}
+
+Status Stream::finish() {
+  if (finished_) return invalid_argument("logmel", "finish", "a stream that is not finished", "one that is");
+  if (pushed_ == 0) return invalid_argument("logmel", "pcm", "at least one sample", "none");
+  finished_ = true;
+  return {};
+}
+
+int64_t Stream::ready() const {
+  if (finished_) return frame_count(pushed_, padding_) - next_;
+  // The first frame that needs more; one whose left half is reflected needs sample 200 as well.
+  const int64_t whole = pushed_ <= kWindow / 2 ? 0 : (pushed_ - kWindow / 2) / kHop + 1;
+  return whole - next_;
+}
+
+Status Stream::read(int64_t frames, float* out) {
+  const Backend* backend = nullptr;
+  if (Status status = choose(Device::kCpu, &backend); !status.ok()) return status;
+  if (frames < 0 || frames > ready()) {
+    const std::string expected = "at most the " + std::to_string(ready()) + " that are ready";
+    return invalid_argument("logmel", "frames", expected, std::to_string(frames));
+  }
+  if (frames == 0) return {};
+  if (out == nullptr) return invalid_argument("logmel", "out", "memory for the frames", "a null pointer");
+  const Signal signal{held_.data(), first_, pushed_, pushed_ + (finished_ ? appended_zeros(padding_) : 0)};
+  compute(*backend, *tables_for(n_mels_), signal, next_, next_ + frames, out, frames);
+  next_ += frames;
+  return {};
+}
+
+}  // namespace earnest::logmel

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernels/logmel/tables.h"
+
+#include <array>
+#include <cmath>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <utility>
+#include <vector>
+
+#include "kernels/logmel/logmel.h"
+
+namespace earnest::logmel {
+namespace {
+
+const double kTau = 2.0 * std::acos(-1.0);
+
+Complex turn(int numerator, int denominator) {
+  const double angle = -kTau * numerator / denominator;
+  return {static_cast<float>(std::cos(angle)), static_cast<float>(std::sin(angle))};
+}
+
+// Slaney's scale: linear below 1000 Hz, logarithmic above.
+double mel_to_hz(double mel) {
+  constexpr double kLinear = 200.0 / 3.0, kBreak = 15.0;
+  return mel < kBreak ? kLinear * mel : 1000.0 * std::exp((mel - kBreak) * std::log(6.4) / 27.0);
+}
+
+double highest_mel() { return 15.0 + std::log(8.0) * 27.0 / std::log(6.4); }  // of 8000 Hz
+
+void fill_transform(Tables* tables) {
+  for (int j = 0; j < kWindow; ++j) {
+    tables->half_window[j] = static_cast<float>(0.25 - 0.25 * std::cos(kTau * j / kWindow));
+  }
+  for (int n = 0; n < 25; ++n) {
+    for (int k = 0; k < 8; ++k) tables->turn_200[n][k] = turn(n * k, 200);
+  }
+  for (int b = 0; b < 5; ++b) {
+    for (int c = 0; c < 5; ++c) tables->turn_25[b][c] = turn(b * c, 25);
+  }
+  for (int k = 0; k <= 100; ++k) tables->turn_400[k] = turn(k, 400);
+}
+
+struct OwnedTables : Tables {
+  std::vector<Filter> filter_storage;
+  std::vector<float> weight_storage;
+};
+
+void fill_filters(OwnedTables* tables) {
+  for (int m = 0; m < tables->n_mels; ++m) {
+    Tables::Filter filter = {0, 0,
+                             static_cast<int>(tables->weight_storage.size())};  // empty between two bins
+    for (int k = 0; k < kBins; ++k) {
+      const double weight = slaney_weight(tables->n_mels, m, k);
+      if (weight == 0.0) continue;
+      if (filter.count++ == 0) filter.first = k;
+      tables->weight_storage.push_back(static_cast<float>(weight));
+    }
+    tables->filter_storage.push_back(filter);
+  }
+  tables->filters = tables->filter_storage.data();
+  tables->weights = tables->weight_storage.data();
+}
+
+}  // namespace
+
+double slaney_weight(int n_mels, int m, int k) {
+  const double step = highest_mel() / (n_mels + 1);
+  const double low = mel_to_hz(step * m), peak = mel_to_hz(step * (m + 1)), high = mel_to_hz(step * (m + 2));
+  const double hz = 40.0 * k;
+  const double height = std::fmin((hz - low) / (peak - low), (high - hz) / (high - peak));
+  return height > 0.0 ? height * 2.0 / (high - low) : 0.0;
+}
+
+const Tables* tables_for(int n_mels) {
+  static std::array<std::unique_ptr<const OwnedTables>, kMaxMels + 1> built;
+  static std::mutex mutex;
+  const std::lock_guard<std::mutex> lock(mutex);
+  auto& slot = built[static_cast<size_t>(n_mels)];
+  if (slot != nullptr) return slot.get();
+  try {
+    auto tables = std::make_unique<OwnedTables>();
+    tables->n_mels = n_mels;
+    fill_transform(tables.get());
+    fill_filters(tables.get());
+    slot = std::move(tables);
+  } catch (const std::bad_alloc&) {
+    return nullptr;
+  }
+  return slot.get();
+}
+
+}  // namespace earnest::logmel
