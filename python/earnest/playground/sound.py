@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import soxr
 
 from earnest.features import Pitch
 from earnest.playground.samples import Sound
@@ -60,7 +61,8 @@ def activity(pcm: np.ndarray) -> Activity:
 
 def median_f0(pcm: np.ndarray) -> float:
     """Median fundamental frequency in Hz over the voiced frames of 16 kHz speech; 0 where none is."""
-    f0 = _pitch(np.ascontiguousarray(pcm, np.float32), SAMPLE_RATE).f0
+    # pitch lies in the lowest kilohertz: a short filter does for the halving of the rate
+    f0 = _pitch(soxr.resample(pcm, SAMPLE_RATE, SAMPLE_RATE // 2, quality="LQ"), SAMPLE_RATE // 2).f0
     voiced = f0[f0 > 0]
     return float(np.median(voiced)) if voiced.size else 0.0
 

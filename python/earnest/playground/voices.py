@@ -46,21 +46,21 @@ VOICES: dict[str, dict[str, Voice]] = {
         "belinda": Voice((134, 225, 400), 4.4),
         "f2": Voice((127, 188, 311)), "f5": Voice((129, 200, 338)), "grandma": Voice((141, 192, 293)),
         "steph": Voice((107, 182, 326), 4.4), "Nguyen": Voice((105, 144, 222)),
-        "Marco": Voice((85, 127, 210), 3.07),
-        "Denis": Voice((77, 96, 162)), "Gene2": Voice((80, 113, 196), 4.5), "Reed": Voice((80, 113, 183)),
+        "Marco": Voice((85, 127, 210), 3.5),
+        "Denis": Voice((77, 96, 162)), "Gene2": Voice((80, 113, 196), 4.35), "Reed": Voice((80, 113, 183)),
         "adam": Voice((80, 99, 164)), "gustave": Voice((87, 102, 167)), "klatt4": Voice((80, 99, 164)),
-        "m1": Voice((73, 90, 149)), "m2": Voice((72, 98, 171)), "m3": Voice((84, 101, 166)),
+        "m1": Voice((73, 90, 149)), "m2": Voice((72, 98, 171), 4.05), "m3": Voice((84, 101, 166)),
         "m4": Voice((78, 90, 147), 3.95), "m7": Voice((86, 102, 163)), "norbert": Voice((78, 99, 166), 4.3),
         "travis": Voice((85, 98, 159)), "marcelo": Voice((88, 94, 144)), "croak": Voice((78, 98, 170)),
     },
     "validation": {"linda": Voice((134, 225, 400), 4.3), "steph3": Voice((107, 182, 326), 4.5),
                    "pablo": Voice((82, 109, 176), 4.25), "max": Voice((81, 99, 164)),
                    "Michael": Voice((89, 103, 163))},
-    "heldout": {"Alicia": Voice((161, 242, 400), 3.62), "f4": Voice((112, 174, 296)),
-                "shelby": Voice((129, 170, 254)), "ed": Voice((85, 121, 196), 4.5),
+    "heldout": {"Alicia": Voice((161, 242, 400), 3.62), "f4": Voice((112, 174, 296), 3.95),
+                "shelby": Voice((129, 170, 254)), "ed": Voice((85, 121, 196), 4.4),
                 "Jacky": Voice((86, 109, 178), 4.35), "klatt3": Voice((80, 99, 164)),
                 "m6": Voice((78, 98, 165)),
-                "miguel": Voice((79, 107, 172), 4.4)},
+                "miguel": Voice((79, 107, 172), 4.25)},
 }
 ACCENTS = ("gmw/en", "gmw/en-029")  # names that eSpeak finds without scanning all its voices
 
@@ -155,10 +155,10 @@ def _word_seconds(word: str) -> float:
 def words_per_minute(sentence: str, seconds: float, pace: float) -> float:
     """The rate to ask for, so that a voice of this pace speaks for about ``seconds`` (pauses left out).
 
-    Within 6% (one standard deviation), from a fit to 700 of the playground's sentences at 90 to 340 words a
+    Within 7% (one standard deviation), from a fit to 700 of the playground's sentences at 90 to 340 words a
     minute.
     """
     words = sentence.replace(",", "").split()
     alone = sum(_word_seconds(word) for word in words)
-    at_one = 174 * alone - 17.7 * len(words) + 34.2 * sentence.count(",") + 24.5
+    at_one = 178 * alone - 18.1 * len(words) + 35.0 * sentence.count(",") + 25.1
     return at_one / seconds * 4.15 / pace
