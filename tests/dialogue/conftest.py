@@ -3,8 +3,13 @@
 
 import pytest
 from dialogue_corpus import CORPUS
+from hypothesis import settings
 
 from earnest.dialogue import Tokenizer
+
+# A busy machine makes single calls slow, which says nothing about what they compute.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session")

@@ -77,7 +77,7 @@ class DialogueDataset:
         if self._features is None:
             from earnest.features import LogMel
 
-            self._features = LogMel(n_mels=self._n_mels, padding="step-audio")
+            self._features = LogMel(n_mels=self._n_mels, padding="step_audio")
         return torch.as_tensor(self._features(np.ascontiguousarray(chunk)))
 
     def _hear(self, audio: Audio) -> list[torch.Tensor]:

@@ -147,6 +147,22 @@ def _render_tools(writer: _Writer, messages: Sequence[Message], tools: Sequence[
     writer.special(EOT)
 
 
+def _render_turn(writer: _Writer, message: Message) -> None:
+    writer.special(BOT)
+    writer.text("human\n" if message.role == "user" else f"{message.role}\n")
+    writer.content(message)
+    writer.special(EOT)
+
+
+def _render_prompt(writer: _Writer, *, think: bool) -> None:
+    writer.special(BOT)
+    writer.text("assistant\n")
+    writer.seam()
+    if think:
+        writer.thought("", closed=False)
+    writer.out.inside_thought = think
+
+
 def _render_assistant(
     writer: _Writer, message: Message, reasoning: str | None, *, train: bool, close: bool
 ) -> None:
@@ -254,36 +270,22 @@ def render(
     if tools:
         _render_tools(writer, messages, tools)
     for i, message in enumerate(messages):
-        if i == 0 and tools and message.role == "system":
-            continue
+        final = i == len(messages) - 1
         if message.role != "assistant":
-            if compat and message.role == "function_output":
-                continue
-            writer.special(BOT)
-            writer.text("human\n" if message.role == "user" else f"{message.role}\n")
-            writer.content(message)
-            writer.special(EOT)
-        elif continue_final and i == len(messages) - 1:
+            dropped = compat and message.role == "function_output"
+            if not dropped and not (i == 0 and tools and message.role == "system"):
+                _render_turn(writer, message)
+        elif continue_final and final:
             _render_prefill(writer, message)
         else:
             trained = train == "all" or (train == "last" and i == turns[-1])
             reasoning = "" if message.reasoning is None and empty_think and trained else message.reasoning
-            if history == "strip" and i < len(messages) - 1:
+            if history == "strip" and not final:
                 reasoning = None
-            _render_assistant(
-                writer,
-                message,
-                reasoning,
-                train=trained,
-                close=not compat or (close_last and i == len(messages) - 1),
-            )
+            close = not compat or (close_last and final)
+            _render_assistant(writer, message, reasoning, train=trained, close=close)
     if generation_prompt:
-        writer.special(BOT)
-        writer.text("assistant\n")
-        writer.seam()
-        if generation_prompt == "think" or (generation_prompt is True and compat):
-            writer.thought("", closed=False)
-            writer.out.inside_thought = True
+        _render_prompt(writer, think=generation_prompt == "think" or (generation_prompt is True and compat))
     writer.seam()
     return writer.out
 

@@ -128,7 +128,10 @@ class Tokenizer:
         return Tokenizer, (self._definition,)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, none of which is a special token."""
+        """The ids of a text, none of which is a special token.
+
+        Decoding gives the text back, unless the vocabulary has a normaliser (Qwen composes characters: NFC).
+        """
         return self._text.encode(text, add_special_tokens=False).ids
 
     def token_bytes(self, token: int, *, skip_special: bool = True) -> bytes:
@@ -138,7 +141,7 @@ class Tokenizer:
         return self._bytes.get(token, b"")
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        """The text of ids. Bytes that are no UTF-8 become U+FFFD (`TextStream` waits for their rest)."""
+        """The text of ids. Bytes that are no UTF-8 become U+FFFD (`TextStream` waits for the rest)."""
         joined = b"".join(self.token_bytes(int(token), skip_special=skip_special) for token in ids)
         return joined.decode("utf-8", errors="replace")
 
