@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Judge training: from comparisons to a generative reward model.
+
+Both orders of each pair stand in the same batch with mirrored verdicts, so that a preference for a position costs as much
+as it could gain. The verdict's loss is cross-entropy over the ordinal levels; where a case knows its reasoning, the notes
+are learnt too, since at reward time the judge writes them itself. After training, the temperature of the verdict logits is
+fitted on the validation split, and everything reported is measured on the held-out one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from earnest import ops
+from earnest.checkpoint import write_atomic
+from earnest.dialogue import Tokenizer
+from earnest.evaluate.calibration import fit_temperature, judge_report
+from earnest.learn.hearing import Hearing
+from earnest.learn.judge import PHI, Judge, Question, judge_prompt, verdict_ids
+from earnest.learn.policy import pack_masked
+from earnest.learn.render import to_answer, to_learn
+from earnest.learn.rollout import thoughts
+from earnest.learn.types import Prompt
+from earnest.model import AudioLM
+from earnest.run import Run, seed_everything
+from earnest.settings import RunSettings, setting
+from earnest.stages.comparisons import Compared, load_comparisons
+from earnest.stages.source import DataSettings, load_model, save_model, trained
+from earnest.stages.supervised import OptimiserSettings, optimiser_step
+
+CALIBRATION_FILE = "judge.json"
+
+
+@dataclass(frozen=True)
+class Settings:
+    model: str = setting("", "the model folder to start from, such as runs/demo/sft")
+    steps: int = setting(250, at_least=1)
+    batch: int = setting(24, "comparisons in a step, each in both orders", at_least=1)
+    notes_weight: float = setting(0.3, "of the loss on the judge's notes", at_least=0)
+    seed: int = setting(0, at_least=0)
+    data: DataSettings = field(default_factory=lambda: DataSettings(cases=3000))
+    checks: int = setting(400, "comparisons of the validation and of the held-out split", at_least=1)
+    optimiser: OptimiserSettings = field(default_factory=lambda: OptimiserSettings(lr=5e-4))
+    run: RunSettings = field(default_factory=RunSettings)
+
+
+def main(settings: Settings, run_dir: Path) -> None:
+    with Run(run_dir, settings) as run:
+        if run.finished:
+            return
+        seed_everything(settings.seed)
+        model, tokenizer = load_model(settings.model)
+        n_mels = model.config.audio_encoder_config.n_mels
+        compared = load_comparisons(settings.data, n_mels, split="train", phase="comparisons")
+        hearing = Hearing(model)
+        train(run, settings, model, tokenizer, hearing, compared)
+        report = check(settings, model, tokenizer, hearing, n_mels)
+        save_model(run, model, tokenizer)
+        write_atomic(run_dir / CALIBRATION_FILE, json.dumps(report, indent=1) + "\n")
+        run.finish(**{key: value for key, value in report.items() if isinstance(value, int | float)})
+
+
+def load_judge(folder: str | Path, hearing: Hearing | None = None) -> Judge:
+    """The judge of a run folder, calibrated. `hearing` may be shared where the encoder is the same frozen one."""
+    model, tokenizer = load_model(folder, train=False)
+    file = Path(folder) / CALIBRATION_FILE
+    temperature = json.loads(file.read_text())["temperature"] if file.is_file() else 1.0
+    return Judge(model, tokenizer, hearing or Hearing(model), temperature=temperature)
+
+
+def train(
+    run: Run, settings: Settings, model: AudioLM, tokenizer: Tokenizer, hearing: Hearing, compared: Sequence[Compared]
+) -> None:
+    parameters = trained(model)
+    adamw = settings.optimiser.build(parameters)
+    generator = torch.Generator().manual_seed(settings.seed)
+    verdicts = verdict_ids(tokenizer, PHI)
+    start = run.restore("judge training", model=model, optimiser=adamw, generator=generator)
+    for step in run.steps(settings.steps, start):
+        chosen = [compared[int(i)] for i in torch.randperm(len(compared), generator=generator)[: settings.batch]]
+        sequences, masks, levels = both_orders(chosen, tokenizer, model)
+        packed = pack_masked(sequences, masks)
+        hidden = model(packed.batch, hearing.embed(model, packed.clips))
+        last = hidden[packed.batch.cu_seqlens[1:].long() - 1]
+        logits = last @ model.lm_head.weight[verdicts].T
+        verdict_loss = F.cross_entropy(logits, levels)
+        notes_loss = torch.zeros(())
+        if len(packed.targets):
+            notes_loss = -ops.logprob(hidden[packed.before], model.lm_head.weight, packed.targets)[0].mean()
+        (verdict_loss + settings.notes_weight * notes_loss).backward()
+        norm = optimiser_step(adamw, parameters, settings.optimiser.rate(step, settings.steps), settings.optimiser.clip_norm)
+        right = (logits.argmax(1) == levels).float().mean()
+        run.log(step, loss=verdict_loss.item(), notes_loss=notes_loss.item(), exact=float(right), gradient_norm=norm)
+
+
+def both_orders(
+    compared: Sequence[Compared], tokenizer: Tokenizer, model: AudioLM
+) -> tuple[list[Prompt], list[Tensor], Tensor]:
+    """The judge's sequences with known notes, the masks of those notes, and the class of each verdict."""
+    sequences, masks, classes = [], [], []
+    order = sorted(PHI)
+    for pair in compared:
+        prompt, notes = known_notes(pair, tokenizer, model)
+        question = Question(pair.case, pair.first, pair.second, pair.case.rubric)
+        for asked, level in ((question, pair.level), (question.swapped(), -pair.level)):
+            sequence = judge_prompt(prompt, notes, asked, tokenizer)
+            mask = torch.zeros(len(sequence.ids), dtype=torch.bool)
+            mask[len(prompt.ids) : len(prompt.ids) + len(notes)] = pair.case.reasoning is not None
+            sequences.append(sequence)
+            masks.append(mask)
+            classes.append(order.index(level))
+    return sequences, masks, torch.tensor(classes)
+
+
+def known_notes(pair: Compared, tokenizer: Tokenizer, model: AudioLM) -> tuple[Prompt, list[int]]:
+    """The case up to the opened thought, and its known reasoning up to the closing tag (none: closed at once)."""
+    frames_to_tokens = model.config.audio_encoder_config.audio_tokens
+    prompt = to_answer(pair.case, tokenizer, frames_to_tokens)
+    close = tokenizer.special("</think>")
+    if pair.case.reasoning is None:
+        return prompt, [close]
+    whole, _ = to_learn(pair.case, "", tokenizer, frames_to_tokens)
+    end = len(whole.ids) - list(reversed(whole.ids)).index(close)
+    return prompt, list(whole.ids[len(prompt.ids) : end])
+
+
+def check(settings: Settings, model: AudioLM, tokenizer: Tokenizer, hearing: Hearing, n_mels: int) -> dict:
+    """Calibration on the validation split, and the judge's report on the held-out one, with notes of its own."""
+    model.eval()
+    logs: dict[str, tuple[Tensor, Tensor, list[Compared]]] = {}
+    for split in ("validation", "heldout") if not settings.data.files else ("validation",):
+        data = DataSettings(files=settings.data.files, playground=settings.data.playground, cases=settings.checks, processes=settings.data.processes)
+        compared = load_comparisons(data, n_mels, split=split, phase=f"{split} comparisons")
+        logs[split] = (*ask_both_orders(model, tokenizer, hearing, compared), compared)
+    forward, backward, compared = logs["validation"]
+    levels = torch.tensor([sorted(PHI).index(pair.level) for pair in compared])
+    temperature = fit_temperature(torch.cat([forward, backward]), torch.cat([levels, len(PHI) - 1 - levels]))
+    forward, backward, compared = logs.get("heldout", logs["validation"])
+    model.train()
+    return {"temperature": temperature, **judge_report(forward / temperature, backward / temperature, compared, PHI)}
+
+
+@torch.no_grad()
+def ask_both_orders(
+    model: AudioLM, tokenizer: Tokenizer, hearing: Hearing, compared: Sequence[Compared], at_once: int = 32
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities [n, levels] of the verdicts in the order of the pairs, and with the replies swapped."""
+    judge = Judge(model, tokenizer, hearing)
+    forward, backward = [], []
+    for begin in range(0, len(compared), at_once):
+        pairs = compared[begin : begin + at_once]
+        prompts = [to_answer(pair.case, tokenizer, model.config.audio_encoder_config.audio_tokens) for pair in pairs]
+        notes = thoughts(model, tokenizer, hearing, prompts)
+        for swap, into in ((False, forward), (True, backward)):
+            questions = [Question(pair.case, pair.first, pair.second, pair.case.rubric) for pair in pairs]
+            asked = [judge_prompt(p, n, q.swapped() if swap else q, tokenizer) for p, n, q in zip(prompts, notes, questions, strict=True)]
+            into.append(judge.distribution(asked).log())
+    return torch.cat(forward), torch.cat(backward)
