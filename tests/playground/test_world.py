@@ -194,6 +194,14 @@ def test_comparisons_are_pure_and_have_rubrics_for_about_half(world):
     assert all(c.a.text != c.b.text for c in found)
 
 
+def test_pair_is_the_comparison_of_a_sample_at_hand(world):
+    sample = world.sample("train", 4)
+    again, direct = world.pair(sample, "train", 4), world.comparison("train", 4)
+    assert again.sample is sample
+    assert (again.a, again.b, again.level, again.rubric) == (
+        direct.a, direct.b, direct.level, direct.rubric)
+
+
 def test_what_it_cannot_do_is_said_in_one_sentence(world):
     with pytest.raises(InvalidInput, match="split"):
         world.sample("test", 0)

@@ -25,17 +25,19 @@ class World:
     """Spoken dialogues with labels known by construction.
 
     seed: of everything drawn. voices: "espeak", or the path of recorded words. tasks: those to draw
-    from, in turn by index. listener_seed: of the listener's noise in ``comparison``.
+    from, in turn by index. listener_seed: of the listener's noise in ``comparison``. leave_out: with recorded
+    words, the speaker kept for the held-out split.
     """
 
     def __init__(self, seed: int = 0, voices: str | Path = "espeak", tasks: tuple[str, ...] = TASKS,
-                 listener_seed: int | None = None) -> None:
+                 listener_seed: int | None = None, leave_out: str | None = None) -> None:
         unknown = [task for task in tasks if task not in TASKS]
         if unknown or not tasks:
             raise InvalidInput("world", "tasks", f"names of {TASKS}", repr(unknown[0]) if unknown else "none")
         self.seed, self.voices, self.tasks = int(seed), voices, tuple(tasks)
         self.listener = Listener(self.seed if listener_seed is None else listener_seed)
-        _check_voices(voices)
+        self.leave_out = leave_out
+        _check_voices(voices, leave_out)
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
@@ -51,7 +53,10 @@ class World:
 
     def comparison(self, split: str, index: int) -> Comparison:
         """Two replies to ``sample(split, index)``, compared by the listener; pure. Half have a rubric."""
-        sample = self.sample(split, index)
+        return self.pair(self.sample(split, index), split, index)
+
+    def pair(self, sample: Sample, split: str, index: int) -> Comparison:
+        """What ``comparison(split, index)`` says of its sample, for a caller that has made it already."""
         rng = self._random(split, index, "comparison")
         good, bad = sample.replies, replies.distractors(sample, rng)
         a = rng.choice(good if rng.random() < 0.6 else bad)
@@ -115,9 +120,11 @@ def _any_sound(rng: random.Random) -> Sound:
     return Sound(0.0, 0.0, 0.0, rng.choice(_PITCHES), rng.choice(_RATES), rng.choice(_LEVELS))
 
 
-def _check_voices(source: str | Path) -> None:
+def _check_voices(source: str | Path, leave_out: str | None) -> None:
     if str(source) != "espeak":
         raise InvalidInput("world", "voices", '"espeak"', repr(str(source)))
+    if leave_out is not None:
+        raise InvalidInput("world", "leave_out", "none with synthetic voices", repr(leave_out))
     voices.check_available()
 
 
