@@ -9,8 +9,11 @@ MODEL = {
     "hearing": 2e-5,
     # Gradients of the same, relative to the largest of each weight.
     "gradient": 1e-4,
-    # Two float32 implementations of the same network: Whisper encoders, SmolLM2 as Qwen2.
-    "whisper": 1e-5,
+    # Whisper encoders (values up to 24, with outliers that magnify rounding) against transformers in float64: in
+    # float64 the largest difference, in float32 the root mean square one (transformers' own: 1e-6 to 5e-6).
+    "whisper_float64": 1e-10,
+    "whisper_rms": 1e-5,
+    # SmolLM2 as Qwen2 in float32 against transformers in float32, relative to the largest logit.
     "qwen2": 3e-5,
     # A token's log-probability: between implementations, and cached against uncached.
     "logp": 2e-4,
@@ -39,4 +42,9 @@ LOGMEL = {
     "floor": 1e-5,  # beside FACTOR times the error of torch's float32 STFT
     "short": 1e-3,  # raw features of clips of a few samples
     "whisper": 1e-4,  # normalised features, against float64 and against transformers
+}
+
+LOGPROB = {
+    "float64": 1e-12,  # results and gradients against the definition, relative to the largest
+    "floor": 1e-6,  # float32, beside FACTOR times the error of torch's float32; some units in the last place
 }

@@ -120,7 +120,7 @@ Status which(const std::string& device, std::string* name) {
   if (device != "cpu") return invalid_argument("logprob", "device", "cpu or cuda", "'" + device + "'");
   CpuTier tier;
   if (Status status = current_cpu_tier(&tier); !status.ok()) return status;
-  *name = name_of(tier);
+  *name = std::string("cpu/") + name_of(tier);
   return {};
 }
 

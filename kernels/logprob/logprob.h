@@ -69,7 +69,7 @@ Status run(const Backward& backward, void* workspace);
 Status run_reference(const Forward& forward);
 Status run_reference(const Backward& backward);
 
-// The back end that `device` ("cpu", "cuda") would use: "scalar", "avx2", "avx512".
+// The back end that `device` ("cpu", "cuda") would use: "cpu/scalar", "cpu/avx2", "cpu/avx512".
 Status which(const std::string& device, std::string* name);
 
 // Says why there is no CUDA back end in this build.

@@ -122,13 +122,32 @@ EARNEST_INLINE Vec<T> exp_of(Vec<T> x) {
 }
 
 template <typename T, typename Stored>
-void transpose(const Stored* source, int64_t stride, int64_t count, int64_t width, int64_t depth, T* out) {
-  for (int64_t j = 0; j < count; ++j) {
-    const Stored* row = source + j * stride;
-    for (int64_t k = 0; k < depth; ++k) out[k * width + j] = widen(row[k]);
+EARNEST_INLINE void load_quad(const Stored* from, T* to) {
+  for (int64_t i = 0; i < 4; ++i) to[i] = widen(from[i]);
+}
+
+// Blocks of 4 rows by 4 depths are turned in registers; the rest goes one by one.
+template <typename T, typename Stored>
+EARNEST_INLINE void transpose(const Stored* source, int64_t stride, int64_t count, int64_t width,
+                              int64_t depth, T* out) {
+  const int64_t block_rows = count / 4 * 4, block_depth = depth / 4 * 4;
+  for (int64_t k = 0; k < block_depth; k += 4) {
+    for (int64_t j = 0; j < block_rows; j += 4) {
+      const Stored* from = source + j * stride + k;
+      alignas(4 * sizeof(T)) T rows[4][4], columns[4][4];
+      for (int64_t i = 0; i < 4; ++i) load_quad(from + i * stride, rows[i]);
+#pragma GCC unroll 4
+      for (int64_t i = 0; i < 4; ++i) {
+#pragma GCC unroll 4
+        for (int64_t m = 0; m < 4; ++m) columns[m][i] = rows[i][m];
+      }
+      for (int64_t m = 0; m < 4; ++m) std::memcpy(out + (k + m) * width + j, columns[m], sizeof columns[m]);
+    }
   }
-  for (int64_t j = count; j < width; ++j) {
-    for (int64_t k = 0; k < depth; ++k) out[k * width + j] = 0;
+  for (int64_t j = 0; j < width; ++j) {
+    const Stored* row = source + j * stride;
+    for (int64_t k = j < block_rows ? block_depth : 0; k < depth; ++k)
+      out[k * width + j] = j < count ? widen(row[k]) : 0;
   }
 }
 
