@@ -99,20 +99,21 @@ static inline void transform_5(Pair a, Pair b, Pair c, Pair d, Pair e, Pair* out
   out[4] = real_1 - turned_1;
 }
 
-// Windows 400 samples and transforms the 200 pairs: n = 25 n1 + n2, k = k1 + 8 k2.
-static void transform_200(const Tables& tables, const Lanes* samples, Pair* rows, Pair* spectrum) {
+// Windows 400 samples and transforms the 200 pairs; bin k ends in rows[tables.bin_at[k]]. 8 and 25 have no
+// common factor, so with n = 25 n1 + 8 n2 and k = 25 k1 + 176 k2 (mod 200; 8 * 22 = 1 mod 25) no turns are
+// needed between the transforms of 8 and of 25 (Good, 1958). 25 = 5 x 5: n2 = 5 a + b, k2 = c + 5 d, in
+// place.
+static inline void transform_200(const Tables& tables, const Lanes* samples, Pair* rows) {
   for (int n2 = 0; n2 < 25; ++n2) {
     Pair in[8], out[8];
     for (int n1 = 0; n1 < 8; ++n1) {
-      const int j = 2 * (25 * n1 + n2);
+      const int j = tables.pair_at[n2][n1];
       in[n1] = {samples[j] * tables.half_window[j], samples[j + 1] * tables.half_window[j + 1]};
     }
     transform_8(in, out);
-    rows[n2] = out[0];
-    for (int k1 = 1; k1 < 8; ++k1) rows[25 * k1 + n2] = out[k1] * tables.turn_200[n2][k1];
+    for (int k1 = 0; k1 < 8; ++k1) rows[25 * k1 + n2] = out[k1];
   }
-  for (int k1 = 0; k1 < 8; ++k1) {  // 25 = 5 x 5: n2 = 5 a + b, k2 = c + 5 d
-    Pair* row = rows + 25 * k1;
+  for (Pair* row = rows; row < rows + 200; row += 25) {
     for (int b = 0; b < 5; ++b) {
       Pair out[5];
       transform_5(row[b], row[5 + b], row[10 + b], row[15 + b], row[20 + b], out);
@@ -120,19 +121,17 @@ static void transform_200(const Tables& tables, const Lanes* samples, Pair* rows
       for (int c = 1; c < 5; ++c) row[5 * c + b] = out[c] * tables.turn_25[b][c];
     }
     for (int c = 0; c < 5; ++c) {
-      Pair out[5];
-      const Pair* in = row + 5 * c;
-      transform_5(in[0], in[1], in[2], in[3], in[4], out);
-      for (int d = 0; d < 5; ++d) spectrum[k1 + 8 * (c + 5 * d)] = out[d];
+      Pair* in = row + 5 * c;
+      transform_5(in[0], in[1], in[2], in[3], in[4], in);
     }
   }
 }
 
 // Power of bins 0 .. 200 of the real transform. Z packs the transforms of the even samples, E, and of the
 // odd, O: X[k] = E + w O and conj(X[200 - k]) = E - w O with w = exp(-2 pi i k / 400).
-static inline void split_power(const Tables& tables, const Pair* z, Lanes* power) {
+static inline void split_power(const Tables& tables, const Pair* rows, Lanes* power) {
   for (int k = 0; k <= 100; ++k) {
-    const Pair a = z[k], b = z[(200 - k) % 200];
+    const Pair a = rows[tables.bin_at[k]], b = rows[tables.bin_at[200 - k]];
     const Pair even = {a.re + b.re, a.im - b.im};
     const Pair odd = Pair{a.im + b.im, b.re - a.re} * tables.turn_400[k];
     const Pair low = even + odd, high = even - odd;
@@ -162,14 +161,8 @@ static inline Lanes log10_of(Lanes x) {
   return e * kLog10Of2 + (f * kLog10E + tail * kLog10E);
 }
 
-static void tile(const Tables& tables, const float* const* frames, int count, float* out, int64_t stride) {
-  Lanes samples[400];
-  Pair rows[200];
-  gather(frames, samples);
-  Pair* spectrum = reinterpret_cast<Pair*>(samples);  // the samples are used up once rows is filled
-  transform_200(tables, samples, rows, spectrum);
-  Lanes* power = reinterpret_cast<Lanes*>(rows);
-  split_power(tables, spectrum, power);
+static inline void filter_and_log(const Tables& tables, const Lanes* power, int count, float* out,
+                                  int64_t stride) {
   for (int m = 0; m < tables.n_mels; ++m) {
     const Tables::Filter filter = tables.filters[m];
     const float* weights = tables.weights + filter.offset;
@@ -183,6 +176,16 @@ static void tile(const Tables& tables, const float* const* frames, int count, fl
     }
     out += stride;
   }
+}
+
+static void tile(const Tables& tables, const float* const* frames, int count, float* out, int64_t stride) {
+  Lanes samples[400];
+  Pair rows[200];
+  gather(frames, samples);
+  transform_200(tables, samples, rows);
+  Lanes* power = samples;  // the samples are used up
+  split_power(tables, rows, power);
+  filter_and_log(tables, power, count, out, stride);
 }
 
 static bool in_range(const float* samples, int64_t count) {

@@ -33,9 +33,14 @@ void fill_transform(Tables* tables) {
   for (int j = 0; j < kWindow; ++j) {
     tables->half_window[j] = static_cast<float>(0.25 - 0.25 * std::cos(kTau * j / kWindow));
   }
-  for (int n = 0; n < 25; ++n) {
-    for (int k = 0; k < 8; ++k) tables->turn_200[n][k] = turn(n * k, 200);
+  for (int n2 = 0; n2 < 25; ++n2) {
+    for (int n1 = 0; n1 < 8; ++n1) tables->pair_at[n2][n1] = 2 * ((25 * n1 + 8 * n2) % 200);
   }
+  for (int k1 = 0; k1 < 8; ++k1) {
+    for (int k2 = 0; k2 < 25; ++k2)
+      tables->bin_at[(25 * k1 + 176 * k2) % 200] = 25 * k1 + 5 * (k2 % 5) + k2 / 5;
+  }
+  tables->bin_at[200] = tables->bin_at[0];
   for (int b = 0; b < 5; ++b) {
     for (int c = 0; c < 5; ++c) tables->turn_25[b][c] = turn(b * c, 25);
   }
