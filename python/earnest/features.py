@@ -209,7 +209,7 @@ class Pitch:
     _switch_cost = 0.14  # of a change between voiced and unvoiced
     _noise_floor = 1e-10  # power, relative to the loudest frame, under which there is only rounding to hear
     _weight_corner = 1000.0  # Hz; harmonics below it count most
-    _block = 40  # frames worked on at once: small enough to stay in the cache
+    _block = 64  # frames worked on at once: small enough to stay in the cache
 
     def __init__(
         self,
@@ -228,18 +228,16 @@ class Pitch:
         longest = int(np.ceil(self._rate / f0_min))
         self._fft_size = 1 << int(np.ceil(np.log2(width + longest + 2)))
         self._window = (0.5 - 0.5 * np.cos(2 * np.pi * (np.arange(width) + 0.5) / width)).astype(np.float32)
-        # Lags lie on a grid twice as fine as the samples, so that a peak between two samples is not missed.
-        self._lag_rate = 2 * self._rate
-        self._lags = np.arange(int(self._lag_rate / f0_max), int(np.ceil(self._lag_rate / f0_min)) + 1)
+        self._lags = np.arange(int(self._rate / f0_max), longest + 1)
         # The correlation that the window's own magnitude spectrum has, to divide by.
         magnitude = np.abs(np.fft.rfft(self._window.astype(np.float64), self._fft_size))
-        window_correlation = np.fft.irfft(magnitude, 2 * self._fft_size)
+        window_correlation = np.fft.irfft(magnitude, self._fft_size)
         around = slice(self._lags[0] - 1, self._lags[-1] + 2)
         self._around = around
         self._unwindow = (window_correlation[0] / window_correlation[around]).astype(np.float32)
         frequency = np.arange(self._fft_size // 2 + 1) * self._rate / self._fft_size
         self._spectral_weight = (1.0 / (1.0 + (frequency / self._weight_corner) ** 4)).astype(np.float32)
-        octaves = np.log2(f0_min * self._lags / self._lag_rate)
+        octaves = np.log2(f0_min * self._lags / self._rate)
         self._long_period_cost = (self._octave_cost * octaves).astype(np.float32)
 
     def __call__(self, pcm: Any, sample_rate: int = 16000) -> PitchTrack:
@@ -281,12 +279,11 @@ class Pitch:
         for start in range(0, len(windows), self._block):
             block = windows[start : start + self._block]
             cut = (block - block.mean(1, keepdims=True)) * self._window
-            # norm="ortho" keeps numpy in float32; the scale cancels in the division. The inverse is twice as
-            # long as the transform, which puts the lags on the finer grid.
+            # norm="ortho" keeps numpy in float32; the scale cancels in the division.
             spectrum = np.fft.rfft(cut, self._fft_size, norm="ortho")
             power = np.maximum(spectrum.real**2 + spectrum.imag**2, least)
             weighted = (np.sqrt(power) * self._spectral_weight).astype(np.complex64)
-            lagged = np.fft.irfft(weighted, 2 * self._fft_size, norm="ortho")
+            lagged = np.fft.irfft(weighted, self._fft_size, norm="ortho")
             correlation[start : start + self._block] = (
                 lagged[:, self._around] / lagged[:, :1] * self._unwindow
             )
@@ -307,7 +304,7 @@ class Pitch:
             bend = np.minimum(np.where(found, a - 2 * b + c, -1.0), -1e-12)  # negative at a peak
             shift = np.where(found, 0.5 * (a - c) / bend, 0.0)
             strength[:, k] = np.where(found, np.minimum(b - 0.25 * (a - c) * shift, 1.0), 0.0)
-            f0[:, k] = np.where(found, self._lag_rate / (self._lags[peak] + shift), 0.0)
+            f0[:, k] = np.where(found, self._rate / (self._lags[peak] + shift), 0.0)
         return strength, f0
 
     def _unvoiced_strength(self, energy: np.ndarray) -> np.ndarray:
