@@ -25,7 +25,7 @@
 
 namespace earnest::attention {
 
-// bfloat16 is storage only: arithmetic, lse and sums are float32.
+// bfloat16 is storage only: arithmetic and sums are float32.
 enum class Type { kFloat32, kFloat64, kBFloat16 };
 
 constexpr int64_t kMaxDim = 256;
@@ -50,15 +50,17 @@ struct Params {
 
 struct Output {
   void* out = nullptr;  // [tokens_q, heads, dim], of q's type
-  void* lse = nullptr;  // [tokens_q, heads], float32 (float64 for float64); null: not wanted
+  // [tokens_q, heads]; null: not wanted. float64 for every type: the backward pass exponentiates against it,
+  // where float32's rounding of it alone would cost every probability of the row up to 2e-7.
+  double* lse = nullptr;
 };
 
 struct Gradients {
-  const void* out = nullptr;       // of the forward pass
-  const void* lse = nullptr;       // of the forward pass
-  const void* grad_out = nullptr;  // [tokens_q, heads, dim]
-  const void* grad_lse = nullptr;  // like lse; null: no gradient comes that way
-  void* grad_q = nullptr;          // like q; grad_k and grad_v like k and v. Every element is written.
+  const void* out = nullptr;         // of the forward pass
+  const double* lse = nullptr;       // of the forward pass
+  const void* grad_out = nullptr;    // [tokens_q, heads, dim]
+  const double* grad_lse = nullptr;  // like lse; null: no gradient comes that way
+  void* grad_q = nullptr;            // like q; grad_k and grad_v like k and v. Every element is written.
   void* grad_k = nullptr;
   void* grad_v = nullptr;
 };

@@ -19,13 +19,20 @@ struct BackwardBuffers {
 
 // p and ds of one row from <q, k> and <do, v>, in place; 0 where masked.
 template <typename T>
-static void differentiate_row(T* scores, T* grad_weights, int64_t columns, T to_base2, T lse, T delta,
-                              T scale) {
-  const Vector<T> factor = splat<T>(to_base2), shift = splat<T>(static_cast<T>(-lse * kLog2E));
+static void differentiate_row(T* scores, T* grad_weights, int64_t columns, double to_base2, double lse,
+                              T delta, T scale) {
+  // x = to_base2 * score - lse, both factors in two parts of T: their rounding would shift the whole row
+  // alike, and such errors add up in dk and dv.
+  const double shift = -lse * kLog2E;
+  const T high = static_cast<T>(shift), factor_high = static_cast<T>(to_base2);
+  const Vector<T> factor = splat<T>(factor_high), shift_high = splat<T>(high);
+  const Vector<T> factor_low = splat<T>(static_cast<T>(to_base2 - static_cast<double>(factor_high)));
+  const Vector<T> shift_low = splat<T>(static_cast<T>(shift - static_cast<double>(high)));
   for (int64_t j = 0; j < kTileKeys; j += kLanes<T>) {
     Vector<T> p{}, ds{};
     if (j < columns) {
-      p = exp2<T>(fma(load<T>(scores + j), factor, shift));
+      const Vector<T> s = load<T>(scores + j);
+      p = exp2<T>(fma(s, factor, shift_high) + fma(s, factor_low, shift_low));
       ds = p * (load<T>(grad_weights + j) - splat<T>(delta)) * splat<T>(scale);
       if (columns - j < kLanes<T>) {
         p = keep_first<T>(p, columns - j, Vector<T>{});
@@ -48,7 +55,7 @@ static void row_dot_products(const Params& p, const Gradients& g, const Unit& un
         total = fma(load_elements<T>(static_cast<const E*>(g.out) + at * p.dim + d, p.dim - d),
                     load_elements<T>(static_cast<const E*>(g.grad_out) + at * p.dim + d, p.dim - d), total);
       }
-      delta[at] = sum<T>(total) - (g.grad_lse == nullptr ? T(0) : static_cast<const T*>(g.grad_lse)[at]);
+      delta[at] = sum<T>(total) - (g.grad_lse == nullptr ? T(0) : static_cast<T>(g.grad_lse[at]));
     }
   }
 }
@@ -67,7 +74,8 @@ static void backward_block(const Params& p, const Gradients& g, const Workspace&
                            int64_t key_row, const BackwardBuffers<T>& b) {
   const int64_t width = padded_dim(p.dim);
   const int dim_vectors = vectors_for<T>(p.dim);
-  const T to_base2 = static_cast<T>(p.scale * kLog2E), scale = static_cast<T>(p.scale);
+  const double to_base2 = p.scale * kLog2E;
+  const T scale = static_cast<T>(p.scale);
   const bool in_place = sums_in_place<T, E>(p.dim);
   T* grad_q = static_cast<T*>(in_place ? g.grad_q : workspace.grad_q);
   const int64_t grad_q_row = in_place ? p.dim : width;
@@ -89,8 +97,7 @@ static void backward_block(const Params& p, const Gradients& g, const Workspace&
       const int64_t at = stacked_row(p, unit, first + row + r);
       const int64_t own = visible_keys(p, unit, first + row + r) - tile_begin;
       differentiate_row<T>(scores + r * kTileKeys, grad_scores + r * kTileKeys, own < columns ? own : columns,
-                           to_base2, static_cast<const T*>(g.lse)[at],
-                           static_cast<const T*>(workspace.delta)[at], scale);
+                           to_base2, g.lse[at], static_cast<const T*>(workspace.delta)[at], scale);
     }
     multiply<T>({grad_scores, kTileKeys, 1, keys, key_row, columns, b.grad_q, width, nullptr}, block,
                 dim_vectors);

@@ -79,7 +79,7 @@ Status check(const Params& p, const Output& output) {
 Status check(const Params& p, const Gradients& g) {
   if (Status status = check(p); !status.ok()) return status;
   for (const auto& [argument, pointer, elements] :
-       {std::tuple{"out", g.out, p.tokens_q}, std::tuple{"lse", g.lse, p.tokens_q},
+       {std::tuple{"out", g.out, p.tokens_q}, std::tuple{"lse", static_cast<const void*>(g.lse), p.tokens_q},
         std::tuple{"grad_out", g.grad_out, p.tokens_q},
         std::tuple{"grad_q", static_cast<const void*>(g.grad_q), p.tokens_q},
         std::tuple{"grad_k", static_cast<const void*>(g.grad_k), p.tokens_k},

@@ -5,9 +5,9 @@
 // attention_tile.h.
 
 constexpr double kLog2E = 1.4426950408889634074;
-constexpr double kLn2 = 0.69314718055994530942;
 
-// Running state of each row: x's maximum so far, the sum of 2^(x - maximum), and how many keys it sees.
+// Running state of each row: the largest dot product so far, the sum of weights relative to it, and how many
+// keys the row sees.
 template <typename T>
 struct RowState {
   T* maximum;
@@ -15,8 +15,8 @@ struct RowState {
   int64_t* visible;
 };
 
-// Turns the dot products of up to kRowBlock rows with one tile into 2^(x - maximum), in place, 0 where
-// masked. alpha[r] is the factor by which what row r summed before has to shrink.
+// Turns the dot products s of up to kRowBlock rows with one tile into 2^((s - maximum) * to_base2), in place,
+// 0 where masked. alpha[r] is the factor by which what row r summed before has to shrink.
 template <typename T>
 static void softmax_rows(T* scores, int rows, int vectors, int64_t tile_begin, T to_base2,
                          const RowState<T>& state, T* alpha) {
@@ -36,9 +36,9 @@ static void softmax_rows(T* scores, int rows, int vectors, int64_t tile_begin, T
       }
       highest = max<T>(highest, x);
     }
-    const T before = state.maximum[r], here = maximum<T>(highest) * to_base2;
+    const T before = state.maximum[r], here = maximum<T>(highest);
     state.maximum[r] = before > here ? before : here;
-    shrink[r] = before - state.maximum[r];
+    shrink[r] = (before - state.maximum[r]) * to_base2;
   }
   for (int r = 0; r < rows; r += kLanes<T>) store<T>(alpha + r, exp2<T>(load<T>(shrink + r)));
   for (int r = 0; r < rows; ++r) {
@@ -47,10 +47,10 @@ static void softmax_rows(T* scores, int rows, int vectors, int64_t tile_begin, T
       for (int n = 0; n < vectors; ++n) store<T>(row + n * kLanes<T>, Vector<T>{});
       continue;
     }
-    const Vector<T> shift = splat<T>(-state.maximum[r]);
+    const Vector<T> highest = splat<T>(state.maximum[r]);
     Vector<T> total{};
     for (int n = 0; n < vectors; ++n) {
-      const Vector<T> weight = exp2<T>(fma(load<T>(row + n * kLanes<T>), factor, shift));
+      const Vector<T> weight = exp2<T>((load<T>(row + n * kLanes<T>) - highest) * factor);
       store<T>(row + n * kLanes<T>, weight);
       total += weight;
     }
@@ -70,9 +70,9 @@ static void write_rows(const Params& p, const Output& output, const Unit& unit, 
     for (int64_t d = 0; d < p.dim; d += kLanes<T>)
       store_elements<T>(out + d, load<T>(sums + i * width + d) * inverse, p.dim - d);
     if (output.lse == nullptr) continue;
-    static_cast<T*>(output.lse)[at] = empty ? static_cast<T>(-__builtin_inf())
-                                            : static_cast<T>(static_cast<double>(state.maximum[i]) * kLn2 +
-                                                             std::log(static_cast<double>(state.total[i])));
+    output.lse[at] = empty ? -__builtin_inf()
+                           : static_cast<double>(state.maximum[i]) * p.scale +
+                                 std::log(static_cast<double>(state.total[i]));
   }
 }
 

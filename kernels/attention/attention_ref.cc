@@ -30,8 +30,6 @@ void write(Type type, void* array, int64_t i, double x) {
   }
 }
 
-Type type_of_lse(Type type) { return type == Type::kFloat64 ? Type::kFloat64 : Type::kFloat32; }
-
 // Probabilities of one stacked row over the keys it sees; returns its log-sum-exp.
 double probabilities(const Params& p, const Unit& unit, int64_t row, std::vector<double>* weights) {
   const int64_t q = stacked_row(p, unit, row) * p.dim;
@@ -58,7 +56,7 @@ Status reference_forward(const Params& p, const Output& output) {
     for (int64_t row = 0; row < unit.row_end; ++row) {
       const double lse = probabilities(p, unit, row, &weights);
       const int64_t at = stacked_row(p, unit, row);
-      if (output.lse != nullptr) write(type_of_lse(p.type), output.lse, at, lse);
+      if (output.lse != nullptr) output.lse[at] = lse;
       for (int64_t d = 0; d < p.dim; ++d) {
         double sum = 0;
         for (size_t j = 0; j < weights.size(); ++j) {
@@ -82,8 +80,7 @@ Status reference_backward(const Params& p, const Gradients& g) {
       probabilities(p, unit, row, &weights);
       const int64_t at = stacked_row(p, unit, row) * p.dim;
       std::vector<double> grad_q(static_cast<size_t>(p.dim)), grad_weights(weights.size());
-      double delta =
-          g.grad_lse == nullptr ? 0.0 : -read(type_of_lse(p.type), g.grad_lse, stacked_row(p, unit, row));
+      double delta = g.grad_lse == nullptr ? 0.0 : -g.grad_lse[stacked_row(p, unit, row)];
       for (size_t j = 0; j < weights.size(); ++j) {
         const int64_t k = ((unit.key_begin + static_cast<int64_t>(j)) * p.kv_heads + unit.kv_head) * p.dim;
         for (int64_t d = 0; d < p.dim; ++d) {

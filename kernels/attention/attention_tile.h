@@ -6,9 +6,10 @@ constexpr int kRowBlock = 6;  // rows of one product
 constexpr int kColumnBlock =
     kVectorBytes == 64 ? 4 : 2;  // vectors of one product: all sums stay in registers
 
-// c[r][:] = alpha[r] * c[r][:] + sum_i a[r * a_row + i * a_step] * b[i * b_step + :], i ascending, one fused
-// multiply-add each: an element's bits do not depend on the shape of the block it is computed in. A null
-// alpha starts from 0 and does not read c.
+// c[r][:] = alpha[r] * c[r][:] + sum_i a[r * a_row + i * a_step] * b[i * b_step + :]. The sum starts from 0,
+// i ascending, one fused multiply-add each, and is added to c as a whole: an element's bits do not depend on
+// the shape of the block it is computed in, and long sums are made of short ones. A null alpha does not read
+// c.
 template <typename T>
 struct Product {
   const T* a;
@@ -23,16 +24,7 @@ struct Product {
 
 template <typename T, int kRows, int kVectors>
 static void multiply_block(const Product<T>& p, int64_t row, int64_t column) {
-  Vector<T> sums[kRows][kVectors];
-  T* c = p.c + row * p.c_row + column;
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-    for (int n = 0; n < kVectors; ++n) {
-      sums[r][n] = p.alpha == nullptr ? Vector<T>{}
-                                      : load<T>(c + r * p.c_row + n * kLanes<T>) * splat<T>(p.alpha[row + r]);
-    }
-  }
+  Vector<T> sums[kRows][kVectors] = {};
   const T* a = p.a + row * p.a_row;
   const T* b = p.b + column;
   const int64_t a_row = p.a_row, a_step = p.a_step, b_step = p.b_step;
@@ -47,10 +39,15 @@ static void multiply_block(const Product<T>& p, int64_t row, int64_t column) {
       for (int n = 0; n < kVectors; ++n) sums[r][n] = fma(factor, columns[n], sums[r][n]);
     }
   }
+  T* c = p.c + row * p.c_row + column;
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
-    for (int n = 0; n < kVectors; ++n) store<T>(c + r * p.c_row + n * kLanes<T>, sums[r][n]);
+    for (int n = 0; n < kVectors; ++n) {
+      T* to = c + r * p.c_row + n * kLanes<T>;
+      store<T>(to,
+               p.alpha == nullptr ? sums[r][n] : fma(load<T>(to), splat<T>(p.alpha[row + r]), sums[r][n]));
+    }
   }
 }
 

@@ -156,7 +156,7 @@ def _forward(
     causal: bool, scale: float, *, with_lse: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     out = torch.empty(q.shape, dtype=q.dtype)
-    lse = torch.empty(q.shape[:-1], dtype=_lse_dtype(q)) if with_lse else None
+    lse = torch.empty(q.shape[:-1], dtype=torch.float64) if with_lse else None
     _call(
         _native.attention_forward, _capsule(q), _capsule(k), _capsule(v), to_dlpack(out), _capsule(lse),
         _capsule(cu_q), _capsule(cu_k), _capsule(seqused_k), _sequences(q, cu_q), causal, scale,
@@ -176,10 +176,6 @@ def _backward(
     return grads[0], grads[1], grads[2]
 
 
-def _lse_dtype(q: Tensor) -> torch.dtype:
-    return torch.float64 if q.dtype == torch.float64 else torch.float32
-
-
 class _Attention(torch.autograd.Function):
     """The eager path with gradients: what the operator below does, at a fraction of its dispatch time."""
 
@@ -191,11 +187,11 @@ class _Attention(torch.autograd.Function):
         return out
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> Any:
-        saved: tuple[Any, ...] = ctx.saved_tensors
-        grads = _backward(grad_out, None, *saved, causal=ctx.causal, scale=ctx.scale)
-        return *grads, *(None,) * 5
+        if torch.is_grad_enabled():
+            raise NotImplementedError("[attention] create_graph: expected first derivatives only, got True")
+        arguments: tuple[Any, ...] = (grad_out, None, *ctx.saved_tensors, ctx.causal, ctx.scale)
+        return *_backward(*arguments), *(None,) * 5
 
 
 @torch.library.custom_op("earnest::attention", mutates_args=(), device_types="cpu")
@@ -219,7 +215,7 @@ def _attention_backward_op(
 
 @_attention_op.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return q.new_empty(q.shape), q.new_empty(q.shape[:-1], dtype=_lse_dtype(q))
+    return q.new_empty(q.shape), q.new_empty(q.shape[:-1], dtype=torch.float64)
 
 
 @_attention_backward_op.register_fake
