@@ -50,7 +50,7 @@ import numpy as np
 import torch
 import yaml
 
-from earnest import checkpoint
+from earnest import checkpoint, ops
 from earnest.errors import InvalidInput
 from earnest.metrics import MetricsLog
 from earnest.progress import Progress, track
@@ -111,6 +111,7 @@ class Run:
             from earnest._native import set_num_threads
 
             torch.set_num_threads(self.options.threads)
+            ops.set_num_threads(self.options.threads)
             set_num_threads(self.options.threads)
         return self
 

@@ -19,31 +19,40 @@ class Rated(Protocol):
 
 
 def fit_temperature(logits: Tensor, classes: Tensor) -> float:
-    """The temperature of `logits` [n, classes] that gives `classes` the highest likelihood, found on a grid of ratios
-    (one number on a smooth convex curve in 1/T needs no optimiser)."""
+    """The temperature of `logits` [n, classes] that gives `classes` the highest likelihood, found on a grid
+    of ratios (one number on a smooth convex curve in 1/T needs no optimiser)."""
     grid = torch.logspace(-1.0, 1.0, 201, base=10.0)
     losses = torch.stack([F.cross_entropy(logits / temperature, classes) for temperature in grid])
     return float(grid[int(losses.argmin())])
 
 
-def judge_report(forward: Tensor, backward: Tensor, compared: Sequence[Rated], phi: dict[int, float]) -> dict[str, Any]:
-    """`forward`, `backward`: verdict logits [n, levels] of each pair and of the pair swapped. Rates are in 0..1.
+def judge_report(
+    forward: Tensor, backward: Tensor, compared: Sequence[Rated], phi: dict[int, float]
+) -> dict[str, Any]:
+    """`forward`, `backward`: verdict logits [n, levels] of each pair and of the pair swapped. Rates are in
+    0..1.
 
-    accuracy: the order-free verdict has the rater's sign, where the rater names a winner. accuracy_true: the same
-    against the rater without noise. swap_bias: mean of phi(a, b) + phi(b, a), zero without position bias, with its
-    standard error. ece: expected calibration error of P(first wins | somebody wins)."""
+    accuracy: the order-free verdict has the rater's sign, where the rater names a winner. accuracy_true: the
+    same against the rater without noise. swap_bias: mean of phi(a, b) + phi(b, a), zero without position
+    bias, with its standard error. ece: expected calibration error of P(first wins | somebody wins)."""
     scale = torch.tensor([phi[level] for level in sorted(phi)])
     ahead, behind = forward.softmax(-1), backward.softmax(-1)
     scalar = (ahead @ scale - behind @ scale) / 2
     gap = ahead @ scale + behind @ scale
     levels = torch.tensor([pair.level for pair in compared])
     report: dict[str, Any] = {"comparisons": len(compared), "accuracy": _signs(scalar, levels)}
-    report["accuracy_by_distance"] = {str(d): _signs(scalar[levels.abs() == d], levels[levels.abs() == d]) for d in (1, 2) if bool((levels.abs() == d).any())}
+    report["accuracy_by_distance"] = {
+        str(d): _signs(scalar[levels.abs() == d], levels[levels.abs() == d])
+        for d in (1, 2)
+        if bool((levels.abs() == d).any())
+    }
     known = [pair.true_level for pair in compared]
     if all(level is not None for level in known):
         report["accuracy_true"] = _signs(scalar, torch.tensor(known))
         agree = torch.tensor(known)[levels != 0].sign() == levels[levels != 0].sign()
-        report["rater_agrees_with_itself"] = float(agree.float().mean())  # what the rater's noise leaves reachable
+        report["rater_agrees_with_itself"] = float(
+            agree.float().mean()
+        )  # what the rater's noise leaves reachable
     report["swap_bias"] = float(gap.mean())
     report["swap_bias_standard_error"] = float(gap.std() / max(len(gap), 2) ** 0.5)
     report["swap_disagree"] = float(gap.abs().mean())
@@ -55,11 +64,16 @@ def judge_report(forward: Tensor, backward: Tensor, compared: Sequence[Rated], p
 
 def _signs(scalar: Tensor, levels: Tensor) -> float:
     decided = levels != 0
-    return float((scalar[decided].sign() == levels[decided].sign()).float().mean()) if bool(decided.any()) else float("nan")
+    return (
+        float((scalar[decided].sign() == levels[decided].sign()).float().mean())
+        if bool(decided.any())
+        else float("nan")
+    )
 
 
 def _calibration(ahead: Tensor, behind: Tensor, levels: Tensor) -> tuple[float, list[dict[str, float]]]:
-    """Expected calibration error and its curve, of the probability that the first reply wins given that one does."""
+    """Expected calibration error and its curve, of the probability that the first reply wins given that one
+    does."""
     half = ahead.shape[1] // 2
     wins = (ahead[:, half + 1 :].sum(1) + behind[:, :half].sum(1)) / 2
     loses = (ahead[:, :half].sum(1) + behind[:, half + 1 :].sum(1)) / 2

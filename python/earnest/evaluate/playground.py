@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluation in the playground: every stage's model on the held-out split, with sound and without, and what the listener
-makes of the replies. The listener's utility is read here and nowhere else."""
+"""Evaluation in the playground: every stage's model on the held-out split, with sound and without, and what
+the listener makes of the replies. The listener's utility is read here and nowhere else."""
 
 from __future__ import annotations
 
@@ -18,14 +18,19 @@ COMPARED_WITH = ("sft", "rlvr")
 
 
 def rate(answers: Sequence[Answer], cases: Sequence[Case], listener: Listener) -> list[Answer]:
-    """The answers with the listener's utility of each reply, and whether it aptly takes up how the speaker sounds."""
+    """The answers with the listener's utility of each reply, and whether it aptly takes up how the speaker
+    sounds."""
     return [
-        replace(a, utility=listener.utility(case.origin, a.reply), acknowledges=acknowledges(case.origin, a.reply))
+        replace(
+            a, utility=listener.utility(case.origin, a.reply), acknowledges=acknowledges(case.origin, a.reply)
+        )
         for a, case in zip(answers, cases, strict=True)
     ]
 
 
-def evaluate_model(folder: Path, cases: Sequence[Case], seed: int, name: str) -> tuple[list[Answer], list[Answer]]:
+def evaluate_model(
+    folder: Path, cases: Sequence[Case], seed: int, name: str
+) -> tuple[list[Answer], list[Answer]]:
     """(answers, answers to silence) of the model in `folder`."""
     model, tokenizer = load_model(folder, train=False)
     listener = Listener(seed)
@@ -35,7 +40,9 @@ def evaluate_model(folder: Path, cases: Sequence[Case], seed: int, name: str) ->
     return heard, unheard
 
 
-def stage_metrics(answers: dict[str, list[Answer]], unheard: dict[str, list[Answer]]) -> dict[str, dict[str, Any]]:
+def stage_metrics(
+    answers: dict[str, list[Answer]], unheard: dict[str, list[Answer]]
+) -> dict[str, dict[str, Any]]:
     """The table: one row for each stage, each win rate with its 95% interval beside it."""
     rows = {}
     for stage, given in answers.items():
@@ -46,6 +53,10 @@ def stage_metrics(answers: dict[str, list[Answer]], unheard: dict[str, list[Answ
         for other in COMPARED_WITH:
             if other in answers:
                 value, low, high = win_rate(given, answers[other])
-                row |= {f"win_rate_vs_{other}": value, f"win_rate_vs_{other}_low": low, f"win_rate_vs_{other}_high": high}
+                row |= {
+                    f"win_rate_vs_{other}": value,
+                    f"win_rate_vs_{other}_low": low,
+                    f"win_rate_vs_{other}_high": high,
+                }
         rows[stage] = row
     return rows

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One stage's model on cases it never saw: what it answers, how often that is right, and how the listener likes it."""
+"""One stage's model on cases it never saw: what it answers, how often that is right, and how the listener
+likes it."""
 
 from __future__ import annotations
 
@@ -38,8 +39,15 @@ class Answer:
 
 
 def answer(
-    model: AudioLM, tokenizer: Tokenizer, cases: Sequence[Case], *, max_new_tokens: int = 64, temperature: float = 0.0,
-    seed: int = 0, at_once: int = 64, what: str = "answering",
+    model: AudioLM,
+    tokenizer: Tokenizer,
+    cases: Sequence[Case],
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
+    at_once: int = 64,
+    what: str = "answering",
 ) -> list[Answer]:
     """One reply to each case, greedy unless a temperature is given."""
     hearing = Hearing(model)
@@ -49,15 +57,25 @@ def answer(
     groups = [cases[i : i + at_once] for i in range(0, len(cases), at_once)]
     for group in track(groups, what, len(groups)):
         rollouts = sample(
-            model, tokenizer, hearing, prompts_of(group, tokenizer, model), max_new_tokens=max_new_tokens,
-            temperature=temperature, generator=generator,
+            model,
+            tokenizer,
+            hearing,
+            prompts_of(group, tokenizer, model),
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            generator=generator,
         )
         for index, case in enumerate(group):
             tokens = rollouts.tokens[index].tolist()
             answers.append(
                 Answer(
-                    case=case.id, task=case.task, reasoning=rollouts.reasoning[index], reply=rollouts.replies[index],
-                    right=bool(case.verify and not rollouts.truncated[index] and case.verify(rollouts.replies[index])),
+                    case=case.id,
+                    task=case.task,
+                    reasoning=rollouts.reasoning[index],
+                    reply=rollouts.replies[index],
+                    right=bool(
+                        case.verify and not rollouts.truncated[index] and case.verify(rollouts.replies[index])
+                    ),
                     reasoning_tokens=tokens.index(close) if close in tokens else len(tokens),
                 )
             )
@@ -65,7 +83,8 @@ def answer(
 
 
 def silenced(cases: Sequence[Case]) -> list[Case]:
-    """The cases with every clip replaced by silence of the same length: what is still answered was not heard."""
+    """The cases with every clip replaced by silence of the same length: what is still answered was not
+    heard."""
     silent: dict[tuple[int, int], np.ndarray] = {}
 
     def silence(clip: Clip) -> Clip:
@@ -75,7 +94,10 @@ def silenced(cases: Sequence[Case]) -> list[Case]:
             silent[bins, frames] = np.ascontiguousarray(np.resize(mel, (bins, frames)))
         return replace(clip, id=f"silence.{bins}.{frames}", mel=silent[bins, frames], words=())
 
-    return [replace(case, clips=tuple(tuple(silence(chunk) for chunk in clip) for clip in case.clips)) for case in cases]
+    return [
+        replace(case, clips=tuple(tuple(silence(chunk) for chunk in clip) for clip in case.clips))
+        for case in cases
+    ]
 
 
 def summarise(answers: Sequence[Answer]) -> dict[str, Any]:
@@ -96,10 +118,16 @@ def summarise(answers: Sequence[Answer]) -> dict[str, Any]:
 
 
 def win_rate(ours: Sequence[Answer], theirs: Sequence[Answer]) -> tuple[float, float, float]:
-    """(rate, low, high): how often the listener likes our reply better, a tie as half, with a 95% Wilson interval."""
+    """(rate, low, high): how often the listener likes our reply better, a tie as half, with a 95% Wilson
+    interval."""
     pairs = list(zip(ours, theirs, strict=True))
     assert all(a.case == b.case for a, b in pairs)
-    points = [0.5 if math.isclose(a.utility or 0.0, b.utility or 0.0, abs_tol=1e-9) else float((a.utility or 0.0) > (b.utility or 0.0)) for a, b in pairs]
+    points = [
+        0.5
+        if math.isclose(a.utility or 0.0, b.utility or 0.0, abs_tol=1e-9)
+        else float((a.utility or 0.0) > (b.utility or 0.0))
+        for a, b in pairs
+    ]
     return wilson(_mean(points), len(points))
 
 

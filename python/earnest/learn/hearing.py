@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the frozen encoder makes of a clip, computed once and shared by policy, reference, critic and judge."""
+"""What the frozen encoder makes of a clip, computed once and shared by policy, reference, critic and
+judge."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from earnest.model import AudioLM
 class Hearing:
     """Encoder output by clip. Every model that descends from one frozen encoder may use the same `Hearing`.
 
-    Kept clips are bounded by `max_bytes`; when full, the oldest go first. What is kept equals what would be computed.
+    Kept clips are bounded by `max_bytes`; when full, the oldest go first. What is kept equals what would be
+    computed.
     """
 
     def __init__(self, model: AudioLM, max_bytes: int = 2 << 30) -> None:
@@ -47,7 +49,8 @@ class Hearing:
         return torch.cat(frames), lengths.cumsum(0, dtype=torch.int32)
 
     def embed(self, model: AudioLM, clips: Sequence[Clip]) -> Tensor | None:
-        """What `model`'s adaptor makes of the clips, [audio tokens, hidden], in order; None where there are none."""
+        """What `model`'s adaptor makes of the clips, [audio tokens, hidden], in order; None where there are
+        none."""
         return model.adapt(*self.encoded(clips)) if clips else None
 
     def _keep(self, name: str, frames: Tensor) -> None:

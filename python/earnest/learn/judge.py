@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The generative judge: an audio model that hears a dialogue, notes what it heard, reads two replies and a rubric or
-none, and answers with one ordinal verdict token.
+"""The generative judge: an audio model that hears a dialogue, notes what it heard, reads two replies and a
+rubric or none, and answers with one ordinal verdict token.
 
 Layout of what it reads (BOT, EOT stand for the family's turn tokens):
 
-    history ... BOT assistant <think> notes </think> EOT  BOT judge  rubric / first / second  EOT  BOT assistant VERDICT
+    history ... BOT assistant <think> notes </think> EOT  BOT judge  rubric / first / second  EOT  BOT
+    assistant VERDICT
 
-The notes come before the replies, so they depend on the history alone: one greedy thought for each dialogue serves all
-its replies. The verdict is read as a distribution over the verdict tokens only, so it always parses, and its expected
-phi has no sampling noise (rlhf_numerics 3.2 to 3.5). Both orders are asked: r = (phi(y, ref) - phi(ref, y)) / 2.
+The notes come before the replies, so they depend on the history alone: one greedy thought for each dialogue
+serves all its replies. The verdict is read as a distribution over the verdict tokens only, so it always
+parses, and its expected phi has no sampling noise (rlhf_numerics 3.2 to 3.5). Both orders are asked: r =
+(phi(y, ref) - phi(ref, y)) / 2.
 """
 
 from __future__ import annotations
@@ -62,13 +64,24 @@ def verdict_ids(tokenizer: Tokenizer, phi: dict[int, float]) -> list[int]:
 
 
 def question_ids(question: Question, tokenizer: Tokenizer) -> list[int]:
-    """What follows the notes: the end of that turn, the judge's turn, and the header of the turn that answers. Replies
-    are one line each and are never parsed for special tokens, so a reply can forge neither a turn nor a verdict."""
-    lines = [f"{name}: {_one_line(reply)}" for name, reply in (("first", question.first), ("second", question.second))]
+    """What follows the notes: the end of that turn, the judge's turn, and the header of the turn that
+    answers. Replies are one line each and are never parsed for special tokens, so a reply can forge neither a
+    turn nor a verdict."""
+    lines = [
+        f"{name}: {_one_line(reply)}"
+        for name, reply in (("first", question.first), ("second", question.second))
+    ]
     if question.rubric is not None:
         lines.insert(0, "rubric: " + _one_line("; ".join(question.rubric)))
     bot, eot = tokenizer.special("<|BOT|>"), tokenizer.special("<|EOT|>")
-    return [eot, bot, *tokenizer.encode("judge\n" + "\n".join(lines)), eot, bot, *tokenizer.encode("assistant\n")]
+    return [
+        eot,
+        bot,
+        *tokenizer.encode("judge\n" + "\n".join(lines)),
+        eot,
+        bot,
+        *tokenizer.encode("assistant\n"),
+    ]
 
 
 def _one_line(text: str) -> str:
@@ -92,8 +105,14 @@ class Judge:
     """Reads verdict distributions from a trained judge. `temperature` is the calibration of its logits."""
 
     def __init__(
-        self, model: AudioLM, tokenizer: Tokenizer, hearing: Hearing, *, phi: dict[int, float] | None = None,
-        temperature: float = 1.0, max_tokens: int = 8192,
+        self,
+        model: AudioLM,
+        tokenizer: Tokenizer,
+        hearing: Hearing,
+        *,
+        phi: dict[int, float] | None = None,
+        temperature: float = 1.0,
+        max_tokens: int = 8192,
     ) -> None:
         self.model, self.tokenizer, self.hearing = model, tokenizer, hearing
         self.phi = check_levels(dict(PHI if phi is None else phi))
@@ -115,12 +134,17 @@ class Judge:
         """The expected scalar [n] of the first reply against the second."""
         return self.distribution(prompts) @ self._scale
 
-    def compare(self, prompts: Sequence[Prompt], notes: Sequence[Sequence[int]], questions: Sequence[Question]) -> tuple[Tensor, Tensor]:
-        """(r [n], gap [n]): the order-free scalar of the first reply, and how far the two orders are from mirroring
-        each other (phi(a, b) + phi(b, a), zero for a judge without position bias)."""
-        ahead = [judge_prompt(p, n, q, self.tokenizer) for p, n, q in zip(prompts, notes, questions, strict=True)]
+    def compare(
+        self, prompts: Sequence[Prompt], notes: Sequence[Sequence[int]], questions: Sequence[Question]
+    ) -> tuple[Tensor, Tensor]:
+        """(r [n], gap [n]): the order-free scalar of the first reply, and how far the two orders are from
+        mirroring each other (phi(a, b) + phi(b, a), zero for a judge without position bias)."""
+        ahead = [
+            judge_prompt(p, n, q, self.tokenizer) for p, n, q in zip(prompts, notes, questions, strict=True)
+        ]
         behind = [
-            judge_prompt(p, n, q.swapped(), self.tokenizer) for p, n, q in zip(prompts, notes, questions, strict=True)
+            judge_prompt(p, n, q.swapped(), self.tokenizer)
+            for p, n, q in zip(prompts, notes, questions, strict=True)
         ]
         forward, backward = self.expected_phi(ahead), self.expected_phi(behind)
         return (forward - backward) / 2, forward + backward

@@ -36,16 +36,26 @@ class PolicySettings:
     prompts: int = setting(8, "prompts in a step", at_least=1)
     per_prompt: int = setting(16, "replies sampled for each prompt", at_least=1)
     max_new_tokens: int = setting(64, at_least=1)
-    temperature: float = setting(1.0, "of sampling; old, new and reference log-probabilities use it too", above=0)
+    temperature: float = setting(
+        1.0, "of sampling; old, new and reference log-probabilities use it too", above=0
+    )
     kl: float = setting(0.0, "beta: weight of k1 to the reference policy in the token rewards", at_least=0)
-    estimator: Literal["gae", "group"] = setting("gae", "gae: a learned critic; group: the other replies to the prompt")
+    estimator: Literal["gae", "group"] = setting(
+        "gae", "gae: a learned critic; group: the other replies to the prompt"
+    )
     critic_warmup: int = setting(10, "gae: steps in which only the critic learns", at_least=0)
     advantage: AdvantageSettings = field(default_factory=AdvantageSettings)
     update: UpdateSettings = field(default_factory=UpdateSettings)
 
 
 def optimise(
-    run: Run, phase: str, learner: Learner, tokenizer: Tokenizer, cases: Draw, reward: Reward, settings: PolicySettings,
+    run: Run,
+    phase: str,
+    learner: Learner,
+    tokenizer: Tokenizer,
+    cases: Draw,
+    reward: Reward,
+    settings: PolicySettings,
     seed: int,
 ) -> None:
     """Runs the loop; the policy is changed in place. Every step is logged."""
@@ -59,8 +69,14 @@ def optimise(
     for step in run.steps(settings.steps + warmup, start):
         prompts = prompts_of(cases(step), tokenizer, learner.policy)
         rollouts = sample(
-            learner.policy, tokenizer, learner.hearing, prompts, per_prompt=settings.per_prompt,
-            max_new_tokens=settings.max_new_tokens, temperature=settings.temperature, generator=generator,
+            learner.policy,
+            tokenizer,
+            learner.hearing,
+            prompts,
+            per_prompt=settings.per_prompt,
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            generator=generator,
         )
         rewards = reward(rollouts, step)
         experience, read = experience_of(learner, rollouts, rewards, settings)
@@ -77,10 +93,13 @@ def prompts_of(cases: Sequence[Case], tokenizer: Tokenizer, model: AudioLM) -> l
 def experience_of(
     learner: Learner, rollouts: Rollouts, rewards: Rewards, settings: PolicySettings
 ) -> tuple[Experience, dict[str, float]]:
-    """The rollouts with old log-probabilities, advantages and returns. Replies without a valid reward are masked."""
+    """The rollouts with old log-probabilities, advantages and returns. Replies without a valid reward are
+    masked."""
     invalid = 1 - float(rewards.valid.float().mean())
     if invalid > MOST_INVALID:
-        raise RuntimeError(f"[reward] valid: expected at least {1 - MOST_INVALID:.0%} of the replies, got {1 - invalid:.0%}")
+        raise RuntimeError(
+            f"[reward] valid: expected at least {1 - MOST_INVALID:.0%} of the replies, got {1 - invalid:.0%}"
+        )
     logp, reference, values, entropy = learner.read(rollouts, settings.update.max_tokens)
     lengths = rollouts.cu_seqlens.diff()
     trainable = rewards.valid.repeat_interleave(lengths)
@@ -89,16 +108,29 @@ def experience_of(
         token_rewards -= settings.kl * (logp - reference)
     token_rewards[rollouts.cu_seqlens[1:].long() - 1] += rewards.scalar
     estimated = estimate(
-        token_rewards, trainable, rollouts.cu_seqlens, settings.advantage, values=values, groups=rollouts.prompt_index,
+        token_rewards,
+        trainable,
+        rollouts.cu_seqlens,
+        settings.advantage,
+        values=values,
+        groups=rollouts.prompt_index,
     )
-    experience = Experience(rollouts, trainable, logp, estimated.advantages, estimated.returns, values, reference)
+    experience = Experience(
+        rollouts, trainable, logp, estimated.advantages, estimated.returns, values, reference
+    )
     return experience, agreement(rollouts, logp, reference, entropy)
 
 
-def agreement(rollouts: Rollouts, logp: Tensor, reference: Tensor | None, entropy: Tensor) -> dict[str, float]:
+def agreement(
+    rollouts: Rollouts, logp: Tensor, reference: Tensor | None, entropy: Tensor
+) -> dict[str, float]:
     """How far the trainer's log-probabilities are from the sampler's, and the policy from its reference."""
     gap = (logp - torch.cat(rollouts.logp)).abs()
-    metrics = {"sampler_gap_mean": float(gap.mean()), "sampler_gap_max": float(gap.max()), "entropy": float(entropy.mean())}
+    metrics = {
+        "sampler_gap_mean": float(gap.mean()),
+        "sampler_gap_max": float(gap.max()),
+        "entropy": float(entropy.mean()),
+    }
     if reference is not None:
         k1 = logp - reference
         metrics["kl_per_reply"] = float(k1.sum()) / len(rollouts)

@@ -27,7 +27,8 @@ class Packed:
 
 
 def pack(prompts: Sequence[Prompt], replies: Sequence[Tensor]) -> Packed:
-    """One sequence for each pair of prompt and reply ids (int64 [length]). Targets are all tokens of the replies."""
+    """One sequence for each pair of prompt and reply ids (int64 [length]). Targets are all tokens of the
+    replies."""
     masks = []
     whole = []
     for prompt, reply in zip(prompts, replies, strict=True):
@@ -37,7 +38,8 @@ def pack(prompts: Sequence[Prompt], replies: Sequence[Tensor]) -> Packed:
 
 
 def pack_masked(sequences: Sequence[Prompt], targets: Sequence[Tensor]) -> Packed:
-    """Sequences as they are; `targets` (bool [length] each) marks the tokens whose probability is asked for."""
+    """Sequences as they are; `targets` (bool [length] each) marks the tokens whose probability is asked
+    for."""
     bounds, ids, audio = [0], [], []
     for sequence in sequences:
         ids += sequence.ids
@@ -61,13 +63,15 @@ def pack_masked(sequences: Sequence[Prompt], targets: Sequence[Tensor]) -> Packe
 def token_logprobs(
     model: AudioLM, hearing: Hearing, packed: Packed, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """(log-probability [N], entropy [N]) of the replies' tokens under `model`, float32, at the sampling temperature."""
+    """(log-probability [N], entropy [N]) of the replies' tokens under `model`, float32, at the sampling
+    temperature."""
     hidden = model(packed.batch, hearing.embed(model, packed.clips))
     return ops.logprob(hidden[packed.before], model.lm_head.weight, packed.targets, temperature=temperature)
 
 
 def by_tokens(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Indices in order, cut into groups of at most `max_tokens` tokens (a longer sequence is a group of its own)."""
+    """Indices in order, cut into groups of at most `max_tokens` tokens (a longer sequence is a group of its
+    own)."""
     group: list[int] = []
     total = 0
     for index, length in enumerate(lengths):

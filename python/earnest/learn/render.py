@@ -30,18 +30,23 @@ def chunks_of(case: Case) -> tuple[Clip, ...]:
 
 def to_answer(case: Case, tokenizer: Tokenizer, frames_to_tokens: FrameCount) -> Prompt:
     """The case up to the opened thought: what a policy continues."""
-    rendered = render(case.history, tokenizer, audio_tokens=_audio_tokens(case, frames_to_tokens), generation_prompt="think")
+    rendered = render(
+        case.history, tokenizer, audio_tokens=_audio_tokens(case, frames_to_tokens), generation_prompt="think"
+    )
     return _prompt(case, rendered)
 
 
 def to_learn(
     case: Case, reply: str, tokenizer: Tokenizer, frames_to_tokens: FrameCount, *, all_turns: bool = False
 ) -> tuple[Prompt, torch.Tensor]:
-    """The case with its reasoning and `reply`, and which tokens are targets (bool [tokens]): thought, reply and EOT of the
-    last turn, or of every assistant turn. A case without reasoning gets the empty thought."""
+    """The case with its reasoning and `reply`, and which tokens are targets (bool [tokens]): thought, reply
+    and EOT of the last turn, or of every assistant turn. A case without reasoning gets the empty thought."""
     messages = [*case.history, Message.assistant(reply, case.reasoning)]
     rendered = render(
-        messages, tokenizer, audio_tokens=_audio_tokens(case, frames_to_tokens), train="all" if all_turns else "last",
+        messages,
+        tokenizer,
+        audio_tokens=_audio_tokens(case, frames_to_tokens),
+        train="all" if all_turns else "last",
         empty_think=True,
     )
     return _prompt(case, rendered), torch.tensor(rendered.loss_mask, dtype=torch.bool)

@@ -24,8 +24,8 @@ class RewardWeights:
 
 
 def verified_reward(rollouts: Rollouts) -> tuple[Tensor, Tensor]:
-    """(reward [R], accuracy [R]): 0.8 * right + 0.2 * reasoning present where there is audio, right alone in text.
-    NaN where a case has nothing to verify. A truncated reply is wrong."""
+    """(reward [R], accuracy [R]): 0.8 * right + 0.2 * reasoning present where there is audio, right alone in
+    text. NaN where a case has nothing to verify. A truncated reply is wrong."""
     reward, accuracy = torch.full((len(rollouts),), float("nan")), torch.full((len(rollouts),), float("nan"))
     for index in range(len(rollouts)):
         case = rollouts.case(index)
@@ -40,7 +40,8 @@ def verified_reward(rollouts: Rollouts) -> tuple[Tensor, Tensor]:
 
 @dataclass(eq=False)
 class JudgedAgainst:
-    """The judge and what it compares with: one reference reply for each prompt, and the judge's notes on it."""
+    """The judge and what it compares with: one reference reply for each prompt, and the judge's notes on
+    it."""
 
     judge: Judge
     prompts: Sequence[Prompt]  # the dialogues as the judge's model reads them
@@ -55,7 +56,10 @@ class JudgedAgainst:
         if not read:
             return reward, gap
         at = [int(rollouts.prompt_index[i]) for i in read]
-        questions = [self._question(rollouts.prompts[p].case, rollouts.replies[i], p) for i, p in zip(read, at, strict=True)]
+        questions = [
+            self._question(rollouts.prompts[p].case, rollouts.replies[i], p)
+            for i, p in zip(read, at, strict=True)
+        ]
         r, g = self.judge.compare([self.prompts[p] for p in at], [self.notes[p] for p in at], questions)
         reward[read], gap[read] = r, g
         return reward, gap

@@ -18,15 +18,27 @@ NOTHING = torch.zeros(0, dtype=torch.int64)
 
 @torch.no_grad()
 def sample(
-    policy: AudioLM, tokenizer: Tokenizer, hearing: Hearing, prompts: Sequence[Prompt], *, per_prompt: int = 1,
-    max_new_tokens: int = 64, temperature: float = 1.0, generator: torch.Generator | None = None,
+    policy: AudioLM,
+    tokenizer: Tokenizer,
+    hearing: Hearing,
+    prompts: Sequence[Prompt],
+    *,
+    per_prompt: int = 1,
+    max_new_tokens: int = 64,
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
 ) -> Rollouts:
-    """`per_prompt` replies to each prompt, whose ids end inside an opened thought. The whole distribution is sampled
-    (no top-p, no top-k): cutting it would bias every ratio by the mass it keeps (rlhf_numerics 2.13)."""
+    """`per_prompt` replies to each prompt, whose ids end inside an opened thought. The whole distribution is
+    sampled (no top-p, no top-k): cutting it would bias every ratio by the mass it keeps (rlhf_numerics
+    2.13)."""
     packed = pack(prompts, [NOTHING] * len(prompts))
     generation = policy.generate_ids(
-        packed.batch, max_new_tokens=max_new_tokens, temperature=temperature, generator=generator,
-        stop_ids=[tokenizer.special("<|EOT|>")], samples_per_prompt=per_prompt,
+        packed.batch,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        generator=generator,
+        stop_ids=[tokenizer.special("<|EOT|>")],
+        samples_per_prompt=per_prompt,
         audio_embeddings=hearing.embed(policy, packed.clips),
     )
     splits = [split_reasoning(ids, inside=True, tokenizer=tokenizer) for ids in generation.ids]
@@ -45,14 +57,24 @@ def sample(
 
 @torch.no_grad()
 def thoughts(
-    model: AudioLM, tokenizer: Tokenizer, hearing: Hearing, prompts: Sequence[Prompt], max_new_tokens: int = 64
+    model: AudioLM,
+    tokenizer: Tokenizer,
+    hearing: Hearing,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int = 64,
 ) -> list[list[int]]:
-    """The greedy thought of `model` on each prompt, as ids that end with the closing tag; closed by force where it is
-    not over after `max_new_tokens`."""
+    """The greedy thought of `model` on each prompt, as ids that end with the closing tag; closed by force
+    where it is not over after `max_new_tokens`."""
     packed = pack(prompts, [NOTHING] * len(prompts))
     close = tokenizer.special("</think>")
     generation = model.generate_ids(
-        packed.batch, max_new_tokens=max_new_tokens, temperature=0.0, stop_ids=[close, tokenizer.special("<|EOT|>")],
+        packed.batch,
+        max_new_tokens=max_new_tokens,
+        temperature=0.0,
+        stop_ids=[close, tokenizer.special("<|EOT|>")],
         audio_embeddings=hearing.embed(model, packed.clips),
     )
-    return [[*(token for token in ids if token not in (close, tokenizer.special("<|EOT|>"))), close] for ids in generation.ids]
+    return [
+        [*(token for token in ids if token not in (close, tokenizer.special("<|EOT|>"))), close]
+        for ids in generation.ids
+    ]

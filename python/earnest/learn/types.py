@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The records that cross the steps of the learning arrow: dialogue -> rollout -> reward -> advantage -> loss -> update.
+"""The records that cross the steps of the learning arrow: dialogue -> rollout -> reward -> advantage -> loss
+-> update.
 
-Plain tensors plus ids, so that any step can move to another process. Shape alphabet: R replies, N trained tokens (the
-tokens of all replies, one after the other, EOS included), P prompts.
+Plain tensors plus ids, so that any step can move to another process. Shape alphabet: R replies, N trained
+tokens (the tokens of all replies, one after the other, EOS included), P prompts.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class Clip:
     id: str
     mel: np.ndarray  # float32 [mel bins, frames]
     words: tuple[tuple[str, float, float], ...] = ()  # (word, start, end in seconds), where known
+    manner: tuple[str, ...] = ()  # how it is said: rate, pitch, loudness, where measured
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,8 +92,12 @@ class Rewards:
 
     scalar: Tensor  # float32 [R]
     valid: Tensor  # bool [R]
-    sources: dict[str, Tensor] = field(default_factory=dict)  # name -> float32 [R], NaN where a source said nothing
-    swap_gap: Tensor | None = None  # float32 [R], judge: phi(y, ref) + phi(ref, y), 0 when order does not matter
+    sources: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # name -> float32 [R], NaN where a source said nothing
+    swap_gap: Tensor | None = (
+        None  # float32 [R], judge: phi(y, ref) + phi(ref, y), 0 when order does not matter
+    )
 
 
 @dataclass(eq=False)

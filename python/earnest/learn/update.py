@@ -19,14 +19,17 @@ from earnest.settings import setting
 
 @dataclass(frozen=True)
 class UpdateSettings:
-    """How far and how often the policy moves on one batch of rollouts. Defaults: rlhf_numerics 2.6 to 2.9, 2.20."""
+    """How far and how often the policy moves on one batch of rollouts. Defaults: rlhf_numerics 2.6 to 2.9,
+    2.20."""
 
     epochs: int = setting(1, "passes over one batch of rollouts", at_least=1)
     minibatches: int = setting(1, "optimiser steps in a pass", at_least=1)
     clip: float = setting(0.2, "how far below 1 the ratio counts", above=0)
     clip_high: float = setting(0.2, "and how far above", above=0)
     clip_value: float = setting(0.2, "how far a value may move from its old one", above=0)
-    dual_clip: float = setting(0.0, "cap on the loss of a bad token, times its advantage (0: none)", at_least=0)
+    dual_clip: float = setting(
+        0.0, "cap on the loss of a bad token, times its advantage (0: none)", at_least=0
+    )
     lr: float = setting(1e-4, "of the policy", above=0)
     critic_lr: float = setting(5e-4, "of the critic", above=0)
     warmup_steps: int = setting(10, "of the learning rates", at_least=0)
@@ -51,11 +54,16 @@ class Learner:
 
     def values(self, packed: Packed) -> Tensor:
         assert self.critic is not None
-        return self.critic(packed.batch, self.hearing.encoded(packed.clips) if packed.clips else None)[packed.before]
+        return self.critic(packed.batch, self.hearing.encoded(packed.clips) if packed.clips else None)[
+            packed.before
+        ]
 
     @torch.no_grad()
-    def read(self, rollouts: Rollouts, max_tokens: int) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
-        """(log-probabilities, reference log-probabilities, values, entropy), each [N], of the networks as they are now."""
+    def read(
+        self, rollouts: Rollouts, max_tokens: int
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
+        """(log-probabilities, reference log-probabilities, values, entropy), each [N], of the networks as
+        they are now."""
         logp, reference, values, entropy = [], [], [], []
         for group in groups_of(rollouts, range(len(rollouts)), max_tokens):
             packed = pack_replies(rollouts, group)
@@ -66,16 +74,25 @@ class Learner:
                 reference.append(token_logprobs(self.reference, self.hearing, packed, self.temperature)[0])
             if self.critic is not None:
                 values.append(self.values(packed))
-        return torch.cat(logp), torch.cat(reference) if reference else None, torch.cat(values) if values else None, torch.cat(entropy)
+        return (
+            torch.cat(logp),
+            torch.cat(reference) if reference else None,
+            torch.cat(values) if values else None,
+            torch.cat(entropy),
+        )
 
 
 def pack_replies(rollouts: Rollouts, group: Sequence[int]) -> Packed:
-    return pack([rollouts.prompts[int(rollouts.prompt_index[i])] for i in group], [rollouts.tokens[i] for i in group])
+    return pack(
+        [rollouts.prompts[int(rollouts.prompt_index[i])] for i in group], [rollouts.tokens[i] for i in group]
+    )
 
 
 def groups_of(rollouts: Rollouts, which: Sequence[int], max_tokens: int) -> list[list[int]]:
     """The replies `which`, cut into groups that one forward pass can hold."""
-    lengths = [len(rollouts.prompts[int(rollouts.prompt_index[i])].ids) + len(rollouts.tokens[i]) for i in which]
+    lengths = [
+        len(rollouts.prompts[int(rollouts.prompt_index[i])].ids) + len(rollouts.tokens[i]) for i in which
+    ]
     return [[which[j] for j in group] for group in by_tokens(lengths, max_tokens)]
 
 
@@ -89,24 +106,38 @@ class Update:
         self.critic_optimiser = None if learner.critic is None else _adamw(learner.critic, settings.critic_lr)
 
     def check_first_step(self, experience: Experience) -> None:
-        """The invariants of a first step (rlhf_numerics 2.17): the policy that is about to be trained gives its own
-        rollouts the same numbers again, so the ratio is 1 everywhere, nothing is clipped, and the gradient of the clipped
-        loss is REINFORCE's. A difference means that two code paths disagree, and training would learn from it."""
+        """The invariants of a first step (rlhf_numerics 2.17): the policy that is about to be trained gives
+        its own rollouts the same numbers again, so the ratio is 1 everywhere, nothing is clipped, and the
+        gradient of the clipped loss is REINFORCE's. A difference means that two code paths disagree, and
+        training would learn from it."""
         logp = self.learner.read(experience.rollouts, self.settings.max_tokens)[0].requires_grad_()
         if not torch.equal(logp.detach()[experience.trainable], experience.logp_old[experience.trainable]):
             worst = (logp.detach() - experience.logp_old)[experience.trainable].abs().max()
-            raise RuntimeError(f"[update] ratio of the first step: expected exactly 1, got a log-ratio of {float(worst)}")
+            raise RuntimeError(
+                f"[update] ratio of the first step: expected exactly 1, got a log-ratio of {float(worst)}"
+            )
         loss = ops.ppo_loss(
-            logp, experience.logp_old, experience.advantages, None, None, None, experience.trainable,
-            clip=self.settings.clip, clip_high=self.settings.clip_high,
+            logp,
+            experience.logp_old,
+            experience.advantages,
+            None,
+            None,
+            None,
+            experience.trainable,
+            clip=self.settings.clip,
+            clip_high=self.settings.clip_high,
         )
         (gradient,) = torch.autograd.grad(loss.loss, logp)
         count = experience.trainable.sum()
         reinforce = torch.where(experience.trainable, -experience.advantages / count, 0.0)
-        if float(loss.metrics["clip_fraction"]) != 0 or not torch.allclose(gradient, reinforce, rtol=1e-5, atol=1e-12):
+        if float(loss.metrics["clip_fraction"]) != 0 or not torch.allclose(
+            gradient, reinforce, rtol=1e-5, atol=1e-12
+        ):
             raise RuntimeError("[update] gradient of the first step: expected REINFORCE's, got another")
 
-    def __call__(self, experience: Experience, step: int, generator: torch.Generator, train_policy: bool = True) -> dict[str, float]:
+    def __call__(
+        self, experience: Experience, step: int, generator: torch.Generator, train_policy: bool = True
+    ) -> dict[str, float]:
         """Learns from `experience`; the metrics, averaged over optimiser steps by their trained tokens."""
         rollouts, settings = experience.rollouts, self.settings
         totals: dict[str, float] = {}
@@ -122,8 +153,11 @@ class Update:
                     totals[name] = totals.get(name, 0.0) + count * value
         return {name: value / max(weight, 1.0) for name, value in totals.items()}
 
-    def _optimiser_step(self, experience: Experience, replies: list[int], step: int, train_policy: bool) -> tuple[dict[str, float], float]:
-        """Gradients of all forward passes of one mini-batch, divided by its own count of trained tokens (2.8)."""
+    def _optimiser_step(
+        self, experience: Experience, replies: list[int], step: int, train_policy: bool
+    ) -> tuple[dict[str, float], float]:
+        """Gradients of all forward passes of one mini-batch, divided by its own count of trained tokens
+        (2.8)."""
         bounds = experience.rollouts.cu_seqlens.tolist()
         rows_of = [torch.arange(bounds[i], bounds[i + 1]) for i in range(len(experience.rollouts))]
         count = float(experience.trainable[torch.cat([rows_of[i] for i in replies])].sum())
@@ -138,13 +172,19 @@ class Update:
             for name, value in metrics.items():
                 totals[name] = totals.get(name, 0.0) + share * float(value)
         if self.critic_optimiser is not None and self.learner.critic is not None:
-            totals["critic_gradient_norm"] = self._step(self.critic_optimiser, self.learner.critic, self.settings.critic_lr, step)
+            totals["critic_gradient_norm"] = self._step(
+                self.critic_optimiser, self.learner.critic, self.settings.critic_lr, step
+            )
         if train_policy:
-            totals["gradient_norm"] = self._step(self.policy_optimiser, self.learner.policy, self.settings.lr, step)
+            totals["gradient_norm"] = self._step(
+                self.policy_optimiser, self.learner.policy, self.settings.lr, step
+            )
         self.policy_optimiser.zero_grad(set_to_none=True)
         return totals, count
 
-    def _loss(self, experience: Experience, group: list[int], rows: Tensor, count: float) -> tuple[Tensor, dict[str, Tensor]]:
+    def _loss(
+        self, experience: Experience, group: list[int], rows: Tensor, count: float
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         settings = self.settings
         packed = pack_replies(experience.rollouts, group)
         logp, entropy = self.learner.logprobs(packed)
@@ -154,17 +194,31 @@ class Update:
             return None if tensor is None else tensor[rows]
 
         loss = ops.ppo_loss(
-            logp, experience.logp_old[rows], experience.advantages[rows], values, take(experience.values_old) if values is not None else None,
-            experience.returns[rows] if values is not None else None, experience.trainable[rows],
-            clip=settings.clip, clip_high=settings.clip_high, clip_value=settings.clip_value,
-            dual_clip=settings.dual_clip or None, logp_ref=take(experience.logp_reference),
-            kl_coef=settings.kl_in_loss, entropy=entropy if settings.entropy else None, entropy_coef=settings.entropy,
+            logp,
+            experience.logp_old[rows],
+            experience.advantages[rows],
+            values,
+            take(experience.values_old) if values is not None else None,
+            experience.returns[rows] if values is not None else None,
+            experience.trainable[rows],
+            clip=settings.clip,
+            clip_high=settings.clip_high,
+            clip_value=settings.clip_value,
+            dual_clip=settings.dual_clip or None,
+            logp_ref=take(experience.logp_reference),
+            kl_coef=settings.kl_in_loss,
+            entropy=entropy if settings.entropy else None,
+            entropy_coef=settings.entropy,
             normalizer=count,
         )
         return loss.loss, loss.metrics
 
     def _step(self, optimiser: torch.optim.Optimizer, network: nn.Module, lr: float, step: int) -> float:
-        norm = float(torch.nn.utils.clip_grad_norm_([p for p in network.parameters() if p.requires_grad], self.settings.clip_norm))
+        norm = float(
+            torch.nn.utils.clip_grad_norm_(
+                [p for p in network.parameters() if p.requires_grad], self.settings.clip_norm
+            )
+        )
         if norm != norm or norm == float("inf"):
             raise FloatingPointError(f"[update] gradient: expected a finite norm, got {norm}")
         for group in optimiser.param_groups:
@@ -175,4 +229,10 @@ class Update:
 
 
 def _adamw(network: nn.Module, lr: float) -> torch.optim.AdamW:
-    return torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0)
+    return torch.optim.AdamW(
+        [p for p in network.parameters() if p.requires_grad],
+        lr,
+        betas=(0.9, 0.95),
+        eps=1e-5,
+        weight_decay=0.0,
+    )

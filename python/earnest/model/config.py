@@ -325,13 +325,13 @@ PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "vocab_size": 1024,
             "hidden_size": 192,
             "intermediate_size": 512,
-            "num_hidden_layers": 4,
+            "num_hidden_layers": 3,
             "num_attention_heads": 6,
             "num_key_value_heads": 2,
             "max_position_embeddings": 4096,
             "rope_theta": 10_000.0,
         },
-        {"n_mels": 80, "n_audio_state": 192, "n_audio_head": 6, "n_audio_layer": 4},
+        {"n_mels": 80, "n_audio_state": 160, "n_audio_head": 5, "n_audio_layer": 3},
     ),
     "small": (
         {

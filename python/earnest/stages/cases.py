@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,22 +23,27 @@ from earnest.progress import Progress
 if TYPE_CHECKING:
     from earnest.playground import Sample, World
 
-T = TypeVar("T")
 SAMPLE_RATE = 16000
 CASES_PER_JOB = 50
 
 
-def hear(pcm: np.ndarray, n_mels: int, name: str, words: Sequence[tuple[str, float, float]] = ()) -> tuple[Clip, ...]:
-    """The chunks of one clip as log-mel features. `words` go with the first chunk (they are used on short clips)."""
+def hear(
+    pcm: np.ndarray,
+    n_mels: int,
+    name: str,
+    words: Sequence[tuple[str, float, float]] = (),
+    manner: Sequence[str] = (),
+) -> tuple[Clip, ...]:
+    """The chunks of one clip as log-mel features. What is known about it goes with the first (such clips are
+    short)."""
     from earnest.features import LogMel
     from earnest.model import chunk_audio
 
     log_mel = _log_mel(LogMel, n_mels)
     chunks = chunk_audio(np.ascontiguousarray(pcm, dtype=np.float32))
-    return tuple(
-        Clip(f"{name}.{index}", np.ascontiguousarray(log_mel(chunk)), tuple(words) if index == 0 else ())
-        for index, chunk in enumerate(chunks)
-    )
+    mels = [np.ascontiguousarray(log_mel(chunk)) for chunk in chunks]
+    first = Clip(f"{name}.0", mels[0], tuple(words), tuple(manner))
+    return (first, *(Clip(f"{name}.{index}", mel) for index, mel in enumerate(mels[1:], 1)))
 
 
 @functools.lru_cache(maxsize=4)
@@ -49,9 +54,9 @@ def _log_mel(kind: type, n_mels: int):  # building the mel matrix costs more tha
 # ---- the playground ----
 
 
-def case_of(sample: Sample, n_mels: int, keep_audio: bool = False) -> Case:
-    """The case of a playground sample. Unless `keep_audio`, samples of sound are dropped once they are features: the
-    world can make them again from the sample's id."""
+def case_of(sample: Sample, n_mels: int) -> Case:
+    """The case of a playground sample. The samples of sound are dropped once they are features: the world can
+    make them again from the sample's id."""
     from earnest.playground import verify
 
     clips: list[tuple[Clip, ...]] = []
@@ -62,56 +67,85 @@ def case_of(sample: Sample, n_mels: int, keep_audio: bool = False) -> Case:
             if isinstance(part, Audio):
                 index = len(clips)
                 assert part.pcm is not None
-                words = sample.words[index] if index < len(sample.words) else ()
-                clips.append(hear(part.pcm, n_mels, f"{sample.id}/{index}", words))
-                parts.append(part if keep_audio else Audio(path=f"{sample.id}/{index}"))
+                sound = sample.sounds[index]
+                manner = (sound.rate, sound.pitch, sound.loudness)
+                clips.append(hear(part.pcm, n_mels, f"{sample.id}/{index}", sample.words[index], manner))
+                parts.append(Audio(path=f"{sample.id}/{index}"))
             else:
                 parts.append(part)
         history.append(replace(message, parts=tuple(parts)))
-    light = sample if keep_audio else replace(sample, messages=tuple(history))
+    light = replace(sample, messages=tuple(history))
     return Case(
-        id=sample.id, task=sample.task, history=tuple(history), clips=tuple(clips), reasoning=sample.reasoning,
-        replies=tuple(reply.text for reply in sample.replies), answer=sample.answer, rubric=sample.rubric,
-        verify=functools.partial(verify, light), origin=light,
+        id=sample.id,
+        task=sample.task,
+        history=tuple(history),
+        clips=tuple(clips),
+        reasoning=sample.reasoning,
+        replies=tuple(reply.text for reply in sample.replies),
+        answer=sample.answer,
+        rubric=sample.rubric,
+        verify=functools.partial(verify, light),
+        origin=light,
     )
 
 
-def _make_cases(world: World, split: str, n_mels: int, keep_audio: bool, indices: range) -> list[Case]:
-    return [case_of(world.sample(split, index), n_mels, keep_audio) for index in indices]
+def _make_cases(world: World, split: str, n_mels: int, indices: Sequence[int]) -> list[Case]:
+    return [case_of(world.sample(split, index), n_mels) for index in indices]
+
+
+@functools.lru_cache(maxsize=8)
+def _made_before(world: tuple[int, str, str], split: str, n_mels: int) -> dict[int, Case]:
+    """The cases of one world that this process has made: the stages of a demo ask for the same ones again."""
+    return {}
 
 
 def playground_cases(
-    world: World, split: str, indices: range, n_mels: int, *, processes: int, phase: str, keep_audio: bool = False
+    world: World, split: str, indices: range, n_mels: int, *, processes: int, phase: str
 ) -> list[Case]:
-    """Cases of the world."""
-    return in_processes(functools.partial(_make_cases, world, split, n_mels, keep_audio), indices, processes, phase)
+    """Cases of the world, made by several processes; which ones they are does not depend on how many there
+    are."""
+    made = _made_before((world.seed, str(world.voices), str(world.leave_out)), split, n_mels)
+    missing = [index for index in indices if index not in made]
+    made.update(
+        zip(
+            missing,
+            _in_processes(functools.partial(_make_cases, world, split, n_mels), missing, processes, phase),
+            strict=True,
+        )
+    )
+    return [made[index] for index in indices]
 
 
-def in_processes(make: Callable[[range], list[T]], indices: range, processes: int, phase: str) -> list[T]:
-    """What `make` makes of the indices, by several processes, in order; it does not depend on how many there are."""
-    jobs = [range(start, min(start + CASES_PER_JOB, indices.stop)) for start in range(indices.start, indices.stop, CASES_PER_JOB)]
+def _in_processes(
+    make: Callable[[Sequence[int]], list[Case]], indices: Sequence[int], processes: int, phase: str
+) -> list[Case]:
+    jobs = [indices[start : start + CASES_PER_JOB] for start in range(0, len(indices), CASES_PER_JOB)]
+    if not jobs:
+        return []
     progress = Progress(phase, len(indices))
-    made: list[T] = []
+    cases: list[Case] = []
     with contextlib.ExitStack() as stack:
         stack.callback(progress.close)
-        results: Iterable[list[T]]
+        results: Iterable[list[Case]]
         if processes <= 1 or len(jobs) <= 2:
             results = map(make, jobs)
         else:  # fresh processes: a forked one would inherit torch's threads as locks without owners
-            pool = stack.enter_context(ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")))
+            pool = stack.enter_context(
+                ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
+            )
             results = pool.map(make, jobs)
         for part in results:
-            made += part
-            progress.update(len(made))
-    return made
+            cases += part
+            progress.update(len(cases))
+    return cases
 
 
 # ---- JSON-lines files ----
 
 
 def file_cases(paths: Iterable[str | Path], n_mels: int) -> list[Case]:
-    """Cases of dialogue files (the format of `earnest.dialogue`). The last assistant turn, where there is one, is the
-    reply to learn; a dialogue that ends with the user's turn is a case without one."""
+    """Cases of dialogue files (the format of `earnest.dialogue`). The last assistant turn, where there is
+    one, is the reply to learn; a dialogue that ends with the user's turn is a case without one."""
     from earnest.dialogue import read_dialogues
 
     cases = []
@@ -123,9 +157,14 @@ def file_cases(paths: Iterable[str | Path], n_mels: int) -> list[Case]:
             answer = None if dialogue.answer is None else str(dialogue.answer)
             cases.append(
                 Case(
-                    id=f"{Path(path).name}:{number}", task=str(dialogue.extra.get("task", "dialogue")),
-                    history=tuple(history), clips=heard(history, n_mels), reasoning=last.reasoning if last else None,
-                    replies=(last.text,) if last else (), answer=answer, rubric=dialogue.rubric,
+                    id=f"{Path(path).name}:{number}",
+                    task=str(dialogue.extra.get("task", "dialogue")),
+                    history=tuple(history),
+                    clips=heard(history, n_mels),
+                    reasoning=last.reasoning if last else None,
+                    replies=(last.text,) if last else (),
+                    answer=answer,
+                    rubric=dialogue.rubric,
                     reference=dialogue.reference,
                     verify=None if answer is None else functools.partial(holds_answer, answer),
                 )
@@ -138,8 +177,16 @@ def preference_cases(path: Path, n_mels: int) -> list[tuple[Case, Preference]]:
     from earnest.dialogue import read_preferences
 
     return [
-        (Case(id=f"{path.name}:{number}", task="preference", history=line.messages,
-              clips=heard(line.messages, n_mels), rubric=line.rubric), line)
+        (
+            Case(
+                id=f"{path.name}:{number}",
+                task="preference",
+                history=line.messages,
+                clips=heard(line.messages, n_mels),
+                rubric=line.rubric,
+            ),
+            line,
+        )
         for number, line in enumerate(read_preferences(path))
     ]
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole recipe on a tiny model, from nothing: mid-training -> SFT -> RLVR alone, and judge + RLHF from the same SFT.
+"""The whole recipe on a tiny model, from nothing: mid-training -> SFT -> RLVR alone, and judge + RLHF from
+the same SFT.
 
-Every stage is the stage's own command with settings for the tiny model; each has its folder in the run folder and is
-resumed or skipped by itself. It ends with metrics.json, report.html and the table.
+Every stage is the stage's own command with settings for the tiny model; each has its folder in the run folder
+and is resumed or skipped by itself. It ends with metrics.json, report.html and the table.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from earnest.errors import InvalidInput
 from earnest.evaluate.playground import evaluate_model, stage_metrics
 from earnest.evaluate.stage import Answer, to_plain
 from earnest.learn.optimise import PolicySettings
-from earnest.learn.update import UpdateSettings
 from earnest.model import AudioLMConfig
 from earnest.settings import RunSettings, setting
 from earnest.stages import judge, midtrain, rlhf, rlvr, sft
@@ -31,7 +31,9 @@ TABLE = ("midtrain", "sft", "rlvr", "rlhf")
 @dataclass(frozen=True)
 class Settings:
     seed: int = setting(0, "of weights, worlds, sampling", at_least=0)
-    quick: bool = setting(False, "the same path in at most three minutes; nothing is learnt that is worth looking at")
+    quick: bool = setting(
+        False, "the same path in at most three minutes; nothing is learnt that is worth looking at"
+    )
     voices: str = setting("espeak", "espeak, or a folder or tar of recorded words (shared/data/fsdd)")
     leave_out: str = setting("", "recordings: the speaker kept for the held-out split")
     cases: int = setting(480, "held-out cases of the evaluation", at_least=6)
@@ -41,7 +43,13 @@ class Settings:
 def main(settings: Settings, run_dir: Path) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     plan = stage_settings(settings, run_dir)
-    mains = {"midtrain": midtrain.main, "sft": sft.main, "rlvr": rlvr.main, "judge": judge.main, "rlhf": rlhf.main}
+    mains = {
+        "midtrain": midtrain.main,
+        "sft": sft.main,
+        "rlvr": rlvr.main,
+        "judge": judge.main,
+        "rlhf": rlhf.main,
+    }
     seconds = _read_json(run_dir / "seconds.json") or {}
     for name in STAGES:
         began = time.monotonic()
@@ -68,7 +76,9 @@ def stage_settings(settings: Settings, run_dir: Path) -> dict[str, Any]:
     quick = settings.quick
 
     def data(first: int, cases: int) -> DataSettings:
-        return DataSettings(playground=playground, first=first, cases=max(cases // 20, 60) if quick else cases)
+        return DataSettings(
+            playground=playground, first=first, cases=max(cases // 20, 60) if quick else cases
+        )
 
     def steps(full: int) -> int:
         return max(full // 40, 3) if quick else full
@@ -79,14 +89,29 @@ def stage_settings(settings: Settings, run_dir: Path) -> dict[str, Any]:
         "midtrain": midtrain.Settings(steps=steps(700), data=data(0, 6000), **common),
         "sft": sft.Settings(model=str(run_dir / "midtrain"), steps=steps(250), data=data(0, 6000), **common),
         "rlvr": rlvr.Settings(
-            model=str(run_dir / "sft"), data=data(6000, 600),
+            model=str(run_dir / "sft"),
+            data=data(6000, 600),
             choice=rlvr.ChoiceSettings(trials=0 if quick else 8),
-            policy=replace(policy, steps=steps(100), per_prompt=4 if quick else 16, prompts=8, estimator="group"), **common,
+            policy=replace(
+                policy, steps=steps(100), per_prompt=4 if quick else 16, prompts=8, estimator="group"
+            ),
+            **common,
         ),
-        "judge": judge.Settings(model=str(run_dir / "sft"), steps=steps(300), data=data(0, 6000), checks=60 if quick else 400, **common),
+        "judge": judge.Settings(
+            model=str(run_dir / "sft"),
+            steps=steps(300),
+            data=data(0, 6000),
+            checks=60 if quick else 400,
+            **common,
+        ),
         "rlhf": rlhf.Settings(
-            model=str(run_dir / "sft"), judge=str(run_dir / "judge"), data=data(6000, 600),
-            policy=replace(policy, steps=steps(120), kl=0.02, estimator="gae", critic_warmup=2 if quick else 10), **common,
+            model=str(run_dir / "sft"),
+            judge=str(run_dir / "judge"),
+            data=data(6000, 600),
+            policy=replace(
+                policy, steps=steps(120), kl=0.02, estimator="gae", critic_warmup=2 if quick else 10
+            ),
+            **common,
         ),
     }
 
@@ -105,10 +130,15 @@ def evaluate(settings: Settings, plan: dict[str, Any], run_dir: Path) -> dict[st
         kept = _read_json(file)
         if kept is None:
             heard[stage], unheard[stage] = evaluate_model(run_dir / stage, cases, settings.seed, stage)
-            write_atomic(file, json.dumps({"heard": to_plain(heard[stage]), "unheard": to_plain(unheard[stage])}))
+            write_atomic(
+                file, json.dumps({"heard": to_plain(heard[stage]), "unheard": to_plain(unheard[stage])})
+            )
         else:
             heard[stage], unheard[stage] = ([Answer(**a) for a in kept[key]] for key in ("heard", "unheard"))
-    return {"stages": stage_metrics(heard, unheard), "judge": _read_json(run_dir / "judge" / judge.CALIBRATION_FILE)}
+    return {
+        "stages": stage_metrics(heard, unheard),
+        "judge": _read_json(run_dir / "judge" / judge.CALIBRATION_FILE),
+    }
 
 
 def _read_json(path: Path) -> Any:
@@ -117,4 +147,6 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text())
     except ValueError as error:
-        raise InvalidInput("demo", str(path), "a JSON file of an earlier part of this run", str(error)) from None
+        raise InvalidInput(
+            "demo", str(path), "a JSON file of an earlier part of this run", str(error)
+        ) from None

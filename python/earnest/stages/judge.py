@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Judge training: from comparisons to a generative reward model.
 
-Both orders of each pair stand in the same batch with mirrored verdicts, so that a preference for a position costs as much
-as it could gain. The verdict's loss is cross-entropy over the ordinal levels; where a case knows its reasoning, the notes
-are learnt too, since at reward time the judge writes them itself. After training, the temperature of the verdict logits is
-fitted on the validation split, and everything reported is measured on the held-out one.
+Both orders of each pair stand in the same batch with mirrored verdicts, so that a preference for a position
+costs as much as it could gain. The verdict's loss is cross-entropy over the ordinal levels; where a case
+knows its reasoning, the notes are learnt too, since at reward time the judge writes them itself. After
+training, the temperature of the verdict logits is fitted on the validation split, and everything reported is
+measured on the held-out one.
 """
 
 from __future__ import annotations
@@ -68,7 +69,8 @@ def main(settings: Settings, run_dir: Path) -> None:
 
 
 def load_judge(folder: str | Path, hearing: Hearing | None = None) -> Judge:
-    """The judge of a run folder, calibrated. `hearing` may be shared where the encoder is the same frozen one."""
+    """The judge of a run folder, calibrated. `hearing` may be shared where the encoder is the same frozen
+    one."""
     model, tokenizer = load_model(folder, train=False)
     file = Path(folder) / CALIBRATION_FILE
     temperature = json.loads(file.read_text())["temperature"] if file.is_file() else 1.0
@@ -76,7 +78,12 @@ def load_judge(folder: str | Path, hearing: Hearing | None = None) -> Judge:
 
 
 def train(
-    run: Run, settings: Settings, model: AudioLM, tokenizer: Tokenizer, hearing: Hearing, compared: Sequence[Compared]
+    run: Run,
+    settings: Settings,
+    model: AudioLM,
+    tokenizer: Tokenizer,
+    hearing: Hearing,
+    compared: Sequence[Compared],
 ) -> None:
     parameters = trained(model)
     adamw = settings.optimiser.build(parameters)
@@ -84,7 +91,9 @@ def train(
     verdicts = verdict_ids(tokenizer, PHI)
     start = run.restore("judge training", model=model, optimiser=adamw, generator=generator)
     for step in run.steps(settings.steps, start):
-        chosen = [compared[int(i)] for i in torch.randperm(len(compared), generator=generator)[: settings.batch]]
+        chosen = [
+            compared[int(i)] for i in torch.randperm(len(compared), generator=generator)[: settings.batch]
+        ]
         sequences, masks, levels = both_orders(chosen, tokenizer, model)
         packed = pack_masked(sequences, masks)
         hidden = model(packed.batch, hearing.embed(model, packed.clips))
@@ -95,9 +104,17 @@ def train(
         if len(packed.targets):
             notes_loss = -ops.logprob(hidden[packed.before], model.lm_head.weight, packed.targets)[0].mean()
         (verdict_loss + settings.notes_weight * notes_loss).backward()
-        norm = optimiser_step(adamw, parameters, settings.optimiser.rate(step, settings.steps), settings.optimiser.clip_norm)
+        norm = optimiser_step(
+            adamw, parameters, settings.optimiser.rate(step, settings.steps), settings.optimiser.clip_norm
+        )
         right = (logits.argmax(1) == levels).float().mean()
-        run.log(step, loss=verdict_loss.item(), notes_loss=notes_loss.item(), exact=float(right), gradient_norm=norm)
+        run.log(
+            step,
+            loss=verdict_loss.item(),
+            notes_loss=notes_loss.item(),
+            exact=float(right),
+            gradient_norm=norm,
+        )
 
 
 def both_orders(
@@ -120,7 +137,8 @@ def both_orders(
 
 
 def known_notes(pair: Compared, tokenizer: Tokenizer, model: AudioLM) -> tuple[Prompt, list[int]]:
-    """The case up to the opened thought, and its known reasoning up to the closing tag (none: closed at once)."""
+    """The case up to the opened thought, and its known reasoning up to the closing tag (none: closed at
+    once)."""
     frames_to_tokens = model.config.audio_encoder_config.audio_tokens
     prompt = to_answer(pair.case, tokenizer, frames_to_tokens)
     close = tokenizer.special("</think>")
@@ -132,11 +150,17 @@ def known_notes(pair: Compared, tokenizer: Tokenizer, model: AudioLM) -> tuple[P
 
 
 def check(settings: Settings, model: AudioLM, tokenizer: Tokenizer, hearing: Hearing, n_mels: int) -> dict:
-    """Calibration on the validation split, and the judge's report on the held-out one, with notes of its own."""
+    """Calibration on the validation split, and the judge's report on the held-out one, with notes of its
+    own."""
     model.eval()
     logs: dict[str, tuple[Tensor, Tensor, list[Compared]]] = {}
     for split in ("validation", "heldout") if not settings.data.files else ("validation",):
-        data = DataSettings(files=settings.data.files, playground=settings.data.playground, cases=settings.checks, processes=settings.data.processes)
+        data = DataSettings(
+            files=settings.data.files,
+            playground=settings.data.playground,
+            cases=settings.checks,
+            processes=settings.data.processes,
+        )
         compared = load_comparisons(data, n_mels, split=split, phase=f"{split} comparisons")
         logs[split] = (*ask_both_orders(model, tokenizer, hearing, compared), compared)
     forward, backward, compared = logs["validation"]
@@ -144,22 +168,31 @@ def check(settings: Settings, model: AudioLM, tokenizer: Tokenizer, hearing: Hea
     temperature = fit_temperature(torch.cat([forward, backward]), torch.cat([levels, len(PHI) - 1 - levels]))
     forward, backward, compared = logs.get("heldout", logs["validation"])
     model.train()
-    return {"temperature": temperature, **judge_report(forward / temperature, backward / temperature, compared, PHI)}
+    return {
+        "temperature": temperature,
+        **judge_report(forward / temperature, backward / temperature, compared, PHI),
+    }
 
 
 @torch.no_grad()
 def ask_both_orders(
     model: AudioLM, tokenizer: Tokenizer, hearing: Hearing, compared: Sequence[Compared], at_once: int = 32
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities [n, levels] of the verdicts in the order of the pairs, and with the replies swapped."""
+    """Log-probabilities [n, levels] of the verdicts in the order of the pairs, and with the replies
+    swapped."""
     judge = Judge(model, tokenizer, hearing)
     forward, backward = [], []
     for begin in range(0, len(compared), at_once):
         pairs = compared[begin : begin + at_once]
-        prompts = [to_answer(pair.case, tokenizer, model.config.audio_encoder_config.audio_tokens) for pair in pairs]
+        prompts = [
+            to_answer(pair.case, tokenizer, model.config.audio_encoder_config.audio_tokens) for pair in pairs
+        ]
         notes = thoughts(model, tokenizer, hearing, prompts)
         for swap, into in ((False, forward), (True, backward)):
             questions = [Question(pair.case, pair.first, pair.second, pair.case.rubric) for pair in pairs]
-            asked = [judge_prompt(p, n, q.swapped() if swap else q, tokenizer) for p, n, q in zip(prompts, notes, questions, strict=True)]
+            asked = [
+                judge_prompt(p, n, q.swapped() if swap else q, tokenizer)
+                for p, n, q in zip(prompts, notes, questions, strict=True)
+            ]
             into.append(judge.distribution(asked).log())
     return torch.cat(forward), torch.cat(backward)

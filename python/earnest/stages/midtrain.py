@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stage 1, audio-centric mid-training: from audio or text and a question to reasoning and a response.
 
-A model that starts from nothing learns to hear here too: its encoder is trained, and a linear head on the encoder's
-frames names the word being spoken in each of them, where a case knows its words. The head is thrown away afterwards,
-and the encoder is frozen from then on. A model that starts from a folder keeps its encoder as it is.
+The recipe starts from a pretrained encoder and keeps it frozen throughout. A model that starts from a folder
+does just that. A model that starts from nothing has to learn to hear first: its encoder is trained with
+linear heads on its frames that name the word being spoken and the manner of speaking (rate, pitch, loudness),
+where a clip's own are known. The heads are thrown away afterwards, and from then on the encoder is frozen
+here too.
 """
 
 from __future__ import annotations
@@ -17,27 +19,41 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from earnest.dialogue import Tokenizer
+from earnest.errors import InvalidInput
+from earnest.learn.render import chunks_of
 from earnest.learn.types import Case, Clip
 from earnest.model import AudioLM, AudioLMConfig
 from earnest.model.config import PRESETS
 from earnest.run import Run, seed_everything
 from earnest.settings import RunSettings, setting
-from earnest.stages.source import DataSettings, draw, load_cases, load_model, save_model, trained, world_of
-from earnest.stages.supervised import OptimiserSettings, examples, fine_tune, optimiser_step, target_logprobs
+from earnest.stages.source import DataSettings, freeze, load_cases, load_model, world_of, written_cases
+from earnest.stages.supervised import OptimiserSettings, fine_tune, optimiser_step
 
 SECONDS_PER_FRAME = 0.04  # of the encoder's output
 SILENCE = ""
+UNKNOWN = -100  # no target
+
+
+@dataclass(frozen=True)
+class HearingSettings:
+    """How the encoder of a new model learns to hear."""
+
+    steps: int = setting(400, at_least=1)
+    batch: int = setting(32, "clips in a step", at_least=1)
+    manner_weight: float = setting(0.3, "of the loss on how it is said, beside what is said", at_least=0)
+    mask_mel: bool = setting(True, "hide random bands and spans of the features (SpecAugment)")
+    optimiser: OptimiserSettings = field(default_factory=lambda: OptimiserSettings(lr=2e-3, warmup_steps=50))
 
 
 @dataclass(frozen=True)
 class Settings:
     model: str = setting("tiny", "a preset to build from nothing, or a model folder to go on from")
     vocabulary: int = setting(768, "a new model: size of its vocabulary", at_least=300)
-    steps: int = setting(700, at_least=1)
+    steps: int = setting(500, at_least=1)
     batch: int = setting(32, "cases in a step", at_least=1)
-    word_weight: float = setting(1.0, "of the loss that names the word in each frame", at_least=0)
-    mask_mel: bool = setting(True, "hide random bands and spans of the features (SpecAugment)")
+    written: float = setting(0.1, "playground: written cases, as a share of the spoken ones", at_least=0)
     seed: int = setting(0, at_least=0)
+    hearing: HearingSettings = field(default_factory=HearingSettings)
     data: DataSettings = field(default_factory=lambda: DataSettings(cases=6000))
     optimiser: OptimiserSettings = field(default_factory=lambda: OptimiserSettings(lr=2e-3, warmup_steps=50))
     run: RunSettings = field(default_factory=RunSettings)
@@ -48,65 +64,109 @@ def main(settings: Settings, run_dir: Path) -> None:
         if run.finished:
             return
         seed_everything(settings.seed)
-        if settings.model not in PRESETS:
-            model, tokenizer = load_model(settings.model)
-            cases = load_cases(settings.data, model.config.audio_encoder_config.n_mels)
-            fine_tune(run, "mid-training", model, tokenizer, cases, steps=settings.steps, batch=settings.batch,
-                      optimiser=settings.optimiser, seed=settings.seed)
-        else:
-            model, tokenizer = new_model(settings)
-            cases = load_cases(settings.data, model.config.audio_encoder_config.n_mels)
-            from_nothing(run, settings, model, tokenizer, cases)
+        new = settings.model in PRESETS
+        model, tokenizer = new_model(settings) if new else load_model(settings.model)
+        cases = load_cases(settings.data, model.config.audio_encoder_config.n_mels)
+        if new:
+            learn_to_hear(run, settings.hearing, model, cases, settings.seed)
+        if not settings.data.files:
+            cases = cases + written_cases(settings.data, round(settings.written * len(cases)))
+        fine_tune(
+            run,
+            "mid-training",
+            model,
+            tokenizer,
+            cases,
+            steps=settings.steps,
+            batch=settings.batch,
+            optimiser=settings.optimiser,
+            seed=settings.seed,
+        )
         run.finish()
 
 
 def new_model(settings: Settings) -> tuple[AudioLM, Tokenizer]:
     """A model of a preset's size with fresh weights, and a tokenizer trained on the texts of its world."""
     if settings.data.files:
-        raise ValueError("[midtrain] model: expected a model folder to go on from where data.files are given, got "
-                         f"the preset {settings.model!r}")
+        raise InvalidInput(
+            "midtrain", "model", "a model folder to go on from where data.files are given", settings.model
+        )
     tokenizer = Tokenizer.train(world_of(settings.data.playground).corpus(), settings.vocabulary)
     config = AudioLMConfig.preset(settings.model, vocab_size=len(tokenizer))
-    model = AudioLM(config)
-    model.initialise(torch.Generator().manual_seed(settings.seed))
-    return model, tokenizer
+    return AudioLM(config, generator=torch.Generator().manual_seed(settings.seed)), tokenizer
 
 
-def from_nothing(run: Run, settings: Settings, model: AudioLM, tokenizer: Tokenizer, cases: Sequence[Case]) -> None:
-    """The training loop of a model with fresh weights; leaves the model in the run folder."""
-    words = word_numbers(cases)
-    head = nn.Linear(model.config.audio_encoder_config.n_audio_state, len(words))
-    parameters = [*trained(model), *head.parameters()]
+class NamingHeads(nn.Module):
+    """Linear heads on encoder frames: the word, and each of the manners."""
+
+    def __init__(self, width: int, words: dict[str, int], manners: Sequence[dict[str, int]]) -> None:
+        super().__init__()
+        self.words, self.manners = words, list(manners)
+        self.name_word = nn.Linear(width, len(words))
+        self.name_manner = nn.ModuleList([nn.Linear(width, max(len(manner), 1)) for manner in manners])
+
+    def losses(self, frames: Tensor, clips: Sequence[Clip], cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean cross-entropy of the words and of the manners, over the frames where they are known."""
+        word_loss = F.cross_entropy(
+            self.name_word(frames), frame_words(clips, cu_seqlens, self.words), ignore_index=UNKNOWN
+        )
+        counts = cu_seqlens.diff()
+        manner_loss = torch.zeros(())
+        for index, (numbers, head) in enumerate(zip(self.manners, self.name_manner, strict=True)):
+            known = torch.tensor([numbers[clip.manner[index]] if clip.manner else UNKNOWN for clip in clips])
+            manner_loss = manner_loss + F.cross_entropy(
+                head(frames), known.repeat_interleave(counts), ignore_index=UNKNOWN
+            )
+        return word_loss, manner_loss / max(len(self.manners), 1)
+
+
+def learn_to_hear(
+    run: Run, settings: HearingSettings, model: AudioLM, cases: Sequence[Case], seed: int
+) -> None:
+    """Trains the encoder alone, and freezes it."""
+    clips = [clip for case in cases for clip in chunks_of(case) if clip.words]
+    heads = NamingHeads(
+        model.config.audio_encoder_config.n_audio_state, word_numbers(clips), manner_numbers(clips)
+    )
+    parameters = [p for p in (*model.encoder.parameters(), *heads.parameters()) if p.requires_grad]
     adamw = settings.optimiser.build(parameters)
-    generator = torch.Generator().manual_seed(settings.seed)
-    start = run.restore("mid-training", model=model, head=head, optimiser=adamw, generator=generator)
+    generator = torch.Generator().manual_seed(seed)
+    start = run.restore(
+        "learning to hear", encoder=model.encoder, heads=heads, optimiser=adamw, generator=generator
+    )
     for step in run.steps(settings.steps, start):
-        packed = examples(draw(settings.batch, cases, generator), tokenizer, model, generator)
-        mels = [torch.from_numpy(clip.mel) for clip in packed.clips]
+        heard = [clips[int(i)] for i in torch.randint(len(clips), (settings.batch,), generator=generator)]
+        mels = [torch.from_numpy(clip.mel) for clip in heard]
         if settings.mask_mel:
             mels = [mask_mel(mel, generator) for mel in mels]
         frames, cu_seqlens = model.encode(mels)
-        logp = target_logprobs(model, packed, model.adapt(frames, cu_seqlens))
-        text_loss = -logp.mean()
-        targets = frame_words(packed.clips, cu_seqlens, words)
-        word_loss = F.cross_entropy(head(frames), targets, ignore_index=-100)
-        (text_loss + settings.word_weight * word_loss).backward()
-        norm = optimiser_step(adamw, parameters, settings.optimiser.rate(step, settings.steps), settings.optimiser.clip_norm)
-        run.log(step, loss=text_loss.item(), word_loss=word_loss.item(), gradient_norm=norm, tokens=len(logp))
-    save_model(run, model, tokenizer)
+        word_loss, manner_loss = heads.losses(frames, heard, cu_seqlens)
+        (word_loss + settings.manner_weight * manner_loss).backward()
+        norm = optimiser_step(
+            adamw, parameters, settings.optimiser.rate(step, settings.steps), settings.optimiser.clip_norm
+        )
+        run.log(step, word_loss=word_loss.item(), manner_loss=manner_loss.item(), gradient_norm=norm)
+    freeze(model.encoder)
 
 
-def word_numbers(cases: Sequence[Case]) -> dict[str, int]:
-    """A number for each word spoken in the cases; silence is 0."""
-    spoken = {word for case in cases for clip in case.clips for chunk in clip for word, _, _ in chunk.words}
+def word_numbers(clips: Sequence[Clip]) -> dict[str, int]:
+    """A number for each word spoken in the clips; silence is 0."""
+    spoken = {word for clip in clips for word, _, _ in clip.words}
     return {word: number for number, word in enumerate([SILENCE, *sorted(spoken - {SILENCE})])}
 
 
+def manner_numbers(clips: Sequence[Clip]) -> list[dict[str, int]]:
+    """For each manner (rate, pitch, loudness), a number for each of its values."""
+    told = [clip.manner for clip in clips if clip.manner]
+    return [{value: i for i, value in enumerate(sorted(set(values)))} for values in zip(*told, strict=True)]
+
+
 def frame_words(clips: Sequence[Clip], cu_seqlens: Tensor, words: dict[str, int]) -> Tensor:
-    """The number of the word spoken in each encoder frame, int64 [frames]; -100 in clips whose words are unknown."""
+    """The number of the word spoken in each encoder frame, int64 [frames]; UNKNOWN in clips whose words are
+    not known."""
     targets = []
     for clip, count in zip(clips, cu_seqlens.diff().tolist(), strict=True):
-        target = torch.full((count,), -100 if not clip.words else words[SILENCE])
+        target = torch.full((count,), words[SILENCE] if clip.words else UNKNOWN)
         centres = (torch.arange(count) + 0.5) * SECONDS_PER_FRAME
         for word, begin, end in clip.words:
             target[(centres >= begin) & (centres < end)] = words[word]
@@ -114,7 +174,9 @@ def frame_words(clips: Sequence[Clip], cu_seqlens: Tensor, words: dict[str, int]
     return torch.cat(targets) if targets else torch.zeros(0, dtype=torch.int64)
 
 
-def mask_mel(mel: Tensor, generator: torch.Generator, bands: int = 2, widest: int = 14, longest: int = 12) -> Tensor:
+def mask_mel(
+    mel: Tensor, generator: torch.Generator, bands: int = 2, widest: int = 14, longest: int = 12
+) -> Tensor:
     """The features with two bands and a span of time replaced by the mean (SpecAugment, arXiv 1904.08779)."""
     mel = mel.clone()
     mean = mel.mean()

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RLHF with the generative judge: each reply against a reference reply, with a rubric where the case has one and by plain
-preference where it has none, both in every batch; a KL to the reference policy; verified rewards beside them.
+"""RLHF with the generative judge: each reply against a reference reply, with a rubric where the case has one
+and by plain preference where it has none, both in every batch; a KL to the reference policy; verified rewards
+beside them.
 
-Training the two kinds one after the other makes the second erase the first (recipe), so every step mixes them.
+Training the two kinds one after the other makes the second erase the first (recipe), so every step mixes
+them.
 """
 
 from __future__ import annotations
@@ -33,9 +35,13 @@ from earnest.stages.source import DataSettings, draw, freeze, load_cases, load_m
 class Settings:
     model: str = setting("", "the model folder to start from, such as runs/demo/sft; the KL's reference too")
     judge: str = setting("", "the judge's folder, such as runs/demo/judge")
-    verified: float = setting(0.5, "weight of the verified reward beside the judge's (0: the judge alone)", at_least=0)
+    verified: float = setting(
+        0.5, "weight of the verified reward beside the judge's (0: the judge alone)", at_least=0
+    )
     judged: float = setting(1.0, "weight of the judge's reward", at_least=0)
-    rubric_fraction: float = setting(0.5, "share of the cases of a step that keep their rubric", at_least=0, at_most=1)
+    rubric_fraction: float = setting(
+        0.5, "share of the cases of a step that keep their rubric", at_least=0, at_most=1
+    )
     seed: int = setting(0, at_least=0)
     data: DataSettings = field(default_factory=lambda: DataSettings(cases=1500))
     policy: PolicySettings = field(default_factory=lambda: PolicySettings(prompts=16, per_prompt=8, kl=0.02))
@@ -51,13 +57,23 @@ def main(settings: Settings, run_dir: Path) -> None:
         cases = load_cases(settings.data, policy.config.audio_encoder_config.n_mels)
         hearing = Hearing(policy)
         judge = load_judge(settings.judge, shared_hearing(settings, policy, hearing))
-        reference = load_model(settings.model, train=False)[0] if settings.policy.kl or settings.policy.update.kl_in_loss else None
+        reference = (
+            load_model(settings.model, train=False)[0]
+            if settings.policy.kl or settings.policy.update.kl_in_loss
+            else None
+        )
         critic = ValueModel(policy) if settings.policy.estimator == "gae" else None
         learner = Learner(policy, hearing, settings.policy.temperature, critic, reference)
         reward = JudgeAndVerify(settings, judge, tokenizer)
         optimise(
-            run, "policy", learner, tokenizer, lambda step: cases_of_step(cases, settings, step), reward,
-            settings.policy, settings.seed,
+            run,
+            "policy",
+            learner,
+            tokenizer,
+            lambda step: cases_of_step(cases, settings, step),
+            reward,
+            settings.policy,
+            settings.seed,
         )
         freeze(judge.model)
         save_model(run, policy, tokenizer)
@@ -65,7 +81,8 @@ def main(settings: Settings, run_dir: Path) -> None:
 
 
 def shared_hearing(settings: Settings, policy: AudioLM, hearing: Hearing) -> Hearing | None:
-    """The policy's `hearing`, if the judge's encoder has the very same weights (it was frozen in both); else None."""
+    """The policy's `hearing`, if the judge's encoder has the very same weights (it was frozen in both); else
+    None."""
     judge = load_model(settings.judge, train=False)[0]
     mine, theirs = policy.encoder.state_dict(), judge.encoder.state_dict()
     same = mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
@@ -73,19 +90,22 @@ def shared_hearing(settings: Settings, policy: AudioLM, hearing: Hearing) -> Hea
 
 
 def cases_of_step(cases: Sequence[Case], settings: Settings, step: int) -> list[Case]:
-    """A pure function of the step. The first `rubric_fraction` of the batch are cases with a rubric, as far as there are
-    any; the others are judged by plain preference."""
+    """A pure function of the step. The first `rubric_fraction` of the batch are cases with a rubric, as far
+    as there are any; the others are judged by plain preference."""
     generator = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
     with_rubric = [case for case in cases if case.rubric is not None]
     wanted = min(round(settings.policy.prompts * settings.rubric_fraction), len(with_rubric))
     chosen = draw(wanted, with_rubric, generator)
     taken = {case.id for case in chosen}
     rest = [case for case in cases if case.id not in taken]
-    return chosen + [replace(case, rubric=None) for case in draw(settings.policy.prompts - wanted, rest, generator)]
+    return chosen + [
+        replace(case, rubric=None) for case in draw(settings.policy.prompts - wanted, rest, generator)
+    ]
 
 
 def reference_reply(case: Case) -> str:
-    """What a reply is compared with: the case's own reference, or one of its good replies, always the same one."""
+    """What a reply is compared with: the case's own reference, or one of its good replies, always the same
+    one."""
     if case.reference is not None:
         return case.reference
     digest = hashlib.sha256(case.id.encode()).digest()
@@ -106,7 +126,9 @@ class JudgeAndVerify:
         unknown = [prompt for prompt in prompts if prompt.case.id not in self._notes]
         if unknown:
             written = thoughts(self.judge.model, self.tokenizer, self.judge.hearing, unknown)
-            self._notes.update((prompt.case.id, notes) for prompt, notes in zip(unknown, written, strict=True))
+            self._notes.update(
+                (prompt.case.id, notes) for prompt, notes in zip(unknown, written, strict=True)
+            )
         notes = [self._notes[case.id] for case in cases]
         against = JudgedAgainst(self.judge, prompts, notes, [reference_reply(case) for case in cases])
         return combine(rollouts, self.weights, against)

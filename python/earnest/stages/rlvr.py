@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """RL with verified rewards: the answer (0.8) and the reasoning (0.2), no KL, 16 replies to each prompt.
 
-Questions that the model always or never answers teach nothing, and questions it never answers make training collapse
-(recipe): each case is tried a few times first, and those with a middling number of passes are kept.
+Questions that the model always or never answers teach nothing, and questions it never answers make training
+collapse (recipe): each case is tried a few times first, and those with a middling number of passes are kept.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ from earnest.stages.source import DataSettings, draw, load_cases, load_model, sa
 class ChoiceSettings:
     """Which questions to train on."""
 
-    trials: int = setting(8, "replies sampled to each question beforehand (0: keep all questions)", at_least=0)
+    trials: int = setting(
+        8, "replies sampled to each question beforehand (0: keep all questions)", at_least=0
+    )
     fewest: int = setting(2, "passes that a question must have", at_least=0)
     most: int = setting(7, "and may have", at_least=0)
     batch: int = setting(64, "questions tried at once", at_least=1)
@@ -46,7 +48,9 @@ class Settings:
     data: DataSettings = field(default_factory=lambda: DataSettings(cases=1000))
     choice: ChoiceSettings = field(default_factory=ChoiceSettings)
     policy: PolicySettings = field(
-        default_factory=lambda: PolicySettings(estimator="group", advantage=AdvantageSettings(), update=UpdateSettings())
+        default_factory=lambda: PolicySettings(
+            estimator="group", advantage=AdvantageSettings(), update=UpdateSettings()
+        )
     )
     run: RunSettings = field(default_factory=RunSettings)
 
@@ -57,15 +61,25 @@ def main(settings: Settings, run_dir: Path) -> None:
             return
         seed_everything(settings.seed)
         policy, tokenizer = load_model(settings.model)
-        cases = [case for case in load_cases(settings.data, policy.config.audio_encoder_config.n_mels) if case.verify]
+        cases = [
+            case
+            for case in load_cases(settings.data, policy.config.audio_encoder_config.n_mels)
+            if case.verify
+        ]
         hearing = Hearing(policy)
         chosen = choose(run, settings, policy, tokenizer, hearing, cases)
         critic = ValueModel(policy) if settings.policy.estimator == "gae" else None
         learner = Learner(policy, hearing, settings.policy.temperature, critic)
         weights = RewardWeights(verified=1.0, judge=0.0)
         optimise(
-            run, "policy", learner, tokenizer, lambda step: cases_of_step(chosen, settings, step),
-            lambda rollouts, step: combine(rollouts, weights, None), settings.policy, settings.seed,
+            run,
+            "policy",
+            learner,
+            tokenizer,
+            lambda step: cases_of_step(chosen, settings, step),
+            lambda rollouts, step: combine(rollouts, weights, None),
+            settings.policy,
+            settings.seed,
         )
         save_model(run, policy, tokenizer)
         run.finish()
@@ -73,13 +87,21 @@ def main(settings: Settings, run_dir: Path) -> None:
 
 def cases_of_step(cases: Sequence[Case], settings: Settings, step: int) -> list[Case]:
     """A pure function of the step, so that a resumed run sees the cases it would have seen."""
-    return draw(settings.policy.prompts, cases, torch.Generator().manual_seed(settings.seed * 1_000_003 + step))
+    return draw(
+        settings.policy.prompts, cases, torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
+    )
 
 
 def choose(
-    run: Run, settings: Settings, policy: AudioLM, tokenizer: Tokenizer, hearing: Hearing, cases: Sequence[Case]
+    run: Run,
+    settings: Settings,
+    policy: AudioLM,
+    tokenizer: Tokenizer,
+    hearing: Hearing,
+    cases: Sequence[Case],
 ) -> list[Case]:
-    """The cases with a middling pass rate. The trials are kept in trials.json, for audit and for a resumed run."""
+    """The cases with a middling pass rate. The trials are kept in trials.json, for audit and for a resumed
+    run."""
     choice = settings.choice
     if choice.trials == 0:
         return list(cases)
@@ -91,16 +113,29 @@ def choose(
         batches = [cases[i : i + choice.batch] for i in range(0, len(cases), choice.batch)]
         for number, batch in enumerate(run.track(batches, "choosing questions")):
             rollouts = sample(
-                policy, tokenizer, hearing, prompts_of(batch, tokenizer, policy), per_prompt=choice.trials,
-                max_new_tokens=settings.policy.max_new_tokens, temperature=settings.policy.temperature,
+                policy,
+                tokenizer,
+                hearing,
+                prompts_of(batch, tokenizer, policy),
+                per_prompt=choice.trials,
+                max_new_tokens=settings.policy.max_new_tokens,
+                temperature=settings.policy.temperature,
                 generator=torch.Generator().manual_seed(settings.seed * 7919 + number),
             )
             right = verified_reward(rollouts)[1].view(len(batch), choice.trials).sum(1)
             passes |= {case.id: int(count) for case, count in zip(batch, right, strict=True)}
-        write_atomic(file, json.dumps({"seed": settings.seed, "trials": choice.trials, "passes": passes}) + "\n")
+        write_atomic(
+            file, json.dumps({"seed": settings.seed, "trials": choice.trials, "passes": passes}) + "\n"
+        )
     chosen = [case for case in cases if choice.fewest <= passes[case.id] <= choice.most]
-    # A model that is right or wrong almost everywhere leaves too few: then every question that is ever right serves.
+    # A model that is right or wrong almost everywhere leaves too few: then every question that is ever right
+    # serves.
     if len(chosen) < settings.policy.prompts:
         chosen = [case for case in cases if passes[case.id] > 0] or list(cases)
-    run.log(0, questions=len(cases), chosen=len(chosen), pass_rate=sum(passes.values()) / (choice.trials * len(passes)))
+    run.log(
+        0,
+        questions=len(cases),
+        chosen=len(chosen),
+        pass_rate=sum(passes.values()) / (choice.trials * len(passes)),
+    )
     return chosen

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stage 2, cold-start supervised fine-tuning for interaction: several turns, instructions that hold, natural replies."""
+"""Stage 2, cold-start supervised fine-tuning for interaction: several turns, instructions that hold, natural
+replies."""
 
 from __future__ import annotations
 
@@ -30,6 +31,16 @@ def main(settings: Settings, run_dir: Path) -> None:
             return
         model, tokenizer = load_model(settings.model)
         cases = load_cases(settings.data, model.config.audio_encoder_config.n_mels)
-        fine_tune(run, "fine-tuning", model, tokenizer, cases, steps=settings.steps, batch=settings.batch,
-                  optimiser=settings.optimiser, seed=settings.seed, all_turns=settings.all_turns)
+        fine_tune(
+            run,
+            "fine-tuning",
+            model,
+            tokenizer,
+            cases,
+            steps=settings.steps,
+            batch=settings.batch,
+            optimiser=settings.optimiser,
+            seed=settings.seed,
+            all_turns=settings.all_turns,
+        )
         run.finish()

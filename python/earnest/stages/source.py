@@ -17,7 +17,7 @@ from earnest.learn.types import Case
 from earnest.model import AudioLM
 from earnest.run import Run
 from earnest.settings import setting
-from earnest.stages.cases import file_cases, playground_cases
+from earnest.stages.cases import case_of, file_cases, playground_cases
 
 if TYPE_CHECKING:
     from earnest.playground import World
@@ -46,26 +46,43 @@ class DataSettings:
 def world_of(settings: PlaygroundSettings) -> World:
     from earnest.playground import World
 
-    return World(settings.seed, voices=settings.voices, **({"leave_out": settings.leave_out} if settings.leave_out else {}))
+    return World(
+        settings.seed,
+        voices=settings.voices,
+        **({"leave_out": settings.leave_out} if settings.leave_out else {}),
+    )
 
 
-def load_cases(data: DataSettings, n_mels: int, *, split: str = "train", phase: str = "hearing", keep_audio: bool = False) -> list[Case]:
+def load_cases(
+    data: DataSettings, n_mels: int, *, split: str = "train", phase: str = "speaking and hearing"
+) -> list[Case]:
     """The cases of a stage, audio as features. Raises InvalidInput where there are none."""
     if data.files:
         cases = file_cases(data.files, n_mels)
     else:
         indices = range(data.first, data.first + data.cases)
         cases = playground_cases(
-            world_of(data.playground), split, indices, n_mels, processes=data.processes or os.cpu_count() or 1,
-            phase=phase, keep_audio=keep_audio,
+            world_of(data.playground),
+            split,
+            indices,
+            n_mels,
+            processes=data.processes or os.cpu_count() or 1,
+            phase=phase,
         )
     if not cases:
         raise InvalidInput("data", "files", "at least one dialogue", "none")
     return cases
 
 
+def written_cases(data: DataSettings, count: int) -> list[Case]:
+    """Written questions of the playground, with reasoning and replies, without sound."""
+    world = world_of(data.playground)
+    return [case_of(world.text_sample("train", index), 0) for index in range(count)]
+
+
 def load_model(folder: str | Path, *, train: bool = True) -> tuple[AudioLM, Tokenizer]:
-    """The model and tokenizer of a model folder. The encoder is frozen, as in every stage after mid-training."""
+    """The model and tokenizer of a model folder. The encoder is frozen, as in every stage after
+    mid-training."""
     model = AudioLM.from_pretrained(folder)
     tokenizer = Tokenizer.load(folder)
     freeze(model.encoder)

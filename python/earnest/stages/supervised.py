@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one objective of the supervised stages: mean negative log-probability of the targets of a packed batch."""
+"""The one objective of the supervised stages: mean negative log-probability of the targets of a packed
+batch."""
 
 from __future__ import annotations
 
@@ -45,8 +46,8 @@ class OptimiserSettings:
 def optimiser_step(
     optimiser: torch.optim.Optimizer, parameters: Sequence[torch.nn.Parameter], lr: float, clip_norm: float
 ) -> float:
-    """One step at `lr` with the gradients at hand; their norm before clipping. A gradient that is not finite stops the
-    run with its state as it was before the step."""
+    """One step at `lr` with the gradients at hand; their norm before clipping. A gradient that is not finite
+    stops the run with its state as it was before the step."""
     norm = float(torch.nn.utils.clip_grad_norm_(parameters, clip_norm))
     if norm != norm or norm == float("inf"):
         raise FloatingPointError(f"[update] gradient: expected a finite norm, got {norm}")
@@ -64,21 +65,40 @@ def target_logprobs(model: AudioLM, packed: Packed, audio: Tensor | None) -> Ten
 
 
 def examples(
-    cases: Sequence[Case], tokenizer: Tokenizer, model: AudioLM, generator: torch.Generator, all_turns: bool = False
+    cases: Sequence[Case],
+    tokenizer: Tokenizer,
+    model: AudioLM,
+    generator: torch.Generator,
+    all_turns: bool = False,
 ) -> Packed:
     """The cases as one packed batch, each with one of its replies."""
     sequences, masks = [], []
     for case in cases:
         choice = int(torch.randint(len(case.replies), (), generator=generator))
-        sequence, mask = to_learn(case, case.replies[choice], tokenizer, model.config.audio_encoder_config.audio_tokens, all_turns=all_turns)
+        sequence, mask = to_learn(
+            case,
+            case.replies[choice],
+            tokenizer,
+            model.config.audio_encoder_config.audio_tokens,
+            all_turns=all_turns,
+        )
         sequences.append(sequence)
         masks.append(mask)
     return pack_masked(sequences, masks)
 
 
 def fine_tune(
-    run: Run, phase: str, model: AudioLM, tokenizer: Tokenizer, cases: Sequence[Case], *, steps: int, batch: int,
-    optimiser: OptimiserSettings, seed: int, all_turns: bool = False,
+    run: Run,
+    phase: str,
+    model: AudioLM,
+    tokenizer: Tokenizer,
+    cases: Sequence[Case],
+    *,
+    steps: int,
+    batch: int,
+    optimiser: OptimiserSettings,
+    seed: int,
+    all_turns: bool = False,
 ) -> None:
     """Supervised steps on a model whose encoder is frozen; leaves the model in the run folder."""
     parameters = trained(model)
