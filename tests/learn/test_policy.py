@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packing, hearing and sampling: one forward pass of many equals many of one, and the sampler's numbers are the
+trainer's."""
+
+import pytest
+import small_world
+import torch
+
+from earnest.learn.hearing import Hearing
+from earnest.learn.optimise import prompts_of
+from earnest.learn.policy import by_tokens, pack, token_logprobs
+from earnest.learn.rollout import sample, thoughts
+
+WORDS = small_world.tokenizer()
+
+
+@pytest.fixture
+def model():
+    return small_world.model(WORDS)
+
+
+def test_packed_replies_score_as_each_alone(model):
+    prompts = prompts_of(small_world.cases(), WORDS, model)
+    replies = [torch.tensor(WORDS.encode("it is 3") * (1 + i)) for i in range(len(prompts))]
+    hearing = Hearing(model)
+    together, _ = token_logprobs(model, hearing, pack(prompts, replies), 0.7)
+    alone = [token_logprobs(model, hearing, pack([p], [r]), 0.7)[0] for p, r in zip(prompts, replies, strict=True)]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-5)
+
+
+def test_targets_are_exactly_the_tokens_of_the_replies(model):
+    prompts = prompts_of(small_world.cases(), WORDS, model)
+    replies = [torch.tensor(WORDS.encode("3.")), torch.tensor([], dtype=torch.int64), torch.tensor(WORDS.encode("it"))]
+    packed = pack(prompts[:3], replies)
+    assert torch.equal(packed.targets, torch.cat(replies))
+    assert torch.equal(packed.batch.input_ids[packed.before + 1], packed.targets)
+    assert int(packed.batch.loss_mask.sum()) == len(packed.targets)
+
+
+def test_what_hearing_keeps_is_what_the_encoder_gives(model):
+    clips = [chunk for case in small_world.cases() for clip in case.clips for chunk in clip]
+    hearing = Hearing(model)
+    first = hearing.frames(clips)
+    again = hearing.frames(clips[::-1])[::-1]
+    fresh = [model.encode([torch.from_numpy(clip.mel)])[0] for clip in clips]
+    for kept, repeated, alone in zip(first, again, fresh, strict=True):
+        assert torch.equal(kept, repeated)
+        torch.testing.assert_close(kept, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_hearing_is_bounded_and_still_right_when_full(model):
+    clips = [chunk for case in small_world.cases(6) for clip in case.clips for chunk in clip]
+    small = Hearing(model, max_bytes=2000)
+    for _ in range(2):
+        for clip, frames in zip(clips, small.frames(clips), strict=True):
+            torch.testing.assert_close(frames, Hearing(model).frames([clip])[0], rtol=1e-5, atol=1e-5)
+    assert small._bytes <= 2000
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_the_samplers_log_probabilities_are_the_trainers(model, temperature):
+    prompts = prompts_of(small_world.cases(), WORDS, model)
+    hearing = Hearing(model)
+    rollouts = sample(
+        model, WORDS, hearing, prompts, per_prompt=3, max_new_tokens=12, temperature=temperature,
+        generator=torch.Generator().manual_seed(1),
+    )  # fmt: skip
+    packed = pack([rollouts.prompts[int(i)] for i in rollouts.prompt_index], rollouts.tokens)
+    trainer, _ = token_logprobs(model, hearing, packed, temperature)
+    torch.testing.assert_close(torch.cat(rollouts.logp), trainer, rtol=0, atol=2e-5)
+
+
+def test_sampling_again_with_the_same_seed_gives_the_same_tokens(model):
+    prompts = prompts_of(small_world.cases(), WORDS, model)
+
+    def draw(seed):
+        generator = torch.Generator().manual_seed(seed)
+        rollouts = sample(model, WORDS, Hearing(model), prompts, per_prompt=2, max_new_tokens=8, generator=generator)
+        return [tokens.tolist() for tokens in rollouts.tokens]
+
+    assert draw(3) == draw(3)
+    assert draw(3) != draw(4)
+
+
+def test_a_thought_always_ends_with_one_closing_tag(model):
+    prompts = prompts_of(small_world.cases(), WORDS, model)
+    close = WORDS.special("</think>")
+    for notes in thoughts(model, WORDS, Hearing(model), prompts, max_new_tokens=5):
+        assert notes[-1] == close
+        assert notes.count(close) == 1
+        assert WORDS.special("<|EOT|>") not in notes
+
+
+def test_groups_hold_at_most_their_tokens_and_lose_nothing():
+    lengths = [5, 9, 3, 30, 1, 1, 8]
+    groups = list(by_tokens(lengths, 12))
+    assert [i for group in groups for i in group] == list(range(7))
+    assert all(sum(lengths[i] for i in group) <= 12 or len(group) == 1 for group in groups)
