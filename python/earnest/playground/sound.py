@@ -16,10 +16,13 @@ from earnest.features import Pitch
 from earnest.playground.samples import Sound
 
 SAMPLE_RATE = 16000
+Ranges = tuple[tuple[str, float, float], ...]
 
 # (label, lowest, highest) of each property; what lies between two ranges is unclear.
 PITCH_HZ = (("low", 0.0, 122.0), ("middle", 140.0, 182.0), ("high", 210.0, np.inf))
 RATE_SYLLABLES = (("slow", 0.0, 3.2), ("normal", 3.8, 5.1), ("fast", 6.2, np.inf))
+# Words recorded one at a time are longer than words in a sentence: most of FSDD's lie between 2 and 4.5.
+RATE_OF_WORDS = (("slow", 0.0, 2.3), ("normal", 2.7, 3.6), ("fast", 4.4, np.inf))
 LEVEL_DB = (("quiet", -np.inf, -33.0), ("normal", -30.0, -24.0), ("loud", -21.0, np.inf))
 
 _ACTIVE_DB = 30.0  # a frame this far below the loudest one is silence
@@ -27,7 +30,7 @@ _PAUSE_FRAMES = 15  # silences shorter than this belong to speaking (the closure
 _pitch = Pitch(70.0, 450.0)
 
 
-def label(ranges: tuple[tuple[str, float, float], ...], value: float) -> str | None:
+def label(ranges: Ranges, value: float) -> str | None:
     """The class whose range holds ``value``, or None in a gap."""
     return next((name for name, low, high in ranges if low <= value <= high), None)
 
@@ -59,17 +62,29 @@ def activity(pcm: np.ndarray) -> Activity:
     return Activity(active, float(10 * np.log10(energy[active].mean())), float(seconds))
 
 
-def median_f0(pcm: np.ndarray) -> float:
-    """Median fundamental frequency in Hz over the voiced frames of 16 kHz speech; 0 where none is."""
+def voiced_f0(pcm: np.ndarray) -> np.ndarray:
+    """Fundamental frequency in Hz, float32 [voiced frames of 10 ms], of 16 kHz speech."""
     # pitch lies in the lowest kilohertz: a short filter does for the halving of the rate
     f0 = _pitch(soxr.resample(pcm, SAMPLE_RATE, SAMPLE_RATE // 2, quality="LQ"), SAMPLE_RATE // 2).f0
-    voiced = f0[f0 > 0]
+    return f0[f0 > 0]
+
+
+def median_f0(pcm: np.ndarray, active: np.ndarray | None = None) -> float:
+    """Median fundamental frequency in Hz over the voiced frames of 16 kHz speech; 0 where none is.
+
+    active: bool [frames] of ``activity``; nothing before the first or after the last of these is looked at.
+    """
+    if active is not None and active.any():
+        on = np.flatnonzero(active) * (SAMPLE_RATE // 100)
+        pcm = pcm[on[0]: on[-1] + SAMPLE_RATE // 100]
+    voiced = voiced_f0(pcm)
     return float(np.median(voiced)) if voiced.size else 0.0
 
 
-def classify(f0_hz: float, syllables_per_second: float, level_db: float) -> Sound | None:
+def classify(f0_hz: float, syllables_per_second: float, level_db: float,
+             rates: Ranges = RATE_SYLLABLES) -> Sound | None:
     """The labels of three measurements, or None where one of them falls into a gap."""
-    pitch, rate = label(PITCH_HZ, f0_hz), label(RATE_SYLLABLES, syllables_per_second)
+    pitch, rate = label(PITCH_HZ, f0_hz), label(rates, syllables_per_second)
     loudness = label(LEVEL_DB, level_db)
     if not f0_hz or pitch is None or rate is None or loudness is None:
         return None
@@ -81,4 +96,4 @@ def measure(pcm: np.ndarray, syllables: int) -> Sound | None:
     speech = activity(pcm)
     if not speech.seconds:
         return None
-    return classify(median_f0(pcm), syllables / speech.seconds, speech.level_db)
+    return classify(median_f0(pcm, speech.active), syllables / speech.seconds, speech.level_db)

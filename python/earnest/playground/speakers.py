@@ -69,7 +69,7 @@ class EspeakSpeaker:
             loudness: str) -> Utterance:
         """``sentence`` with the measured labels asked for; deterministic given the generator's state."""
         low, high = TARGET_F0[pitch]
-        f0 = _log_uniform(rng, max(low, self._lowest), min(high, self._highest))
+        f0 = log_uniform(rng, max(low, self._lowest), min(high, self._highest))
         wanted_rate, wanted_db = rng.uniform(*TARGET_RATE[rate]), rng.uniform(*TARGET_LEVEL[loudness])
         spread, seed = int(rng.integers(35, 65)), int(rng.integers(1, 1 << 30))
         syllables, ask_f0 = syllables_of(sentence), f0 / self.tract
@@ -84,9 +84,9 @@ class EspeakSpeaker:
                 ask_rate *= wanted_rate / measured
                 continue
             pcm, words = _cut(pcm, spoken.active, align(sentence, speech, self.tract, spoken.active), rng)
-            pcm = augment.room_and_band(pcm, rng)
-            pcm = np.clip(pcm * np.float32(10 ** ((wanted_db - activity(pcm).level_db) / 20)), -1, 1)
-            final, measured_f0 = activity(pcm), median_f0(pcm)
+            pcm = in_room(pcm, wanted_db, rng)
+            final = activity(pcm)
+            measured_f0 = median_f0(pcm, final.active)
             measured = syllables / final.seconds
             sound = classify(measured_f0, measured, final.level_db)
             if sound is not None and (sound.pitch, sound.rate, sound.loudness) == (pitch, rate, loudness):
@@ -128,7 +128,7 @@ def align(sentence: str, speech: voices.Speech, tract: float, active: np.ndarray
     result: list[Word] = []
     for (group, start), end in zip(spans, ends, strict=True):
         first, last = int(start * 100), max(int(np.ceil(end * 100)), int(start * 100) + 1)
-        on = _spoken_run(active[first:last])
+        on = spoken_run(active[first:last])
         if on is not None:
             start, end = max(start, (first + on[0]) / 100), min(end, (first + on[1] + 1) / 100)
         total = sum(SYLLABLES[word] for word in group)
@@ -139,7 +139,7 @@ def align(sentence: str, speech: voices.Speech, tract: float, active: np.ndarray
     return result
 
 
-def _spoken_run(active: np.ndarray) -> tuple[int, int] | None:
+def spoken_run(active: np.ndarray) -> tuple[int, int] | None:
     """First and last frame of the longest stretch of speech; a silence of over 120 ms ends a stretch."""
     on = np.flatnonzero(active)
     if not on.size:
@@ -148,6 +148,12 @@ def _spoken_run(active: np.ndarray) -> tuple[int, int] | None:
     firsts, lasts = on[np.r_[0, breaks + 1]], on[np.r_[breaks, on.size - 1]]
     longest = int(np.argmax(lasts - firsts))
     return int(firsts[longest]), int(lasts[longest])
+
+
+def in_room(pcm: np.ndarray, level_db: float, rng: np.random.Generator) -> np.ndarray:
+    """``pcm`` as a microphone has it in some room, at a level of ``level_db`` while speech is on."""
+    pcm = augment.room_and_band(pcm, rng)
+    return np.clip(pcm * np.float32(10 ** ((level_db - activity(pcm).level_db) / 20)), -1, 1)
 
 
 def _cut(pcm: np.ndarray, active: np.ndarray, words: list[Word],
@@ -166,5 +172,5 @@ def _cut(pcm: np.ndarray, active: np.ndarray, words: list[Word],
     return cut, moved
 
 
-def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
     return float(np.exp(rng.uniform(np.log(low), np.log(max(high, low)))))

@@ -73,7 +73,8 @@ def _sum_text(s: Sum) -> str:
     return f"{DIGITS[s[0]]} {s[1]} {DIGITS[s[2]]}"
 
 
-def _equation(a: int, op: str, b: int) -> str:
+def equation(a: int, op: str, b: int) -> str:
+    """A sum as the reasoning writes it."""
     return f"{a} {'+' if op == 'plus' else '-'} {b} = {result(a, op, b)}."
 
 
@@ -94,7 +95,7 @@ def _neutral(rng: random.Random, split: str) -> str:
 
 def arithmetic(rng: random.Random, split: str) -> Plan:
     turn, s = _sum_turn(rng, split)
-    return Plan("arithmetic", (turn,), _equation(*s))
+    return Plan("arithmetic", (turn,), equation(*s))
 
 
 def repair(rng: random.Random, split: str) -> Plan:
@@ -105,7 +106,7 @@ def repair(rng: random.Random, split: str) -> Plan:
     say = rng.choice(REPAIR[carrier_split(split)]).format(
         a=DIGITS[s[0]], op=first[1], b=DIGITS[first[2]], op2=s[1], c=DIGITS[s[2]])
     topic = Topic("number", str(result(*s)), (*SUM_CORES, "with the change it is {x}"), (s[0], s[2]))
-    return Plan("repair", (Turn(say, topic=topic),), _equation(*s))
+    return Plan("repair", (Turn(say, topic=topic),), equation(*s))
 
 
 def sound(rng: random.Random, split: str) -> Plan:
@@ -143,7 +144,7 @@ def instruction(rng: random.Random, split: str) -> Plan:
     if rng.random() < 0.3:
         turns.append(_sum_turn(rng, split)[0])
     last, s = _sum_turn(rng, split)
-    return Plan("instruction", (*turns, last), f"rule: {rule}. {_equation(*s)}", rule, 1)
+    return Plan("instruction", (*turns, last), f"rule: {rule}. {equation(*s)}", rule, 1)
 
 
 def consistency(rng: random.Random, split: str) -> Plan:
@@ -160,7 +161,7 @@ def consistency(rng: random.Random, split: str) -> Plan:
                 continue
             if any(follow in sums()[other] for other in ("validation", "heldout") if other != split):
                 continue
-            after, step = result(*follow), f"before: {before}. {_equation(*follow)}"
+            after, step = result(*follow), f"before: {before}. {equation(*follow)}"
             operands = (before, follow[2])
         cores = ("that makes {x}", "now it is {x}")
         if change == "repeat":
@@ -182,9 +183,9 @@ def written(rng: random.Random, split: str) -> tuple[str, Topic, str]:
     way = rng.randrange(3)
     if way == 0:
         question = rng.choice(ARITHMETIC[carrier_split(split)]).format(x=_sum_text(s))
-        return question, _sum_topic(s), _equation(*s)
+        return question, _sum_topic(s), equation(*s)
     if way == 1:
-        return f"{s[0]} {'+' if s[1] == 'plus' else '-'} {s[2]}", _sum_topic(s), _equation(*s)
+        return f"{s[0]} {'+' if s[1] == 'plus' else '-'} {s[2]}", _sum_topic(s), equation(*s)
     n = rng.randrange(0, 19)
     nearby, value = rng.choice((("after", n + 1), ("before", n - 1))) if n else ("after", 1)
     topic = Topic("number", str(value), ("it is {x}", "that is {x}"), (n,))

@@ -4,29 +4,31 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from earnest.dialogue.message import Audio, Message
 from earnest.errors import InvalidInput
-from earnest.playground import replies, tasks, voices
+from earnest.playground import digits, replies, tasks, voices
 from earnest.playground.listener import CRITERIA, Listener, comparison_rubric, dialogue_rubric
+from earnest.playground.recordings import Recordings
 from earnest.playground.samples import SPLITS, TASKS, Comparison, Reply, Sample, Sound, Topic
-from earnest.playground.sentences import VOCABULARY, words_of
-from earnest.playground.speakers import OutOfReach, Utterance, espeak_speaker
+from earnest.playground.sentences import DIGITS, VOCABULARY, words_of
+from earnest.playground.speakers import OutOfReach, Speaker, Utterance, espeak_speaker
 
 _PITCHES, _RATES, _LEVELS = ("low", "middle", "high"), ("slow", "normal", "fast"), ("quiet", "normal", "loud")
-_SPEAKERS = 8  # tried until one speaks a dialogue as wanted
+_SPEAKERS = 8  # tried with one manner until one of them speaks a dialogue as wanted
 
 
 class World:
     """Spoken dialogues with labels known by construction.
 
-    seed: of everything drawn. voices: "espeak", or the path of recorded words. tasks: those to draw
-    from, in turn by index. listener_seed: of the listener's noise in ``comparison``. leave_out: with recorded
-    words, the speaker kept for the held-out split.
+    seed: of everything drawn. voices: "espeak", or a folder or tar of recorded digits (see manifest.py),
+    where the digits are heard and the question stands in writing. tasks: those to draw from, in turn by
+    index. listener_seed: of the listener's noise in ``comparison``. leave_out: with recordings, the speaker
+    of the held-out split; None: the last in alphabetical order.
     """
 
     def __init__(self, seed: int = 0, voices: str | Path = "espeak", tasks: tuple[str, ...] = TASKS,
@@ -37,17 +39,21 @@ class World:
         self.seed, self.voices, self.tasks = int(seed), voices, tuple(tasks)
         self.listener = Listener(self.seed if listener_seed is None else listener_seed)
         self.leave_out = leave_out
-        _check_voices(voices, leave_out)
+        self.recordings = _recordings(voices, leave_out)
 
     @property
     def vocabulary(self) -> tuple[str, ...]:
         """Every word that is ever spoken; ``Sample.words`` has no other."""
-        return VOCABULARY
+        return VOCABULARY if self.recordings is None else tuple(sorted(DIGITS))
+
+    @property
+    def _plans(self) -> dict[str, Callable[[random.Random, str], tasks.Plan]]:
+        return tasks.PLANS if self.recordings is None else digits.PLANS
 
     def sample(self, split: str, index: int) -> Sample:
         """The dialogue ``index`` of ``split`` ("train", "validation" or "heldout"); pure."""
         rng = self._random(split, index, "plan")
-        plan = tasks.PLANS[self.tasks[index % len(self.tasks)]](rng, split)
+        plan = self._plans[self.tasks[index % len(self.tasks)]](rng, split)
         utterances = self._speak(plan, rng, split, index)
         return compose(plan, utterances, f"{self.seed}-{split}-{index}", rng)
 
@@ -69,7 +75,7 @@ class World:
     def text_sample(self, split: str, index: int) -> Sample:
         """A written question with its reasoning and replies, without sound; pure. For mid-training."""
         rng = self._random(split, index, "text")
-        question, topic, step = tasks.written(rng, split)
+        question, topic, step = (tasks if self.recordings is None else digits).written(rng, split)
         said = replies.truthful(topic, _UNHEARD, None, rng)
         return Sample(f"{self.seed}-{split}-text-{index}", "arithmetic", (Message.user(question),),
                       step, topic.answer, said[:3], (), (), None, topic)
@@ -77,10 +83,10 @@ class World:
     def corpus(self, count: int = 4000) -> Iterator[str]:
         """All kinds of text the world writes (questions, thoughts, replies, criteria), for a tokenizer."""
         yield from CRITERIA
-        yield from VOCABULARY
+        yield from self.vocabulary
         for index in range(count):
             rng = self._random("train", index, "corpus")
-            plan = tasks.PLANS[TASKS[index % len(TASKS)]](rng, rng.choice(SPLITS))
+            plan = self._plans[TASKS[index % len(TASKS)]](rng, rng.choice(SPLITS))
             utterances = tuple(Utterance(np.zeros(1, np.float32), (), _any_sound(rng)) for _ in plan.turns)
             sample = compose(plan, utterances, f"corpus-{index}", rng)
             yield sample.reasoning
@@ -96,13 +102,20 @@ class World:
             raise InvalidInput("world", "index", "0 or more", str(index))
         return random.Random(f"{self.seed}|{split}|{index}|{stream}")
 
+    def _speaker(self, rng: random.Random, split: str, pitch: str) -> Speaker:
+        if self.recordings is None:
+            return espeak_speaker(rng, split, pitch)
+        return self.recordings.speaker(rng, split)
+
     def _speak(self, plan: tasks.Plan, rng: random.Random, split: str, index: int) -> tuple[Utterance, ...]:
         """Every turn in one voice, each in a manner of its own: no earlier reply tells the last one's."""
         generator = np.random.default_rng([self.seed, SPLITS.index(split), index])
         last, last_pitch = len(plan.turns) - 1, rng.choice(_PITCHES)
         manners = [(rng.choice(_RATES), rng.choice(_LEVELS)) for _ in plan.turns]
-        for _ in range(_SPEAKERS):
-            speaker = espeak_speaker(rng, split, last_pitch)
+        for attempt in range(3 * _SPEAKERS):
+            if attempt and attempt % _SPEAKERS == 0:  # a manner beyond every voice tried, for these words
+                manners = [(rng.choice(_RATES), rng.choice(_LEVELS)) for _ in plan.turns]
+            speaker = self._speaker(rng, split, last_pitch)
             try:
                 pitches = [*(rng.choice(speaker.pitches) for _ in range(last)), last_pitch]
                 spoken = zip(plan.turns, pitches, manners, strict=True)
@@ -120,12 +133,13 @@ def _any_sound(rng: random.Random) -> Sound:
     return Sound(0.0, 0.0, 0.0, rng.choice(_PITCHES), rng.choice(_RATES), rng.choice(_LEVELS))
 
 
-def _check_voices(source: str | Path, leave_out: str | None) -> None:
+def _recordings(source: str | Path, leave_out: str | None) -> Recordings | None:
     if str(source) != "espeak":
-        raise InvalidInput("world", "voices", '"espeak"', repr(str(source)))
+        return Recordings(source, leave_out)
     if leave_out is not None:
         raise InvalidInput("world", "leave_out", "none with synthetic voices", repr(leave_out))
     voices.check_available()
+    return None
 
 
 def compose(plan: tasks.Plan, utterances: tuple[Utterance, ...], name: str, rng: random.Random) -> Sample:
