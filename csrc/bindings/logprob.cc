@@ -129,8 +129,11 @@ void bind_logprob(nb::module_& module) {
   module.def(
       "logprob_which",
       [](const std::string& device) {
+        if (device != "cpu" && device != "cuda") {
+          raise_if_error(invalid_argument("logprob", "device", "cpu or cuda", device));
+        }
         std::string name;
-        raise_if_error(logprob::which(device, &name));
+        raise_if_error(logprob::which(device == "cuda" ? Device::kCuda : Device::kCpu, &name));
         return name;
       },
       nb::arg("device"));

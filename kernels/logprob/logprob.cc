@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "kernels/common/cpu_tier.h"
+#include "kernels/logprob/logprob_backend.h"
 #include "kernels/logprob/logprob_cpu.h"
 
 namespace earnest::logprob {
@@ -52,6 +53,7 @@ const TileKernels<double>& double_kernels(CpuTier) { return scalar::kernels_doub
 }  // namespace
 
 Status check(const Problem& p) {
+  if (p.device == Device::kCuda) return unsupported_cuda();
   if (p.rows < 0) return invalid_argument("logprob", "hidden", "N >= 0 rows", std::to_string(p.rows));
   if (p.depth < 1) return invalid_argument("logprob", "hidden", "H >= 1 columns", std::to_string(p.depth));
   if (p.vocabulary < 1)
@@ -115,9 +117,8 @@ Status run(const Backward& b, void* workspace) {
   return {};
 }
 
-Status which(const std::string& device, std::string* name) {
-  if (device == "cuda") return which_cuda(name);
-  if (device != "cpu") return invalid_argument("logprob", "device", "cpu or cuda", "'" + device + "'");
+Status which(Device device, std::string* name) {
+  if (device == Device::kCuda) return unsupported_cuda();
   CpuTier tier;
   if (Status status = current_cpu_tier(&tier); !status.ok()) return status;
   *name = std::string("cpu/") + name_of(tier);

@@ -21,6 +21,7 @@
 #include <cstdint>
 #include <string>
 
+#include "kernels/common/device.h"
 #include "kernels/common/status.h"
 
 namespace earnest::logprob {
@@ -37,6 +38,7 @@ struct Problem {
   const void* hidden = nullptr;      // [N, H]
   const void* weight = nullptr;      // [V, H]
   const int64_t* targets = nullptr;  // [N], each in [0, V)
+  Device device = Device::kCpu;      // where to run, and where all arrays and the workspace lie
 };
 
 struct Forward {
@@ -69,13 +71,10 @@ Status run(const Backward& backward, void* workspace);
 Status run_reference(const Forward& forward);
 Status run_reference(const Backward& backward);
 
-// The back end that `device` ("cpu", "cuda") would use: "cpu/scalar", "cpu/avx2", "cpu/avx512".
-Status which(const std::string& device, std::string* name);
+// The back end that would run: "cpu/scalar", "cpu/avx2", "cpu/avx512"; an error where there is none.
+Status which(Device device, std::string* name);
 
-// Says why there is no CUDA back end in this build.
-Status which_cuda(std::string* name);
-
-// Error or ok for what both directions need: sizes, pointers, temperature, targets.
+// What both directions check first: device, sizes, pointers, temperature, targets.
 Status check(const Problem& problem);
 
 }  // namespace earnest::logprob

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "kernels/logprob/logprob.h"
+// Stands where the CUDA back end would be in a build without it.
+#include "kernels/logprob/logprob_backend.h"
 
 namespace earnest::logprob {
 
-Status which_cuda(std::string*) {
-  return unsupported("logprob", "device", "cpu",
-                     "cuda, but this build has no CUDA (built without EARNEST_CUDA)");
+Status unsupported_cuda() {
+  return unsupported("logprob", "device", "cpu (this is built without CUDA)", "cuda");
 }
 
 }  // namespace earnest::logprob

@@ -232,9 +232,11 @@ TEST(which_names_the_back_end) {
   std::string name;
   for (const std::string& tier : tiers()) {
     CHECK(force_cpu_tier(tier).ok());
-    CHECK(which("cpu", &name).ok() && name == "cpu/" + tier);
+    CHECK(which(Device::kCpu, &name).ok() && name == "cpu/" + tier);
   }
   CHECK(force_cpu_tier("").ok());
-  CHECK(which("cuda", &name).code() == StatusCode::kUnsupported);
-  CHECK(which("abacus", &name).code() == StatusCode::kInvalidArgument);
+  CHECK(which(Device::kCuda, &name).code() == StatusCode::kUnsupported);
+  FloatCase c(3, 5, 7, 1.0);
+  c.forward.problem.device = Device::kCuda;
+  CHECK(run_in_dirt(c.forward).code() == StatusCode::kUnsupported);
 }

@@ -324,7 +324,7 @@ def test_the_same_sentence_when_gradients_are_wanted():
 
 def test_which(tier: str):
     assert which() == f"cpu/{tier}"
-    with pytest.raises(RuntimeError, match="no CUDA"):
+    with pytest.raises(RuntimeError, match="without CUDA"):
         which("cuda")
 
 

@@ -57,7 +57,8 @@ def logprob(hidden: Any, weight: Any, targets: Any, *, temperature: float = 1.0)
 
 def which(device: str = "cpu") -> str:
     """The back end that would run, e.g. "cpu/avx512"; an error where there is none."""
-    return _native.logprob_which(device)
+    with _kernel_errors():
+        return _native.logprob_which(device)
 
 
 def _wrong(argument: str, expected: str, got: object) -> NoReturn:
