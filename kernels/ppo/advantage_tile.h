@@ -13,33 +13,30 @@ template <typename T>
 bool moments_block(const MomentsParams<T>& params, int64_t begin, int64_t end, Moments* moments) {
   Vec count{}, total{}, squares{};
   Mask bad{};
-  for (int64_t t = begin; t < end; t += kLanes) {
-    const int n = end - t < kLanes ? static_cast<int>(end - t) : kLanes;
+  for_each_vector(begin, end, [&](int64_t t, auto n) {
     const Mask mask = load_mask(params.trainable + t, n);
     const Vec x = keep(mask, load(params.x + t, n));
     bad |= ~finite(x);
     count += keep(mask, splat(1.0));
     total += x;
-  }
+  });
   const double entries = sum(count), mean = entries > 0.0 ? sum(total) / entries : 0.0;
-  for (int64_t t = begin; t < end; t += kLanes) {
-    const int n = end - t < kLanes ? static_cast<int>(end - t) : kLanes;
+  for_each_vector(begin, end, [&](int64_t t, auto n) {
     const Mask mask = load_mask(params.trainable + t, n);
     const Vec distance = keep(mask, load(params.x + t, n) - splat(mean));
     squares += distance * distance;
-  }
+  });
   *moments = {entries, mean, sum(squares)};
   return !any(bad);
 }
 
 template <typename T>
 void whiten_block(const WhitenParams<T>& params, double scale, int64_t begin, int64_t end) {
-  for (int64_t t = begin; t < end; t += kLanes) {
-    const int n = end - t < kLanes ? static_cast<int>(end - t) : kLanes;
+  for_each_vector(begin, end, [&](int64_t t, auto n) {
     const Mask mask = load_mask(params.trainable + t, n);
     const Vec x = (load(params.x + t, n) - splat(params.moments.mean)) * splat(scale);
     store(params.out + t, keep(mask, x), n);
-  }
+  });
 }
 
 }  // namespace

@@ -15,15 +15,6 @@
 namespace earnest::ppo::EARNEST_PPO_TIER {
 namespace {
 
-// Lane i becomes lane i + kStep of x, or of `beyond` where that lies past the end.
-template <int kStep>
-inline Vec from_later(Vec x, Vec beyond) {
-  Vec shifted;
-  for (int i = 0; i < kLanes; ++i)
-    shifted[i] = i + kStep < kLanes ? x[i + kStep] : beyond[i + kStep - kLanes];
-  return shifted;
-}
-
 template <int kStep, bool kCumulative>
 inline void scan_step(Vec* b, Vec* c) {
   if constexpr (kStep < kLanes) {
@@ -44,9 +35,7 @@ bool gae_scan(const GaeParams<T>& params, int64_t begin, int64_t end) {
   const Vec gamma = splat(params.gamma), lam = splat(params.lam);
   Mask bad{};
   Vec carry{};  // u of the first token after this vector, in every lane
-  for (int64_t last = end; last > begin; last -= kLanes) {
-    const int n = last - begin < kLanes ? static_cast<int>(last - begin) : kLanes;
-    const int64_t t = last - n;
+  const auto step = [&](int64_t t, auto n) {
     const Mask mask = load_mask(params.trainable + t, n);
     const Vec reward_in = load(params.rewards + t, n);
     const Vec reward = keep(mask, reward_in), value = keep(mask, load(params.values + t, n));
@@ -61,7 +50,10 @@ bool gae_scan(const GaeParams<T>& params, int64_t begin, int64_t end) {
     store(params.advantages + t, keep(mask, advantage), n);
     store(params.returns + t, keep(mask, kCumulative ? u : advantage + value), n);
     carry = splat(u[0]);
-  }
+  };
+  int64_t t = end;
+  while (t - begin >= kLanes) step(t -= kLanes, AllLanes{});
+  if (t > begin) step(begin, static_cast<int>(t - begin));
   return !any(bad);
 }
 

@@ -36,14 +36,6 @@ struct Block {
 
 inline Vec one_where(Mask mask) { return keep(mask, splat(1.0)); }
 
-template <typename T, typename Body>
-inline void for_each_vector(const Block<T>& block, Body body) {
-  for (int64_t t = block.begin; t < block.end; t += kLanes) {
-    const int n = block.end - t < kLanes ? static_cast<int>(block.end - t) : kLanes;
-    body(load_mask(block.params.trainable + t, n), t, n);
-  }
-}
-
 template <typename T>
 void policy_terms(Block<T>& block) {
   const LossParams<T>& p = block.params;
@@ -52,7 +44,8 @@ void policy_terms(Block<T>& block) {
   Vec loss{}, tokens{}, ratio{}, kl{}, distance{}, clamped{}, clip_low{}, clip_high{}, dual_clip{}, weight{},
       weight2{};
   Vec ratio_max = splat(-kNoClip), ratio_min = splat(kNoClip), distance_max{};
-  for_each_vector(block, [&](Mask mask, int64_t t, int n) {
+  for_each_vector(block.begin, block.end, [&](int64_t t, auto n) {
+    const Mask mask = load_mask(p.trainable + t, n);
     const Vec share = block.share(mask, t, n);
     const Vec log_ratio = block.read(p.logp, mask, t, n) - block.read(p.logp_old, mask, t, n);
     const Vec advantage = block.read(p.advantages, mask, t, n);
@@ -103,7 +96,8 @@ void value_terms(Block<T>& block) {
   const LossParams<T>& p = block.params;
   const Vec half = splat(0.5), reach = splat(p.clip_value);
   Vec loss{}, clipped{}, returns{}, returns2{}, residuals{}, residuals2{};
-  for_each_vector(block, [&](Mask mask, int64_t t, int n) {
+  for_each_vector(block.begin, block.end, [&](int64_t t, auto n) {
+    const Mask mask = load_mask(p.trainable + t, n);
     const Vec share = block.share(mask, t, n);
     const Vec value = block.read(p.values, mask, t, n), target = block.read(p.returns, mask, t, n);
     const Vec old = p.values_old ? block.read(p.values_old, mask, t, n) : value;
@@ -133,7 +127,8 @@ void kl_terms(Block<T>& block) {
   const LossParams<T>& p = block.params;
   const Vec limit = splat(kLogRatioLimit), half = splat(0.5), one = splat(1.0);
   Vec loss{}, k1_sum{}, k3_sum{};
-  for_each_vector(block, [&](Mask mask, int64_t t, int n) {
+  for_each_vector(block.begin, block.end, [&](int64_t t, auto n) {
+    const Mask mask = load_mask(p.trainable + t, n);
     const Vec share = block.share(mask, t, n);
     const Vec k1 = block.read(p.logp, mask, t, n) - block.read(p.logp_ref, mask, t, n);
     const Exp inverse = exponential(clamp(-k1, -limit, limit));
@@ -160,7 +155,8 @@ template <typename T>
 void entropy_terms(Block<T>& block) {
   const LossParams<T>& p = block.params;
   Vec loss{}, total{};
-  for_each_vector(block, [&](Mask mask, int64_t t, int n) {
+  for_each_vector(block.begin, block.end, [&](int64_t t, auto n) {
+    const Mask mask = load_mask(p.trainable + t, n);
     const Vec share = block.share(mask, t, n), entropy = block.read(p.entropy, mask, t, n);
     loss -= share * entropy;
     total += entropy;
