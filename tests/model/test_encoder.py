@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The hearing half against the published formula and against transformers' Whisper with real weights."""
 
+import copy
+
 import pytest
 import torch
 from model_cases import packed, toy_model
@@ -97,6 +99,16 @@ def test_weights_lie_end_to_end_and_survive_training_and_copying():
         apart = [p.clone() for p in parts]
         assert torch.equal(fused(apart), torch.cat(parts))
     assert fused(parts).requires_grad
+    model = toy_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for other in (copy.deepcopy(model), model.to(torch.bfloat16).to(torch.float64)):
+        for group in other.encoder.fused_groups() + other.model.fused_groups():
+            with torch.no_grad():
+                assert fused(group).data_ptr() == group[0].data_ptr()
+    model.lm_head.weight.sum().backward()
+    before = model.lm_head.weight.detach().clone()
+    optimizer.step()
+    assert torch.equal(before - 0.1, model.lm_head.weight)  # still the optimizer's
 
 
 @pytest.mark.parametrize("name", ["whisper-tiny.en-encoder", "whisper-base-encoder"])

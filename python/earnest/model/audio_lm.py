@@ -8,9 +8,10 @@ generator=torch.Generator().manual_seed(0))"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -20,11 +21,15 @@ from earnest.errors import InvalidInput
 from earnest.model import generate as sampling_loop
 from earnest.model import weights
 from earnest.model.adaptor import Adaptor
+from earnest.model.answer import answer
 from earnest.model.config import AudioLMConfig
 from earnest.model.decoder import Decoder
 from earnest.model.encoder import AudioEncoder
-from earnest.model.generate import Generation, PackedInputs, Sampling
-from earnest.model.packed import allocate_fused
+from earnest.model.generate import Generation, PackedInputs, Sampling, attended
+from earnest.model.packed import allocate_fused, lay_end_to_end
+
+if TYPE_CHECKING:
+    from earnest.dialogue import Message, Tokenizer
 
 
 class AudioLM(nn.Module):
@@ -44,6 +49,8 @@ class AudioLM(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self._folder: Path | None = None
+        self._tokenizer: Tokenizer | None = None
         text = config.text_config
         place = torch.device(device) if device is not None else torch.get_default_device()
         with torch.device("meta"):
@@ -54,9 +61,24 @@ class AudioLM(nn.Module):
         if text.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
         if place.type != "meta":
-            allocate(self, self.encoder.fused_groups() + self.model.fused_groups(), place, dtype)
+            allocate(self, self._fused_groups(), place, dtype)
             if initialise:
                 self.initialise(generator)
+
+    def _fused_groups(self) -> list[list[Tensor]]:
+        return self.encoder.fused_groups() + self.model.fused_groups()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        lay_end_to_end(self._fused_groups())
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AudioLM:
+        twin = self.__class__.__new__(self.__class__)
+        memo[id(self)] = twin
+        twin.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        lay_end_to_end(twin._fused_groups())
+        return twin
 
     @property
     def adaptor(self) -> Adaptor:
@@ -70,6 +92,23 @@ class AudioLM(nn.Module):
     def head_weight(self) -> Tensor:
         """[vocab, hidden]: the output matrix, for ops.logprob."""
         return self.lm_head.weight
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that was set, or the one in the folder that the model was loaded from."""
+        from earnest.dialogue import Tokenizer
+
+        if self._tokenizer is None:
+            if self._folder is None:
+                raise InvalidInput(
+                    "AudioLM", "tokenizer", "one to be set, since no folder was loaded", "none"
+                )
+            self._tokenizer = Tokenizer.load(self._folder)
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator | None = None) -> None:
@@ -125,13 +164,40 @@ class AudioLM(nn.Module):
     def forward(self, batch: PackedInputs, audio_embeddings: Tensor | None = None) -> Tensor:
         """Final-normed hidden states [tokens, hidden]; row t predicts token t + 1 of its sequence."""
         x = self.embed(batch, audio_embeddings)
-        return self.model(x, batch.position_ids.to(x.device), batch.cu_seqlens.to(x.device))
+        return self.model(x, *attended(batch, x.device))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[N, hidden] -> float32 [N, vocab]. Training uses ops.logprob, which never holds this."""
         return F.linear(hidden, self.lm_head.weight).float()
 
     # ---- answering ----
+
+    def generate(
+        self,
+        messages: Sequence[Message | Mapping[str, Any]],
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        generator: torch.Generator | None = None,
+        think: bool = True,
+        template: Literal["canonical", "stepfun-compat"] = "canonical",
+    ) -> Message:
+        """The assistant's next turn, an `earnest.dialogue.Message` with `reasoning` and `text` apart.
+
+        messages: `Message`s, or dictionaries in the style of the data files; clips by path or as samples.
+        """
+        return answer(
+            self,
+            self.tokenizer,
+            messages,
+            think=think,
+            template=template,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            generator=generator,
+        )
 
     def generate_ids(
         self,
@@ -214,6 +280,7 @@ class AudioLM(nn.Module):
         checkpoint.check({name: tuple(t.shape) for name, t in expected.items()}, optional)
         model = cls(config, dtype=dtype, device=device, initialise=False)
         checkpoint.read_into(model.state_dict())
+        model._folder = folder
         return model
 
     def save_pretrained(

@@ -120,18 +120,29 @@ class Decoder(nn.Module):
         self.gradient_checkpointing = False
         self._angles: tuple[Tensor, Tensor] | None = None
 
-    def forward(self, x: Tensor, position_ids: Tensor, cu_seqlens: Tensor) -> Tensor:
-        """x [tokens, hidden] packed, position_ids int64 [tokens], cu_seqlens int32 [sequences + 1];
-        causal."""
+    def forward(
+        self,
+        x: Tensor,
+        position_ids: Tensor,
+        cu_seqlens: Tensor,
+        key_rows: Tensor | None = None,
+        cu_seqlens_k: Tensor | None = None,
+    ) -> Tensor:
+        """x [tokens, hidden] packed, position_ids int64 [tokens], cu_seqlens int32 [sequences + 1]; causal.
+
+        key_rows int64 and cu_seqlens_k int32 [sequences + 1]: the rows of x that each sequence attends to, its own at
+        the end, where sequences share a beginning that is computed once."""
 
         def attend(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            if key_rows is not None:
+                k, v = k.index_select(0, key_rows), v.index_select(0, key_rows)
             return ops.attention(
                 q.contiguous(),
                 k.contiguous(),
                 v.contiguous(),
                 causal=True,
                 cu_seqlens_q=cu_seqlens,
-                cu_seqlens_k=cu_seqlens,
+                cu_seqlens_k=cu_seqlens if cu_seqlens_k is None else cu_seqlens_k,
             )
 
         return self.run(x, position_ids, attend)

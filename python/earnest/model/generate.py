@@ -32,6 +32,13 @@ class PackedInputs(Protocol):
     audio_positions: Tensor  # int64 [audio tokens]
 
 
+def attended(batch: PackedInputs, device: torch.device) -> tuple[Tensor | None, ...]:
+    """What the decoder needs beside its inputs: positions, sequences, and the rows they share, if they share any."""
+    rows, bounds = getattr(batch, "key_rows", None), getattr(batch, "cu_seqlens_k", None)
+    fields = (batch.position_ids, batch.cu_seqlens, rows, bounds)
+    return tuple(None if field is None else field.to(device) for field in fields)
+
+
 @dataclass
 class _Prompts:
     """A batch without the fields that only training reads."""

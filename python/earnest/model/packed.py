@@ -58,7 +58,8 @@ def conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor) -> Ten
 def fused(tensors: Sequence[Tensor]) -> Tensor:
     """The tensors stacked along their first axis: a view where they already lie so in memory, else a copy.
 
-    Parameters made by `allocate_fused` lie so. With gradients on, a copy keeps each tensor's own gradient."""
+    Parameters from `allocate_fused` or `lay_end_to_end` lie so. With gradients on, a copy keeps each tensor's
+    own gradient."""
     first = tensors[0]
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
         return torch.cat(list(tensors))
@@ -76,3 +77,14 @@ def allocate_fused(shapes: Sequence[torch.Size], device: torch.device, dtype: to
     """Uninitialised tensors of the given shapes that lie one after another in one allocation."""
     whole = torch.empty((sum(s[0] for s in shapes), *shapes[0][1:]), device=device, dtype=dtype)
     return list(whole.split([s[0] for s in shapes]))
+
+
+@torch.no_grad()
+def lay_end_to_end(groups: Sequence[Sequence[Tensor]]) -> None:
+    """Moves the tensors of each group into one allocation, values and identities unchanged."""
+    for group in groups:
+        if group[0].is_meta:
+            continue
+        whole = fused(group)
+        for tensor, place in zip(group, whole.split([len(t) for t in group]), strict=True):
+            tensor.data = place

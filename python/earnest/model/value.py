@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from earnest.model import weights
 from earnest.model.audio_lm import AudioLM
-from earnest.model.generate import PackedInputs
+from earnest.model.generate import PackedInputs, attended
+from earnest.model.packed import lay_end_to_end
 
 
 class ValueModel(nn.Module):
@@ -27,6 +28,7 @@ class ValueModel(nn.Module):
         super().__init__()
         self.adapter = copy.deepcopy(policy.adapter)
         self.model = copy.deepcopy(policy.model)
+        lay_end_to_end(self.model.fused_groups())
         self.head = nn.Linear(
             policy.config.text_config.hidden_size, 1, dtype=torch.float32, device=policy.lm_head.weight.device
         )
@@ -46,7 +48,7 @@ class ValueModel(nn.Module):
                 with torch.no_grad():
                     encoded = policy.encode(batch.mel)
             x = x.index_copy(0, batch.audio_positions.to(x.device), self.adapter(*encoded).to(x))
-        hidden = self.model(x, batch.position_ids.to(x.device), batch.cu_seqlens.to(x.device))
+        hidden = self.model(x, *attended(batch, x.device))
         return F.linear(hidden.float(), self.head.weight, self.head.bias)[:, 0]
 
     def save(self, path: str | Path) -> None:
