@@ -9,7 +9,7 @@ import torch
 
 from earnest.errors import InvalidInput
 from earnest.learn.hearing import Hearing
-from earnest.learn.judge import PHI, Judge, Question, check_levels, judge_prompt, question_ids, verdict_ids
+from earnest.learn.judge import PHI, Judge, Question, check_levels, noted, question_ids, verdict_ids
 from earnest.learn.optimise import prompts_of
 from earnest.learn.reward import JudgedAgainst, RewardWeights, combine, verified_reward
 from earnest.learn.types import Rollouts
@@ -47,14 +47,14 @@ class Biased(Judge):
     def __init__(self, taste):
         self.phi, self.taste, self.tokenizer = dict(PHI), taste, WORDS
 
-    def expected_phi(self, prompts):
-        return torch.tensor([self.taste(WORDS.decode(list(prompt.ids))) for prompt in prompts])
+    def expected_phi(self, dialogues, questions):
+        return torch.tensor([self.taste(WORDS.decode(question_ids(question, WORDS))) for question in questions])
 
 
 def ask(judge, first, second):
     model = small_world.model(WORDS)
     prompts = prompts_of(CASES[:1], WORDS, model)
-    r, gap = judge.compare(prompts, [[WORDS.special("</think>")]], [Question(CASES[0], first, second)])
+    r, gap = judge.compare(prompts, [Question(CASES[0], first, second)])
     return float(r), float(gap)
 
 
@@ -73,13 +73,13 @@ def test_a_real_preference_survives_swapping_with_its_sign():
 def test_the_distribution_covers_the_verdicts_alone_and_batches_do_not_matter():
     model = small_world.model(WORDS)
     judge = Judge(model, WORDS, Hearing(model))
-    prompts = prompts_of(CASES, WORDS, model)
     close = [WORDS.special("</think>")]
-    asked = [judge_prompt(p, close, Question(c, "3.", "4."), WORDS) for p, c in zip(prompts, CASES, strict=True)]
-    together = judge.distribution(asked)
-    assert together.shape == (len(asked), len(PHI))
-    torch.testing.assert_close(together.sum(1), torch.ones(len(asked)))
-    torch.testing.assert_close(together, torch.cat([judge.distribution([a]) for a in asked]), rtol=1e-4, atol=1e-6)
+    dialogues = [noted(prompt, close) for prompt in prompts_of(CASES, WORDS, model)]
+    questions = [Question(case, "3.", "It is 4.", case.rubric) for case in CASES]
+    together = judge.distribution([d for d in dialogues for _ in range(2)], [q for q in questions for _ in range(2)])[::2]
+    assert together.shape == (len(CASES), len(PHI))
+    torch.testing.assert_close(together.sum(1), torch.ones(len(CASES)))
+    torch.testing.assert_close(together, torch.cat([judge.distribution([d], [q]) for d, q in zip(dialogues, questions, strict=True)]), rtol=1e-4, atol=1e-6)
     assert verdict_ids(WORDS, PHI) == [WORDS.special(f"<verdict_{level}>") for level in (-2, -1, 0, 1, 2)]
 
 
@@ -112,6 +112,6 @@ def test_what_cannot_be_verified_is_not_learned_from_under_verified_rewards_alon
 def test_a_truncated_or_empty_reply_gets_the_lowest_phi_unread():
     rollouts = rollouts_of(["It is 3.", "It is 3.", ""], [False, True, False])
     judge = Biased(lambda text: 0.5)
-    against = JudgedAgainst(judge, rollouts.prompts, [[WORDS.special("</think>")]], ["4."])
+    against = JudgedAgainst(judge, rollouts.prompts, ["4."])
     reward, _ = against.reward(rollouts)
     assert reward.tolist() == [0.0, -1.0, -1.0]

@@ -2,13 +2,15 @@
 """Packing, hearing and sampling: one forward pass of many equals many of one, and the sampler's numbers are the
 trainer's."""
 
+from dataclasses import replace
+
 import pytest
 import small_world
 import torch
 
 from earnest.learn.hearing import Hearing
 from earnest.learn.optimise import prompts_of
-from earnest.learn.policy import by_tokens, pack, token_logprobs
+from earnest.learn.policy import by_tokens, pack, pack_masked, token_logprobs
 from earnest.learn.rollout import sample, thoughts
 
 WORDS = small_world.tokenizer()
@@ -30,10 +32,11 @@ def test_packed_replies_score_as_each_alone(model):
 
 def test_targets_are_exactly_the_tokens_of_the_replies(model):
     prompts = prompts_of(small_world.cases(), WORDS, model)
-    replies = [torch.tensor(WORDS.encode("3.")), torch.tensor([], dtype=torch.int64), torch.tensor(WORDS.encode("it"))]
+    replies = [torch.tensor(WORDS.encode(text)) for text in ("3.", "It is 3.", "it")]
     packed = pack(prompts[:3], replies)
     assert torch.equal(packed.targets, torch.cat(replies))
-    assert torch.equal(packed.batch.input_ids[packed.before + 1], packed.targets)
+    assert torch.equal(packed.batch.input_ids[packed.batch.loss_mask], packed.targets)
+    assert packed.batch.input_ids[packed.last].tolist() == [int(reply[-1]) for reply in replies]
     assert int(packed.batch.loss_mask.sum()) == len(packed.targets)
 
 
@@ -91,8 +94,33 @@ def test_a_thought_always_ends_with_one_closing_tag(model):
         assert WORDS.special("<|EOT|>") not in notes
 
 
-def test_groups_hold_at_most_their_tokens_and_lose_nothing():
-    lengths = [5, 9, 3, 30, 1, 1, 8]
-    groups = list(by_tokens(lengths, 12))
+def test_a_shared_prompt_changes_no_number_and_no_gradient(model):
+    prompts = prompts_of(small_world.cases(), WORDS, model)
+    shared = [prompts[0], prompts[1], prompts[0], prompts[3], prompts[1], prompts[0]]
+    replies = [torch.tensor(WORDS.encode("It is 3." * (1 + i % 3))) for i in range(len(shared))]
+    whole = [replace(p, ids=(*p.ids, *r.tolist())) for p, r in zip(shared, replies, strict=True)]
+    masks = [torch.arange(len(w.ids)) >= len(p.ids) for w, p in zip(whole, shared, strict=True)]
+    hearing = Hearing(model)
+    results = []
+    for packed in (pack(shared, replies), pack_masked(whole, masks)):
+        model.zero_grad()
+        logp, entropy = token_logprobs(model, hearing, packed, 1.0)
+        (logp.square().sum() + entropy.sum()).backward()
+        results.append((logp.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+    assert len(pack(shared, replies).batch.input_ids) < len(pack_masked(whole, masks).batch.input_ids)
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-5, atol=1e-5)
+    for ours, theirs in zip(results[0][1], results[1][1], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_groups_hold_at_most_their_tokens_and_lose_nothing(model):
+    prompts = prompts_of(small_world.cases(), WORDS, model)
+    asked = [prompts[i] for i in (0, 0, 1, 1, 2, 3, 0)]
+    lengths = [5, 9, 3, 300, 1, 1, 8]
+    limit = len(prompts[0].ids) + 20
+    groups = list(by_tokens(asked, lengths, limit))
     assert [i for group in groups for i in group] == list(range(7))
-    assert all(sum(lengths[i] for i in group) <= 12 or len(group) == 1 for group in groups)
+    assert groups[0] == [0, 1]
+    for group in groups:
+        tokens = sum(lengths[i] for i in group) + sum({id(asked[i]): len(asked[i].ids) for i in group}.values())
+        assert tokens <= limit or len(group) == 1

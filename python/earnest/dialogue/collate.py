@@ -43,6 +43,11 @@ class PackedBatch:
     loss_mask: torch.Tensor
     mel: list[torch.Tensor]
     audio_positions: torch.Tensor
+    # Where sequences share a beginning that stands in the batch once: the rows that each sequence attends to,
+    # one # after another (int64), and where each one's begin (int32 [sequences + 1]). None: each attends to
+    # its own rows.
+    key_rows: torch.Tensor | None = None
+    cu_seqlens_k: torch.Tensor | None = None
 
     @property
     def sequences(self) -> int:

@@ -16,7 +16,8 @@ parses, and its expected phi has no sampling noise (rlhf_numerics 3.2 to 3.5). B
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ def check_levels(phi: dict[int, float], allow_asymmetric: bool = False) -> dict[
     values = [phi[level] for level in levels]
     if levels != [-level for level in reversed(levels)] or len(levels) < 3:
         raise InvalidInput("judge", "phi", "levels that mirror each other, such as -2..2", str(levels))
-    if any(b <= a for a, b in zip(values, values[1:], strict=False)) or max(map(abs, values)) > 1:
+    if any(b <= a for a, b in pairwise(values)) or max(map(abs, values)) > 1:
         raise InvalidInput("judge", "phi", "values that rise with the level, within [-1, 1]", str(values))
     if not allow_asymmetric and any(abs(phi[level] + phi[-level]) > 1e-9 for level in levels):
         raise InvalidInput("judge", "phi", "an odd table, phi(-g) = -phi(g)", str(phi))
@@ -88,17 +89,16 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())[:MAX_REPLY_CHARACTERS]
 
 
-def judge_prompt(prompt: Prompt, notes: Sequence[int], question: Question, tokenizer: Tokenizer) -> Prompt:
-    """The judge's prompt: `prompt` (the dialogue up to an open thought), its notes, and the question."""
-    ids = (*prompt.ids, *notes, *question_ids(question, tokenizer))
-    return Prompt(question.case, ids, prompt.audio_positions, prompt.clips)
+def noted(prompt: Prompt, notes: Sequence[int]) -> Prompt:
+    """`prompt` (the dialogue up to an open thought) with the judge's notes: what all questions on it
+    share."""
+    return replace(prompt, ids=(*prompt.ids, *notes))
 
 
 def verdict_logits(model: AudioLM, hearing: Hearing, packed: Packed, verdicts: Sequence[int]) -> Tensor:
-    """Logits [n, levels] of the verdict tokens after each packed prompt, float32."""
+    """Logits [n, levels] of the verdict tokens after each packed question, float32."""
     hidden = model(packed.batch, hearing.embed(model, packed.clips))
-    last = hidden[packed.batch.cu_seqlens[1:].long() - 1]
-    return (last @ model.lm_head.weight[list(verdicts)].T).float()
+    return (hidden[packed.last] @ model.lm_head.weight[list(verdicts)].T).float()
 
 
 class Judge:
@@ -121,30 +121,28 @@ class Judge:
         self._verdicts = verdict_ids(tokenizer, self.phi)
 
     @torch.no_grad()
-    def distribution(self, prompts: Sequence[Prompt]) -> Tensor:
-        """Probabilities [n, levels] of each verdict, the lowest level first."""
+    def distribution(self, dialogues: Sequence[Prompt], questions: Sequence[Question]) -> Tensor:
+        """Probabilities [n, levels] of each verdict, the lowest level first. `dialogues` are noted prompts;
+        those of questions on one dialogue should be one object, which is then read once."""
+        asked = [torch.tensor(question_ids(q, self.tokenizer), dtype=torch.int64) for q in questions]
         parts = []
-        for group in by_tokens([len(p.ids) for p in prompts], self.max_tokens):
-            packed = pack([prompts[i] for i in group], [torch.zeros(0, dtype=torch.int64)] * len(group))
+        for group in by_tokens(dialogues, [len(ids) for ids in asked], self.max_tokens):
+            packed = pack([dialogues[i] for i in group], [asked[i] for i in group])
             logits = verdict_logits(self.model, self.hearing, packed, self._verdicts)
             parts.append((logits / self.temperature).softmax(-1))
         return torch.cat(parts) if parts else torch.zeros(0, len(self._verdicts))
 
-    def expected_phi(self, prompts: Sequence[Prompt]) -> Tensor:
+    def expected_phi(self, dialogues: Sequence[Prompt], questions: Sequence[Question]) -> Tensor:
         """The expected scalar [n] of the first reply against the second."""
-        return self.distribution(prompts) @ self._scale
+        return self.distribution(dialogues, questions) @ self._scale
 
-    def compare(
-        self, prompts: Sequence[Prompt], notes: Sequence[Sequence[int]], questions: Sequence[Question]
-    ) -> tuple[Tensor, Tensor]:
+    def compare(self, dialogues: Sequence[Prompt], questions: Sequence[Question]) -> tuple[Tensor, Tensor]:
         """(r [n], gap [n]): the order-free scalar of the first reply, and how far the two orders are from
         mirroring each other (phi(a, b) + phi(b, a), zero for a judge without position bias)."""
-        ahead = [
-            judge_prompt(p, n, q, self.tokenizer) for p, n, q in zip(prompts, notes, questions, strict=True)
-        ]
-        behind = [
-            judge_prompt(p, n, q.swapped(), self.tokenizer)
-            for p, n, q in zip(prompts, notes, questions, strict=True)
-        ]
-        forward, backward = self.expected_phi(ahead), self.expected_phi(behind)
-        return (forward - backward) / 2, forward + backward
+        swapped = [question.swapped() for question in questions]
+        # Interleaved, so that both orders of a question stand in the forward pass that reads its dialogue.
+        both = self.expected_phi(
+            [dialogue for dialogue in dialogues for _ in range(2)],
+            [question for pair in zip(questions, swapped, strict=True) for question in pair],
+        )
+        return (both[0::2] - both[1::2]) / 2, both[0::2] + both[1::2]

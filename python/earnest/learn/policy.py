@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -24,17 +25,49 @@ class Packed:
     clips: list[Clip]
     before: Tensor  # int64 [N], the position whose hidden state predicts the token
     targets: Tensor  # int64 [N]
+    last: Tensor  # int64 [sequences], the position of each sequence's last token
 
 
 def pack(prompts: Sequence[Prompt], replies: Sequence[Tensor]) -> Packed:
-    """One sequence for each pair of prompt and reply ids (int64 [length]). Targets are all tokens of the
-    replies."""
-    masks = []
-    whole = []
-    for prompt, reply in zip(prompts, replies, strict=True):
-        masks.append(torch.arange(len(prompt.ids) + len(reply)) >= len(prompt.ids))
-        whole.append(replace(prompt, ids=(*prompt.ids, *reply.tolist())))
-    return pack_masked(whole, masks)
+    """Prompts, each one once, then the replies (int64 [length], none empty), each of which attends to its
+    prompt and to itself. Replies to one prompt name the same `Prompt` object; most of the work on them is the
+    prompt's, done once. Targets are all tokens of the replies; sequences in `last` are the replies, in their
+    order."""
+    number = {id(prompt): index for index, prompt in reversed(list(enumerate(prompts)))}
+    unique = [prompt for index, prompt in enumerate(prompts) if number[id(prompt)] == index]
+    first_row = dict(zip(map(id, unique), _starts([len(prompt.ids) for prompt in unique]), strict=False))
+    begun = pack_masked(unique, [torch.zeros(len(prompt.ids), dtype=torch.bool) for prompt in unique])
+    shared = len(begun.batch.input_ids)
+    bounds = [shared + start for start in _starts([len(reply) for reply in replies])]
+    rows, keys, before = [torch.arange(shared)], [len(prompt.ids) for prompt in unique], []
+    for prompt, reply, start in zip(prompts, replies, bounds, strict=False):
+        origin, length = first_row[id(prompt)], len(prompt.ids)
+        rows += [torch.arange(origin, origin + length), torch.arange(start, start + len(reply))]
+        keys.append(length + len(reply))
+        before += [torch.tensor([origin + length - 1]), torch.arange(start, start + len(reply) - 1)]
+    positions = [torch.arange(len(p.ids), len(p.ids) + len(r)) for p, r in zip(prompts, replies, strict=True)]
+    targets = torch.cat(list(replies)) if replies else torch.zeros(0, dtype=torch.int64)
+    batch = PackedBatch(
+        input_ids=torch.cat([begun.batch.input_ids, targets]),
+        position_ids=torch.cat([begun.batch.position_ids, *positions]),
+        cu_seqlens=torch.cat([begun.batch.cu_seqlens, torch.tensor(bounds[1:], dtype=torch.int32)]),
+        loss_mask=torch.arange(shared + len(targets)) >= shared,
+        mel=[],
+        audio_positions=begun.batch.audio_positions,
+        key_rows=torch.cat(rows),
+        cu_seqlens_k=torch.tensor(_starts(keys), dtype=torch.int32),
+    )
+    where = torch.cat(before) if before else torch.zeros(0, dtype=torch.int64)
+    return Packed(batch, begun.clips, where, targets, torch.tensor(bounds[1:], dtype=torch.int64) - 1)
+
+
+def pack_prompts(prompts: Sequence[Prompt]) -> Packed:
+    """The prompts alone, to be continued."""
+    return pack_masked(prompts, [torch.zeros(len(prompt.ids), dtype=torch.bool) for prompt in prompts])
+
+
+def _starts(lengths: Sequence[int]) -> list[int]:
+    return [0, *accumulate(lengths)]
 
 
 def pack_masked(sequences: Sequence[Prompt], targets: Sequence[Tensor]) -> Packed:
@@ -57,7 +90,7 @@ def pack_masked(sequences: Sequence[Prompt], targets: Sequence[Tensor]) -> Packe
         audio_positions=torch.tensor(audio, dtype=torch.int64),
     )
     clips = [clip for sequence in sequences for clip in sequence.clips]
-    return Packed(batch, clips, where - 1, input_ids[where])
+    return Packed(batch, clips, where - 1, input_ids[where], torch.tensor(bounds[1:], dtype=torch.int64) - 1)
 
 
 def token_logprobs(
@@ -69,16 +102,19 @@ def token_logprobs(
     return ops.logprob(hidden[packed.before], model.lm_head.weight, packed.targets, temperature=temperature)
 
 
-def by_tokens(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Indices in order, cut into groups of at most `max_tokens` tokens (a longer sequence is a group of its
-    own)."""
+def by_tokens(prompts: Sequence[Prompt], lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+    """Indices in order, cut into groups that pack to at most `max_tokens` tokens (a longer sequence is a
+    group of its own). `lengths`: of the replies; a prompt counts once in each group."""
     group: list[int] = []
+    seen: set[int] = set()
     total = 0
-    for index, length in enumerate(lengths):
-        if group and total + length > max_tokens:
+    for index, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
+        more = length + (0 if id(prompt) in seen else len(prompt.ids))
+        if group and total + more > max_tokens:
             yield group
-            group, total = [], 0
+            group, seen, total, more = [], set(), 0, length + len(prompt.ids)
         group.append(index)
-        total += length
+        seen.add(id(prompt))
+        total += more
     if group:
         yield group

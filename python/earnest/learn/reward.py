@@ -44,8 +44,7 @@ class JudgedAgainst:
     it."""
 
     judge: Judge
-    prompts: Sequence[Prompt]  # the dialogues as the judge's model reads them
-    notes: Sequence[Sequence[int]]
+    dialogues: Sequence[Prompt]  # as the judge's model reads them, with its notes
     references: Sequence[str]
 
     def reward(self, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
@@ -60,7 +59,7 @@ class JudgedAgainst:
             self._question(rollouts.prompts[p].case, rollouts.replies[i], p)
             for i, p in zip(read, at, strict=True)
         ]
-        r, g = self.judge.compare([self.prompts[p] for p in at], [self.notes[p] for p in at], questions)
+        r, g = self.judge.compare([self.dialogues[p] for p in at], questions)
         reward[read], gap[read] = r, g
         return reward, gap
 

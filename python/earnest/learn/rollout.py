@@ -9,11 +9,9 @@ import torch
 
 from earnest.dialogue import Tokenizer, split_reasoning
 from earnest.learn.hearing import Hearing
-from earnest.learn.policy import pack
+from earnest.learn.policy import pack_prompts
 from earnest.learn.types import Prompt, Rollouts
 from earnest.model import AudioLM
-
-NOTHING = torch.zeros(0, dtype=torch.int64)
 
 
 @torch.no_grad()
@@ -31,7 +29,7 @@ def sample(
     """`per_prompt` replies to each prompt, whose ids end inside an opened thought. The whole distribution is
     sampled (no top-p, no top-k): cutting it would bias every ratio by the mass it keeps (rlhf_numerics
     2.13)."""
-    packed = pack(prompts, [NOTHING] * len(prompts))
+    packed = pack_prompts(prompts)
     generation = policy.generate_ids(
         packed.batch,
         max_new_tokens=max_new_tokens,
@@ -65,7 +63,7 @@ def thoughts(
 ) -> list[list[int]]:
     """The greedy thought of `model` on each prompt, as ids that end with the closing tag; closed by force
     where it is not over after `max_new_tokens`."""
-    packed = pack(prompts, [NOTHING] * len(prompts))
+    packed = pack_prompts(prompts)
     close = tokenizer.special("</think>")
     generation = model.generate_ids(
         packed.batch,

@@ -90,10 +90,9 @@ def pack_replies(rollouts: Rollouts, group: Sequence[int]) -> Packed:
 
 def groups_of(rollouts: Rollouts, which: Sequence[int], max_tokens: int) -> list[list[int]]:
     """The replies `which`, cut into groups that one forward pass can hold."""
-    lengths = [
-        len(rollouts.prompts[int(rollouts.prompt_index[i])].ids) + len(rollouts.tokens[i]) for i in which
-    ]
-    return [[which[j] for j in group] for group in by_tokens(lengths, max_tokens)]
+    prompts = [rollouts.prompts[int(rollouts.prompt_index[i])] for i in which]
+    groups = by_tokens(prompts, [len(rollouts.tokens[i]) for i in which], max_tokens)
+    return [[which[j] for j in group] for group in groups]
 
 
 class Update:

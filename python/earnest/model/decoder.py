@@ -130,8 +130,8 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """x [tokens, hidden] packed, position_ids int64 [tokens], cu_seqlens int32 [sequences + 1]; causal.
 
-        key_rows int64 and cu_seqlens_k int32 [sequences + 1]: the rows of x that each sequence attends to, its own at
-        the end, where sequences share a beginning that is computed once."""
+        key_rows int64 and cu_seqlens_k int32 [sequences + 1]: the rows of x that each sequence attends to,
+        its own at the end, where sequences share a beginning that is computed once."""
 
         def attend(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             if key_rows is not None:

@@ -33,7 +33,8 @@ class PackedInputs(Protocol):
 
 
 def attended(batch: PackedInputs, device: torch.device) -> tuple[Tensor | None, ...]:
-    """What the decoder needs beside its inputs: positions, sequences, and the rows they share, if they share any."""
+    """What the decoder needs beside its inputs: positions, sequences, and the rows they share, if they share
+    any."""
     rows, bounds = getattr(batch, "key_rows", None), getattr(batch, "cu_seqlens_k", None)
     fields = (batch.position_ids, batch.cu_seqlens, rows, bounds)
     return tuple(None if field is None else field.to(device) for field in fields)
@@ -204,6 +205,8 @@ def decode_steps(
             "1 or more",
             f"{max_new_tokens} and {samples_per_prompt}",
         )
+    if getattr(batch, "key_rows", None) is not None:
+        raise InvalidInput("generate", "batch", "prompts that share no rows", "key_rows")
     prompts = _with_suffix(batch, forced_prefix)
     device, context = model.lm_head.weight.device, model.config.text_config.max_position_embeddings
     lengths = lengths_of(prompts.cu_seqlens)

@@ -24,7 +24,7 @@ from earnest.checkpoint import write_atomic
 from earnest.dialogue import Tokenizer
 from earnest.evaluate.calibration import fit_temperature, judge_report
 from earnest.learn.hearing import Hearing
-from earnest.learn.judge import PHI, Judge, Question, judge_prompt, verdict_ids
+from earnest.learn.judge import PHI, Judge, Question, noted, question_ids, verdict_ids
 from earnest.learn.policy import pack_masked
 from earnest.learn.render import to_answer, to_learn
 from earnest.learn.rollout import thoughts
@@ -97,8 +97,7 @@ def train(
         sequences, masks, levels = both_orders(chosen, tokenizer, model)
         packed = pack_masked(sequences, masks)
         hidden = model(packed.batch, hearing.embed(model, packed.clips))
-        last = hidden[packed.batch.cu_seqlens[1:].long() - 1]
-        logits = last @ model.lm_head.weight[verdicts].T
+        logits = hidden[packed.last] @ model.lm_head.weight[verdicts].T
         verdict_loss = F.cross_entropy(logits, levels)
         notes_loss = torch.zeros(())
         if len(packed.targets):
@@ -125,11 +124,12 @@ def both_orders(
     order = sorted(PHI)
     for pair in compared:
         prompt, notes = known_notes(pair, tokenizer, model)
+        dialogue = noted(prompt, notes)
         question = Question(pair.case, pair.first, pair.second, pair.case.rubric)
         for asked, level in ((question, pair.level), (question.swapped(), -pair.level)):
-            sequence = judge_prompt(prompt, notes, asked, tokenizer)
+            sequence = noted(dialogue, question_ids(asked, tokenizer))
             mask = torch.zeros(len(sequence.ids), dtype=torch.bool)
-            mask[len(prompt.ids) : len(prompt.ids) + len(notes)] = pair.case.reasoning is not None
+            mask[len(prompt.ids) : len(dialogue.ids)] = pair.case.reasoning is not None
             sequences.append(sequence)
             masks.append(mask)
             classes.append(order.index(level))
@@ -188,11 +188,8 @@ def ask_both_orders(
             to_answer(pair.case, tokenizer, model.config.audio_encoder_config.audio_tokens) for pair in pairs
         ]
         notes = thoughts(model, tokenizer, hearing, prompts)
-        for swap, into in ((False, forward), (True, backward)):
-            questions = [Question(pair.case, pair.first, pair.second, pair.case.rubric) for pair in pairs]
-            asked = [
-                judge_prompt(p, n, q.swapped() if swap else q, tokenizer)
-                for p, n, q in zip(prompts, notes, questions, strict=True)
-            ]
-            into.append(judge.distribution(asked).log())
+        dialogues = [noted(prompt, note) for prompt, note in zip(prompts, notes, strict=True)]
+        questions = [Question(pair.case, pair.first, pair.second, pair.case.rubric) for pair in pairs]
+        forward.append(judge.distribution(dialogues, questions).log())
+        backward.append(judge.distribution(dialogues, [question.swapped() for question in questions]).log())
     return torch.cat(forward), torch.cat(backward)

@@ -18,7 +18,7 @@ import torch
 
 from earnest.dialogue import Tokenizer
 from earnest.learn.hearing import Hearing
-from earnest.learn.judge import Judge
+from earnest.learn.judge import Judge, noted
 from earnest.learn.optimise import PolicySettings, optimise, prompts_of
 from earnest.learn.reward import JudgedAgainst, RewardWeights, combine
 from earnest.learn.rollout import thoughts
@@ -129,6 +129,6 @@ class JudgeAndVerify:
             self._notes.update(
                 (prompt.case.id, notes) for prompt, notes in zip(unknown, written, strict=True)
             )
-        notes = [self._notes[case.id] for case in cases]
-        against = JudgedAgainst(self.judge, prompts, notes, [reference_reply(case) for case in cases])
+        dialogues = [noted(p, self._notes[p.case.id]) for p in prompts]
+        against = JudgedAgainst(self.judge, dialogues, [reference_reply(case) for case in cases])
         return combine(rollouts, self.weights, against)
