@@ -186,6 +186,27 @@ def test_gradients_reach_every_weight_and_flow_through_audio():
     assert without == []
 
 
+def test_a_shared_beginning_computed_once_equals_computing_it_for_each():
+    """One prompt of 7 tokens, continued by 3 and by 5: the second continuation reads the prompt's rows."""
+    model = toy_model()
+    ids = torch.randint(0, 97, (15,), generator=torch.Generator().manual_seed(1))
+    prompt, first, second = ids.split([7, 3, 5])
+    apart = batch_of([[*prompt.tolist(), *first.tolist()], [*prompt.tolist(), *second.tolist()]])
+    shared = Batch(
+        ids,
+        torch.cat([torch.arange(10), torch.arange(7, 12)]),
+        torch.tensor([0, 10, 15], dtype=torch.int32),
+        torch.zeros(0, dtype=torch.int64),
+    )
+    shared.key_rows = torch.cat([torch.arange(10), torch.arange(7), torch.arange(10, 15)])
+    shared.cu_seqlens_k = torch.tensor([0, 10, 22], dtype=torch.int32)
+    with torch.no_grad():
+        want = model(apart)[torch.tensor([*range(10), *range(17, 22)])]
+        torch.testing.assert_close(model(shared), want, rtol=0, atol=MODEL["cached"])
+    with pytest.raises(InvalidInput, match="share no rows"):
+        model.generate_ids(shared, max_new_tokens=2)
+
+
 def test_checkpointing_activations_changes_nothing():
     grads = []
     for checkpointing in (False, True):
