@@ -1,4 +1,62 @@
 # SPDX-License-Identifier: Apache-2.0
-"""earnest: audio language models that reason about what they hear."""
+"""earnest: audio language models that reason about what they hear.
+
+Importing this package is cheap: what needs torch is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+__all__ = ["AudioLM", "which"]
+
+# Per kernel family, what its choice of back end depends on.
+_WHICH_DETAILS = {
+    "attention": ("device", "dtype", "dim"),
+    "logmel": ("device",),
+    "logprob": ("device",),
+    "ppo": ("device",),
+}
+_MODULES = ("audio", "dialogue", "features", "model", "ops")
+
+
+def which(family: str, device: str = "cpu", **details: Any) -> str:
+    """The back end that would run a kernel family here and now, e.g. ``which("attention") == "cpu/avx512"``.
+
+    family: "attention", "logmel", "logprob" or "ppo". device: "cpu" or "cuda". attention also takes dtype
+    ("float32", "float64", "bfloat16") and dim (head size). A tier forced by EARNEST_CPU_TIER is the one named.
+    Raises InvalidInput for a word it does not know, RuntimeError for a back end that cannot run here.
+    """
+    from earnest.errors import InvalidInput
+
+    native = importlib.import_module("earnest._native")
+
+    if family not in _WHICH_DETAILS:
+        raise InvalidInput("which", "family", f"one of {', '.join(_WHICH_DETAILS)}", repr(family))
+    for name in details:
+        if name not in _WHICH_DETAILS[family]:
+            expected = f"what {family} depends on ({', '.join(_WHICH_DETAILS[family])})"
+            raise InvalidInput("which", "details", expected, name)
+    if device not in ("cpu", "cuda"):
+        raise InvalidInput("which", "device", "cpu or cuda", repr(device))
+    if family == "attention":
+        return native.attention_which(device, details.get("dtype", "float32"), details.get("dim", 64))
+    if family == "logmel":
+        if device != "cpu":
+            raise RuntimeError(f"[logmel] device: expected cpu, got {device}")
+        return native.logmel_which()
+    return {"logprob": native.logprob_which, "ppo": native.ppo_which}[family](device)
+
+
+if TYPE_CHECKING:
+    from earnest.model import AudioLM as AudioLM
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name == "AudioLM":
+            return importlib.import_module("earnest.model").AudioLM
+        if name in _MODULES:
+            return importlib.import_module(f"earnest.{name}")
+        raise AttributeError(f"module 'earnest' has no attribute {name!r}")

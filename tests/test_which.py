@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""earnest.which names the back end that would run, and the package stays cheap to import."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+import earnest
+from earnest import _native
+from earnest.errors import InvalidInput
+
+FAMILIES = ("attention", "logmel", "logprob", "ppo")
+TIERS = ("scalar", "avx2", "avx512")
+USABLE_TIERS = TIERS[: TIERS.index(_native.best_cpu_tier()) + 1]
+
+
+@pytest.fixture(params=USABLE_TIERS)
+def tier(request: pytest.FixtureRequest) -> Iterator[str]:
+    _native.force_cpu_tier(request.param)
+    yield request.param
+    _native.force_cpu_tier("")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_tier_in_force_is_named(family: str, tier: str):
+    assert earnest.which(family) == f"cpu/{tier}"
+    assert earnest.which(family, device="cpu") == f"cpu/{tier}"
+
+
+def test_attention_takes_its_details():
+    for dtype in ("float32", "float64", "bfloat16"):
+        assert earnest.which("attention", dtype=dtype, dim=128).startswith("cpu/")
+    with pytest.raises(ValueError, match="dtype"):
+        earnest.which("attention", dtype="int8")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_back_end_that_cannot_run_is_an_error(family: str):
+    with pytest.raises(RuntimeError, match=rf"\[{family}\] device: expected cpu.*, got cuda"):
+        earnest.which(family, device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            {"family": "convolution"},
+            "[which] family: expected one of attention, logmel, logprob, ppo",
+        ),
+        ({"family": "ppo", "device": "abacus"}, "[which] device: expected cpu or cuda, got 'abacus'"),
+        ({"family": "ppo", "dim": 64}, "[which] details: expected what ppo depends on (device), got dim"),
+    ],
+)
+def test_an_unknown_word_is_an_error(arguments: dict, sentence: str):
+    with pytest.raises(InvalidInput) as caught:
+        earnest.which(**arguments)
+    assert str(caught.value).startswith(sentence)
+
+
+def test_the_environment_chooses_the_tier():
+    program = "import earnest, sys; print(earnest.which('ppo')); print('torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"PYTHONPATH": ":".join(filter(None, sys.path)), "EARNEST_CPU_TIER": "scalar"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["cpu/scalar", "False"]
+
+
+def test_public_names_are_loaded_when_used():
+    program = "import earnest; print(earnest.ops.logprob.__name__, earnest.AudioLM.__name__)"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"PYTHONPATH": ":".join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["logprob", "AudioLM"]
+    with pytest.raises(AttributeError, match="telepathy"):
+        earnest.telepathy  # noqa: B018
