@@ -277,11 +277,14 @@ TEST(whitening_equals_its_oracle) {
       CHECK_NEAR(moments.mean, wanted.mean, 1e-13);
       CHECK_NEAR(moments.m2, wanted.m2, 1e-11 * std::max<double>(1, tokens));
       WhitenParams<double> whiten{batch.x[0].data(), batch.trainable.data(), tokens, moments};
-      whiten.out = out.data();
-      CHECK(run_whiten(whiten).ok());
-      whiten.out = oracle.data();
-      reference_whiten(whiten);
-      check_near(out, oracle, 1e-13);
+      for (double min_std : {1e-3, 10.0}) {  // the second is above the deviation: nothing is scaled
+        whiten.min_std = min_std;
+        whiten.out = out.data();
+        CHECK(run_whiten(whiten).ok());
+        whiten.out = oracle.data();
+        reference_whiten(whiten);
+        check_near(out, oracle, 1e-13);
+      }
     }
   });
 }

@@ -97,17 +97,17 @@ def loss_of(
     )  # fmt: skip
 
 
-def join(parts: Sequence[PPOLoss]) -> dict[str, float]:
-    """Losses (before their weights) and metrics of a whole step from its micro-batches, alike on every
-    rank."""
+def join(parts: Sequence[PPOLoss], *, gradients_averaged: bool = True) -> dict[str, float]:
+    """Losses (before their weights) and metrics of a whole step from its micro-batches, alike on every rank.
+    `gradients_averaged` as it was given to :func:`step_normalizer`."""
     sums = join_sums(torch.stack([part.sums for part in parts]))
+    ranks = 1
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        ranks = [torch.empty_like(sums) for _ in range(torch.distributed.get_world_size())]
-        torch.distributed.all_gather(ranks, sums)
-        sums = join_sums(torch.stack(ranks))
-    losses = dict(
-        zip(("policy_loss", "value_loss", "kl_loss", "entropy_loss"), sums[:4].tolist(), strict=True)
-    )
+        gathered = [torch.empty_like(sums) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(gathered, sums)
+        sums, ranks = join_sums(torch.stack(gathered)), len(gathered) if gradients_averaged else 1
+    names = ("policy_loss", "value_loss", "kl_loss", "entropy_loss")
+    losses = dict(zip(names, (sums[:4] / ranks).tolist(), strict=True))
     return losses | {name: float(value) for name, value in metrics_of(sums).items()}
 
 
