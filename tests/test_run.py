@@ -100,7 +100,7 @@ def start(folder: Path, *settings: str) -> subprocess.Popen:
 
 
 def wait_for_state(folder: Path, phase: str, step: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not any(folder.glob(f"checkpoints/{phase}/step-{step:08d}")):
         assert time.monotonic() < deadline, "the toy run never got there"
         time.sleep(0.01)
@@ -123,7 +123,7 @@ def test_the_first_signal_saves_the_step_at_hand(whole: Path, tmp_path: Path, nu
     process = start(tmp_path, "pause=0.02", "run.save_every_steps=5")
     wait_for_state(tmp_path, "first", 5)
     process.send_signal(number)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == code
     assert "finishing this step" in said
     assert "state saved" in said
@@ -137,8 +137,8 @@ def test_the_first_signal_saves_the_step_at_hand(whole: Path, tmp_path: Path, nu
 
 
 def test_the_second_signal_ends_at_once(tmp_path: Path):
-    process = start(tmp_path, "pause=30", "run.save_every_steps=1")
-    deadline = time.monotonic() + 60
+    process = start(tmp_path, "pause=1000", "run.save_every_steps=1")
+    deadline = time.monotonic() + 300
     while not (tmp_path / "metrics.jsonl").exists() or len(read_metrics(tmp_path)) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -147,19 +147,22 @@ def test_the_second_signal_ends_at_once(tmp_path: Path):
     time.sleep(0.3)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=10)
+    process.communicate(timeout=100)
     assert process.returncode == -signal.SIGINT
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 500
 
 
 def test_the_old_handler_comes_back(tmp_path: Path):
     before = signal.getsignal(signal.SIGINT)
     with Run(tmp_path, SETTINGS) as run:
-        for step in run.steps(3, run.restore("phase")):
-            assert signal.getsignal(signal.SIGINT) != before
-            if step == 1:
-                break
-    assert signal.getsignal(signal.SIGINT) == before
+        steps = run.steps(3, run.restore("phase"))
+        assert next(steps) == 0
+        assert signal.getsignal(signal.SIGINT) != before
+    assert signal.getsignal(signal.SIGINT) == before  # with the loop left in the middle, and not closed
+    with Run(tmp_path, SETTINGS) as run:
+        for _ in run.steps(3, run.restore("phase")):
+            pass
+        assert signal.getsignal(signal.SIGINT) == before
 
 
 def test_interrupted_is_a_keyboard_interrupt_with_a_code(tmp_path: Path):
