@@ -14,8 +14,13 @@ BINS = 10
 
 
 class Rated(Protocol):
-    level: int
-    true_level: int | None
+    """A pair of replies that a rater ordered (stages.comparisons.Compared)."""
+
+    @property
+    def level(self) -> int: ...
+
+    @property
+    def true_level(self) -> int | None: ...
 
 
 def fit_temperature(logits: Tensor, classes: Tensor) -> float:

@@ -73,7 +73,8 @@ def _starts(lengths: Sequence[int]) -> list[int]:
 def pack_masked(sequences: Sequence[Prompt], targets: Sequence[Tensor]) -> Packed:
     """Sequences as they are; `targets` (bool [length] each) marks the tokens whose probability is asked
     for."""
-    bounds, ids, audio = [0], [], []
+    bounds, audio = [0], []
+    ids: list[int] = []
     for sequence in sequences:
         ids += sequence.ids
         audio += [bounds[-1] + position for position in sequence.audio_positions]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from earnest.dialogue import Audio, Message, Preference
+from earnest.dialogue import Audio, Message, Preference, Text
 from earnest.learn.types import Case, Clip
 from earnest.progress import Progress
 
@@ -62,7 +62,7 @@ def case_of(sample: Sample, n_mels: int) -> Case:
     clips: list[tuple[Clip, ...]] = []
     history: list[Message] = []
     for message in sample.messages:
-        parts = []
+        parts: list[Text | Audio] = []
         for part in message.parts:
             if isinstance(part, Audio):
                 index = len(clips)
@@ -197,7 +197,8 @@ def heard(history: Sequence[Message], n_mels: int) -> tuple[tuple[Clip, ...], ..
 
     clips = []
     for audio in (part for message in history for part in message.audios):
-        pcm = audio.pcm if audio.pcm is not None else load_audio(audio.path, SAMPLE_RATE)
+        pcm = load_audio(audio.path, SAMPLE_RATE) if audio.path is not None else audio.pcm
+        assert pcm is not None  # an Audio has one of the two
         clips.append(hear(pcm, n_mels, hashlib.sha256(pcm.tobytes()).hexdigest()[:24]))
     return tuple(clips)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ class Settings:
 def main(settings: Settings, run_dir: Path) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     plan = stage_settings(settings, run_dir)
-    mains = {
+    mains: dict[str, Callable[[Any, Path], None]] = {
         "midtrain": midtrain.main,
         "sft": sft.main,
         "rlvr": rlvr.main,
@@ -83,7 +84,7 @@ def stage_settings(settings: Settings, run_dir: Path) -> dict[str, Any]:
     def steps(full: int) -> int:
         return max(full // 40, 3) if quick else full
 
-    common = {"seed": settings.seed, "run": settings.run}
+    common: dict[str, Any] = {"seed": settings.seed, "run": settings.run}
     policy = PolicySettings(prompts=8 if quick else 16, per_prompt=4 if quick else 8, max_new_tokens=64)
     return {
         "midtrain": midtrain.Settings(steps=steps(700), data=data(0, 6000), **common),

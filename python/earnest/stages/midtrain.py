@@ -41,7 +41,7 @@ class HearingSettings:
     steps: int = setting(400, at_least=1)
     batch: int = setting(32, "clips in a step", at_least=1)
     manner_weight: float = setting(0.3, "of the loss on how it is said, beside what is said", at_least=0)
-    mask_mel: bool = setting(True, "hide random bands and spans of the features (SpecAugment)")
+    vary_mel: bool = setting(True, "vary the size of the voice, hide bands and spans (SpecAugment)")
     optimiser: OptimiserSettings = field(default_factory=lambda: OptimiserSettings(lr=2e-3, warmup_steps=50))
 
 
@@ -137,8 +137,8 @@ def learn_to_hear(
     for step in run.steps(settings.steps, start):
         heard = [clips[int(i)] for i in torch.randint(len(clips), (settings.batch,), generator=generator)]
         mels = [torch.from_numpy(clip.mel) for clip in heard]
-        if settings.mask_mel:
-            mels = [mask_mel(mel, generator) for mel in mels]
+        if settings.vary_mel:
+            mels = [vary_mel(mel, generator) for mel in mels]
         frames, cu_seqlens = model.encode(mels)
         word_loss, manner_loss = heads.losses(frames, heard, cu_seqlens)
         (word_loss + settings.manner_weight * manner_loss).backward()
@@ -174,17 +174,24 @@ def frame_words(clips: Sequence[Clip], cu_seqlens: Tensor, words: dict[str, int]
     return torch.cat(targets) if targets else torch.zeros(0, dtype=torch.int64)
 
 
-def mask_mel(
-    mel: Tensor, generator: torch.Generator, bands: int = 2, widest: int = 14, longest: int = 12
+def vary_mel(
+    mel: Tensor, generator: torch.Generator, *, bands: int = 2, widest: int = 14, longest: int = 12, stretch:
+    float = 0.1
 ) -> Tensor:
-    """The features with two bands and a span of time replaced by the mean (SpecAugment, arXiv 1904.08779)."""
-    mel = mel.clone()
-    mean = mel.mean()
+    """The features of a voice a little larger or smaller, with two bands and a span of time hidden: all
+    frequencies moved by up to `stretch` (vocal tract length perturbation, Jaitly and Hinton 2013), then the
+    mean in place of what is hidden (SpecAugment, arXiv 1904.08779)."""
     bins, frames = mel.shape
+    factor = 1 + stretch * (2 * float(torch.rand((), generator=generator)) - 1)
+    source = (torch.arange(bins) * factor).clamp(max=bins - 1)
+    low = source.long()
+    share = (source - low)[:, None]
+    mel = mel[low] * (1 - share) + mel[(low + 1).clamp(max=bins - 1)] * share
+    mean = mel.mean()
     for _ in range(bands):
         width = int(torch.randint(widest, (), generator=generator))
-        low = int(torch.randint(max(bins - width, 1), (), generator=generator))
-        mel[low : low + width] = mean
+        first = int(torch.randint(max(bins - width, 1), (), generator=generator))
+        mel[first : first + width] = mean
     span = int(torch.randint(longest, (), generator=generator))
     first = int(torch.randint(max(frames - span, 1), (), generator=generator))
     mel[:, first : first + span] = mean

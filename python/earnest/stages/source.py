@@ -46,11 +46,7 @@ class DataSettings:
 def world_of(settings: PlaygroundSettings) -> World:
     from earnest.playground import World
 
-    return World(
-        settings.seed,
-        voices=settings.voices,
-        **({"leave_out": settings.leave_out} if settings.leave_out else {}),
-    )
+    return World(settings.seed, voices=settings.voices, leave_out=settings.leave_out or None)
 
 
 def load_cases(
