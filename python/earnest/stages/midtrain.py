@@ -175,8 +175,13 @@ def frame_words(clips: Sequence[Clip], cu_seqlens: Tensor, words: dict[str, int]
 
 
 def vary_mel(
-    mel: Tensor, generator: torch.Generator, *, bands: int = 2, widest: int = 14, longest: int = 12, stretch:
-    float = 0.1
+    mel: Tensor,
+    generator: torch.Generator,
+    *,
+    bands: int = 2,
+    widest: int = 14,
+    longest: int = 12,
+    stretch: float = 0.1,
 ) -> Tensor:
     """The features of a voice a little larger or smaller, with two bands and a span of time hidden: all
     frequencies moved by up to `stretch` (vocal tract length perturbation, Jaitly and Hinton 2013), then the
