@@ -150,6 +150,9 @@ def _add_stage(commands: Any, name: str, stage: Stage) -> None:
         parser.add_argument("run", metavar="RUN_DIR", type=Path, help="a run folder, such as runs/demo")
     else:
         parser.add_argument("config", nargs="?", metavar="CONFIG", help="settings as a YAML file")
+    if stage.model or stage.folder:
+        metavar = "MODEL_DIR" if stage.model else "RUN_DIR"
+        parser.add_argument("others", nargs="*", metavar=metavar, help="further ones, for the same table")
     parser.add_argument("--config", dest="config_flag", metavar="FILE", help="settings as a YAML file")
     parser.add_argument(
         "--set",
@@ -193,6 +196,8 @@ def _run_stage(name: str, options: argparse.Namespace) -> None:
     overrides = list(options.overrides)
     if getattr(options, "model", None):
         overrides.insert(0, f"model={options.model}")
+    if getattr(options, "others", None):
+        overrides.insert(0, f"others={json.dumps(options.others, ensure_ascii=False)}")  # a YAML list too
     settings = reader.resolve(module.Settings, config, overrides)
     if options.print_settings:
         print(reader.describe(settings, documented=True))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One figure of a run for the README: what is right, what is liked and how long replies are, stage by stage."""
+"""One figure of a run for the README: what is right, what is liked, and how long replies are."""
 
 from __future__ import annotations
 
