@@ -45,7 +45,7 @@ def find_folder(path_or_id: str | Path, revision: str | None = None) -> Path:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     except ImportError:
-        raise MissingExtra("load", "huggingface_hub", "hub") from None
+        raise MissingExtra(f"load {name}, which is no folder here", "huggingface_hub", "hub") from None
     try:
         return Path(
             snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.txt"])
