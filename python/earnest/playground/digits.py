@@ -26,12 +26,12 @@ ASK = {
                         "Please take the second from the first.", "How much is the first minus the second?"),
               "heldout": ("Take the second number from the first.",
                           "Please, what is the first minus the second?")},
-    "larger": {"train": ("Which is larger?", "Tell me the larger one.", "Which number is larger?",
-                         "What is the larger one?"),
-               "heldout": ("Tell me which is larger.", "Please tell me the larger number.")},
-    "smaller": {"train": ("Which is smaller?", "Tell me the smaller one.", "Which number is smaller?",
-                          "What is the smaller one?"),
-                "heldout": ("Tell me which is smaller.", "Please tell me the smaller number.")},
+    "larger": {"train": ("Which is larger?", "Tell me the larger number.", "Which number is larger?",
+                         "What is the larger number?"),
+               "heldout": ("Tell me which is larger.", "Please tell me which number is larger.")},
+    "smaller": {"train": ("Which is smaller?", "Tell me the smaller number.", "Which number is smaller?",
+                          "What is the smaller number?"),
+                "heldout": ("Tell me which is smaller.", "Please tell me which number is smaller.")},
 }
 SOUND = {
     "rate": {"train": ("How fast do I speak?", "Is my speech fast, normal or slow?",
@@ -57,8 +57,8 @@ TAKE = {"train": ("Take this from your answer.", "What is your answer minus this
 REPLACE = {"train": ("The last number replaces the second.", "Not the second number but the last.",
                      "I mean the last number, not the second."),
            "heldout": ("Not the second, I mean the last number.", "The second number is the last.")}
-LARGER_CORES = {"larger": ("it is {x}", "the larger one is {x}", "the answer is {x}"),
-                "smaller": ("it is {x}", "the smaller one is {x}", "the answer is {x}")}
+LARGER_CORES = {"larger": ("it is {x}", "the larger number is {x}", "the answer is {x}"),
+                "smaller": ("it is {x}", "the smaller number is {x}", "the answer is {x}")}
 
 Pair = tuple[int, int]
 

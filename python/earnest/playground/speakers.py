@@ -99,8 +99,8 @@ class EspeakSpeaker:
 
 
 def espeak_speaker(rng: random.Random, split: str, pitch: str) -> EspeakSpeaker:
-    """A voice of the split that reaches ``pitch``. Training hears a wider range of vocal tracts than it is tested on,
-    since it has to make do with a few dozen voices."""
+    """A voice of the split that reaches ``pitch``. Training, which has to make do with a few dozen voices,
+    hears a wider range of vocal tracts than it is tested on."""
     table = voices.VOICES[split]
     shortest, longest = (0.85, 1.18) if split == "train" else (0.9, 1.1)
     while True:

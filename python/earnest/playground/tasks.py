@@ -74,8 +74,11 @@ def _sum_text(s: Sum) -> str:
 
 
 def equation(a: int, op: str, b: int) -> str:
-    """A sum as the reasoning writes it: counted out in steps of one ("3 + 5: 5 3, 6 2, 7 1, 8 0 = 8."). A step is the
-    same few rules whatever the operands are, so that sums never seen in training can be worked out, not looked up."""
+    """A sum as the reasoning writes it: counted out in steps of one ("3 + 5: 5 3, 6 2, 7 1, 8 0 = 8.").
+
+    A step is the same few rules whatever the operands are, so that sums never seen in training can be worked
+    out, not looked up.
+    """
     at, left = (max(a, b), min(a, b)) if op == "plus" else (a, b)
     way = 1 if op == "plus" else -1
     steps = ", ".join(f"{at + way * done} {left - done}" for done in range(left + 1))

@@ -51,8 +51,9 @@ def warp(pcm: np.ndarray, *, pitch: float = 1.0, time: float = 1.0, tract: float
     rate = round(SAMPLE_RATE * pitch)
     moved = soxr.resample(pcm, rate, SAMPLE_RATE, quality="MQ") if rate != SAMPLE_RATE else pcm
     moved = stretch(moved, time * len(pcm) / len(moved))
-    spectrum = _spectra(moved, np.arange(0, len(moved) + _HOP, _HOP))
-    origin = _spectra(pcm, np.round(np.arange(len(spectrum)) * _HOP / time).astype(np.int64))
+    centres = np.arange(-_HOP, len(moved) + 2 * _HOP, _HOP)
+    spectrum = _spectra(moved, centres)
+    origin = _spectra(pcm, np.maximum(np.round(centres / time).astype(np.int64), -_HOP))
     wanted = _envelope(origin)
     bins = np.arange(wanted.shape[1])
     below = np.minimum(bins / tract, bins[-1])
@@ -64,10 +65,10 @@ def warp(pcm: np.ndarray, *, pitch: float = 1.0, time: float = 1.0, tract: float
 
 
 def _spectra(pcm: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """Short-time spectra, complex64 [frames, bins], of windows centred on ``centres`` (silence outside)."""
-    padded = np.zeros(max(int(centres[-1]), len(pcm)) + _FRAME, np.float32)
-    padded[_FRAME // 2: _FRAME // 2 + len(pcm)] = pcm
-    return np.fft.rfft(padded[centres[:, None] + np.arange(_FRAME)] * _WINDOW).astype(np.complex64)
+    """Short-time spectra, complex [frames, bins], of windows centred on ``centres`` (silence outside)."""
+    padded = np.zeros(max(int(centres[-1]), len(pcm)) + 2 * _FRAME, np.float32)
+    padded[_FRAME: _FRAME + len(pcm)] = pcm
+    return np.fft.rfft(padded[centres[:, None] + np.arange(_FRAME // 2, _FRAME // 2 + _FRAME)] * _WINDOW)
 
 
 def _envelope(spectrum: np.ndarray) -> np.ndarray:
@@ -80,9 +81,11 @@ def _envelope(spectrum: np.ndarray) -> np.ndarray:
 
 
 def _overlap_add(spectrum: np.ndarray, length: int) -> np.ndarray:
-    """float32 [length] from spectra of windows ``_HOP`` apart; the squared windows sum to 1.5."""
+    """float32 [length] from spectra of windows ``_HOP`` apart, the first centred on -``_HOP``; the squares of
+    the windows sum to 1.5."""
     frames = np.fft.irfft(spectrum, _FRAME).astype(np.float32) * (_WINDOW / np.float32(1.5))
     out = np.zeros(len(frames) * _HOP + _FRAME, np.float32)
     for k, frame in enumerate(frames):
         out[k * _HOP: k * _HOP + _FRAME] += frame
-    return out[_FRAME // 2: _FRAME // 2 + length]
+    start = _FRAME // 2 + _HOP
+    return out[start: start + length]
