@@ -19,7 +19,8 @@ CASES = small_world.cases()
 
 
 @pytest.mark.parametrize(
-    "phi", [{-1: -1.0, 0: 0.1, 1: 1.0}, {-1: 0.5, 0: 0.0, 1: -0.5}, {0: 0.0, 1: 1.0}, {-1: -2.0, 0: 0.0, 1: 2.0}]
+    "phi",
+    [{-1: -1.0, 0: 0.1, 1: 1.0}, {-1: 0.5, 0: 0.0, 1: -0.5}, {0: 0.0, 1: 1.0}, {-1: -2.0, 0: 0.0, 1: 2.0}],
 )
 def test_a_table_that_is_not_odd_monotone_and_bounded_is_refused(phi):
     with pytest.raises(InvalidInput):
@@ -48,7 +49,9 @@ class Biased(Judge):
         self.phi, self.taste, self.tokenizer = dict(PHI), taste, WORDS
 
     def expected_phi(self, dialogues, questions):
-        return torch.tensor([self.taste(WORDS.decode(question_ids(question, WORDS))) for question in questions])
+        return torch.tensor(
+            [self.taste(WORDS.decode(question_ids(question, WORDS))) for question in questions]
+        )
 
 
 def ask(judge, first, second):
@@ -76,10 +79,17 @@ def test_the_distribution_covers_the_verdicts_alone_and_batches_do_not_matter():
     close = [WORDS.special("</think>")]
     dialogues = [noted(prompt, close) for prompt in prompts_of(CASES, WORDS, model)]
     questions = [Question(case, "3.", "It is 4.", case.rubric) for case in CASES]
-    together = judge.distribution([d for d in dialogues for _ in range(2)], [q for q in questions for _ in range(2)])[::2]
+    together = judge.distribution(
+        [d for d in dialogues for _ in range(2)], [q for q in questions for _ in range(2)]
+    )[::2]
     assert together.shape == (len(CASES), len(PHI))
     torch.testing.assert_close(together.sum(1), torch.ones(len(CASES)))
-    torch.testing.assert_close(together, torch.cat([judge.distribution([d], [q]) for d, q in zip(dialogues, questions, strict=True)]), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        together,
+        torch.cat([judge.distribution([d], [q]) for d, q in zip(dialogues, questions, strict=True)]),
+        rtol=1e-4,
+        atol=1e-6,
+    )
     assert verdict_ids(WORDS, PHI) == [WORDS.special(f"<verdict_{level}>") for level in (-2, -1, 0, 1, 2)]
 
 
@@ -87,13 +97,21 @@ def rollouts_of(replies, truncated):
     prompts = prompts_of(CASES[:1], WORDS, small_world.model(WORDS))
     count = len(replies)
     return Rollouts(
-        prompts, torch.zeros(count, dtype=torch.int64), [torch.tensor([1])] * count, [torch.zeros(1)] * count,
-        torch.tensor(truncated), ["thought"] * count, replies, torch.tensor([bool(r) for r in replies]),
-    )  # fmt: skip
+        prompts,
+        torch.zeros(count, dtype=torch.int64),
+        [torch.tensor([1])] * count,
+        [torch.zeros(1)] * count,
+        torch.tensor(truncated),
+        ["thought"] * count,
+        replies,
+        torch.tensor([bool(r) for r in replies]),
+    )
 
 
 def test_verified_reward_is_four_fifths_answer_and_one_fifth_form():
-    reward, accuracy = verified_reward(rollouts_of(["It is 3.", "It is 4.", "It is 3.", ""], [False, False, True, False]))
+    reward, accuracy = verified_reward(
+        rollouts_of(["It is 3.", "It is 4.", "It is 3.", ""], [False, False, True, False])
+    )
     torch.testing.assert_close(reward, torch.tensor([1.0, 0.2, 0.2, 0.0]))
     assert accuracy.tolist() == [1.0, 0.0, 0.0, 0.0]
 

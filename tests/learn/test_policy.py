@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packing, hearing and sampling: one forward pass of many equals many of one, and the sampler's numbers are the
-trainer's."""
+"""Packing, hearing and sampling: one forward pass of many equals many of one, and the sampler's numbers are
+the trainer's."""
 
 from dataclasses import replace
 
@@ -26,7 +26,9 @@ def test_packed_replies_score_as_each_alone(model):
     replies = [torch.tensor(WORDS.encode("it is 3") * (1 + i)) for i in range(len(prompts))]
     hearing = Hearing(model)
     together, _ = token_logprobs(model, hearing, pack(prompts, replies), 0.7)
-    alone = [token_logprobs(model, hearing, pack([p], [r]), 0.7)[0] for p, r in zip(prompts, replies, strict=True)]
+    alone = [
+        token_logprobs(model, hearing, pack([p], [r]), 0.7)[0] for p, r in zip(prompts, replies, strict=True)
+    ]
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-5)
 
 
@@ -65,9 +67,15 @@ def test_the_samplers_log_probabilities_are_the_trainers(model, temperature):
     prompts = prompts_of(small_world.cases(), WORDS, model)
     hearing = Hearing(model)
     rollouts = sample(
-        model, WORDS, hearing, prompts, per_prompt=3, max_new_tokens=12, temperature=temperature,
+        model,
+        WORDS,
+        hearing,
+        prompts,
+        per_prompt=3,
+        max_new_tokens=12,
+        temperature=temperature,
         generator=torch.Generator().manual_seed(1),
-    )  # fmt: skip
+    )
     packed = pack([rollouts.prompts[int(i)] for i in rollouts.prompt_index], rollouts.tokens)
     trainer, _ = token_logprobs(model, hearing, packed, temperature)
     torch.testing.assert_close(torch.cat(rollouts.logp), trainer, rtol=0, atol=2e-5)
@@ -78,7 +86,9 @@ def test_sampling_again_with_the_same_seed_gives_the_same_tokens(model):
 
     def draw(seed):
         generator = torch.Generator().manual_seed(seed)
-        rollouts = sample(model, WORDS, Hearing(model), prompts, per_prompt=2, max_new_tokens=8, generator=generator)
+        rollouts = sample(
+            model, WORDS, Hearing(model), prompts, per_prompt=2, max_new_tokens=8, generator=generator
+        )
         return [tokens.tolist() for tokens in rollouts.tokens]
 
     assert draw(3) == draw(3)
@@ -122,5 +132,7 @@ def test_groups_hold_at_most_their_tokens_and_lose_nothing(model):
     assert [i for group in groups for i in group] == list(range(7))
     assert groups[0] == [0, 1]
     for group in groups:
-        tokens = sum(lengths[i] for i in group) + sum({id(asked[i]): len(asked[i].ids) for i in group}.values())
+        tokens = sum(lengths[i] for i in group) + sum(
+            {id(asked[i]): len(asked[i].ids) for i in group}.values()
+        )
         assert tokens <= limit or len(group) == 1

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every stage on files of its own: it learns, and a run killed in its middle ends with the weights it would have had."""
+"""Every stage on files of its own: it learns, and a run killed in its middle ends with the weights it would
+have had."""
 
 import importlib.util
 import json
@@ -25,7 +26,9 @@ from earnest.stages import judge, midtrain, rlhf, rlvr, sft
 from earnest.stages.source import DataSettings, load_cases, load_model
 from earnest.stages.supervised import OptimiserSettings
 
-_spec = importlib.util.spec_from_file_location("small_world", Path(__file__).parents[1] / "learn" / "small_world.py")
+_spec = importlib.util.spec_from_file_location(
+    "small_world", Path(__file__).parents[1] / "learn" / "small_world.py"
+)
 small_world = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(small_world)
 
@@ -47,9 +50,13 @@ def world(tmp_path_factory):
         user = {"role": "user", "content": question}
         reply = {"role": "assistant", "reasoning": f"{index} + 2", "content": f"It is {index + 2}."}
         rubric = ["gives the right answer"] if index % 4 < 2 else None
-        dialogues.append({"messages": [user, reply], "answer": str(index + 2), "rubric": rubric, "reference": "3."})
+        dialogues.append(
+            {"messages": [user, reply], "answer": str(index + 2), "rubric": rubric, "reference": "3."}
+        )
         verdict = (-2, -1, 1, 2)[index % 4]
-        preferences.append({"messages": [user], "a": "It is 3.", "b": "4.", "verdict": verdict, "rubric": rubric})
+        preferences.append(
+            {"messages": [user], "a": "It is 3.", "b": "4.", "verdict": verdict, "rubric": rubric}
+        )
     for name, lines in (("dialogues", dialogues), ("preferences", preferences)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     # Rewards need replies that come to an end and are right now and then.
@@ -64,7 +71,9 @@ def settings_of(stage, world):
     model = str(world / "model")
     optimiser = OptimiserSettings(lr=1e-2, warmup_steps=1)
     update = UpdateSettings(lr=1e-2, minibatches=2, warmup_steps=1)
-    policy = PolicySettings(steps=4, prompts=3, per_prompt=3, max_new_tokens=30, critic_warmup=1, update=update, temperature=1.5)
+    policy = PolicySettings(
+        steps=4, prompts=3, per_prompt=3, max_new_tokens=30, critic_warmup=1, update=update, temperature=1.5
+    )
     common = {"model": model, "data": data, "run": often}
     if stage is midtrain:
         return midtrain.Settings(steps=5, batch=3, optimiser=optimiser, **common)
@@ -88,7 +97,9 @@ def logged(folder):
     return [{key: value for key, value in line.items() if key != "wall"} for line in lines]
 
 
-@pytest.mark.parametrize("stage", [midtrain, sft, rlvr, judge, rlhf], ids=lambda stage: stage.__name__.split(".")[-1])
+@pytest.mark.parametrize(
+    "stage", [midtrain, sft, rlvr, judge, rlhf], ids=lambda stage: stage.__name__.split(".")[-1]
+)
 def test_a_killed_stage_goes_on_to_the_same_weights_and_log(stage, world, tmp_path, monkeypatch):
     settings = settings_of(stage, world)
     stage.main(settings, tmp_path / "whole")
@@ -103,16 +114,21 @@ def test_a_killed_stage_goes_on_to_the_same_weights_and_log(stage, world, tmp_pa
         if step == 2:
             raise Killed
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(Run, "log", log_until_killed)
-        stage.main(settings, tmp_path / "killed")
+        with pytest.raises(Killed):
+            stage.main(settings, tmp_path / "killed")
     assert not (tmp_path / "killed" / "config.json").exists()
     stage.main(settings, tmp_path / "killed")
 
-    whole, killed, began = (weights(folder) for folder in (tmp_path / "whole", tmp_path / "killed", world / "model"))
+    whole, killed, began = (
+        weights(folder) for folder in (tmp_path / "whole", tmp_path / "killed", world / "model")
+    )
     assert all(torch.equal(whole[name], killed[name]) for name in whole)
     assert any(not torch.equal(whole[name], began[name]) for name in whole)  # it did train
-    assert all(torch.equal(whole[name], began[name]) for name in whole if name.startswith("encoder."))  # frozen
+    assert all(
+        torch.equal(whole[name], began[name]) for name in whole if name.startswith("encoder.")
+    )  # frozen
     assert logged(tmp_path / "whole") == logged(tmp_path / "killed")
 
 
@@ -135,9 +151,15 @@ def learner_and_experience(world, estimator="gae"):
     learner = Learner(policy, Hearing(policy), 0.8, critic)
     prompts = prompts_of(cases[:4], words, policy)
     rollouts = sample(
-        policy, words, learner.hearing, prompts, per_prompt=3, max_new_tokens=6, temperature=0.8,
+        policy,
+        words,
+        learner.hearing,
+        prompts,
+        per_prompt=3,
+        max_new_tokens=6,
+        temperature=0.8,
         generator=torch.Generator().manual_seed(0),
-    )  # fmt: skip
+    )
     scalar = torch.linspace(-1, 1, len(rollouts))
     valid = torch.ones(len(rollouts), dtype=torch.bool)
     settings = PolicySettings(estimator=estimator, temperature=0.8, advantage=AdvantageSettings())

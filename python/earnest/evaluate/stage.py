@@ -43,7 +43,7 @@ def answer(
     tokenizer: Tokenizer,
     cases: Sequence[Case],
     *,
-    max_new_tokens: int = 64,
+    max_new_tokens: int = 96,
     temperature: float = 0.0,
     seed: int = 0,
     at_once: int = 64,

@@ -35,7 +35,7 @@ class PolicySettings:
     steps: int = setting(100, at_least=1)
     prompts: int = setting(8, "prompts in a step", at_least=1)
     per_prompt: int = setting(16, "replies sampled for each prompt", at_least=1)
-    max_new_tokens: int = setting(64, at_least=1)
+    max_new_tokens: int = setting(96, at_least=1)
     temperature: float = setting(
         1.0, "of sampling; old, new and reference log-probabilities use it too", above=0
     )

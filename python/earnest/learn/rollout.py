@@ -22,7 +22,7 @@ def sample(
     prompts: Sequence[Prompt],
     *,
     per_prompt: int = 1,
-    max_new_tokens: int = 64,
+    max_new_tokens: int = 96,
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
 ) -> Rollouts:
@@ -59,7 +59,7 @@ def thoughts(
     tokenizer: Tokenizer,
     hearing: Hearing,
     prompts: Sequence[Prompt],
-    max_new_tokens: int = 64,
+    max_new_tokens: int = 96,
 ) -> list[list[int]]:
     """The greedy thought of `model` on each prompt, as ids that end with the closing tag; closed by force
     where it is not over after `max_new_tokens`."""

@@ -24,6 +24,7 @@ from earnest.model import AudioLMConfig
 from earnest.settings import RunSettings, setting
 from earnest.stages import judge, midtrain, rlhf, rlvr, sft
 from earnest.stages.source import DataSettings, PlaygroundSettings, load_cases
+from earnest.stages.supervised import OptimiserSettings
 
 STAGES = ("midtrain", "sft", "rlvr", "judge", "rlhf")
 TABLE = ("midtrain", "sft", "rlvr", "rlhf")
@@ -85,32 +86,45 @@ def stage_settings(settings: Settings, run_dir: Path) -> dict[str, Any]:
         return max(full // 40, 3) if quick else full
 
     common: dict[str, Any] = {"seed": settings.seed, "run": settings.run}
-    policy = PolicySettings(prompts=8 if quick else 16, per_prompt=4 if quick else 8, max_new_tokens=64)
+    few = 4 if quick else None  # replies to a prompt
+    hearing = midtrain.HearingSettings(
+        steps=steps(800), optimiser=OptimiserSettings(lr=3e-3, warmup_steps=80)
+    )
     return {
-        "midtrain": midtrain.Settings(steps=steps(700), data=data(0, 6000), **common),
-        "sft": sft.Settings(model=str(run_dir / "midtrain"), steps=steps(250), data=data(0, 6000), **common),
+        "midtrain": midtrain.Settings(steps=steps(500), hearing=hearing, data=data(0, 6000), **common),
+        "sft": sft.Settings(
+            model=str(run_dir / "midtrain"),
+            steps=steps(300),
+            data=data(0, 6000),
+            optimiser=OptimiserSettings(lr=1e-3),
+            **common,
+        ),
         "rlvr": rlvr.Settings(
             model=str(run_dir / "sft"),
-            data=data(6000, 600),
+            data=data(6000, 500),
             choice=rlvr.ChoiceSettings(trials=0 if quick else 8),
-            policy=replace(
-                policy, steps=steps(100), per_prompt=4 if quick else 16, prompts=8, estimator="group"
-            ),
+            policy=PolicySettings(steps=steps(80), prompts=8, per_prompt=few or 16, estimator="group"),
             **common,
         ),
         "judge": judge.Settings(
             model=str(run_dir / "sft"),
-            steps=steps(300),
+            steps=steps(600),
             data=data(0, 6000),
             checks=60 if quick else 400,
+            optimiser=OptimiserSettings(lr=1e-3),
             **common,
         ),
         "rlhf": rlhf.Settings(
             model=str(run_dir / "sft"),
             judge=str(run_dir / "judge"),
-            data=data(6000, 600),
-            policy=replace(
-                policy, steps=steps(120), kl=0.02, estimator="gae", critic_warmup=2 if quick else 10
+            data=data(6000, 500),
+            policy=PolicySettings(
+                steps=steps(90),
+                prompts=8 if quick else 16,
+                per_prompt=few or 8,
+                kl=0.02,
+                estimator="gae",
+                critic_warmup=2 if quick else 10,
             ),
             **common,
         ),

@@ -47,7 +47,7 @@ class Settings:
     others: tuple[str, ...] = setting((), "further models, for the same table")
     data: DataSettings = field(default_factory=lambda: DataSettings(cases=480))
     step: StepSettings = field(default_factory=StepSettings)
-    max_new_tokens: int = setting(0, "of an answer (0: 64 in the playground, 512 elsewhere)", at_least=0)
+    max_new_tokens: int = setting(0, "of an answer (0: 96 in the playground, 512 elsewhere)", at_least=0)
     seed: int = setting(0, "of the listener that rates the replies", at_least=0)
     run: RunSettings = field(default_factory=RunSettings)
 
