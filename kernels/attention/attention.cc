@@ -59,9 +59,10 @@ int64_t work_of(const Params& p, int64_t* longest) {
   return work * p.dim * p.kv_heads;
 }
 
-// Calls run(i, scratch) for every i. The order in which units run does not change any result.
+// Calls run(begin, end, scratch) until every unit is covered. The order in which they run does not change any
+// result.
 template <typename Run>
-Status for_each_unit(int64_t units, int64_t work, size_t scratch_bytes, const Run& run) {
+Status for_each_chunk(int64_t units, int64_t work, size_t scratch_bytes, const Run& run) {
   const int64_t threads = work < kWorthThreads ? 1 : num_threads();
   const int64_t chunk = std::max<int64_t>(1, units / (threads * kChunksPerThread));
   std::atomic<bool> out_of_memory{false};
@@ -71,7 +72,7 @@ Status for_each_unit(int64_t units, int64_t work, size_t scratch_bytes, const Ru
       out_of_memory = true;
       return;
     }
-    for (int64_t i = c * chunk; i < std::min(units, (c + 1) * chunk); ++i) run(i, scratch);
+    run(c * chunk, std::min(units, (c + 1) * chunk), scratch);
   };
   const int64_t chunks = (units + chunk - 1) / chunk;
   if (threads == 1) {
@@ -103,14 +104,14 @@ Unit unit_of(const Params& p, int64_t sequence, int64_t kv_head) {
 size_t forward_scratch_bytes(int64_t dim) {
   const int64_t width = padded_dim(dim);
   const int64_t elements =
-      2 * kForwardRows * width + 2 * kTileKeys * width + 8 * kTileKeys + 3 * kForwardRows;
+      2 * kForwardRows * width + 2 * kTileKeys * width + 8 * kTileKeys + 4 * kForwardRows;
   return static_cast<size_t>(elements) * sizeof(double) + 1024;
 }
 
 size_t backward_scratch_bytes(int64_t dim) {
   const int64_t width = padded_dim(dim);
-  const int64_t elements =
-      (2 * kBackwardRows + 5 * kTileKeys + 8) * width + (2 * kBackwardRows + 1) * kTileKeys;
+  const int64_t elements = (2 * kBackwardRows + 5 * kTileKeys + 8) * width +
+                           (2 * kBackwardRows + 1) * kTileKeys + 2 * kBackwardRows;
   return static_cast<size_t>(elements) * sizeof(double) + 1024;
 }
 
@@ -132,13 +133,21 @@ Status forward(const Params& p, const Output& output) {
   const int64_t work = work_of(p, &longest);
   const int64_t pairs = p.sequences * p.kv_heads;
   const int64_t blocks = (longest * (p.heads / p.kv_heads) + kForwardRows - 1) / kForwardRows;
-  return for_each_unit(pairs * blocks, work, forward_scratch_bytes(p.dim), [&](int64_t i, void* scratch) {
+  const auto unit_at = [&](int64_t i) {
     const int64_t block = blocks - 1 - i / pairs, pair = i % pairs;  // the longest rows first
     Unit unit = unit_of(p, pair / p.kv_heads, pair % p.kv_heads);
     unit.row_begin = block * kForwardRows;
     unit.row_end = std::min<int64_t>(unit.row_end, unit.row_begin + kForwardRows);
-    if (unit.row_begin < unit.row_end) backend.forward(p, output, unit, scratch);
-  });
+    return unit;
+  };
+  const auto run = [&](int64_t begin, int64_t end, void* scratch) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Unit unit = unit_at(i), next = i + p.kv_heads < end ? unit_at(i + p.kv_heads) : Unit{};
+      if (unit.row_begin < unit.row_end)
+        backend.forward(p, output, unit, next.keys > 0 ? &next : nullptr, scratch);
+    }
+  };
+  return for_each_chunk(pairs * blocks, work, forward_scratch_bytes(p.dim), run);
 }
 
 Status backward(const Params& p, const Gradients& gradients) {
@@ -154,10 +163,11 @@ Status backward(const Params& p, const Gradients& gradients) {
   std::unique_ptr<char[]> memory(new (std::nothrow) char[rows * row_bytes]);
   if (memory == nullptr) return {StatusCode::kOutOfMemory, "[attention] workspace: out of memory"};
   const Workspace workspace{memory.get(), memory.get() + rows * size_of(p.type)};
-  return for_each_unit(
-      p.sequences * p.kv_heads, work, backward_scratch_bytes(p.dim), [&](int64_t i, void* scratch) {
-        backend.backward(p, gradients, workspace, unit_of(p, i / p.kv_heads, i % p.kv_heads), scratch);
-      });
+  const auto run = [&](int64_t begin, int64_t end, void* scratch) {
+    for (int64_t i = begin; i < end; ++i)
+      backend.backward(p, gradients, workspace, unit_of(p, i / p.kv_heads, i % p.kv_heads), scratch);
+  };
+  return for_each_chunk(p.sequences * p.kv_heads, work, backward_scratch_bytes(p.dim), run);
 }
 
 }  // namespace earnest::attention

@@ -28,17 +28,18 @@ struct Unit {
   int64_t row_begin = 0, row_end = 0;             // stacked rows to compute (forward)
 };
 
-// Where a stacked row lies among the [tokens_q, heads] rows of q.
-static inline int64_t stacked_row(const Params& params, const Unit& unit, int64_t row) {
+// Where each of `count` stacked rows from `first` on lies among the [tokens_q, heads] rows of q, and how many
+// keys it sees. Never decreasing, so that the last row of a block sees the most.
+static inline void list_rows(const Params& params, const Unit& unit, int64_t first, int64_t count,
+                             int64_t* at, int64_t* visible) {
   const int64_t group = params.heads / params.kv_heads;
-  return (unit.query_begin + row / group) * params.heads + unit.kv_head * group + row % group;
-}
-
-// How many keys a stacked row sees.
-static inline int64_t visible_keys(const Params& params, const Unit& unit, int64_t row) {
-  if (!params.causal) return unit.keys;
-  const int64_t visible = row / (params.heads / params.kv_heads) + 1 + unit.keys - unit.queries;
-  return visible < 0 ? 0 : visible < unit.keys ? visible : unit.keys;
+  int64_t token = first / group, member = first % group;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t seen = params.causal ? token + 1 + unit.keys - unit.queries : unit.keys;
+    at[i] = (unit.query_begin + token) * params.heads + unit.kv_head * group + member;
+    visible[i] = seen < 0 ? 0 : seen;
+    if (++member == group) member = 0, ++token;
+  }
 }
 
 Unit unit_of(const Params& params, int64_t sequence, int64_t kv_head);
@@ -50,7 +51,9 @@ struct Workspace {
 };
 
 struct Backend {
-  void (*forward)(const Params&, const Output&, const Unit&, void* scratch);
+  // `next` is a unit of the sequence that this thread computes next, or null: its memory is asked for in
+  // time.
+  void (*forward)(const Params&, const Output&, const Unit&, const Unit* next, void* scratch);
   void (*backward)(const Params&, const Gradients&, const Workspace&, const Unit&, void* scratch);
   bool needs_grad_q;  // whether backward wants Workspace::grad_q
 };

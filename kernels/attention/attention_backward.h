@@ -15,6 +15,7 @@ struct BackwardBuffers {
   T* grad_q;                               // [kRowBlock][width]: one tile's share
   T *grad_k, *grad_v;                      // [kTileKeys][width]
   T* ones;                                 // [kTileKeys]
+  int64_t *at, *visible;                   // [kBackwardRows], see list_rows
 };
 
 // p and ds of one row from <q, k> and <do, v>, in place; 0 where masked.
@@ -79,11 +80,12 @@ static void backward_block(const Params& p, const Gradients& g, const Workspace&
   const bool in_place = sums_in_place<T, E>(p.dim);
   T* grad_q = static_cast<T*>(in_place ? g.grad_q : workspace.grad_q);
   const int64_t grad_q_row = in_place ? p.dim : width;
-  pack_stacked<T, E>(p, unit, p.q, first, rows, b.q);
-  pack_stacked<T, E>(p, unit, g.grad_out, first, rows, b.grad_out);
+  list_rows(p, unit, first, rows, b.at, b.visible);
+  pack_rows<T, E>(p.q, b.at, rows, p.dim, b.q);
+  pack_rows<T, E>(g.grad_out, b.at, rows, p.dim, b.grad_out);
   for (int64_t row = 0; row < rows; row += kRowBlock) {
     const int block = static_cast<int>(rows - row < kRowBlock ? rows - row : kRowBlock);
-    const int64_t seen = visible_keys(p, unit, first + row + block - 1) - tile_begin;
+    const int64_t seen = b.visible[row + block - 1] - tile_begin;
     const int64_t columns = seen < tile ? seen : tile;
     T* scores = b.weights + row * kTileKeys;
     T* grad_scores = b.grad_scores + row * kTileKeys;
@@ -94,15 +96,14 @@ static void backward_block(const Params& p, const Gradients& g, const Workspace&
                  kTileKeys, nullptr},
                 block, vectors_for<T>(columns));
     for (int r = 0; r < block; ++r) {
-      const int64_t at = stacked_row(p, unit, first + row + r);
-      const int64_t own = visible_keys(p, unit, first + row + r) - tile_begin;
+      const int64_t at = b.at[row + r], own = b.visible[row + r] - tile_begin;
       differentiate_row<T>(scores + r * kTileKeys, grad_scores + r * kTileKeys, own < columns ? own : columns,
                            to_base2, g.lse[at], static_cast<const T*>(workspace.delta)[at], scale);
     }
     multiply<T>({grad_scores, kTileKeys, 1, keys, key_row, columns, b.grad_q, width, nullptr}, block,
                 dim_vectors);
     for (int r = 0; r < block; ++r) {
-      T* to = grad_q + stacked_row(p, unit, first + row + r) * grad_q_row;
+      T* to = grad_q + b.at[row + r] * grad_q_row;
       for (int64_t d = 0; d < dim_vectors * kLanes<T>; d += kLanes<T>)
         store<T>(to + d, load<T>(to + d) + load<T>(b.grad_q + r * width + d));
     }
@@ -122,12 +123,13 @@ static void zero_rows(E* rows, int64_t stride, int64_t count, int64_t dim) {
 template <typename T, typename E>
 static void finish_grad_q(const Params& p, const Gradients& g, const Workspace& workspace, const Unit& unit) {
   if (sums_in_place<T, E>(p.dim)) return;
-  const int64_t rows = unit.queries * (p.heads / p.kv_heads), width = padded_dim(p.dim);
-  for (int64_t row = 0; row < rows; ++row) {
-    const int64_t at = stacked_row(p, unit, row);
-    const T* from = static_cast<const T*>(workspace.grad_q) + at * width;
-    E* to = static_cast<E*>(g.grad_q) + at * p.dim;
-    for (int64_t d = 0; d < p.dim; d += kLanes<T>) store_elements<T>(to + d, load<T>(from + d), p.dim - d);
+  const int64_t group = p.heads / p.kv_heads, width = padded_dim(p.dim);
+  for (int64_t token = unit.query_begin; token < unit.query_begin + unit.queries; ++token) {
+    for (int64_t head = unit.kv_head * group; head < (unit.kv_head + 1) * group; ++head) {
+      const T* from = static_cast<const T*>(workspace.grad_q) + (token * p.heads + head) * width;
+      E* to = static_cast<E*>(g.grad_q) + (token * p.heads + head) * p.dim;
+      for (int64_t d = 0; d < p.dim; d += kLanes<T>) store_elements<T>(to + d, load<T>(from + d), p.dim - d);
+    }
   }
 }
 
@@ -155,6 +157,8 @@ static BackwardBuffers<T> cut_buffers(void* memory, int64_t width) {
   b.grad_k = scratch.take<T>(width * kTileKeys);
   b.grad_v = scratch.take<T>(width * kTileKeys);
   b.ones = scratch.take<T>(kTileKeys);
+  b.at = scratch.take<int64_t>(kBackwardRows);
+  b.visible = scratch.take<int64_t>(kBackwardRows);
   for (int i = 0; i < kTileKeys; ++i) b.ones[i] = 1;
   return b;
 }

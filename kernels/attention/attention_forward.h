@@ -59,25 +59,25 @@ static void softmax_rows(T* scores, int rows, int vectors, int64_t tile_begin, T
 }
 
 template <typename T, typename E>
-static void write_rows(const Params& p, const Output& output, const Unit& unit, const T* sums,
+static void write_rows(const Params& p, const Output& output, const int64_t* at, int64_t rows, const T* sums,
                        const RowState<T>& state) {
   const int64_t width = padded_dim(p.dim);
-  for (int64_t row = unit.row_begin; row < unit.row_end; ++row) {
-    const int64_t i = row - unit.row_begin, at = stacked_row(p, unit, row);
+  for (int64_t i = 0; i < rows; ++i) {
     const bool empty = state.visible[i] <= 0;
     const Vector<T> inverse = splat<T>(empty ? T(0) : T(1) / state.total[i]);
-    E* out = static_cast<E*>(output.out) + at * p.dim;
+    E* out = static_cast<E*>(output.out) + at[i] * p.dim;
     for (int64_t d = 0; d < p.dim; d += kLanes<T>)
       store_elements<T>(out + d, load<T>(sums + i * width + d) * inverse, p.dim - d);
     if (output.lse == nullptr) continue;
-    output.lse[at] = empty ? -__builtin_inf()
-                           : static_cast<double>(state.maximum[i]) * p.scale +
-                                 std::log(static_cast<double>(state.total[i]));
+    output.lse[at[i]] = empty ? -__builtin_inf()
+                              : static_cast<double>(state.maximum[i]) * p.scale +
+                                    std::log(static_cast<double>(state.total[i]));
   }
 }
 
 template <typename T, typename E>
-static void forward_unit(const Params& p, const Output& output, const Unit& unit, void* memory) {
+static void forward_unit(const Params& p, const Output& output, const Unit& unit, const Unit* next,
+                         void* memory) {
   const int64_t rows = unit.row_end - unit.row_begin, width = padded_dim(p.dim), stride = p.kv_heads * p.dim;
   Scratch scratch{static_cast<char*>(memory)};
   T* q = scratch.take<T>(kForwardRows * width);
@@ -87,31 +87,35 @@ static void forward_unit(const Params& p, const Output& output, const Unit& unit
   T* scores = scratch.take<T>(kRowBlock * kTileKeys);
   RowState<T> state{scratch.take<T>(kForwardRows), scratch.take<T>(kForwardRows),
                     scratch.take<int64_t>(kForwardRows)};
-  pack_stacked<T, E>(p, unit, p.q, unit.row_begin, rows, q);
+  int64_t* at = scratch.take<int64_t>(kForwardRows);
+  list_rows(p, unit, unit.row_begin, rows, at, state.visible);
+  pack_rows<T, E>(p.q, at, rows, p.dim, q);
   for (int64_t i = 0; i < rows; ++i) {
     state.maximum[i] = static_cast<T>(-__builtin_inf());
     state.total[i] = 0;
-    state.visible[i] = visible_keys(p, unit, unit.row_begin + i);
   }
   for (int64_t i = 0; i < rows * width; i += kLanes<T>) store<T>(sums + i, Vector<T>{});
 
   const T to_base2 = static_cast<T>(p.scale * kLog2E);
   const int64_t most_visible = state.visible[rows - 1];
   const int dim_vectors = vectors_for<T>(p.dim);
+  const Ahead ahead = sequence_ahead<E>(p, next);
+  const int64_t blocks = (rows + kRowBlock - 1) / kRowBlock;
   int64_t first = 0;  // rows before it see nothing of the tile
   for (int64_t begin = 0; begin < most_visible; begin += kTileKeys) {
     const int64_t tile = most_visible - begin < kTileKeys ? most_visible - begin : kTileKeys;
-    const int64_t at = (unit.key_begin + begin) * stride + unit.kv_head * p.dim;
-    pack_transposed<T, E>(static_cast<const E*>(p.k) + at, stride, tile, p.dim, keys_transposed);
+    const int64_t offset = (unit.key_begin + begin) * stride + unit.kv_head * p.dim;
+    const E *k = static_cast<const E*>(p.k) + offset, *v = static_cast<const E*>(p.v) + offset;
+    pack_transposed<T, E>(k, stride, tile, p.dim, keys_transposed);
     int64_t value_row;
-    const T* values =
-        pack_keys<T, E>(static_cast<const E*>(p.v) + at, stride, tile, p.dim, values_packed, &value_row);
+    const T* values = pack_keys<T, E>(v, stride, tile, p.dim, values_packed, &value_row);
     while (state.visible[first] <= begin) ++first;
     for (int64_t row = first; row < rows; row += kRowBlock) {
       const int block = static_cast<int>(rows - row < kRowBlock ? rows - row : kRowBlock);
       const int64_t seen = state.visible[row + block - 1] - begin;
       const int64_t columns = seen < tile ? seen : tile;
       const int vectors = vectors_for<T>(columns);
+      if (begin == 0) ahead.ask(unit.kv_head * blocks + row / kRowBlock, p.kv_heads * blocks);
       alignas(64) T alpha[kRowBlock + kLanes<T>];
       multiply<T>({q + row * width, width, 1, keys_transposed, kTileKeys, p.dim, scores, kTileKeys, nullptr},
                   block, vectors);
@@ -121,5 +125,5 @@ static void forward_unit(const Params& p, const Output& output, const Unit& unit
                   dim_vectors);
     }
   }
-  write_rows<T, E>(p, output, unit, sums, state);
+  write_rows<T, E>(p, output, at, rows, sums, state);
 }

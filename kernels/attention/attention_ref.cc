@@ -30,9 +30,19 @@ void write(Type type, void* array, int64_t i, double x) {
   }
 }
 
+int64_t row_in_q(const Params& p, const Unit& unit, int64_t row) {
+  const int64_t group = p.heads / p.kv_heads;
+  return (unit.query_begin + row / group) * p.heads + unit.kv_head * group + row % group;
+}
+
+int64_t visible_keys(const Params& p, const Unit& unit, int64_t row) {
+  if (!p.causal) return unit.keys;
+  return std::max<int64_t>(0, row / (p.heads / p.kv_heads) + 1 + unit.keys - unit.queries);
+}
+
 // Probabilities of one stacked row over the keys it sees; returns its log-sum-exp.
 double probabilities(const Params& p, const Unit& unit, int64_t row, std::vector<double>* weights) {
-  const int64_t q = stacked_row(p, unit, row) * p.dim;
+  const int64_t q = row_in_q(p, unit, row) * p.dim;
   weights->assign(static_cast<size_t>(visible_keys(p, unit, row)), 0.0);
   double highest = -std::numeric_limits<double>::infinity(), total = 0;
   for (size_t j = 0; j < weights->size(); ++j) {
@@ -55,7 +65,7 @@ Status reference_forward(const Params& p, const Output& output) {
     const Unit unit = unit_of(p, pair / p.kv_heads, pair % p.kv_heads);
     for (int64_t row = 0; row < unit.row_end; ++row) {
       const double lse = probabilities(p, unit, row, &weights);
-      const int64_t at = stacked_row(p, unit, row);
+      const int64_t at = row_in_q(p, unit, row);
       if (output.lse != nullptr) output.lse[at] = lse;
       for (int64_t d = 0; d < p.dim; ++d) {
         double sum = 0;
@@ -78,9 +88,9 @@ Status reference_backward(const Params& p, const Gradients& g) {
     const Unit unit = unit_of(p, pair / p.kv_heads, pair % p.kv_heads);
     for (int64_t row = 0; row < unit.row_end; ++row) {
       probabilities(p, unit, row, &weights);
-      const int64_t at = stacked_row(p, unit, row) * p.dim;
+      const int64_t at = row_in_q(p, unit, row) * p.dim;
       std::vector<double> grad_q(static_cast<size_t>(p.dim)), grad_weights(weights.size());
-      double delta = g.grad_lse == nullptr ? 0.0 : -g.grad_lse[stacked_row(p, unit, row)];
+      double delta = g.grad_lse == nullptr ? 0.0 : -g.grad_lse[row_in_q(p, unit, row)];
       for (size_t j = 0; j < weights.size(); ++j) {
         const int64_t k = ((unit.key_begin + static_cast<int64_t>(j)) * p.kv_heads + unit.kv_head) * p.dim;
         for (int64_t d = 0; d < p.dim; ++d) {
