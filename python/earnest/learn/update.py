@@ -4,16 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from earnest import ops
 from earnest.learn.hearing import Hearing
+from earnest.learn.loss import LossSettings, check_first_step, join, loss_of, step_normalizer
 from earnest.learn.policy import Packed, by_tokens, pack, token_logprobs
 from earnest.learn.types import Experience, Rollouts
 from earnest.model import AudioLM, ValueModel
+from earnest.ops import PPOLoss
 from earnest.settings import setting
 
 
@@ -24,18 +25,11 @@ class UpdateSettings:
 
     epochs: int = setting(1, "passes over one batch of rollouts", at_least=1)
     minibatches: int = setting(1, "optimiser steps in a pass", at_least=1)
-    clip: float = setting(0.2, "how far below 1 the ratio counts", above=0)
-    clip_high: float = setting(0.2, "and how far above", above=0)
-    clip_value: float = setting(0.2, "how far a value may move from its old one", above=0)
-    dual_clip: float = setting(
-        0.0, "cap on the loss of a bad token, times its advantage (0: none)", at_least=0
-    )
+    loss: LossSettings = field(default_factory=LossSettings)
     lr: float = setting(1e-4, "of the policy", above=0)
     critic_lr: float = setting(5e-4, "of the critic", above=0)
     warmup_steps: int = setting(10, "of the learning rates", at_least=0)
     clip_norm: float = setting(1.0, above=0)
-    kl_in_loss: float = setting(0.0, "weight of k2 in the loss (k1 in the reward is the default)", at_least=0)
-    entropy: float = setting(0.0, "weight of an entropy bonus", at_least=0)
     max_tokens: int = setting(16384, "tokens, prompts included, in one forward pass", at_least=1)
 
 
@@ -115,23 +109,21 @@ class Update:
             raise RuntimeError(
                 f"[update] ratio of the first step: expected exactly 1, got a log-ratio of {float(worst)}"
             )
-        loss = ops.ppo_loss(
+        normalizer = step_normalizer(experience.trainable, experience.rollouts.cu_seqlens, self.settings.loss)
+        loss = loss_of(
             logp,
             experience.logp_old,
             experience.advantages,
-            None,
-            None,
-            None,
             experience.trainable,
-            clip=self.settings.clip,
-            clip_high=self.settings.clip_high,
+            self.settings.loss,
+            normalizer=normalizer,
         )
+        check_first_step(join([loss]))
         (gradient,) = torch.autograd.grad(loss.loss, logp)
-        count = experience.trainable.sum()
-        reinforce = torch.where(experience.trainable, -experience.advantages / count, 0.0)
-        if float(loss.metrics["clip_fraction"]) != 0 or not torch.allclose(
-            gradient, reinforce, rtol=1e-5, atol=1e-12
-        ):
+        reinforce = torch.where(experience.trainable, -experience.advantages / normalizer, 0.0).to(
+            gradient.dtype
+        )
+        if not torch.allclose(gradient, reinforce, rtol=1e-5, atol=1e-12):
             raise RuntimeError("[update] gradient of the first step: expected REINFORCE's, got another")
 
     def __call__(
@@ -155,36 +147,34 @@ class Update:
     def _optimiser_step(
         self, experience: Experience, replies: list[int], step: int, train_policy: bool
     ) -> tuple[dict[str, float], float]:
-        """Gradients of all forward passes of one mini-batch, divided by its own count of trained tokens
-        (2.8)."""
-        bounds = experience.rollouts.cu_seqlens.tolist()
-        rows_of = [torch.arange(bounds[i], bounds[i + 1]) for i in range(len(experience.rollouts))]
-        count = float(experience.trainable[torch.cat([rows_of[i] for i in replies])].sum())
+        """Gradients of all forward passes of one mini-batch, divided by one number known before the first."""
+        bounds = experience.rollouts.cu_seqlens
+        rows_of = {i: torch.arange(int(bounds[i]), int(bounds[i + 1])) for i in replies}
+        rows = torch.cat(list(rows_of.values()))
+        count = float(experience.trainable[rows].sum())
         if count == 0:
             return {}, 0.0
-        totals: dict[str, float] = {}
+        lengths = torch.tensor([0, *(len(rows_of[i]) for i in replies)])
+        divided_by = torch.zeros(len(experience.trainable), dtype=torch.float64)
+        divided_by[rows] = step_normalizer(experience.trainable[rows], lengths.cumsum(0), self.settings.loss)
+        parts = []
         for group in groups_of(experience.rollouts, replies, self.settings.max_tokens):
-            rows = torch.cat([rows_of[i] for i in group])
-            loss, metrics = self._loss(experience, group, rows, count)
-            loss.backward()
-            share = float(experience.trainable[rows].sum()) / count
-            for name, value in metrics.items():
-                totals[name] = totals.get(name, 0.0) + share * float(value)
+            part = self._loss(experience, group, torch.cat([rows_of[i] for i in group]), divided_by)
+            part.loss.backward()
+            parts.append(part)
+        metrics = join(parts)
         if self.critic_optimiser is not None and self.learner.critic is not None:
-            totals["critic_gradient_norm"] = self._step(
+            metrics["critic_gradient_norm"] = self._step(
                 self.critic_optimiser, self.learner.critic, self.settings.critic_lr, step
             )
         if train_policy:
-            totals["gradient_norm"] = self._step(
+            metrics["gradient_norm"] = self._step(
                 self.policy_optimiser, self.learner.policy, self.settings.lr, step
             )
         self.policy_optimiser.zero_grad(set_to_none=True)
-        return totals, count
+        return metrics, count
 
-    def _loss(
-        self, experience: Experience, group: list[int], rows: Tensor, count: float
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        settings = self.settings
+    def _loss(self, experience: Experience, group: list[int], rows: Tensor, divided_by: Tensor) -> PPOLoss:
         packed = pack_replies(experience.rollouts, group)
         logp, entropy = self.learner.logprobs(packed)
         values = self.learner.values(packed) if self.learner.critic is not None else None
@@ -192,25 +182,19 @@ class Update:
         def take(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor[rows]
 
-        loss = ops.ppo_loss(
+        return loss_of(
             logp,
             experience.logp_old[rows],
             experience.advantages[rows],
-            values,
-            take(experience.values_old) if values is not None else None,
-            experience.returns[rows] if values is not None else None,
             experience.trainable[rows],
-            clip=settings.clip,
-            clip_high=settings.clip_high,
-            clip_value=settings.clip_value,
-            dual_clip=settings.dual_clip or None,
-            logp_ref=take(experience.logp_reference),
-            kl_coef=settings.kl_in_loss,
-            entropy=entropy if settings.entropy else None,
-            entropy_coef=settings.entropy,
-            normalizer=count,
+            self.settings.loss,
+            normalizer=divided_by[rows],
+            values=values,
+            values_old=take(experience.values_old) if values is not None else None,
+            returns=experience.returns[rows] if values is not None else None,
+            logp_ref=take(experience.logp_reference) if self.settings.loss.kl_coef else None,
+            entropy=entropy if self.settings.loss.entropy_coef else None,
         )
-        return loss.loss, loss.metrics
 
     def _step(self, optimiser: torch.optim.Optimizer, network: nn.Module, lr: float, step: int) -> float:
         norm = float(

@@ -59,7 +59,7 @@ def main(settings: Settings, run_dir: Path) -> None:
         judge = load_judge(settings.judge, shared_hearing(settings, policy, hearing))
         reference = (
             load_model(settings.model, train=False)[0]
-            if settings.policy.kl or settings.policy.update.kl_in_loss
+            if settings.policy.kl or settings.policy.update.loss.kl_coef
             else None
         )
         critic = ValueModel(policy) if settings.policy.estimator == "gae" else None
