@@ -62,7 +62,7 @@ def interval_text(bounds: tuple[float, float]) -> str:
     return f"[{100 * bounds[0]:.0f}, {100 * bounds[1]:.0f}]"
 
 
-ACCURACY = Column(("accuracy",), "all", "share of held-out cases answered right, as verified", "rate")
+ACCURACY = Column(("accuracy",), "all", "share of held-out cases answered right, as verified", "rate", True)
 ZEROED = Column(
     ("accuracy_audio_zeroed",),
     "no audio",
@@ -93,7 +93,7 @@ WIN_VS_SFT, WIN_VS_RLVR = (
     )
     for other in ("sft", "rlvr")
 )
-LIKING = (UTILITY, WIN_VS_SFT, WIN_VS_RLVR, WORDS, ACKNOWLEDGES, REASONING)
+REPLIES = (UTILITY, WIN_VS_SFT, WIN_VS_RLVR, WORDS, ACKNOWLEDGES, REASONING)
 
 
 def accuracy_columns(stages: Iterable[Metrics]) -> list[Column]:
@@ -104,6 +104,17 @@ def accuracy_columns(stages: Iterable[Metrics]) -> list[Column]:
         Column(("accuracy_by_task", task), task, f"accuracy on {task} cases", "rate") for task in tasks
     ]
     return [ACCURACY, *by_task, ZEROED]
+
+
+def table_parts(rows: Iterable[Metrics]) -> list[tuple[str, list[Column]]]:
+    """The two halves of the table, (head, columns): what is right, and what the replies are like. A column of
+    which no row knows the figure is left out."""
+    rows = list(rows)
+    parts = (("accuracy", accuracy_columns(rows)), ("replies", list(REPLIES)))
+    return [
+        (head, [c for c in columns if any(c.value(row) is not None for row in rows)])
+        for head, columns in parts
+    ]
 
 
 def stages_of(metrics: Metrics) -> dict[str, Metrics]:

@@ -4,20 +4,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from earnest.checkpoint import write_atomic
 from earnest.report.chart import calibration_chart
 from earnest.report.columns import (
-    LIKING,
     STAGE_NAMES,
     Column,
     Metrics,
-    accuracy_columns,
     read_metrics_file,
     stages_of,
+    table_parts,
 )
 from earnest.report.curves import curves_section
 from earnest.report.dialogues import dialogues_section, playground_settings
@@ -149,7 +148,7 @@ def _tables(metrics: Metrics) -> str:
         return f"{value} <small>{100 * bounds[0]:.0f} to {100 * bounds[1]:.0f}</small>"
 
     notes = "Small figures are 95% intervals (Wilson); a tie counts as half a win."
-    return _html_tables(list(stages), accuracy_columns(stages.values()), cell) + paragraph(notes, "note")
+    return _html_tables(list(stages), table_parts(stages.values()), cell) + paragraph(notes, "note")
 
 
 def _runs_together(run_dirs: Sequence[Path]) -> str:
@@ -161,15 +160,16 @@ def _runs_together(run_dirs: Sequence[Path]) -> str:
         return escape(spread_cell([column.value(run[stage]) for run in runs if stage in run], column))
 
     seeds = ", ".join(str(m.get("seed", "?")) for m in metrics)
-    columns = accuracy_columns(row for run in runs for row in run.values())
-    return paragraph(f"Mean ± standard deviation over seeds {seeds}.", "note") + _html_tables(
-        names, columns, cell
-    )
+    parts = table_parts(row for run in runs for row in run.values())
+    note = paragraph(f"Mean ± standard deviation over seeds {seeds}.", "note")
+    return note + _html_tables(names, parts, cell)
 
 
-def _html_tables(stages: Sequence[str], accuracy: Sequence[Column], cell: Any) -> str:
-    parts = []
-    for head, columns in (("verified accuracy", accuracy), ("the listener", LIKING)):
+def _html_tables(
+    stages: Sequence[str], parts: Sequence[tuple[str, Sequence[Column]]], cell: Callable[[str, Column], str]
+) -> str:
+    written = []
+    for head, columns in parts:
         titles = "".join(
             f"<th scope='col' title='{escape(c.meaning)}'>{escape(c.title)}</th>" for c in columns
         )
@@ -179,11 +179,11 @@ def _html_tables(stages: Sequence[str], accuracy: Sequence[Column], cell: Any) -
             + "</tr>"
             for s in stages
         )
-        parts.append(
+        written.append(
             f"<div class='scroll'><table><thead><tr><th scope='col'>{head}</th>{titles}</tr></thead>"
             f"<tbody>{rows}</tbody></table></div>"
         )
-    return "".join(parts)
+    return "".join(written)
 
 
 def _judge(judge: Metrics) -> str:
@@ -196,9 +196,7 @@ def _judge(judge: Metrics) -> str:
         return format(value, form) if isinstance(value, int | float) and math.isfinite(value) else None
 
     facts = {
-        "comparisons, held out": number("comparisons", "d")
-        if isinstance(judge.get("comparisons"), int)
-        else None,
+        "comparisons, held out": number("comparisons", ".0f"),
         "agrees with the listener, where it names a winner": number("accuracy", ".1%"),
         "agrees with the listener without its noise": number("accuracy_true", ".1%"),
         "what the listener's noise leaves reachable": number("rater_agrees_with_itself", ".1%"),

@@ -7,34 +7,31 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from earnest.report.columns import (
-    LIKING,
     NOTHING,
     STAGE_NAMES,
     Column,
     Metrics,
-    accuracy_columns,
     mean_and_spread,
     read_metrics_file,
     stages_of,
+    table_parts,
 )
 
 Cell = Callable[[str, Column], str]
+Parts = Sequence[tuple[str, Sequence[Column]]]
 
 
 def table(metrics: Metrics) -> str:
     """One row per stage: what is right, and under it what is liked. Made for 100 columns of plain text."""
     stages = stages_of(metrics)
-    return _text_table(
-        list(stages), accuracy_columns(stages.values()), lambda s, column: column.cell(stages[s])
-    )
+    return _text_table(list(stages), table_parts(stages.values()), lambda s, column: column.cell(stages[s]))
 
 
 def markdown(metrics: Metrics) -> str:
     """The same as two Markdown tables."""
     stages = stages_of(metrics)
-    return _markdown_table(
-        list(stages), accuracy_columns(stages.values()), lambda s, column: column.cell(stages[s])
-    )
+    parts = table_parts(stages.values())
+    return _markdown_table(list(stages), parts, lambda s, column: column.cell(stages[s]))
 
 
 def table_of_runs(run_dirs: Sequence[Path], *, as_markdown: bool = False) -> str:
@@ -42,13 +39,13 @@ def table_of_runs(run_dirs: Sequence[Path], *, as_markdown: bool = False) -> str
     deviation."""
     runs = [stages_of(read_metrics_file(run_dir)) for run_dir in run_dirs]
     names = [stage for stage in STAGE_NAMES if any(stage in run for run in runs)]
-    columns = accuracy_columns(row for run in runs for row in run.values())
+    parts = table_parts(row for run in runs for row in run.values())
 
     def cell(stage: str, column: Column) -> str:
         return spread_cell([column.value(run[stage]) for run in runs if stage in run], column)
 
     write = _markdown_table if as_markdown else _text_table
-    return f"{len(runs)} runs, mean ± standard deviation\n\n" + write(names, columns, cell)
+    return f"{len(runs)} runs, mean ± standard deviation\n\n" + write(names, parts, cell)
 
 
 def spread_cell(values: Sequence[float | None], column: Column) -> str:
@@ -65,9 +62,9 @@ def _rows(stages: Sequence[str], head: str, columns: Sequence[Column], cell: Cel
     return [titles, *([STAGE_NAMES.get(s, s), *(cell(s, column) for column in columns)] for s in stages)]
 
 
-def _text_table(stages: Sequence[str], accuracy: Sequence[Column], cell: Cell) -> str:
-    parts = []
-    for head, columns in (("accuracy", accuracy), ("listener", LIKING)):
+def _text_table(stages: Sequence[str], parts: Parts, cell: Cell) -> str:
+    written = []
+    for head, columns in parts:
         rows = _rows(stages, head, columns, cell)
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = [
@@ -76,14 +73,14 @@ def _text_table(stages: Sequence[str], accuracy: Sequence[Column], cell: Cell) -
             )
             for row in rows
         ]
-        parts.append("\n".join([lines[0], "─" * len(lines[0]), *lines[1:]]))
-    return "\n\n".join(parts)
+        written.append("\n".join([lines[0], "─" * len(lines[0]), *lines[1:]]))
+    return "\n\n".join(written)
 
 
-def _markdown_table(stages: Sequence[str], accuracy: Sequence[Column], cell: Cell) -> str:
-    parts = []
-    for head, columns in (("accuracy", accuracy), ("listener", LIKING)):
+def _markdown_table(stages: Sequence[str], parts: Parts, cell: Cell) -> str:
+    written = []
+    for head, columns in parts:
         titles, *rows = _rows(stages, head, columns, cell)
         ruler = ["---", *("---:" for _ in columns)]
-        parts.append("\n".join("| " + " | ".join(row) + " |" for row in (titles, ruler, *rows)))
-    return "\n\n".join(parts)
+        written.append("\n".join("| " + " | ".join(row) + " |" for row in (titles, ruler, *rows)))
+    return "\n\n".join(written)
