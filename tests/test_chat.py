@@ -134,6 +134,12 @@ def test_the_printer_sets_reasoning_apart_with_and_without_colour():
         assert out.getvalue() == expected
 
 
+def test_what_a_model_says_cannot_steer_the_terminal():
+    out = io.StringIO()
+    Printer(out, colour=False).write(Delta("reply", "a\x1b[2Jb\r\tc\nd\x9b"))
+    assert out.getvalue() == "a\ufffd[2Jb\ufffd\tc\nd\ufffd"
+
+
 def test_colour_is_put_back_when_the_answer_breaks_off(
     model: AudioLM, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -39,6 +40,7 @@ from earnest.model import AudioLM, chunk_audio
 from earnest.model.weights import find_folder
 
 OP = "chat"
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what a model says must not steer the terminal
 HELP = """\
 Write a line to send it. Commands:
   /audio FILE   add a recording to your turn (an empty line sends the turn as it is)
@@ -141,7 +143,7 @@ class Printer:
     def write(self, delta: Delta) -> None:
         if delta.kind != self._kind:
             self._turn_to(delta.kind)
-        self.out.write(delta.text)
+        self.out.write(CONTROLS.sub("\N{REPLACEMENT CHARACTER}", delta.text))
         self.out.flush()
 
     def end(self) -> None:
