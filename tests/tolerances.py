@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ledger: what closeness each family promises, and why. Budgets are relative to honest arithmetic: a kernel's
-error against float64 is at most `FACTOR` times that of plain same-precision arithmetic, plus a floor of rounding."""
+"""The ledger: what closeness each family promises, and why. Budgets are relative to honest arithmetic: a
+kernel's error against float64 is at most `FACTOR` times that of plain same-precision arithmetic, plus a floor
+of rounding."""
 
 FACTOR = 2.0
 
 MODEL = {
-    # Relative to the largest value. Encoder and adaptor in float32 against float64: some ten layers of rounding.
+    # Relative to the largest value. Encoder and adaptor in float32 against float64: some ten layers of
+    # rounding.
     "hearing": 2e-5,
     # Gradients of the same, relative to the largest of each weight.
     "gradient": 1e-4,
-    # Whisper encoders (values up to 24, with outliers that magnify rounding) against transformers in float64: in
-    # float64 the largest difference, in float32 the root mean square one (transformers' own: 1e-6 to 5e-6).
+    # Whisper encoders (values up to 24, with outliers that magnify rounding) against transformers in float64:
+    # in # float64 the largest difference, in float32 the root mean square one (transformers' own: 1e-6 to
+    # 5e-6).
     "whisper_float64": 1e-10,
     "whisper_rms": 1e-5,
     # SmolLM2 as Qwen2 in float32 against transformers in float32, relative to the largest logit.
@@ -20,7 +23,8 @@ MODEL = {
     "cached": 2e-5,
 }
 
-# T1 and T4 of the testbeds. Arithmetic is float64 inside, so float32 is off by the rounding of what it stores.
+# T1 and T4 of the testbeds. Arithmetic is float64 inside, so float32 is off by the rounding of what it
+# stores.
 PPO = {
     "loss": {"float64": 1e-9, "float32": 1e-5},  # relative, losses and gradients against autograd in float64
     "gae": {"float64": 1e-12, "float32": 1e-6},  # absolute, entries of order 1, against the O(n^2) definition
@@ -28,8 +32,8 @@ PPO = {
     "bandit": 1e-3,  # T2: total variation to the fixed point
 }
 
-# Absolute, for entries of order 1 (standard normal q, k, v, grad_out), against the definition in float64. Beside these
-# floors every case must stay within FACTOR of torch's own attention in the same precision.
+# Absolute, for entries of order 1 (standard normal q, k, v, grad_out), against the definition in float64.
+# Beside these # floors every case must stay within FACTOR of torch's own attention in the same precision.
 ATTENTION = {
     "forward": {"float32": 2e-6, "float64": 5e-15, "bfloat16": 1e-2},
     "backward": {"float32": 2e-5, "float64": 5e-14, "bfloat16": 6e-2},

@@ -16,7 +16,8 @@ namespace earnest::bindings {
 
 namespace nb = nanobind;
 
-// Contiguous arrays in CPU memory. Input is read in place, never copied or cast: bind with nb::arg("x").noconvert().
+// Contiguous arrays in CPU memory. Input is read in place, never copied or cast: bind with
+// nb::arg("x").noconvert().
 template <typename T, int kDims>
 using Input = nb::ndarray<const T, nb::ndim<kDims>, nb::c_contig, nb::device::cpu>;
 template <typename T, int kDims>
@@ -24,10 +25,14 @@ using Output = nb::ndarray<T, nb::ndim<kDims>, nb::c_contig, nb::device::cpu>;
 
 inline void raise_if_error(const Status& status) {
   switch (status.code()) {
-    case StatusCode::kOk: return;
-    case StatusCode::kInvalidArgument: throw nb::value_error(status.message().c_str());
-    case StatusCode::kOutOfMemory: throw std::bad_alloc();
-    default: throw std::runtime_error(status.message());
+    case StatusCode::kOk:
+      return;
+    case StatusCode::kInvalidArgument:
+      throw nb::value_error(status.message().c_str());
+    case StatusCode::kOutOfMemory:
+      throw std::bad_alloc();
+    default:
+      throw std::runtime_error(status.message());
   }
 }
 

@@ -16,7 +16,8 @@ NB_MODULE(_native, module) {
   });
   module.def("best_cpu_tier", [] { return std::string(name_of(best_cpu_tier())); });
   module.def(
-      "force_cpu_tier", [](const std::string& name) { raise_if_error(force_cpu_tier(name)); }, nb::arg("name"));
+      "force_cpu_tier", [](const std::string& name) { raise_if_error(force_cpu_tier(name)); },
+      nb::arg("name"));
   bind_logmel(module);
   bind_attention(module);
   bind_logprob(module);

@@ -27,9 +27,12 @@ Status parse_tier(const std::string& name, CpuTier* tier) {
 
 const char* name_of(CpuTier tier) {
   switch (tier) {
-    case CpuTier::kAvx512: return "avx512";
-    case CpuTier::kAvx2: return "avx2";
-    case CpuTier::kScalar: break;
+    case CpuTier::kAvx512:
+      return "avx512";
+    case CpuTier::kAvx2:
+      return "avx2";
+    case CpuTier::kScalar:
+      break;
   }
   return "scalar";
 }

@@ -15,7 +15,8 @@ const char* name_of(CpuTier tier);
 // The best tier that both the processor and the operating system support.
 CpuTier best_cpu_tier();
 
-// The tier in use: the forced one, or the best. A forced tier that cannot run here is an error, never ignored.
+// The tier in use: the forced one, or the best. A forced tier that cannot run here is an error, never
+// ignored.
 Status current_cpu_tier(CpuTier* tier);
 
 // Forces a tier for this process ("" goes back to the environment's or the best). For tests and benchmarks.

@@ -24,9 +24,10 @@ class [[nodiscard]] Status {
 };
 
 // The one voice of errors: "[op] argument: expected X, got Y".
-inline Status invalid_argument(const std::string& op, const std::string& argument, const std::string& expected,
-                               const std::string& got) {
-  return {StatusCode::kInvalidArgument, "[" + op + "] " + argument + ": expected " + expected + ", got " + got};
+inline Status invalid_argument(const std::string& op, const std::string& argument,
+                               const std::string& expected, const std::string& got) {
+  return {StatusCode::kInvalidArgument,
+          "[" + op + "] " + argument + ": expected " + expected + ", got " + got};
 }
 
 inline Status unsupported(const std::string& op, const std::string& argument, const std::string& expected,

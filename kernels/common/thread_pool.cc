@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/common/thread_pool.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
@@ -8,20 +10,18 @@
 #include <thread>
 #include <vector>
 
-#include <unistd.h>
-
 namespace earnest {
 namespace {
 
 thread_local bool inside_task = false;  // a mutex must not be tried again by the thread that holds it
 
-// A job is handed out index by index from one counter; workers sleep between jobs. A job is over when the caller has
-// drained the counter and every worker that joined it has left.
+// A job is handed out index by index from one counter; workers sleep between jobs. A job is over when the
+// caller has drained the counter and every worker that joined it has left.
 class ThreadPool {
  public:
   static ThreadPool& get() {
-    // Never destroyed: a worker may outlive static destructors. A forked child has none of the parent's threads, so
-    // it gets a pool of its own.
+    // Never destroyed: a worker may outlive static destructors. A forked child has none of the parent's
+    // threads, so it gets a pool of its own.
     static std::atomic<ThreadPool*> pool{new ThreadPool};
     ThreadPool* current = pool.load();
     if (current->owner_ != getpid()) {
@@ -104,6 +104,8 @@ class ThreadPool {
 
 void set_num_threads(int threads) { ThreadPool::get().set_num_threads(threads); }
 int num_threads() { return ThreadPool::get().num_threads(); }
-void parallel_for(int64_t count, const std::function<void(int64_t)>& task) { ThreadPool::get().parallel_for(count, task); }
+void parallel_for(int64_t count, const std::function<void(int64_t)>& task) {
+  ThreadPool::get().parallel_for(count, task);
+}
 
 }  // namespace earnest
