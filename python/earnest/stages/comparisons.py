@@ -16,6 +16,8 @@ from earnest.stages.source import DataSettings, load_cases, world_of
 if TYPE_CHECKING:
     from earnest.playground import World
 
+FAR = 1 << 32  # more than there are dialogues
+
 
 @dataclass(frozen=True, eq=False)
 class Compared:
@@ -30,8 +32,11 @@ class Compared:
     true_level: int | None = None
 
 
-def load_comparisons(data: DataSettings, n_mels: int, *, split: str, phase: str) -> list[Compared]:
-    """Comparisons of a split. Raises InvalidInput where there are none."""
+def load_comparisons(
+    data: DataSettings, n_mels: int, *, split: str, phase: str, pairs: int = 1
+) -> list[Compared]:
+    """Comparisons of a split, `pairs` on each dialogue of the playground. Raises InvalidInput where there are
+    none."""
     if data.files:
         compared = [
             Compared(case, p.a, p.b, p.verdict)
@@ -40,9 +45,12 @@ def load_comparisons(data: DataSettings, n_mels: int, *, split: str, phase: str)
         ]
     else:
         world = world_of(data.playground)
+        cases = load_cases(data, n_mels, split=split, phase=phase)
+        # The pair of a dialogue is drawn by an index: those beyond the dialogues' own give it further ones.
         compared = [
-            _compare(world, split, index, case)
-            for index, case in enumerate(load_cases(data, n_mels, split=split, phase=phase), data.first)
+            _compare(world, split, data.first + index + which * FAR, case)
+            for index, case in enumerate(cases)
+            for which in range(pairs)
         ]
     if not compared:
         raise InvalidInput("data", "files", "at least one comparison", "none")

@@ -25,7 +25,7 @@ from earnest.dialogue import Tokenizer
 from earnest.evaluate.calibration import fit_temperature, judge_report
 from earnest.learn.hearing import Hearing
 from earnest.learn.judge import PHI, Judge, Question, noted, question_ids, verdict_ids
-from earnest.learn.policy import pack_masked
+from earnest.learn.policy import Packed, pack
 from earnest.learn.render import to_answer, to_learn
 from earnest.learn.rollout import thoughts
 from earnest.learn.types import Prompt
@@ -43,7 +43,8 @@ CALIBRATION_FILE = "judge.json"
 class Settings:
     model: str = setting("", "the model folder to start from, such as runs/demo/sft")
     steps: int = setting(250, at_least=1)
-    batch: int = setting(24, "comparisons in a step, each in both orders", at_least=1)
+    batch: int = setting(24, "dialogues in a step", at_least=1)
+    pairs: int = setting(4, "playground: comparisons on each dialogue, each in both orders", at_least=1)
     notes_weight: float = setting(0.3, "of the loss on the judge's notes", at_least=0)
     seed: int = setting(0, at_least=0)
     data: DataSettings = field(default_factory=lambda: DataSettings(cases=3000))
@@ -59,7 +60,9 @@ def main(settings: Settings, run_dir: Path) -> None:
         seed_everything(settings.seed)
         model, tokenizer = load_model(settings.model)
         n_mels = model.config.audio_encoder_config.n_mels
-        compared = load_comparisons(settings.data, n_mels, split="train", phase="comparisons")
+        compared = load_comparisons(
+            settings.data, n_mels, split="train", phase="comparisons", pairs=settings.pairs
+        )
         hearing = Hearing(model)
         train(run, settings, model, tokenizer, hearing, compared)
         report = check(settings, model, tokenizer, hearing, n_mels)
@@ -90,23 +93,23 @@ def train(
     generator = torch.Generator().manual_seed(settings.seed)
     verdicts = verdict_ids(tokenizer, PHI)
     start = run.restore("judge training", model=model, optimiser=adamw, generator=generator)
+    dialogues = by_dialogue(compared)
     for step in run.steps(settings.steps, start):
-        chosen = [
-            compared[int(i)] for i in torch.randperm(len(compared), generator=generator)[: settings.batch]
-        ]
-        sequences, masks, levels = both_orders(chosen, tokenizer, model)
-        packed = pack_masked(sequences, masks)
+        order = torch.randperm(len(dialogues), generator=generator)[: settings.batch]
+        chosen = [dialogues[int(i)] for i in order]
+        packed, notes, classes = both_orders(chosen, tokenizer, model)
         hidden = model(packed.batch, hearing.embed(model, packed.clips))
         logits = hidden[packed.last] @ model.lm_head.weight[verdicts].T
-        verdict_loss = F.cross_entropy(logits, levels)
+        verdict_loss = F.cross_entropy(logits, classes)
         notes_loss = torch.zeros(())
-        if len(packed.targets):
-            notes_loss = -ops.logprob(hidden[packed.before], model.lm_head.weight, packed.targets)[0].mean()
+        if len(notes):
+            said = packed.batch.input_ids[notes]
+            notes_loss = -ops.logprob(hidden[notes - 1], model.lm_head.weight, said)[0].mean()
         (verdict_loss + settings.notes_weight * notes_loss).backward()
         norm = optimiser_step(
             adamw, parameters, settings.optimiser.rate(step, settings.steps), settings.optimiser.clip_norm
         )
-        right = (logits.argmax(1) == levels).float().mean()
+        right = (logits.argmax(1) == classes).float().mean()
         run.log(
             step,
             loss=verdict_loss.item(),
@@ -116,24 +119,36 @@ def train(
         )
 
 
-def both_orders(
-    compared: Sequence[Compared], tokenizer: Tokenizer, model: AudioLM
-) -> tuple[list[Prompt], list[Tensor], Tensor]:
-    """The judge's sequences with known notes, the masks of those notes, and the class of each verdict."""
-    sequences, masks, classes = [], [], []
-    order = sorted(PHI)
+def by_dialogue(compared: Sequence[Compared]) -> list[list[Compared]]:
+    """The comparisons of each dialogue together: it is read once for all of them."""
+    groups: dict[str, list[Compared]] = {}
     for pair in compared:
-        prompt, notes = known_notes(pair, tokenizer, model)
-        dialogue = noted(prompt, notes)
-        question = Question(pair.case, pair.first, pair.second, pair.case.rubric)
-        for asked, level in ((question, pair.level), (question.swapped(), -pair.level)):
-            sequence = noted(dialogue, question_ids(asked, tokenizer))
-            mask = torch.zeros(len(sequence.ids), dtype=torch.bool)
-            mask[len(prompt.ids) : len(dialogue.ids)] = pair.case.reasoning is not None
-            sequences.append(sequence)
-            masks.append(mask)
-            classes.append(order.index(level))
-    return sequences, masks, torch.tensor(classes)
+        groups.setdefault(pair.case.id, []).append(pair)
+    return list(groups.values())
+
+
+def both_orders(
+    dialogues: Sequence[Sequence[Compared]], tokenizer: Tokenizer, model: AudioLM
+) -> tuple[Packed, Tensor, Tensor]:
+    """Every comparison in both orders, packed; the positions of the known notes (int64); the class of each
+    verdict."""
+    prompts, questions, classes, notes = [], [], [], []
+    order = sorted(PHI)
+    start = 0
+    for pairs in dialogues:
+        prompt, known = known_notes(pairs[0], tokenizer, model)
+        dialogue = noted(prompt, known)
+        if pairs[0].case.reasoning is not None:
+            notes.append(torch.arange(start + len(prompt.ids), start + len(dialogue.ids)))
+        start += len(dialogue.ids)
+        for pair in pairs:
+            question = Question(pair.case, pair.first, pair.second, pair.case.rubric)
+            for asked, level in ((question, pair.level), (question.swapped(), -pair.level)):
+                prompts.append(dialogue)
+                questions.append(torch.tensor(question_ids(asked, tokenizer), dtype=torch.int64))
+                classes.append(order.index(level))
+    where = torch.cat(notes) if notes else torch.zeros(0, dtype=torch.int64)
+    return pack(prompts, questions), where, torch.tensor(classes)
 
 
 def known_notes(pair: Compared, tokenizer: Tokenizer, model: AudioLM) -> tuple[Prompt, list[int]]:
