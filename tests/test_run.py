@@ -336,6 +336,12 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(
     assert numbers(tmp_path) == numbers(whole)
 
 
+def test_a_full_disk_while_publishing_a_model(tmp_path: Path):
+    with Run(tmp_path, SETTINGS) as run, pytest.raises(DiskFull, match="none left"), run.publish():
+        safetensors_no_space()
+    assert not (tmp_path / ".publish").exists()
+
+
 def test_a_full_disk_under_the_log(tmp_path: Path):
     with Run(tmp_path, SETTINGS) as run:
         run.restore("phase")

@@ -39,13 +39,13 @@ class Damaged(InvalidInput):
 
 def save(folder: Path, tree: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
     """Writes `tree` as the folder `folder`, all or nothing. `manifest` (plain JSON) can be read without the
-    tensors. Raises OSError (ENOSPC when the disk is full), and then nothing of it stays behind."""
+    tensors. Raises what the system or safetensors says (see `is_disk_full`), and then nothing of it stays."""
     tensors: dict[str, torch.Tensor] = {}
     plain = _encode(tree, "", tensors, {})
     beside = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
     try:
         beside.mkdir(parents=True)
-        _save_tensors(tensors, beside / TENSORS)
+        save_file(tensors, beside / TENSORS)
         (beside / TREE).write_text(json.dumps(plain), encoding="utf-8")
         sums = {name: _sha256(beside / name) for name in (TENSORS, TREE)}
         (beside / MANIFEST).write_text(json.dumps({**manifest, "sha256": sums}), encoding="utf-8")
@@ -204,13 +204,12 @@ def _decode(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
 # ---- files ----
 
 
-def _save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    try:
-        save_file(tensors, path)
-    except SafetensorError as error:  # it wraps what the system said
-        if f"os error {errno.ENOSPC}" in str(error):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from None
-        raise OSError(errno.EIO, str(error), str(path)) from None
+def is_disk_full(error: BaseException) -> bool:
+    """Whether the error says that there is no room left; safetensors wraps what the system said into text."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, SafetensorError):
+        return any(f"os error {number})" in str(error) for number in full)
+    return isinstance(error, OSError) and error.errno in full
 
 
 def _sha256(path: Path) -> str:

@@ -49,6 +49,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 import yaml
+from safetensors import SafetensorError
 
 from earnest import checkpoint, ops
 from earnest.errors import InvalidInput
@@ -326,8 +327,8 @@ class Run:
     def _disk_errors(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        except (OSError, SafetensorError) as error:
+            if not checkpoint.is_disk_full(error):
                 raise
             states = self._states(self._phase) if self._phase else []
             saved = (
