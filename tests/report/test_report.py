@@ -140,8 +140,8 @@ def test_every_number_of_the_table_stands_in_it(run_dir: Path, spoken: type[Fake
 def test_there_is_a_chart_of_everything_that_was_logged(run_dir: Path, spoken: type[FakeWorld]):
     page = page_of(run_dir)
     charts = [a["aria-label"] or "" for a in page.named("svg") if "aria-label" in a]
-    expected = """hear | Mid-training | SFT | Judge: loss | Reward | Judge's reward | KL | Clip fraction | Reply length
-        | Reasoning length | sampler | Swap disagreement | Said and happened"""
+    expected = """hear | Mid-training | SFT | Judge: loss | Reward | Judge's reward | KL | Clip fraction
+        | Reply length | Reasoning length | sampler | Swap disagreement | Said and happened"""
     for about in map(str.strip, expected.split("|")):
         assert any(about in chart for chart in charts), about
     for path in page.named("path"):
