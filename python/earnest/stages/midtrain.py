@@ -28,6 +28,7 @@ from earnest.run import Run, seed_everything
 from earnest.settings import RunSettings, setting
 from earnest.stages.source import DataSettings, freeze, load_cases, load_model, world_of, written_cases
 from earnest.stages.supervised import OptimiserSettings, fine_tune, optimiser_step
+from earnest.stages.variation import vary_cases, vary_mel
 
 SECONDS_PER_FRAME = 0.04  # of the encoder's output
 SILENCE = ""
@@ -52,6 +53,7 @@ class Settings:
     steps: int = setting(500, at_least=1)
     batch: int = setting(32, "cases in a step", at_least=1)
     written: float = setting(0.1, "playground: written cases, as a share of the spoken ones", at_least=0)
+    varied: float = setting(0.5, "share of the cases whose sound is varied", at_least=0, at_most=1)
     seed: int = setting(0, at_least=0)
     hearing: HearingSettings = field(default_factory=HearingSettings)
     data: DataSettings = field(default_factory=lambda: DataSettings(cases=6000))
@@ -69,6 +71,7 @@ def main(settings: Settings, run_dir: Path) -> None:
         cases = load_cases(settings.data, model.config.audio_encoder_config.n_mels)
         if new:
             learn_to_hear(run, settings.hearing, model, cases, settings.seed)
+        cases = vary_cases(cases, settings.varied, settings.seed)
         if not settings.data.files:
             cases = cases + written_cases(settings.data, round(settings.written * len(cases)))
         fine_tune(
@@ -172,32 +175,3 @@ def frame_words(clips: Sequence[Clip], cu_seqlens: Tensor, words: dict[str, int]
             target[(centres >= begin) & (centres < end)] = words[word]
         targets.append(target)
     return torch.cat(targets) if targets else torch.zeros(0, dtype=torch.int64)
-
-
-def vary_mel(
-    mel: Tensor,
-    generator: torch.Generator,
-    *,
-    bands: int = 2,
-    widest: int = 14,
-    longest: int = 12,
-    stretch: float = 0.1,
-) -> Tensor:
-    """The features of a voice a little larger or smaller, with two bands and a span of time hidden: all
-    frequencies moved by up to `stretch` (vocal tract length perturbation, Jaitly and Hinton 2013), then the
-    mean in place of what is hidden (SpecAugment, arXiv 1904.08779)."""
-    bins, frames = mel.shape
-    factor = 1 + stretch * (2 * float(torch.rand((), generator=generator)) - 1)
-    source = (torch.arange(bins) * factor).clamp(max=bins - 1)
-    low = source.long()
-    share = (source - low)[:, None]
-    mel = mel[low] * (1 - share) + mel[(low + 1).clamp(max=bins - 1)] * share
-    mean = mel.mean()
-    for _ in range(bands):
-        width = int(torch.randint(widest, (), generator=generator))
-        first = int(torch.randint(max(bins - width, 1), (), generator=generator))
-        mel[first : first + width] = mean
-    span = int(torch.randint(longest, (), generator=generator))
-    first = int(torch.randint(max(frames - span, 1), (), generator=generator))
-    mel[:, first : first + span] = mean
-    return mel
