@@ -29,6 +29,7 @@ from earnest.run import Run, seed_everything
 from earnest.settings import RunSettings, setting
 from earnest.stages.judge import load_judge
 from earnest.stages.source import DataSettings, draw, freeze, load_cases, load_model, save_model
+from earnest.stages.variation import vary_cases
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Settings:
     rubric_fraction: float = setting(
         0.5, "share of the cases of a step that keep their rubric", at_least=0, at_most=1
     )
+    varied: float = setting(0.75, "share of the cases whose sound is varied", at_least=0, at_most=1)
     seed: int = setting(0, at_least=0)
     data: DataSettings = field(default_factory=lambda: DataSettings(cases=1500))
     policy: PolicySettings = field(default_factory=lambda: PolicySettings(prompts=16, per_prompt=8, kl=0.02))
@@ -55,6 +57,7 @@ def main(settings: Settings, run_dir: Path) -> None:
         seed_everything(settings.seed)
         policy, tokenizer = load_model(settings.model)
         cases = load_cases(settings.data, policy.config.audio_encoder_config.n_mels)
+        cases = vary_cases(cases, settings.varied, settings.seed + 1)
         hearing = Hearing(policy)
         judge = load_judge(settings.judge, shared_hearing(settings, policy, hearing))
         reference = (

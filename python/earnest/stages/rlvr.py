@@ -27,6 +27,7 @@ from earnest.model import AudioLM, ValueModel
 from earnest.run import Run, seed_everything
 from earnest.settings import RunSettings, setting
 from earnest.stages.source import DataSettings, draw, load_cases, load_model, save_model
+from earnest.stages.variation import vary_cases
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class ChoiceSettings:
 @dataclass(frozen=True)
 class Settings:
     model: str = setting("", "the model folder to start from, such as runs/demo/sft")
+    varied: float = setting(0.75, "share of the cases whose sound is varied", at_least=0, at_most=1)
     seed: int = setting(0, at_least=0)
     data: DataSettings = field(default_factory=lambda: DataSettings(cases=1000))
     choice: ChoiceSettings = field(default_factory=ChoiceSettings)
@@ -61,11 +63,8 @@ def main(settings: Settings, run_dir: Path) -> None:
             return
         seed_everything(settings.seed)
         policy, tokenizer = load_model(settings.model)
-        cases = [
-            case
-            for case in load_cases(settings.data, policy.config.audio_encoder_config.n_mels)
-            if case.verify
-        ]
+        cases = load_cases(settings.data, policy.config.audio_encoder_config.n_mels)
+        cases = vary_cases([case for case in cases if case.verify], settings.varied, settings.seed + 1)
         hearing = Hearing(policy)
         chosen = choose(run, settings, policy, tokenizer, hearing, cases)
         critic = ValueModel(policy) if settings.policy.estimator == "gae" else None
