@@ -34,7 +34,10 @@ VOCABULARY = tuple(sorted(SYLLABLES))
 # {x}: the sum as spoken ("three plus five").
 ARITHMETIC = {
     "train": ("{x}", "what is {x}", "tell me {x}", "please tell me {x}", "how much is {x}", "now {x}",
-              "can you say what {x} is", "tell me what {x} is", "{x} please", "please say {x}"),
+              "can you say what {x} is", "tell me what {x} is", "{x} please", "please say {x}",
+              "say {x} again", "now what is {x}", "do say {x}", "please, how much is {x}",
+              "tell me, what is {x}", "okay, {x}", "can you say {x}", "I say {x}", "say what {x} is",
+              "now how much is {x}", "okay, {x} please"),
     "heldout": ("please tell me what {x} is", "now tell me {x}", "what is {x} please", "can you tell me {x}"),
 }
 REPAIR = {
@@ -123,6 +126,19 @@ Sum = tuple[int, str, int]
 
 def result(a: int, op: str, b: int) -> int:
     return a + b if op == "plus" else a - b
+
+
+def any_words(rng: random.Random) -> str:
+    """Words in no order that means anything: to hear them is to hear each word, not to know the sentence. A
+    sum of another split than training is never among them."""
+    kept = {(DIGITS[a], op, DIGITS[b]) for split in ("validation", "heldout") for a, op, b in sums()[split]}
+    while True:
+        words = [rng.choice(VOCABULARY) for _ in range(rng.randint(3, 7))]
+        if not kept & set(zip(words, words[1:], words[2:], strict=False)):
+            break
+    if len(words) > 4:
+        words[rng.randint(1, len(words) - 3)] += ","
+    return " ".join(words)
 
 
 def carrier_split(split: str) -> str:

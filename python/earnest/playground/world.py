@@ -15,7 +15,7 @@ from earnest.playground import digits, replies, tasks, voices
 from earnest.playground.listener import CRITERIA, Listener, comparison_rubric, dialogue_rubric
 from earnest.playground.recordings import Recordings
 from earnest.playground.samples import SPLITS, TASKS, Comparison, Reply, Sample, Sound, Topic
-from earnest.playground.sentences import DIGITS, VOCABULARY, words_of
+from earnest.playground.sentences import DIGITS, VOCABULARY, any_words, words_of
 from earnest.playground.speakers import OutOfReach, Speaker, Utterance, espeak_speaker
 
 _PITCHES, _RATES, _LEVELS = ("low", "middle", "high"), ("slow", "normal", "fast"), ("quiet", "normal", "loud")
@@ -80,10 +80,30 @@ class World:
         return Sample(f"{self.seed}-{split}-text-{index}", "arithmetic", (Message.user(question),),
                       step, topic.answer, said[:3], (), (), None, topic)
 
+    def dictation(self, split: str, index: int) -> Sample:
+        """Any words, to be written down; pure. For mid-training: who has heard whole sentences alone guesses
+        the nearest one when a new one comes. With recordings: digits."""
+        rng = self._random(split, index, "dictation")
+        digit_words = " ".join(rng.choices(sorted(DIGITS), k=rng.randint(2, 5)))
+        say = any_words(rng) if self.recordings is None else digit_words
+        heard = " ".join(words_of(say))
+        topic = Topic("words", heard, ("{x}",))
+        asked = rng.choice(DICTATION)
+        plan = tasks.Plan("dictation", (tasks.Turn(say, asked, topic),), "")
+        utterance = self._speak(plan, rng, split, index + _DICTATIONS)[0]
+        sound = utterance.sound
+        reasoning = f"heard: {heard}. voice: {sound.rate}, {sound.pitch}, {sound.loudness}."
+        written = (Reply(f"{heard}.", 0.0), Reply(f"I heard: {heard}.", 0.3))
+        messages = (Message.user(Audio(pcm=utterance.pcm), asked),)
+        return Sample(f"{self.seed}-{split}-dictation-{index}", "dictation", messages, reasoning, heard, written,
+                      (sound,), (utterance.words,), None, topic)
+
     def corpus(self, count: int = 4000) -> Iterator[str]:
         """All kinds of text the world writes (questions, thoughts, replies, criteria), for a tokenizer."""
         yield from CRITERIA
         yield from self.vocabulary
+        yield from DICTATION
+        yield "I heard: "
         for index in range(count):
             rng = self._random("train", index, "corpus")
             plan = self._plans[TASKS[index % len(TASKS)]](rng, rng.choice(SPLITS))
@@ -126,6 +146,8 @@ class World:
         raise OutOfReach(f"no voice says {[turn.say for turn in plan.turns]} as {manners}, {last_pitch}")
 
 
+DICTATION = ("What did you hear?", "Write down what I say.", "Repeat this.")
+_DICTATIONS = 1 << 32  # their voices are drawn apart from the dialogues'
 _UNHEARD = Sound(0.0, 0.0, 0.0, "middle", "normal", "normal")
 
 

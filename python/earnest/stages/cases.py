@@ -89,30 +89,33 @@ def case_of(sample: Sample, n_mels: int) -> Case:
     )
 
 
-def _make_cases(world: World, split: str, n_mels: int, indices: Sequence[int]) -> list[Case]:
-    return [case_of(world.sample(split, index), n_mels) for index in indices]
+def _make_cases(world: World, kind: str, split: str, n_mels: int, indices: Sequence[int]) -> list[Case]:
+    make = {"dialogue": world.sample, "dictation": world.dictation}[kind]
+    return [case_of(make(split, index), n_mels) for index in indices]
 
 
 @functools.lru_cache(maxsize=8)
-def _made_before(world: tuple[int, str, str], split: str, n_mels: int) -> dict[int, Case]:
+def _made_before(world: tuple[int, str, str], kind: str, split: str, n_mels: int) -> dict[int, Case]:
     """The cases of one world that this process has made: the stages of a demo ask for the same ones again."""
     return {}
 
 
 def playground_cases(
-    world: World, split: str, indices: range, n_mels: int, *, processes: int, phase: str
+    world: World,
+    split: str,
+    indices: range,
+    n_mels: int,
+    *,
+    processes: int,
+    phase: str,
+    kind: str = "dialogue",
 ) -> list[Case]:
     """Cases of the world, made by several processes; which ones they are does not depend on how many there
     are."""
-    made = _made_before((world.seed, str(world.voices), str(world.leave_out)), split, n_mels)
+    made = _made_before((world.seed, str(world.voices), str(world.leave_out)), kind, split, n_mels)
     missing = [index for index in indices if index not in made]
-    made.update(
-        zip(
-            missing,
-            _in_processes(functools.partial(_make_cases, world, split, n_mels), missing, processes, phase),
-            strict=True,
-        )
-    )
+    make = functools.partial(_make_cases, world, kind, split, n_mels)
+    made.update(zip(missing, _in_processes(make, missing, processes, phase), strict=True))
     return [made[index] for index in indices]
 
 

@@ -26,9 +26,17 @@ from earnest.model import AudioLM, AudioLMConfig
 from earnest.model.config import PRESETS
 from earnest.run import Run, seed_everything
 from earnest.settings import RunSettings, setting
-from earnest.stages.source import DataSettings, freeze, load_cases, load_model, world_of, written_cases
+from earnest.stages.source import (
+    DataSettings,
+    dictations,
+    freeze,
+    load_cases,
+    load_model,
+    world_of,
+    written_cases,
+)
 from earnest.stages.supervised import OptimiserSettings, fine_tune, optimiser_step
-from earnest.stages.variation import vary_cases, vary_mel
+from earnest.stages.variation import vary_mel
 
 SECONDS_PER_FRAME = 0.04  # of the encoder's output
 SILENCE = ""
@@ -53,7 +61,7 @@ class Settings:
     steps: int = setting(500, at_least=1)
     batch: int = setting(32, "cases in a step", at_least=1)
     written: float = setting(0.1, "playground: written cases, as a share of the spoken ones", at_least=0)
-    varied: float = setting(0.5, "share of the cases whose sound is varied", at_least=0, at_most=1)
+    dictation: float = setting(0.4, "playground: dictations, as a share of the dialogues", at_least=0)
     seed: int = setting(0, at_least=0)
     hearing: HearingSettings = field(default_factory=HearingSettings)
     data: DataSettings = field(default_factory=lambda: DataSettings(cases=6000))
@@ -68,10 +76,11 @@ def main(settings: Settings, run_dir: Path) -> None:
         seed_everything(settings.seed)
         new = settings.model in PRESETS
         model, tokenizer = new_model(settings) if new else load_model(settings.model)
-        cases = load_cases(settings.data, model.config.audio_encoder_config.n_mels)
+        n_mels = model.config.audio_encoder_config.n_mels
+        cases = load_cases(settings.data, n_mels)
+        cases = cases + dictations(settings.data, round(settings.dictation * len(cases)), n_mels)
         if new:
             learn_to_hear(run, settings.hearing, model, cases, settings.seed)
-        cases = vary_cases(cases, settings.varied, settings.seed)
         if not settings.data.files:
             cases = cases + written_cases(settings.data, round(settings.written * len(cases)))
         fine_tune(

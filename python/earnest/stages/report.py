@@ -54,8 +54,8 @@ def main(settings: Settings, run_dir: Path) -> dict[str, Any]:
 
 
 def rebuild_metrics(run_dir: Path) -> None:
-    """Writes metrics.json again from the answers that an evaluation kept. InvalidInput where there are none.
-    """
+    """Writes metrics.json again from the answers that an evaluation kept. InvalidInput where there are
+    none."""
     from earnest.evaluate.playground import stage_metrics
     from earnest.evaluate.stage import Answer
 

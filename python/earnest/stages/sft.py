@@ -9,9 +9,8 @@ from pathlib import Path
 
 from earnest.run import Run
 from earnest.settings import RunSettings, setting
-from earnest.stages.source import DataSettings, load_cases, load_model
+from earnest.stages.source import DataSettings, dictations, load_cases, load_model
 from earnest.stages.supervised import OptimiserSettings, fine_tune
-from earnest.stages.variation import vary_cases
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,7 @@ class Settings:
     steps: int = setting(200, at_least=1)
     batch: int = setting(32, "cases in a step", at_least=1)
     all_turns: bool = setting(False, "learn every assistant turn of a dialogue, not the last alone")
-    varied: float = setting(0.5, "share of the cases whose sound is varied", at_least=0, at_most=1)
+    dictation: float = setting(0.4, "playground: dictations, as a share of the dialogues", at_least=0)
     seed: int = setting(0, at_least=0)
     data: DataSettings = field(default_factory=lambda: DataSettings(cases=3000))
     optimiser: OptimiserSettings = field(default_factory=lambda: OptimiserSettings(lr=5e-4))
@@ -32,8 +31,9 @@ def main(settings: Settings, run_dir: Path) -> None:
         if run.finished:
             return
         model, tokenizer = load_model(settings.model)
-        cases = load_cases(settings.data, model.config.audio_encoder_config.n_mels)
-        cases = vary_cases(cases, settings.varied, settings.seed)
+        n_mels = model.config.audio_encoder_config.n_mels
+        cases = load_cases(settings.data, n_mels)
+        cases = cases + dictations(settings.data, round(settings.dictation * len(cases)), n_mels)
         fine_tune(
             run,
             "fine-tuning",

@@ -53,21 +53,34 @@ def load_cases(
     data: DataSettings, n_mels: int, *, split: str = "train", phase: str = "speaking and hearing"
 ) -> list[Case]:
     """The cases of a stage, audio as features. Raises InvalidInput where there are none."""
-    if data.files:
-        cases = file_cases(data.files, n_mels)
-    else:
-        indices = range(data.first, data.first + data.cases)
-        cases = playground_cases(
-            world_of(data.playground),
-            split,
-            indices,
-            n_mels,
-            processes=data.processes or os.cpu_count() or 1,
-            phase=phase,
-        )
+    cases = (
+        file_cases(data.files, n_mels)
+        if data.files
+        else _spoken(data, data.cases, "dialogue", n_mels, split, phase)
+    )
     if not cases:
         raise InvalidInput("data", "files", "at least one dialogue", "none")
     return cases
+
+
+def dictations(data: DataSettings, count: int, n_mels: int) -> list[Case]:
+    """Spoken words in any order, to be written down (see World.dictation); none where the cases come from
+    files."""
+    return (
+        [] if data.files or count == 0 else _spoken(data, count, "dictation", n_mels, "train", "dictations")
+    )
+
+
+def _spoken(data: DataSettings, count: int, kind: str, n_mels: int, split: str, phase: str) -> list[Case]:
+    return playground_cases(
+        world_of(data.playground),
+        split,
+        range(data.first, data.first + count),
+        n_mels,
+        processes=data.processes or os.cpu_count() or 1,
+        phase=phase,
+        kind=kind,
+    )
 
 
 def written_cases(data: DataSettings, count: int) -> list[Case]:

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Variation of what is heard: the same words in a voice a little larger or smaller, with parts hidden.
-
-A frozen encoder hears the voices it was trained on better than any other. A decoder that only ever reads what
-it makes of those learns to trust it too much; cases with varied sound show it how unsure hearing can be."""
+"""Variation of what is heard: the same words in a voice a little larger or smaller, with parts hidden. An
+encoder learns to hear from it; to a policy it gives questions that are hard to hear, since those in known
+voices leave little to learn."""
 
 from __future__ import annotations
 
