@@ -208,3 +208,18 @@ def test_what_it_cannot_do_is_said_in_one_sentence(world):
         World(tasks=("singing",))
     with pytest.raises(InvalidInput, match="index"):
         world.sample("train", -1)
+
+
+def test_a_dictation_is_pure_and_holds_no_sum_of_another_split():
+    from earnest.playground.sentences import DIGITS, any_words, sums
+
+    world = World(3)
+    one, again = world.dictation("train", 5), World(3).dictation("train", 5)
+    assert one.reasoning == again.reasoning
+    assert np.array_equal(one.messages[0].audios[0].pcm, again.messages[0].audios[0].pcm)
+    assert " ".join(word for word, _, _ in one.words[0]) == one.answer
+    kept = {f"{DIGITS[a]} {op} {DIGITS[b]}" for s in ("validation", "heldout") for a, op, b in sums()[s]}
+    rng = random.Random(0)
+    spoken = [any_words(rng).replace(",", "") for _ in range(20000)]
+    assert not any(f" {phrase} " in f" {text} " for text in spoken for phrase in kept)
+    assert len({len(text.split()) for text in spoken}) > 3

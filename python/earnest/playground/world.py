@@ -95,8 +95,9 @@ class World:
         reasoning = f"heard: {heard}. voice: {sound.rate}, {sound.pitch}, {sound.loudness}."
         written = (Reply(f"{heard}.", 0.0), Reply(f"I heard: {heard}.", 0.3))
         messages = (Message.user(Audio(pcm=utterance.pcm), asked),)
-        return Sample(f"{self.seed}-{split}-dictation-{index}", "dictation", messages, reasoning, heard, written,
-                      (sound,), (utterance.words,), None, topic)
+        name = f"{self.seed}-{split}-dictation-{index}"
+        return Sample(name, "dictation", messages, reasoning, heard, written, (sound,), (utterance.words,),
+                      None, topic)
 
     def corpus(self, count: int = 4000) -> Iterator[str]:
         """All kinds of text the world writes (questions, thoughts, replies, criteria), for a tokenizer."""
