@@ -2,13 +2,14 @@
 """The checks of a reply, and the listener's hidden preferences: no audio is needed for these."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from earnest.dialogue.message import Audio, Message
 from earnest.errors import InvalidInput
-from earnest.playground import Listener, Reply, Sample, Sound, Topic, acknowledges, verify
+from earnest.playground import CRITERIA, Listener, Reply, Sample, Sound, Topic, acknowledges, verify
 
 
 def sample(kind="number", answer="8", rule=None, rate="fast", pitch="high", loudness="normal",
@@ -28,7 +29,7 @@ def test_right_answers_in_any_form_pass(text):
 
 
 @pytest.mark.parametrize("text", ["", "7", "It is 8 or 9.", "eighteen", "It is not 8.", "3 plus 5", "5 8",
-                                  "88", "2 plus 6 is 8 is 3"])
+                                  "88", "2 plus 6 is 8 is 3", "1 plus 7 is 8"])
 def test_wrong_or_hedged_answers_fail(text):
     assert not verify(sample(), text)
 
@@ -64,6 +65,16 @@ def test_a_remark_counts_only_if_it_is_true_of_the_speaker():
     assert not acknowledges(sample("rate", "fast"), "Fast.")  # the answer itself is no remark
     assert acknowledges(sample("rate", "fast"), "You sound in a hurry: your pace is fast.")
     assert acknowledges(sample(rate="normal", pitch="middle"), "You sound calm and clear: it is 8.")
+    assert not acknowledges(sample(), "After breakfast: it is 8.")  # whole words only
+
+
+def test_the_last_turn_is_the_one_that_is_taken_up():
+    now, before = sample(), sample(rate="slow", pitch="low").sounds[0]
+    spoken = replace(now, sounds=(before, *now.sounds))
+    assert acknowledges(spoken, "What a bright voice! It is 8.")
+    assert not acknowledges(spoken, "What a deep voice! It is 8.")
+    assert Listener(0).utility(spoken, "What a bright voice! It is 8.") > Listener(0).utility(
+        spoken, "What a deep voice! It is 8.")
 
 
 def test_utility_orders_replies_as_people_would():
@@ -77,8 +88,18 @@ def test_utility_orders_replies_as_people_would():
     assert listener.utility(speaker, padded) < listener.utility(speaker, "It is 8.")
     doubled = f"{order[0]} {order[0]}"
     assert listener.utility(speaker, doubled) < listener.utility(speaker, order[0])
+    assert listener.utility(speaker, "It is 8, it is 8.") < listener.utility(speaker, "It is 8, as you see.")
     fast = sample()
     assert listener.utility(fast, "8.") > listener.utility(speaker, "8.")  # curt matters less in a hurry
+    long = "I looked at what you said and I think that it is 8 then."
+    assert listener.utility(fast, long) < listener.utility(speaker, long)  # and length matters more
+
+
+def test_charm_does_not_make_up_for_a_wrong_answer():
+    listener, speaker = Listener(0), sample()
+    for text in ("It is 7.", "7."):
+        assert listener.utility(speaker, "What a bright voice! It is 7.") == listener.utility(speaker, text)
+    assert listener.utility(speaker, "8.") > listener.utility(speaker, "What a bright voice! It is 7.") + 1
 
 
 def test_a_rubric_may_change_who_wins():
@@ -93,10 +114,30 @@ def test_a_rubric_may_change_who_wins():
         listener.utility(speaker, warm, ("rhymes",))
 
 
+@pytest.mark.parametrize(("criterion", "met", "missed"), [
+    ("has at most six words", "Sure, it is exactly 8 then.", "Sure, I think it is exactly 8."),
+    ("has at most six words", "8.", ""),
+    ("is a whole sentence", "It is 8.", "It is 8"),
+    ("is a whole sentence", "It is 8!", "Eight."),
+    ("does not mention the voice", "It is 8.", "What a deep voice! It is 8."),
+    ("takes up how the speaker sounds", "What a bright voice! It is 8.", "What a deep voice! It is 8."),
+    ("gives the right answer", "8.", "9."),
+    ("ends with thanks", "8. Thanks.", "8."),
+])
+def test_criteria_mean_what_they_say(criterion, met, missed):
+    assert CRITERIA[criterion](sample(), met)
+    assert not CRITERIA[criterion](sample(), missed)
+
+
 def test_a_rule_makes_the_bare_label_win():
     listener, speaker = Listener(0), sample(rule="one word")
     warm = "You sound in a hurry, so quickly: it is 8."
     assert listener.utility(speaker, "8.") > listener.utility(speaker, warm)
+    # one who asked for a bare label does not find it curt
+    curt, asked = sample(rate="slow"), sample(rate="slow", rule="one word")
+    rubric = ("gives the right answer", "is one word")
+    assert listener.utility(asked, "8.") - listener.utility(curt, "8.") == pytest.approx(0.7 + 0.5)
+    assert listener.utility(curt, "8.", rubric) - listener.utility(curt, "8.") == pytest.approx(0.8 + 0.5)
 
 
 def test_comparisons_are_noisy_neutral_to_position_and_repeatable():
@@ -111,6 +152,9 @@ def test_comparisons_are_noisy_neutral_to_position_and_repeatable():
     close = [listener.compare(speaker, "It is 8.", "Sure, it is 8.", index=i) for i in range(400)]
     assert abs(np.mean(close)) < 0.15  # of equal utility: no side is favoured
     assert listener.compare(speaker, warm, warm) == 0
+    assert levels != [Listener(8).compare(speaker, warm, bare, index=i) for i in range(400)]
+    assert [listener.true_level(speaker, *pair) for pair in ((warm, bare), (bare, warm), (bare, "9."))] == [
+        1, -1, 2]
     wrong = "You sound in a hurry, so quickly: it is 9."
     sure = [listener.compare(speaker, warm, wrong, index=i) for i in range(200)]
     assert np.mean([level == 2 for level in sure]) > 0.9

@@ -223,3 +223,15 @@ def test_a_dictation_is_pure_and_holds_no_sum_of_another_split():
     spoken = [any_words(rng).replace(",", "") for _ in range(20000)]
     assert not any(f" {phrase} " in f" {text} " for text in spoken for phrase in kept)
     assert len({len(text.split()) for text in spoken}) > 3
+
+
+def test_a_loosened_sentence_is_never_a_held_out_one_and_keeps_its_words():
+    rng = random.Random(0)
+    loose = [language.loosened("tell me what six plus two is", rng) for _ in range(20000)]
+    assert all("tell me what six plus two is" in text for text in loose)
+    assert "please tell me what six plus two is" not in loose
+    assert len(set(loose)) > 1000
+    held = language._held_out()
+    for text in ("please tell me what six plus two is", "which colour did I say", "please repeat your answer"):
+        assert held.fullmatch(text), text
+    assert not held.fullmatch("tell me what six plus two is")
