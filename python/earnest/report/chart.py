@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from earnest.report.text import escape
 
 WIDTH, HEIGHT = 330, 190
-LEFT, RIGHT, TOP, BOTTOM = 44, 8, 10, 24
+LEFT, RIGHT, TOP, BOTTOM = 44, 14, 10, 24
 MOST_POINTS = 240
-SMOOTHED_OVER = 24  # the running mean is taken over this share of the points: 1/24
+SMOOTHED_OVER = 20  # the running mean is taken over this share of the points: 1/20
 
 Point = tuple[float, float]
 
@@ -57,8 +57,8 @@ def line_chart(title: str, lines: Sequence[Line], *, percent: bool = False, log:
     for line in lines:
         look = f"line {line.stage}" + (" dashed" if line.dashed else "")
         if len(line.points) >= SMOOTHED_OVER:
-            drawn.append(f'<path class="{look} raw" d="{_path(frame, _thinned(line.points))}"/>')
-        drawn.append(f'<path class="{look}" d="{_path(frame, _thinned(_smooth(line.points)))}"/>')
+            drawn.append(_stroke(f"{look} raw", _path(frame, _thinned(line.points))))
+        drawn.append(_stroke(look, _path(frame, _thinned(_smooth(line.points)))))
         if len(line.points) == 1:
             x, y = frame.at(line.points[0])
             drawn.append(f'<circle class="dot {line.stage}" cx="{x:.1f}" cy="{y:.1f}" r="3"/>')
@@ -75,11 +75,10 @@ def calibration_chart(curve: Sequence[Mapping[str, float]]) -> str:
         return ""
     title = "Said and happened"
     frame = Frame((0.0, 1.0), (0.0, 1.0), height=260)
-    a, b = frame.at((0, 0)), frame.at((1, 1))
     drawn = [
         _axes(frame, percent=True, log=False, percent_x=True),
-        f'<path class="even" d="M{a[0]:.1f} {a[1]:.1f} L{b[0]:.1f} {b[1]:.1f}"/>',
-        f'<path class="line judge" d="{_path(frame, [(x, y) for x, y, _ in points])}"/>',
+        _stroke("even", _path(frame, [(0.0, 0.0), (1.0, 1.0)])),
+        _stroke("line judge", _path(frame, [(x, y) for x, y, _ in points])),
     ]
     most = max(count for *_, count in points)
     for said, happened, count in points:
@@ -105,14 +104,16 @@ def _svg(title: str, drawn: Sequence[str], frame: Frame | None = None) -> str:
     return head + "".join(drawn) + "</svg>"
 
 
+def _stroke(kind: str, path: str) -> str:
+    """A path of class `kind`. The attributes serve viewers that do not apply the page's style to pictures."""
+    return f'<path fill="none" stroke="currentColor" class="{kind}" d="{path}"/>'
+
+
 def _legend(line: Line, percent: bool, log: bool) -> str:
     last = _smooth(line.points)[-1][1]
-    dashed = " dashed" if line.dashed else ""
-    return (
-        f'<span><svg class="key" viewBox="0 0 18 6"><path class="line {line.stage}{dashed}" d="M0 3 H18"/>'
-        "</svg> "
-        f"{escape(line.name)} <b>{_label(10**last if log else last, percent)}</b></span>"
-    )
+    key = _stroke(f"line {line.stage}" + (" dashed" if line.dashed else ""), "M0 3 H18")
+    value = _label(10**last if log else last, percent)
+    return f'<span><svg class="key" viewBox="0 0 18 6">{key}</svg> {escape(line.name)} <b>{value}</b></span>'
 
 
 def _axes(frame: Frame, percent: bool, log: bool, percent_x: bool = False) -> str:
@@ -120,7 +121,7 @@ def _axes(frame: Frame, percent: bool, log: bool, percent_x: bool = False) -> st
     for value in ticks(*frame.y, most=5, whole=log):
         x, y = frame.at((frame.x[0], value))
         text = _label(10**value if log else value, percent)
-        parts.append(f'<path class="grid" d="M{LEFT} {y:.1f} H{frame.width - RIGHT}"/>')
+        parts.append(_stroke("grid", f"M{LEFT} {y:.1f} H{frame.width - RIGHT}"))
         parts.append(f'<text x="{x - 6:.1f}" y="{y + 3.5:.1f}" text-anchor="end">{text}</text>')
     for value in ticks(*frame.x, most=5):
         x, y = frame.at((value, frame.y[0]))
@@ -170,12 +171,13 @@ def _padded(values: Iterable[float]) -> tuple[float, float]:
 
 
 def _smooth(points: Sequence[Point]) -> list[Point]:
-    """The running mean over the last points."""
-    window = max(1, len(points) // SMOOTHED_OVER)
-    return [
-        (x, sum(y for _, y in points[max(0, i + 1 - window) : i + 1]) / min(i + 1, window))
-        for i, (x, _) in enumerate(points)
-    ]
+    """The running mean over the points on both sides; towards the ends over as many as there are."""
+    reach = len(points) // SMOOTHED_OVER // 2
+    smoothed = []
+    for i, (x, _) in enumerate(points):
+        near = [y for _, y in points[max(0, i - reach) : i + reach + 1]]
+        smoothed.append((x, sum(near) / len(near)))
+    return smoothed
 
 
 def _thinned(points: Sequence[Point]) -> Sequence[Point]:

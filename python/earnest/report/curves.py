@@ -82,7 +82,7 @@ def curves_section(run_dir: Path) -> str:
         return paragraph(
             f"No {FILE} was found in the folders of the stages, so there are no curves.", "missing"
         )
-    return f"<div class='charts'>{supervised}</div><div class='charts'>{reinforced}</div>"
+    return f"<div class='charts narrow'>{supervised}</div><div class='charts'>{reinforced}</div>"
 
 
 def _charts(charts: Sequence[Chart], logged: Logged) -> str:

@@ -63,6 +63,7 @@ def _panel(axes: Any, title: str, column: Column, stages: dict[str, Metrics]) ->
             va="bottom",
             fontsize=11,
             color="#23211f",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
         )
     if column.interval:
         axes.axhline(50, color="#77726b", linewidth=0.8, linestyle=(0, (3, 3)))

@@ -110,7 +110,8 @@ def about_rlhf(rlvr: Metrics, rlhf: Metrics) -> str:
     if change is not None:
         met = "met" if change[0] >= -LARGEST_LOSS else "not met"
         sentences.append(
-            f"Its verified accuracy against RLVR's is {_change(ACCURACY, rlvr, rlhf)} ({points(change[0])}; "
+            f"Its verified accuracy is {ACCURACY.text(ACCURACY.value(rlhf))}, RLVR's "
+            f"{ACCURACY.text(ACCURACY.value(rlvr))} ({points(change[0])}; "
             f"no more than {100 * LARGEST_LOSS:.0f} points below was wanted: {met})."
         )
     if _known(REASONING, rlvr, rlhf):
