@@ -232,6 +232,7 @@ def test_a_loosened_sentence_is_never_a_held_out_one_and_keeps_its_words():
     assert "please tell me what six plus two is" not in loose
     assert len(set(loose)) > 1000
     held = language._held_out()
-    for text in ("please tell me what six plus two is", "which colour did I say", "please repeat your answer"):
+    sentences = ("please tell me what six plus two is", "which colour did I say", "please repeat your answer")
+    for text in sentences:
         assert held.fullmatch(text), text
     assert not held.fullmatch("tell me what six plus two is")

@@ -8,7 +8,9 @@ sentences that training never has; held-out sums are pairs of operands that trai
 from __future__ import annotations
 
 import random
+import re
 from functools import lru_cache
+from typing import Any
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 NUMBERS = (*DIGITS, "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen",
@@ -139,6 +141,42 @@ def any_words(rng: random.Random) -> str:
     if len(words) > 4:
         words[rng.randint(1, len(words) - 3)] += ","
     return " ".join(words)
+
+
+# Words that change the meaning of no sentence they stand beside.
+FILLERS = ("please", "now", "okay", "can", "you", "tell", "me", "say", "do", "see", "the", "which", "did",
+"was",
+           "house", "car", "bird", "door", "always", "again", "I", "what", "is", "how", "much", "my", "with",
+           "on", "from", "to")
+
+
+def loosened(sentence: str, rng: random.Random) -> str:
+    """The sentence as people say it, with words before and after it that add nothing. A listener who has
+    heard a few dozen sentences over and over takes every new one for the nearest of them; this one cannot.
+    Never a sentence of the held-out split."""
+    if rng.random() < 0.4:
+        return sentence
+    before = rng.choices(FILLERS, k=rng.choice((0, 1, 1, 2, 3)))
+    after = rng.choices(FILLERS, k=rng.choice((0, 0, 0, 1, 2)))
+    loose = " ".join([*before, sentence, *after])
+    return sentence if _held_out().fullmatch(loose.replace(",", "")) else loose
+
+
+@lru_cache(maxsize=1)
+def _held_out() -> re.Pattern[str]:
+    """What matches every sentence of the held-out split, whatever stands in its blanks."""
+    found: list[str] = []
+
+    def collect(table: Any) -> None:
+        for key, value in table.items():
+            if isinstance(value, dict):
+                collect(value)
+            elif key == "heldout":
+                found.extend(re.sub(r"\\{\w+\\}", ".+", re.escape(text.replace(",", ""))) for text in value)
+
+    for table in (ARITHMETIC, REPAIR, SOUND, NEUTRAL, RECALL_TELL, RECALL_ASK, RULES, CONSISTENCY):
+        collect({"table": table})
+    return re.compile("|".join(found))
 
 
 def carrier_split(split: str) -> str:
