@@ -3,9 +3,9 @@
 
     python bench/attention.py [--threads 1] [--seconds 1.0] [--only NAME] [--forward]
 
-Both get what suits them: ours packed sequences, torch a padded batch of the same ones (is_causal where queries
-and keys are equally long, a mask for a KV cache). Rounds alternate between the two; the median of each is printed.
-With one thread the clock is the process's CPU time, so that other people's load does not count.
+Both get what suits them: ours packed sequences, torch a padded batch of the same ones (is_causal where
+queries and keys are equally long, a mask for a KV cache). Rounds alternate between the two; the median of
+each is printed. With one thread the clock is the process's CPU time, so that others' load does not count.
 """
 
 import argparse
