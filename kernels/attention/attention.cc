@@ -163,9 +163,12 @@ Status backward(const Params& p, const Gradients& gradients) {
   std::unique_ptr<char[]> memory(new (std::nothrow) char[rows * row_bytes]);
   if (memory == nullptr) return {StatusCode::kOutOfMemory, "[attention] workspace: out of memory"};
   const Workspace workspace{memory.get(), memory.get() + rows * size_of(p.type)};
+  const auto unit_at = [&](int64_t i) { return unit_of(p, i / p.kv_heads, i % p.kv_heads); };
   const auto run = [&](int64_t begin, int64_t end, void* scratch) {
-    for (int64_t i = begin; i < end; ++i)
-      backend.backward(p, gradients, workspace, unit_of(p, i / p.kv_heads, i % p.kv_heads), scratch);
+    for (int64_t i = begin; i < end; ++i) {
+      const Unit next = i + p.kv_heads < end ? unit_at(i + p.kv_heads) : Unit{};
+      backend.backward(p, gradients, workspace, unit_at(i), next.keys > 0 ? &next : nullptr, scratch);
+    }
   };
   return for_each_chunk(p.sequences * p.kv_heads, work, backward_scratch_bytes(p.dim), run);
 }

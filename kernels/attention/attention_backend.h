@@ -13,7 +13,7 @@ namespace earnest::attention {
 // Functions in this header are static, so that each tier compiles its own copy with its own instructions.
 
 constexpr int kTileKeys = 64;      // keys per tile, counted from the sequence's first key
-constexpr int kForwardRows = 96;   // query rows that share one pass over the keys
+constexpr int kForwardRows = 192;  // query rows that share one pass over the keys
 constexpr int kBackwardRows = 48;  // query rows per step of the backward pass
 constexpr int64_t kDimPadding = 16;
 
@@ -54,7 +54,8 @@ struct Backend {
   // `next` is a unit of the sequence that this thread computes next, or null: its memory is asked for in
   // time.
   void (*forward)(const Params&, const Output&, const Unit&, const Unit* next, void* scratch);
-  void (*backward)(const Params&, const Gradients&, const Workspace&, const Unit&, void* scratch);
+  void (*backward)(const Params&, const Gradients&, const Workspace&, const Unit&, const Unit* next,
+                   void* scratch);
   bool needs_grad_q;  // whether backward wants Workspace::grad_q
 };
 

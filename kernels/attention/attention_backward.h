@@ -104,8 +104,10 @@ static void backward_block(const Params& p, const Gradients& g, const Workspace&
                 dim_vectors);
     for (int r = 0; r < block; ++r) {
       T* to = grad_q + b.at[row + r] * grad_q_row;
-      for (int64_t d = 0; d < dim_vectors * kLanes<T>; d += kLanes<T>)
-        store<T>(to + d, load<T>(to + d) + load<T>(b.grad_q + r * width + d));
+      for (int64_t d = 0; d < dim_vectors * kLanes<T>; d += kLanes<T>) {
+        const Vector<T> share = load<T>(b.grad_q + r * width + d);
+        store<T>(to + d, tile_begin == 0 ? share : load<T>(to + d) + share);
+      }
     }
   }
   multiply<T>({b.weights, 1, kTileKeys, b.grad_out, width, rows, b.grad_v, width, b.ones}, tile, dim_vectors);
@@ -133,10 +135,12 @@ static void finish_grad_q(const Params& p, const Gradients& g, const Workspace& 
   }
 }
 
+// Zeros for the tokens that see no key at all. The first tile writes all others.
 template <typename T>
 static void start_grad_q(const Params& p, T* sums, int64_t row_width, const Unit& unit) {
-  const int64_t group = p.heads / p.kv_heads;
-  for (int64_t i = 0; i < unit.queries; ++i) {
+  const int64_t group = p.heads / p.kv_heads, before = p.causal ? unit.queries - unit.keys : 0;
+  const int64_t tokens = unit.keys == 0 ? unit.queries : before;
+  for (int64_t i = 0; i < tokens; ++i) {
     T* row = sums + ((unit.query_begin + i) * p.heads + unit.kv_head * group) * row_width;
     for (int64_t d = 0; d < group * row_width; d += kLanes<T>) store<T>(row + d, Vector<T>{});
   }
@@ -165,13 +169,15 @@ static BackwardBuffers<T> cut_buffers(void* memory, int64_t width) {
 
 template <typename T, typename E>
 static void backward_unit(const Params& p, const Gradients& g, const Workspace& workspace, const Unit& unit,
-                          void* memory) {
+                          const Unit* next, void* memory) {
   const int64_t group = p.heads / p.kv_heads, width = padded_dim(p.dim), stride = p.kv_heads * p.dim;
   const int64_t rows = unit.queries * group;
   const BackwardBuffers<T> b = cut_buffers<T>(memory, width);
   const bool in_place = sums_in_place<T, E>(p.dim);
   start_grad_q<T>(p, static_cast<T*>(in_place ? g.grad_q : workspace.grad_q), in_place ? p.dim : width, unit);
   row_dot_products<T, E>(p, g, unit, static_cast<T*>(workspace.delta));
+  const Ahead ahead = sequence_ahead<E>(p, next, g.out, g.grad_out);
+  const int64_t shares = (rows + kBackwardRows - 1) / kBackwardRows;
   for (int64_t begin = 0; begin < unit.keys; begin += kTileKeys) {
     const int64_t tile = unit.keys - begin < kTileKeys ? unit.keys - begin : kTileKeys;
     const int64_t at = (unit.key_begin + begin) * stride + unit.kv_head * p.dim;
@@ -188,6 +194,7 @@ static void backward_unit(const Params& p, const Gradients& g, const Workspace& 
         p.causal ? (begin + unit.queries - unit.keys) * group : 0;  // the first row to see the tile
     for (first = first < 0 ? 0 : first; first < rows; first += kBackwardRows) {
       const int64_t block = rows - first < kBackwardRows ? rows - first : kBackwardRows;
+      if (begin == 0) ahead.ask(unit.kv_head * shares + first / kBackwardRows, p.kv_heads * shares);
       backward_block<T, E>(p, g, workspace, unit, first, block, begin, tile, keys, key_row, b);
     }
     for (int64_t j = 0; j < tile; ++j) {

@@ -122,7 +122,7 @@ struct Ahead {
     const char* from = nullptr;
     int64_t lines = 0;
   };
-  Range ranges[3];
+  Range ranges[5];
 
   // Inlined by force: GCC takes a function that only prefetches for one without effect and drops the call.
   __attribute__((always_inline)) void ask(int64_t share, int64_t shares) const {
@@ -135,15 +135,21 @@ struct Ahead {
 
 constexpr int64_t kAheadBytes = 384 * 1024;  // more would not stay in a level-2 cache
 
+// Besides q, k and v: up to two arrays shaped like q.
 template <typename E>
-static Ahead sequence_ahead(const Params& p, const Unit* unit) {
+static Ahead sequence_ahead(const Params& p, const Unit* unit, const void* third = nullptr,
+                            const void* fourth = nullptr) {
   if (unit == nullptr) return {};
   const int64_t row = p.dim * static_cast<int64_t>(sizeof(E));
-  const int64_t key_row = p.kv_heads * row, query_row = p.heads * row;
-  if (2 * unit->keys * key_row + unit->queries * query_row > kAheadBytes) return {};
-  return {{{static_cast<const char*>(p.k) + unit->key_begin * key_row, unit->keys * key_row / 64},
-           {static_cast<const char*>(p.v) + unit->key_begin * key_row, unit->keys * key_row / 64},
-           {static_cast<const char*>(p.q) + unit->query_begin * query_row, unit->queries * query_row / 64}}};
+  const int64_t key_begin = unit->key_begin * p.kv_heads * row, key_bytes = unit->keys * p.kv_heads * row;
+  const int64_t query_begin = unit->query_begin * p.heads * row, query_bytes = unit->queries * p.heads * row;
+  if (2 * key_bytes + (third == nullptr ? 1 : 3) * query_bytes > kAheadBytes) return {};
+  Ahead ahead{{{static_cast<const char*>(p.k) + key_begin, key_bytes / 64},
+               {static_cast<const char*>(p.v) + key_begin, key_bytes / 64},
+               {static_cast<const char*>(p.q) + query_begin, query_bytes / 64}}};
+  if (third != nullptr) ahead.ranges[3] = {static_cast<const char*>(third) + query_begin, query_bytes / 64};
+  if (fourth != nullptr) ahead.ranges[4] = {static_cast<const char*>(fourth) + query_begin, query_bytes / 64};
+  return ahead;
 }
 
 // The rows of k or v for one tile. `to` is used only where the elements cannot be read in place.

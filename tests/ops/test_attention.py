@@ -21,7 +21,7 @@ TIERS = [
     tier for tier in ("scalar", "avx2", "avx512")
     if ("scalar", "avx2", "avx512").index(tier) <= ("scalar", "avx2", "avx512").index(_native.best_cpu_tier())
 ]  # fmt: skip
-# Lengths of queries and keys of each sequence, around the sizes of rows (6), tiles (64) and blocks (48, 96).
+# Lengths of queries and keys of each sequence, around the sizes of rows (6), tiles (64), blocks (48, 192).
 SHAPES = {
     "short": ([3, 1, 7], [3, 1, 7]),
     "empty": ([0, 5, 0, 2], [0, 5, 4, 0]),
