@@ -140,6 +140,11 @@ def test_takes_may_be_left_out_and_words_be_written(folder, tmp_path):
 def test_training_never_hears_or_writes_a_held_out_pair(world):
     kept = {(DIGITS[a], DIGITS[b]) for split in ("validation", "heldout") for a, b in digits.pairs()[split]}
     written = {f" {tasks.equation(*s)}" for split in ("validation", "heldout") for s in sums()[split]}
+    for i in range(3000):
+        said = digits.any_digits(world._random("train", i, "dictation"), "train")
+        assert not kept & set(itertools.pairwise(said.split())), said
+    dictation = world.dictation("train", 1)
+    assert dictation.answer == " ".join(word for word, _, _ in dictation.words[0])
     side_by_side = re.compile("({0}) ({0})".format("|".join(DIGITS)))
     for i in range(3000):
         plan = digits.PLANS[TASKS[i % len(TASKS)]](world._random("train", i, "plan"), "train")
@@ -271,15 +276,18 @@ def test_too_few_recordings_are_refused(folder, tmp_path, keep, reason):
         World(voices=with_manifest(folder, tmp_path, lines))
 
 
-@pytest.mark.parametrize("content", [b"RIFF of nothing", "silence", "long"])
+@pytest.mark.parametrize("content", ["no audio", "silence", "hiss", "click", "long"])
 def test_a_recording_that_cannot_be_used_is_named_when_it_is_wanted(folder, tmp_path, content):
     path = with_manifest(folder, tmp_path, lines_of(folder))
     broken = path / "7_bob_1.wav"
     broken.unlink()
-    if isinstance(content, bytes):
-        broken.write_bytes(content)
+    noise = np.random.default_rng(0).uniform(-1, 1, 32000)
+    waves = {"silence": np.zeros(4000), "hiss": 1e-4 * noise[:4000], "long": 0.3 * noise,
+             "click": np.where(np.arange(4000) // 100 == 20, 0.5, 0.0)}
+    if content == "no audio":
+        broken.write_bytes(b"RIFF of nothing")
     else:
-        soundfile.write(broken, np.zeros(4000 if content == "silence" else 8000 * 4), 8000)
+        soundfile.write(broken, waves[content], 8000)
     recordings = Recordings(path)
     with pytest.raises(BadLine, match=r"manifest.jsonl:53: expected ") as caught:
         recordings.spoken(recordings.takes["heldout"]["bob"]["seven"][1])
@@ -290,9 +298,10 @@ def test_comparisons_texts_and_corpus_work_as_for_synthetic_voices(world, sample
     pair = world.pair(samples["train"][1], "train", 1)
     direct = world.comparison("train", 1)
     assert (pair.a, pair.b, pair.level, pair.rubric) == (direct.a, direct.b, direct.level, direct.rubric)
-    for i in range(40):
-        text = world.text_sample("heldout", i)
-        assert all(verify(text, reply.text) for reply in text.replies)
+    texts = [world.text_sample("heldout", i) for i in range(40)]
+    assert all(verify(text, reply.text) for text in texts for reply in text.replies)
+    asked = {question for table in digits.ASK.values() for question in table["heldout"]}
+    assert any(text.messages[0].text.endswith(tuple(asked)) for text in texts)
     corpus = set(world.corpus(60))
     assert any("Which is larger?" in line for line in corpus)
     assert any("larger" in line for line in corpus if line.startswith("The "))

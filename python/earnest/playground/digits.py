@@ -98,6 +98,11 @@ def _count(rng: random.Random, split: str, length: int) -> tuple[int, ...]:
             return found
 
 
+def any_digits(rng: random.Random, split: str) -> str:
+    """Two to five digits in no order that means anything, to be written down."""
+    return _spoken(*_count(rng, split, rng.randint(2, 5)))
+
+
 def _answer(s: Sum) -> int:
     a, op, b = s
     if op in LARGER_CORES:

@@ -145,9 +145,8 @@ def any_words(rng: random.Random) -> str:
 
 # Words that change the meaning of no sentence they stand beside.
 FILLERS = ("please", "now", "okay", "can", "you", "tell", "me", "say", "do", "see", "the", "which", "did",
-"was",
-           "house", "car", "bird", "door", "always", "again", "I", "what", "is", "how", "much", "my", "with",
-           "on", "from", "to")
+           "was", "house", "car", "bird", "door", "always", "again", "I", "what", "is", "how", "much", "my",
+           "with", "on", "from", "to")
 
 
 def loosened(sentence: str, rng: random.Random) -> str:

@@ -88,8 +88,7 @@ class World:
         """Any words, to be written down; pure. For mid-training: who has heard whole sentences alone guesses
         the nearest one when a new one comes. With recordings: digits."""
         rng = self._random(split, index, "dictation")
-        digit_words = " ".join(rng.choices(sorted(DIGITS), k=rng.randint(2, 5)))
-        say = any_words(rng) if self.recordings is None else digit_words
+        say = any_words(rng) if self.recordings is None else digits.any_digits(rng, split)
         heard = " ".join(words_of(say))
         topic = Topic("words", heard, ("{x}",))
         asked = rng.choice(DICTATION)
