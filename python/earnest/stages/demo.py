@@ -91,7 +91,7 @@ def stage_settings(settings: Settings, run_dir: Path) -> dict[str, Any]:
         steps=steps(800), optimiser=OptimiserSettings(lr=3e-3, warmup_steps=80)
     )
     return {
-        "midtrain": midtrain.Settings(steps=steps(500), hearing=hearing, data=data(0, 6000), **common),
+        "midtrain": midtrain.Settings(steps=steps(450), hearing=hearing, data=data(0, 6000), **common),
         "sft": sft.Settings(
             model=str(run_dir / "midtrain"),
             steps=steps(300),
@@ -108,8 +108,8 @@ def stage_settings(settings: Settings, run_dir: Path) -> dict[str, Any]:
         ),
         "judge": judge.Settings(
             model=str(run_dir / "sft"),
-            steps=steps(600),
-            data=data(0, 6000),
+            steps=steps(260),
+            data=data(0, 3000),
             checks=60 if quick else 400,
             optimiser=OptimiserSettings(lr=1e-3),
             **common,
