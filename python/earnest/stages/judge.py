@@ -71,13 +71,12 @@ def main(settings: Settings, run_dir: Path) -> None:
         run.finish(**{key: value for key, value in report.items() if isinstance(value, int | float)})
 
 
-def load_judge(folder: str | Path, hearing: Hearing | None = None) -> Judge:
-    """The judge of a run folder, calibrated. `hearing` may be shared where the encoder is the same frozen
-    one."""
+def load_judge(folder: str | Path) -> Judge:
+    """The judge of a run folder, calibrated."""
     model, tokenizer = load_model(folder, train=False)
     file = Path(folder) / CALIBRATION_FILE
     temperature = json.loads(file.read_text())["temperature"] if file.is_file() else 1.0
-    return Judge(model, tokenizer, hearing or Hearing(model), temperature=temperature)
+    return Judge(model, tokenizer, Hearing(model), temperature=temperature)
 
 
 def train(

@@ -28,7 +28,7 @@ from earnest.model import AudioLM, ValueModel
 from earnest.run import Run, seed_everything
 from earnest.settings import RunSettings, setting
 from earnest.stages.judge import load_judge
-from earnest.stages.source import DataSettings, draw, freeze, load_cases, load_model, save_model
+from earnest.stages.source import DataSettings, draw, load_cases, load_model, save_model
 from earnest.stages.variation import vary_cases
 
 
@@ -59,7 +59,9 @@ def main(settings: Settings, run_dir: Path) -> None:
         cases = load_cases(settings.data, policy.config.audio_encoder_config.n_mels)
         cases = vary_cases(cases, settings.varied, settings.seed + 1)
         hearing = Hearing(policy)
-        judge = load_judge(settings.judge, shared_hearing(settings, policy, hearing))
+        judge = load_judge(settings.judge)
+        if same_encoder(policy, judge.model):
+            judge.hearing = hearing  # each clip is encoded once for all
         reference = (
             load_model(settings.model, train=False)[0]
             if settings.policy.kl or settings.policy.update.loss.kl_coef
@@ -78,18 +80,15 @@ def main(settings: Settings, run_dir: Path) -> None:
             settings.policy,
             settings.seed,
         )
-        freeze(judge.model)
         save_model(run, policy, tokenizer)
         run.finish()
 
 
-def shared_hearing(settings: Settings, policy: AudioLM, hearing: Hearing) -> Hearing | None:
-    """The policy's `hearing`, if the judge's encoder has the very same weights (it was frozen in both); else
-    None."""
-    judge = load_model(settings.judge, train=False)[0]
-    mine, theirs = policy.encoder.state_dict(), judge.encoder.state_dict()
-    same = mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
-    return hearing if same else None
+def same_encoder(one: AudioLM, other: AudioLM) -> bool:
+    """Whether two models hear alike: encoders of the very same weights, as stages that freeze them leave
+    them."""
+    mine, theirs = one.encoder.state_dict(), other.encoder.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
 def cases_of_step(cases: Sequence[Case], settings: Settings, step: int) -> list[Case]:

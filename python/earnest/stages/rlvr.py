@@ -16,13 +16,12 @@ import torch
 
 from earnest.checkpoint import write_atomic
 from earnest.dialogue import Tokenizer
-from earnest.learn.advantage import AdvantageSettings
 from earnest.learn.hearing import Hearing
 from earnest.learn.optimise import PolicySettings, optimise, prompts_of
 from earnest.learn.reward import RewardWeights, combine, verified_reward
 from earnest.learn.rollout import sample
 from earnest.learn.types import Case
-from earnest.learn.update import Learner, UpdateSettings
+from earnest.learn.update import Learner
 from earnest.model import AudioLM, ValueModel
 from earnest.run import Run, seed_everything
 from earnest.settings import RunSettings, setting
@@ -49,11 +48,7 @@ class Settings:
     seed: int = setting(0, at_least=0)
     data: DataSettings = field(default_factory=lambda: DataSettings(cases=1000))
     choice: ChoiceSettings = field(default_factory=ChoiceSettings)
-    policy: PolicySettings = field(
-        default_factory=lambda: PolicySettings(
-            estimator="group", advantage=AdvantageSettings(), update=UpdateSettings()
-        )
-    )
+    policy: PolicySettings = field(default_factory=lambda: PolicySettings(estimator="group"))
     run: RunSettings = field(default_factory=RunSettings)
 
 
