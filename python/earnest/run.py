@@ -33,6 +33,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import json
 import os
 import random
@@ -59,6 +60,13 @@ from earnest.settings import RunSettings, differences, to_yaml
 
 OP = "run"
 STEP = re.compile(r"step-(\d{8})")
+
+
+@functools.cache
+def has_native_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 in hardware; elsewhere it is slower than float32."""
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16") or found.get("bf16"))
 
 
 class Interrupted(KeyboardInterrupt):
@@ -123,6 +131,13 @@ class Run:
                 self._log.close()
         if self._lock is not None:
             self._lock.close()
+
+    def autocast(self) -> torch.autocast:
+        """A context in which matrix products run in the precision of the settings. Weights, norms, attention,
+        residuals and losses stay float32."""
+        wanted = self.options.precision
+        low = has_native_bfloat16() if wanted == "auto" else wanted == "bfloat16"
+        return torch.autocast("cpu", torch.bfloat16, enabled=low)
 
     @property
     def finished(self) -> bool:

@@ -26,7 +26,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 
@@ -64,6 +64,10 @@ class RunSettings:
     )
     keep: int = setting(2, "how many saved states to keep", at_least=1, volatile=True)
     tensorboard: bool = setting(True, "write TensorBoard scalars beside metrics.jsonl", volatile=True)
+    precision: Literal["auto", "float32", "bfloat16"] = setting(
+        "auto",
+        "of matrix products in supervised steps (auto: bfloat16 where the processor multiplies it natively)",
+    )
     threads: int = setting(0, "threads to compute with (0: every core)", at_least=0, volatile=True)
     resume: bool = setting(True, "go on from a saved state; false starts over", volatile=True)
 

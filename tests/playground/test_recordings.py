@@ -108,12 +108,12 @@ def test_a_tar_gives_what_its_folder_gives_and_leaves_nothing_behind(folder, sam
 def test_splits_share_no_speaker_no_take_and_no_pair(folder):
     takes = Recordings(folder).takes
     assert {split: set(takes[split]) for split in SPLITS} == {
-        "train": {"amy"}, "validation": {"amy"}, "heldout": {"bob"}}
+        "train": {"amy"}, "practice": {"amy"}, "validation": {"amy"}, "heldout": {"bob"}}
     files = [{entry for words in takes[split].values() for part in words.values() for entry in part}
              for split in SPLITS]
-    assert [len(part) for part in files] == [20, 10, 30]
+    assert [len(part) for part in files] == [10, 10, 10, 30]
     assert len(set.union(*files)) == 60
-    assert {entry.take for entry in files[1]} == {0}
+    assert [{entry.take for entry in part} for part in files[:3]] == [{2}, {1}, {0}]
     assert set(Recordings(folder, leave_out="amy").takes["heldout"]) == {"amy"}
     pairs = [set(digits.pairs()[split]) for split in SPLITS]
     assert sum(map(len, pairs)) == len(set.union(*pairs)) == 100
@@ -138,8 +138,8 @@ def test_takes_may_be_left_out_and_words_be_written(folder, tmp_path):
 
 
 def test_training_never_hears_or_writes_a_held_out_pair(world):
-    kept = {(DIGITS[a], DIGITS[b]) for split in ("validation", "heldout") for a, b in digits.pairs()[split]}
-    written = {f" {tasks.equation(*s)}" for split in ("validation", "heldout") for s in sums()[split]}
+    kept = {(DIGITS[a], DIGITS[b]) for split in SPLITS[1:] for a, b in digits.pairs()[split]}
+    written = {f" {tasks.equation(*s)}" for split in SPLITS[1:] for s in sums()[split]}
     for i in range(3000):
         said = digits.any_digits(world._random("train", i, "dictation"), "train")
         assert not kept & set(itertools.pairwise(said.split())), said

@@ -12,11 +12,17 @@ import soxr
 
 pytest.importorskip("espeakng_loader", reason="needs the extra 'voice'")
 
+import itertools
+
 from earnest.errors import InvalidInput
 from earnest.playground import SPLITS, TASKS, World, acknowledges, replies, tasks, verify, voices
 from earnest.playground import sentences as language
 from earnest.playground import sound as measured
 from earnest.playground.speakers import align
+
+TABLES = [language.ARITHMETIC, language.REPAIR, language.NEUTRAL, *language.SOUND.values(),
+          *language.RECALL_TELL.values(), *language.RECALL_ASK.values(), *language.RULES.values(),
+          *language.CONSISTENCY.values()]
 
 
 @pytest.fixture(scope="module")
@@ -125,29 +131,45 @@ def test_splits_share_no_voice_no_sum_and_no_sentence():
     names = [set(voices.VOICES[split]) for split in SPLITS]
     assert len(set.union(*names)) == sum(len(group) for group in names)
     found = language.sums()
-    assert not set(found["train"]) & (set(found["validation"]) | set(found["heldout"]))
-    assert not set(found["validation"]) & set(found["heldout"])
-    for a, op, b in (*found["validation"], *found["heldout"]):
+    assert len(set().union(*found.values())) == sum(len(own) for own in found.values()) == 155
+    for a, op, b in (*found["validation"], *found["practice"], *found["heldout"]):
         mirror = (b, op, a) if op == "plus" else (a, op, a - b)
         assert mirror in found["train"]
-    tables = [language.ARITHMETIC, language.REPAIR, language.NEUTRAL, *language.SOUND.values(),
-              *language.RECALL_TELL.values(), *language.RECALL_ASK.values(), *language.RULES.values(),
-              *language.CONSISTENCY.values()]
-    for table in tables:
-        assert table["heldout"]
-        assert not set(table["train"]) & set(table["heldout"])
+    for table in TABLES:
+        splits = ("train", "practice", "heldout")
+        words = [[text.replace(",", "") for text in table[split]] for split in splits]
+        assert all(words)
+        assert len(set().union(*words)) == sum(len(part) for part in words)  # told apart by more than pauses
+
+
+def test_each_part_of_a_held_out_sentence_is_heard_in_training():
+    parts = (("", "now", "please"), ("what is {x}", "say {x}"), ("", "again", "now"))
+    dealt = language.composed(*parts)
+    assert sum(len(own) for own in dealt.values()) == 3 * 2 * 3 - 2  # nobody says now twice
+    assert {"what is {x}", "say {x}"} <= set(dealt["train"])
+    for table in TABLES:
+        known = {pair for text in table["train"] for pair in _neighbours(text)}
+        for text in (*table["heldout"], *table["practice"]):
+            assert set(text.replace(",", "").split()) <= {word for pair in known for word in pair}, text
+
+
+def _neighbours(text):
+    words = ["", *text.replace(",", "").split(), ""]
+    return list(itertools.pairwise(words))
 
 
 def test_training_never_hears_or_writes_a_held_out_sum(world, samples):
-    kept = {f" {tasks.equation(*s)}" for split in ("validation", "heldout") for s in language.sums()[split]}
+    kept = {f" {way(tasks.equation(*s))}" for way in (str, tasks.looked_up) for split in SPLITS[1:]
+            for s in language.sums()[split]}
     digits = "|".join(language.DIGITS)
     spoken = re.compile(rf"\b({digits}) (plus|minus) ({digits})\b")
-    heldout = {(language.DIGITS[a], op, language.DIGITS[b]) for split in ("validation", "heldout")
+    heldout = {(language.DIGITS[a], op, language.DIGITS[b]) for split in SPLITS[1:]
                for a, op, b in language.sums()[split]}
     for i in range(3000):
         rng = world._random("train", i, "plan")
         plan = tasks.PLANS[TASKS[i % len(TASKS)]](rng, "train")
-        assert not any(equation in f" {plan.step}" for equation in kept), plan
+        written = f" {plan.step} {tasks.looked_up(plan.step)}"
+        assert not any(equation in written for equation in kept), plan
         for turn in plan.turns:
             words = turn.say.replace(",", "")
             assert not set(spoken.findall(words)) & heldout, plan
@@ -218,21 +240,17 @@ def test_a_dictation_is_pure_and_holds_no_sum_of_another_split():
     assert one.reasoning == again.reasoning
     assert np.array_equal(one.messages[0].audios[0].pcm, again.messages[0].audios[0].pcm)
     assert " ".join(word for word, _, _ in one.words[0]) == one.answer
-    kept = {f"{DIGITS[a]} {op} {DIGITS[b]}" for s in ("validation", "heldout") for a, op, b in sums()[s]}
+    kept = {f"{DIGITS[a]} {op} {DIGITS[b]}" for s in SPLITS[1:] for a, op, b in sums()[s]}
     rng = random.Random(0)
     spoken = [any_words(rng).replace(",", "") for _ in range(20000)]
     assert not any(f" {phrase} " in f" {text} " for text in spoken for phrase in kept)
     assert len({len(text.split()) for text in spoken}) > 3
 
 
-def test_a_loosened_sentence_is_never_a_held_out_one_and_keeps_its_words():
-    rng = random.Random(0)
-    loose = [language.loosened("tell me what six plus two is", rng) for _ in range(20000)]
-    assert all("tell me what six plus two is" in text for text in loose)
-    assert "please tell me what six plus two is" not in loose
-    assert len(set(loose)) > 1000
-    held = language._held_out()
-    sentences = ("please tell me what six plus two is", "which colour did I say", "please repeat your answer")
-    for text in sentences:
-        assert held.fullmatch(text), text
-    assert not held.fullmatch("tell me what six plus two is")
+def test_a_sum_looked_up_is_the_counted_one_without_its_steps():
+    counted = f"heard: what is three plus five. voice: fast, low, loud. {tasks.equation(3, 'plus', 5)}"
+    assert counted.endswith("3 + 5: 5 3, 6 2, 7 1, 8 0 = 8.")
+    assert tasks.looked_up(counted) == "heard: what is three plus five. voice: fast, low, loud. 3 + 5 = 8."
+    assert tasks.looked_up("before: 9. 9 - 2: 9 2, 8 1, 7 0 = 7.") == "before: 9. 9 - 2 = 7."
+    unchanged = "heard: what was my number. voice: slow, low, loud. before: my number is nine: number 9."
+    assert tasks.looked_up(unchanged) == unchanged

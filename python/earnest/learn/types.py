@@ -38,6 +38,7 @@ class Case:
     history: tuple[Message, ...]  # ends with the turn to be answered
     clips: tuple[tuple[Clip, ...], ...] = ()  # per Audio part of the history, in order: its chunks
     reasoning: str | None = None
+    hasty: str | None = None  # the same reasoning with its sums looked up, not counted out; None: has no sum
     replies: tuple[str, ...] = ()  # good replies, the barest first
     answer: str | None = None
     rubric: tuple[str, ...] | None = None

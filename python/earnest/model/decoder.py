@@ -65,7 +65,7 @@ class DecoderAttention(nn.Module):
             x,
             fused([self.q_proj.weight, self.k_proj.weight, self.v_proj.weight]),
             fused([self.q_proj.bias, self.k_proj.bias, self.v_proj.bias]),
-        )
+        ).to(x.dtype)  # where matrix products run in a lower precision, attention still does not
         qkv = qkv.view(x.shape[0], -1, self.dim)
         turned = rotate(qkv[:, : self.heads + self.kv_heads], cos, sin)
         return turned[:, : self.heads], turned[:, self.heads :], qkv[:, self.heads + self.kv_heads :]

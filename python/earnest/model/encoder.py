@@ -43,7 +43,7 @@ class EncoderAttention(nn.Module):
             x,
             fused([self.query.weight, self.key.weight, self.value.weight]),
             torch.cat([bias, torch.zeros_like(bias), self.value.bias]),
-        )
+        ).to(x.dtype)  # where matrix products run in a lower precision, attention still does not
         q, k, v = (
             part.view(n, self.heads, width // self.heads).contiguous() for part in qkv.chunk(3, dim=-1)
         )

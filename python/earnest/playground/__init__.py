@@ -3,8 +3,9 @@
 
 from earnest.playground.listener import CRITERIA, Listener
 from earnest.playground.samples import SPLITS, TASKS, Comparison, Reply, Sample, Sound, Topic
+from earnest.playground.tasks import looked_up
 from earnest.playground.verify import acknowledges, verify
 from earnest.playground.world import World
 
 __all__ = ["CRITERIA", "SPLITS", "TASKS", "Comparison", "Listener", "Reply", "Sample", "Sound", "Topic",
-           "World", "acknowledges", "verify"]
+           "World", "acknowledges", "looked_up", "verify"]

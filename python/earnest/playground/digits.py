@@ -15,7 +15,7 @@ from functools import lru_cache
 from earnest.playground import tasks
 from earnest.playground.replies import LISTENING, UNDERSTOOD
 from earnest.playground.samples import SPLITS, Topic
-from earnest.playground.sentences import DIGITS, RULES, Sum, carrier_split, result, sums
+from earnest.playground.sentences import DIGITS, RULES, Sum, carrier_split, one_of, result, sums
 from earnest.playground.tasks import SOUND_CORES, SUM_CORES, Plan, Turn, equation
 
 ASK = {
@@ -63,14 +63,21 @@ LARGER_CORES = {"larger": ("it is {x}", "the larger number is {x}", "the answer 
 Pair = tuple[int, int]
 
 
+def ways_of(split: str) -> str:
+    """Written questions are few: held-out has its own, and all others those of training."""
+    return "heldout" if split == "heldout" else "train"
+
+
 @lru_cache(maxsize=1)
 def pairs() -> dict[str, tuple[Pair, ...]]:
     """The pairs of digits of each split, disjoint: those of its sums, and for training all that are left."""
-    heldout, validation = ({(a, b) for a, _, b in sums()[split]} for split in ("heldout", "validation"))
-    validation -= heldout
-    train = {(a, b) for a in range(10) for b in range(10)} - heldout - validation
-    return {split: tuple(sorted(found)) for split, found in
-            (("train", train), ("validation", validation), ("heldout", heldout))}
+    left = {(a, b) for a in range(10) for b in range(10)}
+    found: dict[str, tuple[Pair, ...]] = {}
+    for split in ("heldout", "validation", "practice"):
+        own = {(a, b) for a, _, b in sums()[split]} & left
+        found[split] = tuple(sorted(own))
+        left -= own
+    return {**found, "train": tuple(sorted(left))}
 
 
 @lru_cache(maxsize=1)
@@ -127,7 +134,7 @@ def _draw(rng: random.Random, split: str,
 
 
 def _ask(rng: random.Random, split: str, s: Sum) -> str:
-    return rng.choice(ASK[s[1]][carrier_split(split)])
+    return rng.choice(ASK[s[1]][ways_of(split)])
 
 
 def _question(rng: random.Random, split: str, s: Sum, before: str = "") -> Turn:
@@ -141,7 +148,7 @@ def arithmetic(rng: random.Random, split: str) -> Plan:
 
 def repair(rng: random.Random, split: str) -> Plan:
     """A digit, or what to do with the two, is taken back; only the change counts."""
-    s, ways = _draw(rng, split), carrier_split(split)
+    s, ways = _draw(rng, split), ways_of(split)
     topic = _topic(s, "with the change it is {x}")
     if rng.random() < 0.5:
         other = rng.choice([op for op in ASK if op != s[1]])
@@ -159,13 +166,13 @@ def sound(rng: random.Random, split: str) -> Plan:
     """How the speaker sounds; the answer stays open until it is spoken."""
     kind = rng.choice(tuple(SOUND))
     say = _spoken(*_count(rng, split, rng.randint(2, 4)))
-    turn = Turn(say, rng.choice(SOUND[kind][carrier_split(split)]), Topic(kind, "", SOUND_CORES[kind]))
+    turn = Turn(say, rng.choice(SOUND[kind][ways_of(split)]), Topic(kind, "", SOUND_CORES[kind]))
     return Plan("sound", (turn,), f"{kind}: {{x}}.")
 
 
 def recall(rng: random.Random, split: str) -> Plan:
     """A digit to remember, one or two turns of something else, then it is asked for beside other digits."""
-    value, ways = rng.randrange(10), carrier_split(split)
+    value, ways = rng.randrange(10), ways_of(split)
     turns = [Turn(_spoken(value), rng.choice(TELL[ways]), fixed=UNDERSTOOD)]
     for _ in range(rng.choice((1, 1, 2))):
         idle = Turn(_spoken(*_count(rng, split, 2)), rng.choice(LISTEN[ways]), fixed=LISTENING)
@@ -180,7 +187,7 @@ def instruction(rng: random.Random, split: str) -> Plan:
     rule = rng.choice(("call", "call", "one word", "end with thanks", "start with okay"))
     if rule == "call":
         rule = rng.choice([name for name in RULES if name.startswith("call me")])
-    said = rng.choice(RULES[rule][carrier_split(split)])
+    said = one_of(RULES[rule][carrier_split(split)], rng)
     turns = [_question(rng, split, _draw(rng, split), f"{said[0].upper()}{said[1:]}. ")]
     if rng.random() < 0.3:
         turns.append(_question(rng, split, _draw(rng, split)))
@@ -190,7 +197,7 @@ def instruction(rng: random.Random, split: str) -> Plan:
 
 def consistency(rng: random.Random, split: str) -> Plan:
     """A sum, then a digit to add to the answer that the model itself gave, or to take from it."""
-    ways = carrier_split(split)
+    ways = ways_of(split)
     while True:
         first = _draw(rng, split, ("plus", "plus", "minus"))
         before, op = _answer(first), rng.choice(("plus", "minus"))
@@ -198,7 +205,7 @@ def consistency(rng: random.Random, split: str) -> Plan:
         follow: Sum = (before, op, rng.randrange(10) if before <= 9 else rng.randint(1, 3))
         if not 0 <= result(*follow) <= 21:
             continue
-        if any(follow in sums()[other] for other in ("validation", "heldout") if other != split):
+        if any(follow in sums()[other] for other in SPLITS[1:] if other != split):
             continue
         topic = Topic("number", str(result(*follow)), ("that makes {x}", "now it is {x}"),
                       (before, follow[2]))

@@ -207,13 +207,14 @@ def _split(manifest: str, entries: list[Recording], speakers: tuple[str, ...],
     for speaker in speakers:
         for word in DIGITS:
             takes = sorted(found[speaker, word], key=lambda entry: (entry.take, entry.line))
-            needed = 1 if speaker == leave_out else 2
+            needed = 1 if speaker == leave_out else 3
             if len(takes) < needed:
                 raise InvalidInput("recordings", manifest, f"at least {needed} of {word!r} by {speaker!r}",
                                    str(len(takes)))
-            kept = min(-(-len(takes) // 5), 5)
+            kept = min(max(len(takes) // 5, 1), 5)
             parts = {"heldout": takes} if speaker == leave_out else {
-                "validation": takes[:kept], "train": takes[kept:]}
+                "validation": takes[:kept], "practice": takes[kept : 2 * kept],
+                "train": takes[2 * kept :]}
             for split, part in parts.items():
                 splits[split].setdefault(speaker, {})[word] = tuple(part)
     return splits

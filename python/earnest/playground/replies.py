@@ -60,7 +60,7 @@ def _fill(frame: str, core: str) -> str:
 
 
 def truthful(topic: Topic, sound: Sound, rule: str | None, rng: random.Random) -> tuple[Reply, ...]:
-    """Truthful replies, bare to warm: a label, a sentence, a friendly one, one for each salient property."""
+    """Truthful replies, bare to warm: a label, a sentence, a friendly one, one that takes up the voice."""
     answer = show(topic)
 
     def say(frame: str) -> str:
@@ -70,9 +70,8 @@ def truthful(topic: Topic, sound: Sound, rule: str | None, rng: random.Random) -
         return (Reply(_bare(answer, rule), 0.0),)
     replies = [Reply(_bare(answer, rule), 0.0), Reply(say("{X}."), 0.3),
                Reply(say(rng.choice(FRIENDLY)), 0.6)]
-    remarks = [(name, say(rng.choice(REMARKS[name]))) for name in sound.salient]
-    rng.shuffle(remarks)
-    return (*replies, *(Reply(text, 1.0, name) for name, text in remarks))
+    remark = rng.choice(sound.salient)
+    return (*replies, Reply(say(rng.choice(REMARKS[remark])), 1.0, remark))
 
 
 def wrong_answer(topic: Topic, rng: random.Random) -> str:

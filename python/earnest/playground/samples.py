@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from earnest.dialogue.message import Message
 
 TASKS = ("arithmetic", "sound", "recall", "instruction", "consistency", "repair")
-SPLITS = ("train", "validation", "heldout")
+SPLITS = ("train", "practice", "validation", "heldout")
 
 Word = tuple[str, float, float]  # the word, its start and its end in seconds of its clip
 

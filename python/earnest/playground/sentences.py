@@ -7,10 +7,11 @@ sentences that training never has; held-out sums are pairs of operands that trai
 
 from __future__ import annotations
 
+import itertools
 import random
-import re
 from functools import lru_cache
-from typing import Any
+
+from earnest.playground.samples import SPLITS
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 NUMBERS = (*DIGITS, "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen",
@@ -33,38 +34,62 @@ SYLLABLES = {
 }
 VOCABULARY = tuple(sorted(SYLLABLES))
 
+# What people say before and after a question or a wish; it changes the meaning of neither.
+BEFORE_QUESTION = ("", "tell me", "please tell me", "now tell me", "can you tell me", "can you say", "please",
+                   "now", "okay", "okay, now", "do say", "now please")
+BEFORE_WISH = ("", "please", "now", "okay", "can you", "now please", "okay, please", "can you please",
+               "okay, now")
+BEFORE_FACT = ("", "now", "okay", "please", "see", "okay, now", "now please", "okay, please")
+AFTER = ("", "please", "now", "okay", "again")
+
+
+def composed(
+    openings: tuple[str, ...], cores: tuple[str, ...], closings: tuple[str, ...]
+) -> dict[str, tuple[str, ...]]:
+    """Every opening with every core and every closing, dealt out to the splits: whoever has heard the
+    training sentences has heard every part of a held-out one, and never the whole."""
+    sentences: dict[str, str] = {}  # by their words: a pause makes no other sentence
+    for opening, core, closing in itertools.product(openings, cores, closings):
+        if closing and closing in opening:
+            continue  # nobody says please twice
+        sentence = " ".join(part for part in (opening, core, closing) if part)
+        sentences.setdefault(sentence.replace(",", ""), sentence)
+    chosen = list(sentences.values())
+    whole = {core for core in cores if core in chosen}  # a core alone is everyone's first sentence
+    chosen = [sentence for sentence in chosen if sentence not in whole]
+    random.Random(len(chosen)).shuffle(chosen)  # the same for "my number" as for "my colour"
+    share = max(len(chosen) // 6, 1)
+    return {"heldout": tuple(chosen[:share]), "practice": tuple(chosen[share : 2 * share]),
+            "train": tuple(sorted(whole)) + tuple(chosen[2 * share :])}
+
+
+def either(sentence: str, one: str, other: str) -> tuple[str, str]:
+    return f"{sentence} {one} or {other}", f"{sentence} {other} or {one}"
+
+
 # {x}: the sum as spoken ("three plus five").
-ARITHMETIC = {
-    "train": ("{x}", "what is {x}", "tell me {x}", "please tell me {x}", "how much is {x}", "now {x}",
-              "can you say what {x} is", "tell me what {x} is", "{x} please", "please say {x}",
-              "say {x} again", "now what is {x}", "do say {x}", "please, how much is {x}",
-              "tell me, what is {x}", "okay, {x}", "can you say {x}", "I say {x}", "say what {x} is",
-              "now how much is {x}", "okay, {x} please"),
-    "heldout": ("please tell me what {x} is", "now tell me {x}", "what is {x} please", "can you tell me {x}"),
-}
-REPAIR = {
-    "train": ("{a} {op} {b}, no, {op2} {c}", "{a} {op} {b}, sorry, {op2} {c}",
-              "what is {a} {op} {b}, no, {op2} {c}", "tell me {a} {op} {b}, no, I mean {op2} {c}",
-              "{a} {op} {b}, I mean {op2} {c}"),
-    "heldout": ("please tell me {a} {op} {b}, no, {op2} {c}", "what is {a} {op} {b}, sorry, I mean {op2} {c}",
-                "now {a} {op} {b}, no, sorry, {op2} {c}"),
-}
+ARITHMETIC = composed(BEFORE_QUESTION, ("{x}", "what is {x}", "how much is {x}", "what {x} is"), AFTER)
+REPAIR = composed(
+    ("", "tell me", "please tell me", "now tell me", "what is", "now what is", "how much is", "can you say",
+     "okay, how much is"),
+    tuple(f"{{a}} {{op}} {{b}}, {change} {{op2}} {{c}}" for change in
+          ("no,", "sorry,", "no, sorry,", "no, I mean", "I mean", "sorry, I mean", "sorry, no,")),
+    ("", "please", "now"))
 SOUND = {
-    "rate": {"train": ("am I speaking fast or slow", "is my speech slow or fast", "do I sound fast or slow",
-                       "tell me is my speech fast or slow"),
-             "heldout": ("please tell me am I fast or slow", "am I speaking slow or fast")},
-    "pitch": {"train": ("is my voice high or low", "do I sound high or low",
-                        "tell me is my voice low or high", "can you say is my voice high or low"),
-              "heldout": ("please tell me is my voice high or low", "do I sound low or high")},
-    "loudness": {"train": ("am I loud or quiet", "do I sound loud or quiet", "is my voice quiet or loud",
-                           "tell me am I speaking loud or quiet"),
-                 "heldout": ("please tell me am I quiet or loud", "is my speech loud or quiet")},
+    "rate": composed(BEFORE_QUESTION, (
+        *either("am I speaking", "fast", "slow"), *either("is my speech", "fast", "slow"),
+        *either("do I sound", "fast", "slow"), *either("am I", "fast", "slow")), ("", "now", "please")),
+    "pitch": composed(BEFORE_QUESTION, (
+        *either("is my voice", "high", "low"), *either("do I sound", "high", "low"),
+        *either("is my speech", "high", "low")), ("", "now", "please")),
+    "loudness": composed(BEFORE_QUESTION, (
+        *either("am I", "loud", "quiet"), *either("do I sound", "loud", "quiet"),
+        *either("is my voice", "loud", "quiet"), *either("am I speaking", "loud", "quiet")),
+        ("", "now", "please")),
 }
 # {c}: a colour, {t}: a thing. Said to be heard for its sound, or as a turn in between.
-NEUTRAL = {
-    "train": ("I see the {c} {t}", "the {t} is {c}", "my {t} is {c}", "the {c} {t} is now {c2}"),
-    "heldout": ("now I see the {c} {t}", "I say the {t} is {c}"),
-}
+NEUTRAL = composed(("", "now", "okay", "I say", "please see", "see"), (
+    "I see the {c} {t}", "the {t} is {c}", "my {t} is {c}", "the {c} {t} is now {c2}"), ("", "now", "again"))
 # A question in writing, beside spoken words that do not matter.
 WRITTEN_SOUND = {
     "rate": ("How fast do I speak?", "Is my speech fast, normal or slow?"),
@@ -73,53 +98,39 @@ WRITTEN_SOUND = {
 }
 # What is told, and what is asked later; {v}: the value.
 RECALL_TELL = {
-    "number": {"train": ("my number is {v}", "remember the number {v}", "please remember my number is {v}"),
-               "heldout": ("now remember my number is {v}", "please remember the number {v}")},
-    "colour": {"train": ("my colour is {v}", "remember the colour {v}", "please remember my colour is {v}"),
-               "heldout": ("now remember my colour is {v}", "please remember the colour {v}")},
-    "name": {"train": ("my name is {v}", "remember the name {v}", "please remember my name is {v}"),
-             "heldout": ("now remember my name is {v}", "please remember the name {v}")},
-}
-RECALL_ASK = {
-    kind: {"train": (f"what was my {kind}", f"tell me my {kind}", f"what {kind} did I say",
-                     f"say my {kind} again"),
-           "heldout": (f"please tell me my {kind}", f"which {kind} did I say", f"can you say my {kind}")}
+    kind: composed(BEFORE_FACT, (f"my {kind} is {{v}}", f"remember the {kind} {{v}}",
+                                 f"remember my {kind} {{v}}", f"remember my {kind} is {{v}}"),
+                   ("", "please", "now", "okay"))
     for kind in ("number", "colour", "name")
 }
-RECALL_ASK["colour"]["train"] += ("tell me which colour is my colour",)
+RECALL_ASK = {
+    kind: composed(BEFORE_QUESTION, (f"what was my {kind}", f"what {kind} did I say",
+                                     f"which {kind} did I say", f"what is my {kind}", f"my {kind}"), AFTER)
+    for kind in ("number", "colour", "name")
+}
 # The rule a user gives -> how it is said.
 RULES = {
-    **{f"call me {title}": {"train": (f"from now on call me {title}", f"please call me {title}",
-                                      f"always call me {title}"),
-                            "heldout": (f"now please always call me {title}",
-                                        f"please call me {title} from now on")}
-       for title in ("captain", "doctor", "boss")},
-    "one word": {"train": ("from now on answer with one word", "please answer with one word",
-                           "always answer with one word"),
-                 "heldout": ("now please always answer with one word",
-                             "please answer with one word from now on")},
-    "end with thanks": {"train": ("from now on end with thanks", "please end with thanks",
-                                  "always end with thanks"),
-                        "heldout": ("now please always end with thanks",
-                                    "please end with thanks from now on")},
-    "start with okay": {"train": ("from now on start with okay", "please start with okay",
-                                  "always start with okay"),
-                        "heldout": ("now please always start with okay",
-                                    "please start with okay from now on")},
+    rule: composed(("", "please", "now", "okay", "from now on", "now please", "from now on please",
+                    "okay, from now on"), (said, f"always {said}"),
+                   ("", "please", "now", "from now on", "okay"))
+    for rule, said in {
+        **{f"call me {title}": f"call me {title}" for title in ("captain", "doctor", "boss")},
+        "one word": "answer with one word", "end with thanks": "end with thanks",
+        "start with okay": "start with okay",
+    }.items()
 }
 # What is done with the model's own earlier answer -> how it is said. "repeat" or a signed number.
 CONSISTENCY = {
-    "repeat": {"train": ("say your answer again", "repeat your answer", "what was your answer"),
-               "heldout": ("please repeat your answer", "can you say your answer again")},
-    **{f"+{k}": {"train": (f"add {DIGITS[k]} to your answer", f"now add {DIGITS[k]} to your answer",
-                           f"what is your answer plus {DIGITS[k]}"),
-                 "heldout": (f"please add {DIGITS[k]} to your answer",
-                             f"tell me your answer plus {DIGITS[k]}")}
+    "repeat": composed(BEFORE_WISH, ("say your answer", "repeat your answer", "tell me your answer"), AFTER),
+    **{f"+{k}": composed(BEFORE_WISH, (f"add {DIGITS[k]} to your answer",
+                                       f"now add {DIGITS[k]} to your answer",
+                                       f"tell me your answer plus {DIGITS[k]}",
+                                       f"say your answer plus {DIGITS[k]}"), AFTER)
        for k in (1, 2, 3)},
-    **{f"-{k}": {"train": (f"take {DIGITS[k]} from your answer", f"now take {DIGITS[k]} from your answer",
-                           f"what is your answer minus {DIGITS[k]}"),
-                 "heldout": (f"please take {DIGITS[k]} from your answer",
-                             f"tell me your answer minus {DIGITS[k]}")}
+    **{f"-{k}": composed(BEFORE_WISH, (f"take {DIGITS[k]} from your answer",
+                                       f"now take {DIGITS[k]} from your answer",
+                                       f"tell me your answer minus {DIGITS[k]}",
+                                       f"say your answer minus {DIGITS[k]}"), AFTER)
        for k in (1, 2)},
 }
 
@@ -133,7 +144,7 @@ def result(a: int, op: str, b: int) -> int:
 def any_words(rng: random.Random) -> str:
     """Words in no order that means anything: to hear them is to hear each word, not to know the sentence. A
     sum of another split than training is never among them."""
-    kept = {(DIGITS[a], op, DIGITS[b]) for split in ("validation", "heldout") for a, op, b in sums()[split]}
+    kept = {(DIGITS[a], op, DIGITS[b]) for split in SPLITS if split != "train" for a, op, b in sums()[split]}
     while True:
         words = [rng.choice(VOCABULARY) for _ in range(rng.randint(3, 7))]
         if not kept & set(zip(words, words[1:], words[2:], strict=False)):
@@ -143,44 +154,14 @@ def any_words(rng: random.Random) -> str:
     return " ".join(words)
 
 
-# Words that change the meaning of no sentence they stand beside.
-FILLERS = ("please", "now", "okay", "can", "you", "tell", "me", "say", "do", "see", "the", "which", "did",
-           "was", "house", "car", "bird", "door", "always", "again", "I", "what", "is", "how", "much", "my",
-           "with", "on", "from", "to")
-
-
-def loosened(sentence: str, rng: random.Random) -> str:
-    """The sentence as people say it, with words before and after it that add nothing. A listener who has
-    heard a few dozen sentences over and over takes every new one for the nearest of them; this one cannot.
-    Never a sentence of the held-out split."""
-    if rng.random() < 0.4:
-        return sentence
-    before = rng.choices(FILLERS, k=rng.choice((0, 1, 1, 2, 3)))
-    after = rng.choices(FILLERS, k=rng.choice((0, 0, 0, 1, 2)))
-    loose = " ".join([*before, sentence, *after])
-    return sentence if _held_out().fullmatch(loose.replace(",", "")) else loose
-
-
-@lru_cache(maxsize=1)
-def _held_out() -> re.Pattern[str]:
-    """What matches every sentence of the held-out split, whatever stands in its blanks."""
-    found: list[str] = []
-
-    def collect(table: Any) -> None:
-        for key, value in table.items():
-            if isinstance(value, dict):
-                collect(value)
-            elif key == "heldout":
-                found.extend(re.sub(r"\\{\w+\\}", ".+", re.escape(text.replace(",", ""))) for text in value)
-
-    for table in (ARITHMETIC, REPAIR, SOUND, NEUTRAL, RECALL_TELL, RECALL_ASK, RULES, CONSISTENCY):
-        collect({"table": table})
-    return re.compile("|".join(found))
-
-
 def carrier_split(split: str) -> str:
-    """Validation measures new voices and new sums in known sentences; held-out has new sentences, too."""
-    return "heldout" if split == "heldout" else "train"
+    """Validation measures new voices and new sums in known sentences; the others have their own."""
+    return "train" if split == "validation" else split
+
+
+def one_of(sentences: tuple[str, ...], rng: random.Random) -> str:
+    """The shorter of two sentences drawn: people are brief more often than not."""
+    return min(rng.choice(sentences), rng.choice(sentences), key=len)
 
 
 @lru_cache(maxsize=1)
@@ -198,12 +179,12 @@ def sums() -> dict[str, tuple[Sum, ...]]:
     flip = [shuffle.random() < 0.5 for _ in range(len(pairs) + len(triples))]
     plus = [(b, "plus", a) if flip[i] else (a, "plus", b) for i, (a, b) in enumerate(pairs)]
     minus = [(a, "minus", a - b) if flip[-1 - i] else (a, "minus", b) for i, (a, b) in enumerate(triples)]
-    heldout, validation = plus[:9] + minus[:5], plus[9:13] + minus[5:7]
+    heldout, validation, practice = plus[:9] + minus[:5], plus[9:13] + minus[5:7], plus[13:28] + minus[7:12]
     every = [(a, "plus", b) for a in range(10) for b in range(10)]
     every += [(a, "minus", b) for a in range(10) for b in range(a + 1)]
-    kept = set(heldout) | set(validation)
-    return {"train": tuple(s for s in every if s not in kept), "validation": tuple(validation),
-            "heldout": tuple(heldout)}
+    kept = {*heldout, *validation, *practice}
+    return {"train": tuple(s for s in every if s not in kept), "practice": tuple(practice),
+            "validation": tuple(validation), "heldout": tuple(heldout)}
 
 
 def words_of(sentence: str) -> tuple[str, ...]:

@@ -7,11 +7,12 @@ A plan holds no sound. The world speaks it (world.py), or writes it out where on
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from earnest.playground.replies import LISTENING, UNDERSTOOD
-from earnest.playground.samples import Topic
+from earnest.playground.samples import SPLITS, Topic
 from earnest.playground.sentences import (
     ARITHMETIC,
     COLOURS,
@@ -29,8 +30,10 @@ from earnest.playground.sentences import (
     WRITTEN_SOUND,
     Sum,
     carrier_split,
+    one_of,
     result,
     sums,
+    words_of,
 )
 
 SUM_CORES = ("it is {x}", "that makes {x}", "the answer is {x}")
@@ -85,18 +88,32 @@ def equation(a: int, op: str, b: int) -> str:
     return f"{a} {'+' if op == 'plus' else '-'} {b}: {steps} = {result(a, op, b)}."
 
 
+_COUNTED = re.compile(r"(\d+ [+-] \d+): [\d, ]+ = ")
+
+
+def looked_up(reasoning: str) -> str:
+    """Reasoning that writes the result of a sum at once, as one does who knows it: "3 + 5 = 8." It is right
+    where the sum is known, and a guess where it is not."""
+    return _COUNTED.sub(r"\1 = ", reasoning)
+
+
+def heard(sentence: str) -> str:
+    """A spoken sentence as the reasoning writes it down."""
+    return " ".join(words_of(sentence))
+
+
 def _sum_topic(s: Sum) -> Topic:
     return Topic("number", str(result(*s)), SUM_CORES, (s[0], s[2]))
 
 
 def _sum_turn(rng: random.Random, split: str) -> tuple[Turn, Sum]:
     s = rng.choice(sums()[split])
-    say = rng.choice(ARITHMETIC[carrier_split(split)]).format(x=_sum_text(s))
+    say = one_of(ARITHMETIC[carrier_split(split)], rng).format(x=_sum_text(s))
     return Turn(say, topic=_sum_topic(s)), s
 
 
 def _neutral(rng: random.Random, split: str) -> str:
-    return rng.choice(NEUTRAL[carrier_split(split)]).format(
+    return one_of(NEUTRAL[carrier_split(split)], rng).format(
         c=rng.choice(COLOURS), c2=rng.choice(COLOURS), t=rng.choice(THINGS))
 
 
@@ -110,7 +127,7 @@ def repair(rng: random.Random, split: str) -> Plan:
     s = rng.choice(sums()[split])
     # What is taken back is a sum of the training split: no other split's sum is ever heard in training.
     first = rng.choice([t for t in sums()["train"] if t[0] == s[0] and t != s])
-    say = rng.choice(REPAIR[carrier_split(split)]).format(
+    say = one_of(REPAIR[carrier_split(split)], rng).format(
         a=DIGITS[s[0]], op=first[1], b=DIGITS[first[2]], op2=s[1], c=DIGITS[s[2]])
     topic = Topic("number", str(result(*s)), (*SUM_CORES, "with the change it is {x}"), (s[0], s[2]))
     return Plan("repair", (Turn(say, topic=topic),), equation(*s))
@@ -121,7 +138,7 @@ def sound(rng: random.Random, split: str) -> Plan:
     kind = rng.choice(("rate", "pitch", "loudness"))
     topic = Topic(kind, "", SOUND_CORES[kind])
     if rng.random() < 0.6:
-        turn = Turn(rng.choice(SOUND[kind][carrier_split(split)]), topic=topic)
+        turn = Turn(one_of(SOUND[kind][carrier_split(split)], rng), topic=topic)
     else:
         turn = Turn(_neutral(rng, split), rng.choice(WRITTEN_SOUND[kind]), topic)
     return Plan("sound", (turn,), f"{kind}: {{x}}.")
@@ -131,15 +148,15 @@ def recall(rng: random.Random, split: str) -> Plan:
     """Something told, one or two turns of something else, then asked for."""
     kind = rng.choice(("number", "number", "colour", "name"))
     value = rng.choice({"number": DIGITS, "colour": COLOURS, "name": NAMES}[kind])
-    told = rng.choice(RECALL_TELL[kind][carrier_split(split)]).format(v=value)
+    told = one_of(RECALL_TELL[kind][carrier_split(split)], rng).format(v=value)
     turns = [Turn(told, fixed=UNDERSTOOD)]
     for _ in range(rng.choice((1, 1, 2))):
         idle = Turn(_neutral(rng, split), fixed=LISTENING)
         turns.append(_sum_turn(rng, split)[0] if rng.random() < 0.5 else idle)
     answer = str(DIGITS.index(value)) if kind == "number" else value
     topic = Topic(kind, answer, (f"your {kind} was {{x}}", "you said {x}", "it was {x}"))
-    turns.append(Turn(rng.choice(RECALL_ASK[kind][carrier_split(split)]), topic=topic))
-    return Plan("recall", tuple(turns), f"before: {kind} {answer}.")
+    turns.append(Turn(one_of(RECALL_ASK[kind][carrier_split(split)], rng), topic=topic))
+    return Plan("recall", tuple(turns), f"before: {heard(told)}: {kind} {answer}.")
 
 
 def instruction(rng: random.Random, split: str) -> Plan:
@@ -147,11 +164,12 @@ def instruction(rng: random.Random, split: str) -> Plan:
     rule = rng.choice(("call", "call", "one word", "end with thanks", "start with okay"))
     if rule == "call":
         rule = rng.choice([name for name in RULES if name.startswith("call me")])
-    turns = [Turn(rng.choice(RULES[rule][carrier_split(split)]), fixed=UNDERSTOOD)]
+    said = one_of(RULES[rule][carrier_split(split)], rng)
+    turns = [Turn(said, fixed=UNDERSTOOD)]
     if rng.random() < 0.3:
         turns.append(_sum_turn(rng, split)[0])
     last, s = _sum_turn(rng, split)
-    return Plan("instruction", (*turns, last), f"rule: {rule}. {equation(*s)}", rule, 1)
+    return Plan("instruction", (*turns, last), f"rule: {heard(said)}. {equation(*s)}", rule, 1)
 
 
 def consistency(rng: random.Random, split: str) -> Plan:
@@ -166,7 +184,7 @@ def consistency(rng: random.Random, split: str) -> Plan:
             follow: Sum = (before, "plus" if change[0] == "+" else "minus", int(change[1:]))
             if follow[0] < follow[2] and follow[1] == "minus":
                 continue
-            if any(follow in sums()[other] for other in ("validation", "heldout") if other != split):
+            if any(follow in sums()[other] for other in SPLITS[1:] if other != split):
                 continue
             after, step = result(*follow), f"before: {before}. {equation(*follow)}"
             operands = (before, follow[2])
@@ -174,7 +192,7 @@ def consistency(rng: random.Random, split: str) -> Plan:
         if change == "repeat":
             cores = ("I said {x}", "my answer was {x}")
         topic = Topic("number", str(after), cores, operands)
-        say = rng.choice(CONSISTENCY[change][carrier_split(split)])
+        say = one_of(CONSISTENCY[change][carrier_split(split)], rng)
         return Plan("consistency", (first, Turn(say, topic=topic)), step)
 
 
@@ -189,7 +207,7 @@ def written(rng: random.Random, split: str) -> tuple[str, Topic, str]:
     s = rng.choice(sums()[split])
     way = rng.randrange(3)
     if way == 0:
-        question = rng.choice(ARITHMETIC[carrier_split(split)]).format(x=_sum_text(s))
+        question = one_of(ARITHMETIC[carrier_split(split)], rng).format(x=_sum_text(s))
         return question, _sum_topic(s), equation(*s)
     if way == 1:
         return f"{s[0]} {'+' if s[1] == 'plus' else '-'} {s[2]}", _sum_topic(s), equation(*s)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from earnest.playground import digits, replies, tasks, voices
 from earnest.playground.listener import CRITERIA, Listener, comparison_rubric, dialogue_rubric
 from earnest.playground.recordings import Recordings
 from earnest.playground.samples import SPLITS, TASKS, Comparison, Reply, Sample, Sound, Topic
-from earnest.playground.sentences import DIGITS, VOCABULARY, any_words, loosened, words_of
+from earnest.playground.sentences import DIGITS, VOCABULARY, any_words, words_of
 from earnest.playground.speakers import OutOfReach, Speaker, Utterance, espeak_speaker
 
 _PITCHES, _RATES, _LEVELS = ("low", "middle", "high"), ("slow", "normal", "fast"), ("quiet", "normal", "loud")
@@ -55,9 +54,6 @@ class World:
         """The dialogue ``index`` of ``split`` ("train", "validation" or "heldout"); pure."""
         rng = self._random(split, index, "plan")
         plan = self._plans[self.tasks[index % len(self.tasks)]](rng, split)
-        if self.recordings is None and split != "heldout":
-            turns = tuple(replace(turn, say=loosened(turn.say, rng)) for turn in plan.turns)
-            plan = replace(plan, turns=turns)
         utterances = self._speak(plan, rng, split, index)
         return compose(plan, utterances, f"{self.seed}-{split}-{index}", rng)
 

@@ -57,7 +57,7 @@ def _log_mel(kind: type, n_mels: int):  # building the mel matrix costs more tha
 def case_of(sample: Sample, n_mels: int) -> Case:
     """The case of a playground sample. The samples of sound are dropped once they are features: the world can
     make them again from the sample's id."""
-    from earnest.playground import verify
+    from earnest.playground import looked_up, verify
 
     clips: list[tuple[Clip, ...]] = []
     history: list[Message] = []
@@ -81,6 +81,7 @@ def case_of(sample: Sample, n_mels: int) -> Case:
         history=tuple(history),
         clips=tuple(clips),
         reasoning=sample.reasoning,
+        hasty=hasty if (hasty := looked_up(sample.reasoning)) != sample.reasoning else None,
         replies=tuple(reply.text for reply in sample.replies),
         answer=sample.answer,
         rubric=sample.rubric,

@@ -101,7 +101,7 @@ def stage_settings(settings: Settings, run_dir: Path) -> dict[str, Any]:
         ),
         "rlvr": rlvr.Settings(
             model=str(run_dir / "sft"),
-            data=data(6000, 500),
+            data=data(0, 500),
             choice=rlvr.ChoiceSettings(trials=0 if quick else 8),
             policy=PolicySettings(steps=steps(80), prompts=8, per_prompt=few or 16, estimator="group"),
             **common,
@@ -117,7 +117,7 @@ def stage_settings(settings: Settings, run_dir: Path) -> dict[str, Any]:
         "rlhf": rlhf.Settings(
             model=str(run_dir / "sft"),
             judge=str(run_dir / "judge"),
-            data=data(6000, 500),
+            data=data(0, 500),
             policy=PolicySettings(
                 steps=steps(90),
                 prompts=8 if quick else 16,

@@ -97,7 +97,8 @@ def train(
         order = torch.randperm(len(dialogues), generator=generator)[: settings.batch]
         chosen = [dialogues[int(i)] for i in order]
         packed, notes, classes = both_orders(chosen, tokenizer, model)
-        hidden = model(packed.batch, hearing.embed(model, packed.clips))
+        with run.autocast():
+            hidden = model(packed.batch, hearing.embed(model, packed.clips))
         logits = hidden[packed.last] @ model.lm_head.weight[verdicts].T
         verdict_loss = F.cross_entropy(logits, classes)
         notes_loss = torch.zeros(())

@@ -62,6 +62,7 @@ class Settings:
     batch: int = setting(32, "cases in a step", at_least=1)
     written: float = setting(0.1, "playground: written cases, as a share of the spoken ones", at_least=0)
     dictation: float = setting(0.4, "playground: dictations, as a share of the dialogues", at_least=0)
+    hasty: float = setting(0.6, "share of the sums looked up, not counted out", at_least=0, at_most=1)
     seed: int = setting(0, at_least=0)
     hearing: HearingSettings = field(default_factory=HearingSettings)
     data: DataSettings = field(default_factory=lambda: DataSettings(cases=6000))
@@ -93,6 +94,7 @@ def main(settings: Settings, run_dir: Path) -> None:
             batch=settings.batch,
             optimiser=settings.optimiser,
             seed=settings.seed,
+            hasty=settings.hasty,
         )
         run.finish()
 
@@ -151,8 +153,9 @@ def learn_to_hear(
         mels = [torch.from_numpy(clip.mel) for clip in heard]
         if settings.vary_mel:
             mels = [vary_mel(mel, generator) for mel in mels]
-        frames, cu_seqlens = model.encode(mels)
-        word_loss, manner_loss = heads.losses(frames, heard, cu_seqlens)
+        with run.autocast():
+            frames, cu_seqlens = model.encode(mels)
+            word_loss, manner_loss = heads.losses(frames, heard, cu_seqlens)
         (word_loss + settings.manner_weight * manner_loss).backward()
         norm = optimiser_step(
             adamw, parameters, settings.optimiser.rate(step, settings.steps), settings.optimiser.clip_norm

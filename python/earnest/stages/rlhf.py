@@ -56,7 +56,7 @@ def main(settings: Settings, run_dir: Path) -> None:
             return
         seed_everything(settings.seed)
         policy, tokenizer = load_model(settings.model)
-        cases = load_cases(settings.data, policy.config.audio_encoder_config.n_mels)
+        cases = load_cases(settings.data, policy.config.audio_encoder_config.n_mels, split="practice")
         cases = vary_cases(cases, settings.varied, settings.seed + 1)
         hearing = Hearing(policy)
         judge = load_judge(settings.judge)

@@ -58,7 +58,7 @@ def main(settings: Settings, run_dir: Path) -> None:
             return
         seed_everything(settings.seed)
         policy, tokenizer = load_model(settings.model)
-        cases = load_cases(settings.data, policy.config.audio_encoder_config.n_mels)
+        cases = load_cases(settings.data, policy.config.audio_encoder_config.n_mels, split="practice")
         cases = vary_cases([case for case in cases if case.verify], settings.varied, settings.seed + 1)
         hearing = Hearing(policy)
         chosen = choose(run, settings, policy, tokenizer, hearing, cases)

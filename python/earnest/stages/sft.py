@@ -20,6 +20,7 @@ class Settings:
     batch: int = setting(32, "cases in a step", at_least=1)
     all_turns: bool = setting(False, "learn every assistant turn of a dialogue, not the last alone")
     dictation: float = setting(0.4, "playground: dictations, as a share of the dialogues", at_least=0)
+    hasty: float = setting(0.6, "share of the sums looked up, not counted out", at_least=0, at_most=1)
     seed: int = setting(0, at_least=0)
     data: DataSettings = field(default_factory=lambda: DataSettings(cases=3000))
     optimiser: OptimiserSettings = field(default_factory=lambda: OptimiserSettings(lr=5e-4))
@@ -44,6 +45,7 @@ def main(settings: Settings, run_dir: Path) -> None:
             batch=settings.batch,
             optimiser=settings.optimiser,
             seed=settings.seed,
+            hasty=settings.hasty,
             all_turns=settings.all_turns,
         )
         run.finish()

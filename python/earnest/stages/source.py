@@ -52,7 +52,10 @@ def world_of(settings: PlaygroundSettings) -> World:
 def load_cases(
     data: DataSettings, n_mels: int, *, split: str = "train", phase: str = "speaking and hearing"
 ) -> list[Case]:
-    """The cases of a stage, audio as features. Raises InvalidInput where there are none."""
+    """The cases of a stage, audio as features. Raises InvalidInput where there are none.
+
+    split, of the playground: reinforcement learning asks for "practice", whose voices, sentences and sums
+    have an answer to be verified, but no one's reasoning to be copied."""
     cases = (
         file_cases(data.files, n_mels)
         if data.files

@@ -5,7 +5,7 @@ batch."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -70,11 +70,15 @@ def examples(
     model: AudioLM,
     generator: torch.Generator,
     all_turns: bool = False,
+    hasty: float = 0.0,
 ) -> Packed:
-    """The cases as one packed batch, each with one of its replies."""
+    """The cases as one packed batch, each with one of its replies; a share of those with a sum looks it
+    up."""
     sequences, masks = [], []
     for case in cases:
         choice = int(torch.randint(len(case.replies), (), generator=generator))
+        if case.hasty is not None and float(torch.rand((), generator=generator)) < hasty:
+            case = replace(case, reasoning=case.hasty)
         sequence, mask = to_learn(
             case,
             case.replies[choice],
@@ -99,6 +103,7 @@ def fine_tune(
     optimiser: OptimiserSettings,
     seed: int,
     all_turns: bool = False,
+    hasty: float = 0.0,
 ) -> None:
     """Supervised steps on a model whose encoder is frozen; leaves the model in the run folder."""
     parameters = trained(model)
@@ -108,8 +113,9 @@ def fine_tune(
     seed_everything(seed)
     start = run.restore(phase, model=model, optimiser=adamw, generator=generator)
     for step in run.steps(steps, start):
-        packed = examples(draw(batch, cases, generator), tokenizer, model, generator, all_turns)
-        logp = target_logprobs(model, packed, hearing.embed(model, packed.clips))
+        packed = examples(draw(batch, cases, generator), tokenizer, model, generator, all_turns, hasty)
+        with run.autocast():
+            logp = target_logprobs(model, packed, hearing.embed(model, packed.clips))
         loss = -logp.mean()
         loss.backward()
         norm = optimiser_step(adamw, parameters, optimiser.rate(step, steps), optimiser.clip_norm)
