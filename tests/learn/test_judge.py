@@ -9,10 +9,23 @@ import torch
 
 from earnest.errors import InvalidInput
 from earnest.learn.hearing import Hearing
-from earnest.learn.judge import PHI, Judge, Question, check_levels, noted, question_ids, verdict_ids
+from earnest.learn.judge import (
+    MAX_FINDINGS,
+    PHI,
+    Judge,
+    Question,
+    check_levels,
+    noted,
+    question_ids,
+    verdict_ids,
+    verdict_logits,
+)
 from earnest.learn.optimise import prompts_of
+from earnest.learn.policy import pack
 from earnest.learn.reward import JudgedAgainst, RewardWeights, combine, verified_reward
 from earnest.learn.types import Rollouts
+from earnest.stages.comparisons import Compared
+from earnest.stages.judge import both_orders
 
 WORDS = small_world.tokenizer()
 CASES = small_world.cases()
@@ -91,6 +104,43 @@ def test_the_distribution_covers_the_verdicts_alone_and_batches_do_not_matter():
         atol=1e-6,
     )
     assert verdict_ids(WORDS, PHI) == [WORDS.special(f"<verdict_{level}>") for level in (-2, -1, 0, 1, 2)]
+
+
+def test_findings_are_written_from_the_shared_dialogue_and_read_by_the_verdict():
+    """Several questions on one dialogue: each gets the greedy words that it would get by itself, and the
+    verdict is read after them."""
+    model = small_world.model(WORDS)
+    judge = Judge(model, WORDS, Hearing(model), findings=True)
+    dialogue = noted(prompts_of(CASES[:1], WORDS, model)[0], [WORDS.special("</think>")])
+    questions = [Question(CASES[0], "3.", "It is 4."), Question(CASES[0], "Sure, it is 3, captain.", "9.")]
+    together = judge.distribution([dialogue] * 2, questions)
+    verdicts = verdict_ids(WORDS, PHI)
+    for question, got in zip(questions, together, strict=True):
+        ids = question_ids(question, WORDS)
+        for _ in range(MAX_FINDINGS):
+            packed = pack([dialogue], [torch.tensor(ids)])
+            hidden = model(packed.batch, judge.hearing.embed(model, packed.clips))
+            best = int(model.logits(hidden[packed.last]).argmax())
+            if best in verdicts:
+                break
+            ids.append(best)
+        packed = pack([dialogue], [torch.tensor(ids)])
+        want = verdict_logits(model, judge.hearing, packed, verdicts).softmax(-1)[0]
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(
+        together, Judge(model, WORDS, Hearing(model)).distribution([dialogue] * 2, questions)
+    )
+
+
+def test_each_order_of_a_comparison_learns_its_own_findings():
+    model = small_world.model(WORDS)
+    pair = Compared(CASES[0], "3.", "It is 4.", 2, findings=("one two", "two three one"))
+    packed, notes, findings, classes = both_orders([[pair]], WORDS, model, with_findings=True)
+    text = WORDS.decode(packed.batch.input_ids[findings].tolist())
+    assert text == " one two; two three one; two three one; one two;"
+    assert classes.tolist() == [4, 0]
+    assert "1 + 2 = 3" in WORDS.decode(packed.batch.input_ids[notes].tolist())
+    assert len(both_orders([[pair]], WORDS, model, with_findings=False)[2]) == 0
 
 
 def rollouts_of(replies, truncated):

@@ -203,8 +203,15 @@ def test_a_shared_beginning_computed_once_equals_computing_it_for_each():
     with torch.no_grad():
         want = model(apart)[torch.tensor([*range(10), *range(17, 22)])]
         torch.testing.assert_close(model(shared), want, rtol=0, atol=MODEL["cached"])
-    with pytest.raises(InvalidInput, match="share no rows"):
-        model.generate_ids(shared, max_new_tokens=2)
+    # Only the sequence that continues another one is continued.
+    made = model.generate_ids(shared, max_new_tokens=4, temperature=0.0)
+    alone = model.generate_ids(
+        batch_of([[*prompt.tolist(), *second.tolist()]]), max_new_tokens=4, temperature=0.0
+    )
+    assert made.ids == alone.ids
+    torch.testing.assert_close(made.logp, alone.logp, rtol=0, atol=MODEL["cached"])
+    with pytest.raises(InvalidInput, match="share rows"):
+        model.generate_ids(shared, max_new_tokens=2, forced_prefix=[1])
 
 
 def test_checkpointing_activations_changes_nothing():

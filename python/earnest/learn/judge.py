@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The generative judge: an audio model that hears a dialogue, notes what it heard, reads two replies and a
-rubric or none, and answers with one ordinal verdict token.
+rubric or none, writes down what it finds out about each reply, and ends with one ordinal verdict token.
 
 Layout of what it reads (BOT, EOT stand for the family's turn tokens):
 
     history ... BOT assistant <think> notes </think> EOT  BOT judge  rubric / first / second  EOT  BOT
-    assistant VERDICT
+    assistant findings; findings; VERDICT
 
 The notes come before the replies, so they depend on the history alone: one greedy thought for each dialogue
-serves all its replies. The verdict is read as a distribution over the verdict tokens only, so it always
-parses, and its expected phi has no sampling noise (rlhf_numerics 3.2 to 3.5). Both orders are asked: r =
-(phi(y, ref) - phi(ref, y)) / 2.
+serves all its replies. Findings are greedy, too; a judge that was not taught any writes none. The verdict is
+read as a distribution over the verdict tokens only, so it always parses, and its expected phi has no sampling
+noise (rlhf_numerics 3.2 to 3.5). Both orders are asked: r = (phi(y, ref) - phi(ref, y)) / 2.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from earnest.model import AudioLM
 
 PHI = {-2: -1.0, -1: -0.5, 0: 0.0, 1: 0.5, 2: 1.0}
 MAX_REPLY_CHARACTERS = 600
+MAX_FINDINGS = 32  # tokens
 
 
 def check_levels(phi: dict[int, float], allow_asymmetric: bool = False) -> dict[int, float]:
@@ -101,8 +102,14 @@ def verdict_logits(model: AudioLM, hearing: Hearing, packed: Packed, verdicts: S
     return (hidden[packed.last] @ model.lm_head.weight[list(verdicts)].T).float()
 
 
+def findings_ids(first: str, second: str, tokenizer: Tokenizer) -> list[int]:
+    """What was found out about the two replies, as the judge writes it before its verdict."""
+    return [*tokenizer.encode(f" {first};"), *tokenizer.encode(f" {second};")]
+
+
 class Judge:
-    """Reads verdict distributions from a trained judge. `temperature` is the calibration of its logits."""
+    """Reads verdict distributions from a trained judge. `temperature` is the calibration of its logits;
+    `findings`: whether it writes down what it finds out about each reply before the verdict."""
 
     def __init__(
         self,
@@ -112,11 +119,12 @@ class Judge:
         *,
         phi: dict[int, float] | None = None,
         temperature: float = 1.0,
+        findings: bool = False,
         max_tokens: int = 8192,
     ) -> None:
         self.model, self.tokenizer, self.hearing = model, tokenizer, hearing
         self.phi = check_levels(dict(PHI if phi is None else phi))
-        self.temperature, self.max_tokens = temperature, max_tokens
+        self.temperature, self.findings, self.max_tokens = temperature, findings, max_tokens
         self._scale = torch.tensor([self.phi[level] for level in sorted(self.phi)])
         self._verdicts = verdict_ids(tokenizer, self.phi)
 
@@ -127,10 +135,26 @@ class Judge:
         asked = [torch.tensor(question_ids(q, self.tokenizer), dtype=torch.int64) for q in questions]
         parts = []
         for group in by_tokens(dialogues, [len(ids) for ids in asked], self.max_tokens):
-            packed = pack([dialogues[i] for i in group], [asked[i] for i in group])
+            read = [dialogues[i] for i in group]
+            packed = pack(read, [asked[i] for i in group])
+            if self.findings:
+                found = self._write_findings(packed)
+                packed = pack(read, [torch.cat([asked[i], f]) for i, f in zip(group, found, strict=True)])
             logits = verdict_logits(self.model, self.hearing, packed, self._verdicts)
             parts.append((logits / self.temperature).softmax(-1))
         return torch.cat(parts) if parts else torch.zeros(0, len(self._verdicts))
+
+    def _write_findings(self, packed: Packed) -> list[Tensor]:
+        """The greedy findings on each packed question, int64 [length], without the verdict that ends them."""
+        generation = self.model.generate_ids(
+            packed.batch,
+            max_new_tokens=MAX_FINDINGS,
+            temperature=0.0,
+            stop_ids=self._verdicts,
+            audio_embeddings=self.hearing.embed(self.model, packed.clips),
+        )
+        written = zip(generation.ids, generation.stopped, strict=True)
+        return [torch.tensor(ids[:-1] if ended else ids, dtype=torch.int64) for ids, ended in written]
 
     def expected_phi(self, dialogues: Sequence[Prompt], questions: Sequence[Question]) -> Tensor:
         """The expected scalar [n] of the first reply against the second."""

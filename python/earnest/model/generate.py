@@ -49,6 +49,23 @@ class _Prompts:
     cu_seqlens: Tensor
     audio_positions: Tensor
     mel: list[Tensor] = field(default_factory=list)
+    key_rows: Tensor | None = None
+    cu_seqlens_k: Tensor | None = None
+
+    @property
+    def continued(self) -> Tensor:
+        """int64: the sequences that are continued. Where sequences share a beginning that stands in the batch
+        as a sequence of its own, that one is not."""
+        own = self.cu_seqlens.diff()
+        if self.cu_seqlens_k is None:
+            return torch.arange(len(own))
+        return (self.cu_seqlens_k.diff() > own).nonzero().squeeze(1)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens that each continued sequence has read, its shared beginning included."""
+        bounds = self.cu_seqlens if self.cu_seqlens_k is None else self.cu_seqlens_k
+        return bounds.diff()[self.continued].tolist()
 
 
 @dataclass(frozen=True)
@@ -128,8 +145,9 @@ def generate_ids(
     audio_embeddings: Tensor | None = None,
 ) -> Generation:
     """Continues every prompt of `batch` samples_per_prompt times; sample j of prompt p is sequence p *
-    samples + j."""
-    rows = (len(batch.cu_seqlens) - 1) * samples_per_prompt
+    samples + j. Of a batch whose prompts share beginnings, those are read once, and are no prompts
+    themselves."""
+    rows = len(_with_suffix(batch, ()).continued) * samples_per_prompt
     ids = torch.zeros(rows, max_new_tokens, dtype=torch.int64)
     logp = torch.zeros(rows, max_new_tokens)
     counts, stopped = torch.zeros(rows, dtype=torch.int64), torch.zeros(rows, dtype=torch.bool)
@@ -205,11 +223,9 @@ def decode_steps(
             "1 or more",
             f"{max_new_tokens} and {samples_per_prompt}",
         )
-    if getattr(batch, "key_rows", None) is not None:
-        raise InvalidInput("generate", "batch", "prompts that share no rows", "key_rows")
     prompts = _with_suffix(batch, forced_prefix)
     device, context = model.lm_head.weight.device, model.config.text_config.max_position_embeddings
-    lengths = lengths_of(prompts.cu_seqlens)
+    lengths = prompts.lengths
     if not lengths or min(lengths) == 0 or max(lengths) >= context:
         raise InvalidInput(
             "generate",
@@ -257,22 +273,37 @@ def _prefill(
     model: AudioLM, prompts: _Prompts, audio_embeddings: Tensor | None, cache: KVCache, copies: int
 ) -> Tensor:
     """Hidden states [rows, hidden] of each prompt's last token, once per copy; the cache is filled."""
-    last = prompts.cu_seqlens[1:].to(cache.device).long() - 1
+    continued = prompts.continued.to(cache.device)
+    bounds, key_rows, cu_seqlens_k = (
+        None if field is None else field.to(cache.device)
+        for field in (prompts.cu_seqlens, prompts.key_rows, prompts.cu_seqlens_k)
+    )
+    assert bounds is not None
+    attend = cache.prefill(bounds, copies, key_rows=key_rows, cu_seqlens_k=cu_seqlens_k, continued=continued)
     hidden = model.model.run(
         model.embed(prompts, audio_embeddings),
         prompts.position_ids.to(cache.device),
-        cache.prefill(prompts.cu_seqlens.to(cache.device), copies),
-        last,
+        attend,
+        bounds[1:].long()[continued] - 1,
     )
     return hidden.repeat_interleave(copies, dim=0)
 
 
 def _with_suffix(batch: PackedInputs, suffix: Sequence[int]) -> _Prompts:
     """The batch with the same tokens appended to every prompt."""
+    key_rows, cu_seqlens_k = getattr(batch, "key_rows", None), getattr(batch, "cu_seqlens_k", None)
     if not suffix:
         return _Prompts(
-            batch.input_ids, batch.position_ids, batch.cu_seqlens, batch.audio_positions, batch.mel
+            batch.input_ids,
+            batch.position_ids,
+            batch.cu_seqlens,
+            batch.audio_positions,
+            batch.mel,
+            key_rows,
+            cu_seqlens_k,
         )
+    if key_rows is not None:
+        raise InvalidInput("generate", "forced_prefix", "none with prompts that share rows", "key_rows")
     lengths = lengths_of(batch.cu_seqlens)
     tail = torch.tensor(list(suffix), dtype=torch.int64, device=batch.input_ids.device)
     ids = torch.cat([part for prompt in batch.input_ids.split(lengths) for part in (prompt, tail)])

@@ -14,7 +14,7 @@ from torch import Tensor
 from earnest import ops
 from earnest.model.config import TextConfig
 from earnest.model.decoder import Attend
-from earnest.model.packed import lengths_of, positions_of
+from earnest.model.packed import cu_seqlens_of, positions_of
 
 
 class KVCache:
@@ -35,29 +35,50 @@ class KVCache:
         self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
         self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in layers]
 
-    def prefill(self, cu_seqlens: Tensor, copies: int = 1) -> Attend:
+    def prefill(
+        self,
+        cu_seqlens: Tensor,
+        copies: int = 1,
+        *,
+        key_rows: Tensor | None = None,
+        cu_seqlens_k: Tensor | None = None,
+        continued: Tensor | None = None,
+    ) -> Attend:
         """Attention over packed prompts that also fills the cache: prompt p goes to rows p * copies and
         following.
 
-        The last layer may ask for the last token of each prompt alone."""
-        lengths = lengths_of(cu_seqlens)
-        tokens = torch.arange(sum(lengths), device=self.device)
+        key_rows, cu_seqlens_k: as in Decoder.forward, where prompts share a beginning. continued: int64, the
+        sequences that are prompts to be continued (all, unless given). The last layer may ask for the last
+        token of each of those alone."""
+        rows = torch.arange(int(cu_seqlens[-1]), device=self.device) if key_rows is None else key_rows
+        bounds = cu_seqlens if cu_seqlens_k is None else cu_seqlens_k
+        prompts = range(len(cu_seqlens) - 1) if continued is None else continued.tolist()
+        spans = [(int(bounds[p]), int(bounds[p + 1])) for p in prompts]
+        source = torch.cat([rows[start:end] for start, end in spans])
+        lengths = [end - start for start, end in spans]
         prompt = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(self.device)
         place = prompt * copies * self.max_tokens + torch.from_numpy(positions_of(lengths)).to(self.device)
         target = (place + torch.arange(copies, device=self.device)[:, None] * self.max_tokens).flatten()
-        source = tokens.repeat(copies) if copies > 1 else None
-        last = torch.arange(len(lengths) + 1, dtype=torch.int32, device=self.device)
+        one_each = torch.arange(len(lengths) + 1, dtype=torch.int32, device=self.device)
+        ends = cu_seqlens_of(lengths, self.device)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            self.keys[layer].index_copy_(0, target, k if source is None else k[source])
-            self.values[layer].index_copy_(0, target, v if source is None else v[source])
+            mine, theirs = k.index_select(0, source), v.index_select(0, source)
+            self.keys[layer].index_copy_(0, target, mine.repeat(copies, 1, 1))
+            self.values[layer].index_copy_(0, target, theirs.repeat(copies, 1, 1))
+            if len(q) == len(lengths) != len(k):
+                return ops.attention(
+                    q.contiguous(), mine, theirs, causal=True, cu_seqlens_q=one_each, cu_seqlens_k=ends
+                )
+            if key_rows is not None:
+                k, v = k.index_select(0, key_rows), v.index_select(0, key_rows)
             return ops.attention(
                 q.contiguous(),
                 k.contiguous(),
                 v.contiguous(),
                 causal=True,
-                cu_seqlens_q=cu_seqlens if len(q) == len(k) else last,
-                cu_seqlens_k=cu_seqlens,
+                cu_seqlens_q=cu_seqlens,
+                cu_seqlens_k=bounds,
             )
 
         return attend

@@ -12,6 +12,7 @@ import numpy as np
 from earnest.dialogue.message import Audio, Message
 from earnest.errors import InvalidInput
 from earnest.playground import digits, replies, tasks, voices
+from earnest.playground.findings import findings
 from earnest.playground.listener import CRITERIA, Listener, comparison_rubric, dialogue_rubric
 from earnest.playground.recordings import Recordings
 from earnest.playground.samples import SPLITS, TASKS, Comparison, Reply, Sample, Sound, Topic
@@ -111,7 +112,9 @@ class World:
             sample = compose(plan, utterances, f"corpus-{index}", rng)
             yield sample.reasoning
             yield from (message.text for message in sample.messages if message.text)
-            yield from (reply.text for reply in (*sample.replies, *replies.distractors(sample, rng)))
+            said = [reply.text for reply in (*sample.replies, *replies.distractors(sample, rng))]
+            yield from said
+            yield from (f" {findings(sample, reply, sample.rubric)}" for reply in said)
             written = self.text_sample("train", index)
             yield from (written.messages[0].text, written.reasoning)
 

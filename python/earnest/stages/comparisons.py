@@ -23,13 +23,14 @@ FAR = 1 << 32  # more than there are dialogues
 class Compared:
     """Two replies to a case and how a rater ordered them: level 2 = the first is much better ... -2 = the
     second. `true_level` is the order without the rater's noise, where a simulated rater can tell (evaluation
-    only)."""
+    only). `findings`: facts about each reply that a judge can learn to write down before its verdict."""
 
     case: Case
     first: str
     second: str
     level: int
     true_level: int | None = None
+    findings: tuple[str, str] | None = None  # on the first and on the second, where they can be checked
 
 
 def load_comparisons(
@@ -58,6 +59,11 @@ def load_comparisons(
 
 
 def _compare(world: World, split: str, index: int, case: Case) -> Compared:
+    from earnest.playground import findings
+
     pair = world.pair(case.origin, split, index)
     true_level = world.listener.true_level(case.origin, pair.a, pair.b, pair.rubric)
-    return Compared(replace(case, rubric=pair.rubric), pair.a.text, pair.b.text, pair.level, true_level)
+    found = (findings(case.origin, pair.a.text, pair.rubric), findings(case.origin, pair.b.text, pair.rubric))
+    return Compared(
+        replace(case, rubric=pair.rubric), pair.a.text, pair.b.text, pair.level, true_level, found
+    )

@@ -14,9 +14,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from earnest import ops
@@ -24,7 +24,7 @@ from earnest.checkpoint import write_atomic
 from earnest.dialogue import Tokenizer
 from earnest.evaluate.calibration import fit_temperature, judge_report
 from earnest.learn.hearing import Hearing
-from earnest.learn.judge import PHI, Judge, Question, noted, question_ids, verdict_ids
+from earnest.learn.judge import PHI, Judge, Question, findings_ids, noted, question_ids, verdict_ids
 from earnest.learn.policy import Packed, pack
 from earnest.learn.render import to_answer, to_learn
 from earnest.learn.rollout import thoughts
@@ -46,6 +46,9 @@ class Settings:
     batch: int = setting(24, "dialogues in a step", at_least=1)
     pairs: int = setting(4, "playground: comparisons on each dialogue, each in both orders", at_least=1)
     notes_weight: float = setting(0.3, "of the loss on the judge's notes", at_least=0)
+    findings_weight: float = setting(
+        4.0, "of the loss on what it finds out about each reply, where that is known (0: never)", at_least=0
+    )
     seed: int = setting(0, at_least=0)
     data: DataSettings = field(default_factory=lambda: DataSettings(cases=3000))
     checks: int = setting(400, "comparisons of the validation and of the held-out split", at_least=1)
@@ -65,7 +68,8 @@ def main(settings: Settings, run_dir: Path) -> None:
         )
         hearing = Hearing(model)
         train(run, settings, model, tokenizer, hearing, compared)
-        report = check(settings, model, tokenizer, hearing, n_mels)
+        judge = Judge(model, tokenizer, hearing, findings=finds(settings, compared))
+        report = check(settings, judge, n_mels)
         save_model(run, model, tokenizer)
         write_atomic(run_dir / CALIBRATION_FILE, json.dumps(report, indent=1) + "\n")
         run.finish(**{key: value for key, value in report.items() if isinstance(value, int | float)})
@@ -75,8 +79,14 @@ def load_judge(folder: str | Path) -> Judge:
     """The judge of a run folder, calibrated."""
     model, tokenizer = load_model(folder, train=False)
     file = Path(folder) / CALIBRATION_FILE
-    temperature = json.loads(file.read_text())["temperature"] if file.is_file() else 1.0
-    return Judge(model, tokenizer, Hearing(model), temperature=temperature)
+    kept: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    return Judge(
+        model,
+        tokenizer,
+        Hearing(model),
+        temperature=kept.get("temperature", 1.0),
+        findings=kept.get("findings", False),
+    )
 
 
 def train(
@@ -90,30 +100,33 @@ def train(
     parameters = trained(model)
     adamw = settings.optimiser.build(parameters)
     generator = torch.Generator().manual_seed(settings.seed)
-    verdicts = verdict_ids(tokenizer, PHI)
+    verdicts = torch.tensor(verdict_ids(tokenizer, PHI))
     start = run.restore("judge training", model=model, optimiser=adamw, generator=generator)
     dialogues = by_dialogue(compared)
     for step in run.steps(settings.steps, start):
         order = torch.randperm(len(dialogues), generator=generator)[: settings.batch]
         chosen = [dialogues[int(i)] for i in order]
-        packed, notes, classes = both_orders(chosen, tokenizer, model)
+        packed, notes, findings, classes = both_orders(chosen, tokenizer, model, finds(settings, compared))
         with run.autocast():
             hidden = model(packed.batch, hearing.embed(model, packed.clips))
-        logits = hidden[packed.last] @ model.lm_head.weight[verdicts].T
-        verdict_loss = F.cross_entropy(logits, classes)
-        notes_loss = torch.zeros(())
-        if len(notes):
-            said = packed.batch.input_ids[notes]
-            notes_loss = -ops.logprob(hidden[notes - 1], model.lm_head.weight, said)[0].mean()
-        (verdict_loss + settings.notes_weight * notes_loss).backward()
+        # Among all tokens, so that a judge which writes findings knows when to stop writing them.
+        ends, said = hidden[packed.last], verdicts[classes]
+        verdict_loss = -ops.logprob(ends, model.lm_head.weight, said)[0].mean()
+        notes_loss, findings_loss = (
+            written_loss(model, packed, hidden, where) for where in (notes, findings)
+        )
+        loss = verdict_loss + settings.notes_weight * notes_loss + settings.findings_weight * findings_loss
+        loss.backward()
         norm = optimiser_step(
             adamw, parameters, settings.optimiser.rate(step, settings.steps), settings.optimiser.clip_norm
         )
-        right = (logits.argmax(1) == classes).float().mean()
+        with torch.no_grad():
+            right = ((ends @ model.lm_head.weight[verdicts].T).argmax(1) == classes).float().mean()
         run.log(
             step,
             loss=verdict_loss.item(),
             notes_loss=notes_loss.item(),
+            findings_loss=findings_loss.item(),
             exact=float(right),
             gradient_norm=norm,
         )
@@ -127,12 +140,25 @@ def by_dialogue(compared: Sequence[Compared]) -> list[list[Compared]]:
     return list(groups.values())
 
 
+def written_loss(model: AudioLM, packed: Packed, hidden: Tensor, where: Tensor) -> Tensor:
+    """Mean negative log-probability of the tokens at the positions `where` (int64); zero where there are
+    none."""
+    if not len(where):
+        return torch.zeros(())
+    return -ops.logprob(hidden[where - 1], model.lm_head.weight, packed.batch.input_ids[where])[0].mean()
+
+
+def finds(settings: Settings, compared: Sequence[Compared]) -> bool:
+    """Whether the judge is taught to write down findings: where those of every comparison are known."""
+    return settings.findings_weight > 0 and all(pair.findings is not None for pair in compared)
+
+
 def both_orders(
-    dialogues: Sequence[Sequence[Compared]], tokenizer: Tokenizer, model: AudioLM
-) -> tuple[Packed, Tensor, Tensor]:
-    """Every comparison in both orders, packed; the positions of the known notes (int64); the class of each
-    verdict."""
-    prompts, questions, classes, notes = [], [], [], []
+    dialogues: Sequence[Sequence[Compared]], tokenizer: Tokenizer, model: AudioLM, with_findings: bool
+) -> tuple[Packed, Tensor, Tensor, Tensor]:
+    """Every comparison in both orders, packed; the positions of the known notes and of the findings (int64);
+    the class of each verdict."""
+    prompts, questions, classes, notes, lengths = [], [], [], [], []
     order = sorted(PHI)
     start = 0
     for pairs in dialogues:
@@ -144,11 +170,22 @@ def both_orders(
         for pair in pairs:
             question = Question(pair.case, pair.first, pair.second, pair.case.rubric)
             for asked, level in ((question, pair.level), (question.swapped(), -pair.level)):
+                found: list[int] = []
+                if with_findings and pair.findings is not None:
+                    both = pair.findings if asked is question else pair.findings[::-1]
+                    found = findings_ids(*both, tokenizer)
                 prompts.append(dialogue)
-                questions.append(torch.tensor(question_ids(asked, tokenizer), dtype=torch.int64))
+                questions.append(torch.tensor([*question_ids(asked, tokenizer), *found], dtype=torch.int64))
+                lengths.append(len(found))
                 classes.append(order.index(level))
-    where = torch.cat(notes) if notes else torch.zeros(0, dtype=torch.int64)
-    return pack(prompts, questions), where, torch.tensor(classes)
+    packed = pack(prompts, questions)
+    ends = packed.last.tolist()
+    written = [torch.arange(end + 1 - n, end + 1) for end, n in zip(ends, lengths, strict=True)]
+    return packed, _joined(notes), _joined(written), torch.tensor(classes)
+
+
+def _joined(positions: list[Tensor]) -> Tensor:
+    return torch.cat(positions) if positions else torch.zeros(0, dtype=torch.int64)
 
 
 def known_notes(pair: Compared, tokenizer: Tokenizer, model: AudioLM) -> tuple[Prompt, list[int]]:
@@ -164,10 +201,10 @@ def known_notes(pair: Compared, tokenizer: Tokenizer, model: AudioLM) -> tuple[P
     return prompt, list(whole.ids[len(prompt.ids) : end])
 
 
-def check(settings: Settings, model: AudioLM, tokenizer: Tokenizer, hearing: Hearing, n_mels: int) -> dict:
+def check(settings: Settings, judge: Judge, n_mels: int) -> dict:
     """Calibration on the validation split, and the judge's report on the held-out one, with notes of its
     own."""
-    model.eval()
+    judge.model.eval()
     logs: dict[str, tuple[Tensor, Tensor, list[Compared]]] = {}
     for split in ("validation", "heldout") if not settings.data.files else ("validation",):
         data = DataSettings(
@@ -177,32 +214,31 @@ def check(settings: Settings, model: AudioLM, tokenizer: Tokenizer, hearing: Hea
             processes=settings.data.processes,
         )
         compared = load_comparisons(data, n_mels, split=split, phase=f"{split} comparisons")
-        logs[split] = (*ask_both_orders(model, tokenizer, hearing, compared), compared)
+        logs[split] = (*ask_both_orders(judge, compared), compared)
     forward, backward, compared = logs["validation"]
     levels = torch.tensor([sorted(PHI).index(pair.level) for pair in compared])
     temperature = fit_temperature(torch.cat([forward, backward]), torch.cat([levels, len(PHI) - 1 - levels]))
     forward, backward, compared = logs.get("heldout", logs["validation"])
-    model.train()
+    judge.model.train()
     return {
         "temperature": temperature,
+        "findings": judge.findings,
         **judge_report(forward / temperature, backward / temperature, compared, PHI),
     }
 
 
 @torch.no_grad()
-def ask_both_orders(
-    model: AudioLM, tokenizer: Tokenizer, hearing: Hearing, compared: Sequence[Compared], at_once: int = 32
-) -> tuple[Tensor, Tensor]:
+def ask_both_orders(judge: Judge, compared: Sequence[Compared], at_once: int = 32) -> tuple[Tensor, Tensor]:
     """Log-probabilities [n, levels] of the verdicts in the order of the pairs, and with the replies
     swapped."""
-    judge = Judge(model, tokenizer, hearing)
+    model, tokenizer = judge.model, judge.tokenizer
     forward, backward = [], []
     for begin in range(0, len(compared), at_once):
         pairs = compared[begin : begin + at_once]
         prompts = [
             to_answer(pair.case, tokenizer, model.config.audio_encoder_config.audio_tokens) for pair in pairs
         ]
-        notes = thoughts(model, tokenizer, hearing, prompts)
+        notes = thoughts(model, tokenizer, judge.hearing, prompts)
         dialogues = [noted(prompt, note) for prompt, note in zip(prompts, notes, strict=True)]
         questions = [Question(pair.case, pair.first, pair.second, pair.case.rubric) for pair in pairs]
         forward.append(judge.distribution(dialogues, questions).log())
