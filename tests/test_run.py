@@ -20,7 +20,7 @@ import toy_loop
 from earnest import checkpoint
 from earnest.errors import InvalidInput
 from earnest.metrics import read_metrics
-from earnest.run import DiskFull, Interrupted, Run
+from earnest.run import DiskFull, Interrupted, Run, has_native_bfloat16
 from earnest.settings import RunSettings
 
 SETTINGS = toy_loop.Settings()
@@ -409,3 +409,12 @@ def test_a_metric_that_is_no_number_is_refused(tmp_path: Path):
         run.restore("phase")
         with pytest.raises(TypeError, match=r"\[metrics\] loss: expected a number"):
             run.log(0, loss=[1.0])
+
+
+@pytest.mark.parametrize(("precision", "low"), [("float32", False), ("bfloat16", True), ("auto", None)])
+def test_products_run_in_the_precision_of_the_settings(tmp_path, precision, low):
+    settings = replace(SETTINGS, run=RunSettings(precision=precision))
+    with Run(tmp_path / "run", settings) as run, run.autocast():
+        product = torch.nn.functional.linear(torch.ones(2, 3), torch.ones(4, 3))
+    expected = has_native_bfloat16() if low is None else low
+    assert product.dtype == (torch.bfloat16 if expected else torch.float32)

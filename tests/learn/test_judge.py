@@ -114,16 +114,16 @@ def test_findings_are_written_from_the_shared_dialogue_and_read_by_the_verdict()
     dialogue = noted(prompts_of(CASES[:1], WORDS, model)[0], [WORDS.special("</think>")])
     questions = [Question(CASES[0], "3.", "It is 4."), Question(CASES[0], "Sure, it is 3, captain.", "9.")]
     together = judge.distribution([dialogue] * 2, questions)
-    verdicts = verdict_ids(WORDS, PHI)
+    verdicts, (full_stop,) = verdict_ids(WORDS, PHI), WORDS.encode(".")
     for question, got in zip(questions, together, strict=True):
         ids = question_ids(question, WORDS)
         for _ in range(MAX_FINDINGS):
             packed = pack([dialogue], [torch.tensor(ids)])
             hidden = model(packed.batch, judge.hearing.embed(model, packed.clips))
             best = int(model.logits(hidden[packed.last]).argmax())
-            if best in verdicts:
-                break
             ids.append(best)
+            if best == full_stop:
+                break
         packed = pack([dialogue], [torch.tensor(ids)])
         want = verdict_logits(model, judge.hearing, packed, verdicts).softmax(-1)[0]
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
@@ -137,7 +137,7 @@ def test_each_order_of_a_comparison_learns_its_own_findings():
     pair = Compared(CASES[0], "3.", "It is 4.", 2, findings=("one two", "two three one"))
     packed, notes, findings, classes = both_orders([[pair]], WORDS, model, with_findings=True)
     text = WORDS.decode(packed.batch.input_ids[findings].tolist())
-    assert text == " one two; two three one; two three one; one two;"
+    assert text == " one two; two three one. two three one; one two."
     assert classes.tolist() == [4, 0]
     assert "1 + 2 = 3" in WORDS.decode(packed.batch.input_ids[notes].tolist())
     assert len(both_orders([[pair]], WORDS, model, with_findings=False)[2]) == 0

@@ -239,3 +239,19 @@ def test_what_does_not_fit_is_refused():
         model(packed(model, [(17, [])]))
     with pytest.raises(InvalidInput, match="multiple of 8"):
         TextConfig(10, 30, 8, 1, 3, 1)
+
+
+def test_products_in_bfloat16_leave_the_rest_in_float32():
+    """As in supervised steps on processors that multiply bfloat16: see Run.autocast."""
+    model = toy_model()
+    batch = packed(model, [(6, [40]), (9, [])])
+    want = model(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = model(batch)
+        logits = model.logits(got)
+    assert got.dtype == torch.float32
+    assert not torch.equal(got, want)
+    torch.testing.assert_close(got, want, rtol=0.05, atol=0.05)
+    assert torch.equal(logits, model.logits(got))  # the output matrix is never rounded
+    got.square().sum().backward()
+    assert {p.grad.dtype for p in model.parameters() if p.grad is not None} == {torch.float32}

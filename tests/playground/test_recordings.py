@@ -194,6 +194,7 @@ def test_samples_have_the_shape_of_the_synthetic_ones(world, samples):
 
 
 def test_labels_are_what_the_clip_measures_and_words_lie_where_they_sound(samples):
+    octaves = clips = 0  # labels are measured before noise is added; in noise the tracker may slip an octave
     for sample in itertools.chain(*samples.values()):
         for sound, pcm, words in zip(sample.sounds, pcm_of(sample), sample.words, strict=True):
             assert pcm.dtype == np.float32
@@ -201,7 +202,11 @@ def test_labels_are_what_the_clip_measures_and_words_lie_where_they_sound(sample
             assert measured.label(measured.PITCH_HZ, sound.f0_hz) == sound.pitch
             assert measured.label(measured.RATE_OF_WORDS, sound.syllables_per_second) == sound.rate
             assert measured.label(measured.LEVEL_DB, sound.level_db) == sound.loudness
-            assert measured.median_f0(pcm) == pytest.approx(sound.f0_hz, rel=0.12)
+            again, clips = measured.median_f0(pcm), clips + 1
+            if again == pytest.approx(sound.f0_hz / 2, rel=0.03):
+                octaves += 1
+            else:
+                assert again == pytest.approx(sound.f0_hz, rel=0.12)
             inside = np.zeros(len(pcm), bool)
             for (_, start, end), (_, after, _) in itertools.pairwise([*words, ("", len(pcm) / 16000, 0.0)]):
                 assert start < end < after
@@ -210,6 +215,7 @@ def test_labels_are_what_the_clip_measures_and_words_lie_where_they_sound(sample
             assert level == pytest.approx(sound.level_db, abs=2.5)
             far = np.convolve(inside, np.ones(1280), "same") < 0.5  # 40 ms and more from any word
             assert 10 * np.log10(np.mean(np.square(pcm[far]))) < level - 10
+    assert octaves <= 0.04 * clips
 
 
 @pytest.mark.parametrize(("change", "reason"), [
@@ -268,7 +274,7 @@ def test_what_the_splits_need_is_checked(folder, tmp_path):
     (lambda line: line["speaker"] == "amy", "at least two speakers"),
     (lambda line: line["speaker"] == "amy" or line["digit"] != 4, "at least 1 of 'four' by 'bob', got 0"),
     (lambda line: line["speaker"] == "bob" or line["digit"] != 4 or line["take"] == 2,
-     "at least 2 of 'four' by 'amy', got 1"),
+     "at least 3 of 'four' by 'amy', got 1"),
 ])
 def test_too_few_recordings_are_refused(folder, tmp_path, keep, reason):
     lines = [line for line in lines_of(folder) if keep(json.loads(line))]
@@ -312,8 +318,10 @@ def test_real_voices_are_split_by_speaker_and_by_test_takes(shared_data):
     world = World(seed=2, voices=source, leave_out="jackson")
     takes = world.recordings.takes
     assert set(takes["heldout"]) == {"jackson"}
-    assert set(takes["train"]) == set(takes["validation"]) == {"george", "lucas", "nicolas"}
-    for split, wanted in (("train", range(5, 25)), ("validation", range(5)), ("heldout", range(25))):
+    for split in ("train", "practice", "validation"):
+        assert set(takes[split]) == {"george", "lucas", "nicolas"}
+    for split, wanted in (("validation", range(5)), ("practice", range(5, 10)), ("train", range(10, 25)),
+                          ("heldout", range(25))):
         assert all([entry.take for entry in part] == list(wanted)
                    for words in takes[split].values() for part in words.values())
     assert World(voices=source).recordings.leave_out == "nicolas"

@@ -5,7 +5,7 @@ rubric or none, writes down what it finds out about each reply, and ends with on
 Layout of what it reads (BOT, EOT stand for the family's turn tokens):
 
     history ... BOT assistant <think> notes </think> EOT  BOT judge  rubric / first / second  EOT  BOT
-    assistant findings; findings; VERDICT
+    assistant findings; findings. VERDICT
 
 The notes come before the replies, so they depend on the history alone: one greedy thought for each dialogue
 serves all its replies. Findings are greedy, too; a judge that was not taught any writes none. The verdict is
@@ -99,12 +99,18 @@ def noted(prompt: Prompt, notes: Sequence[int]) -> Prompt:
 def verdict_logits(model: AudioLM, hearing: Hearing, packed: Packed, verdicts: Sequence[int]) -> Tensor:
     """Logits [n, levels] of the verdict tokens after each packed question, float32."""
     hidden = model(packed.batch, hearing.embed(model, packed.clips))
-    return (hidden[packed.last] @ model.lm_head.weight[list(verdicts)].T).float()
+    return model.logits(hidden[packed.last])[:, list(verdicts)]
 
 
 def findings_ids(first: str, second: str, tokenizer: Tokenizer) -> list[int]:
-    """What was found out about the two replies, as the judge writes it before its verdict."""
-    return [*tokenizer.encode(f" {first};"), *tokenizer.encode(f" {second};")]
+    """What was found out about the two replies, as the judge writes it before its verdict; the full stop ends
+    it."""
+    return [*tokenizer.encode(f" {first};"), *tokenizer.encode(f" {second}"), *_full_stop(tokenizer)]
+
+
+def _full_stop(tokenizer: Tokenizer) -> list[int]:
+    (stop,) = tokenizer.encode(".")
+    return [stop]
 
 
 class Judge:
@@ -145,20 +151,19 @@ class Judge:
         return torch.cat(parts) if parts else torch.zeros(0, len(self._verdicts))
 
     def _write_findings(self, packed: Packed) -> list[Tensor]:
-        """The greedy findings on each packed question, int64 [length], without the verdict that ends them."""
+        """The greedy findings on each packed question, int64 [length], the full stop included."""
         generation = self.model.generate_ids(
             packed.batch,
             max_new_tokens=MAX_FINDINGS,
             temperature=0.0,
-            stop_ids=self._verdicts,
+            stop_ids=_full_stop(self.tokenizer),
             audio_embeddings=self.hearing.embed(self.model, packed.clips),
         )
-        written = zip(generation.ids, generation.stopped, strict=True)
-        return [torch.tensor(ids[:-1] if ended else ids, dtype=torch.int64) for ids, ended in written]
+        return [torch.tensor(ids, dtype=torch.int64) for ids in generation.ids]
 
     def expected_phi(self, dialogues: Sequence[Prompt], questions: Sequence[Question]) -> Tensor:
         """The expected scalar [n] of the first reply against the second."""
-        return self.distribution(dialogues, questions) @ self._scale
+        return (self.distribution(dialogues, questions) * self._scale).sum(-1)
 
     def compare(self, dialogues: Sequence[Prompt], questions: Sequence[Question]) -> tuple[Tensor, Tensor]:
         """(r [n], gap [n]): the order-free scalar of the first reply, and how far the two orders are from

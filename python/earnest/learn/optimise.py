@@ -68,17 +68,18 @@ def optimise(
     warmup = settings.critic_warmup if learner.critic is not None else 0
     for step in run.steps(settings.steps + warmup, start):
         prompts = prompts_of(cases(step), tokenizer, learner.policy)
-        rollouts = sample(
-            learner.policy,
-            tokenizer,
-            learner.hearing,
-            prompts,
-            per_prompt=settings.per_prompt,
-            max_new_tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
-            generator=generator,
-        )
-        rewards = reward(rollouts, step)
+        with learner.autocast():
+            rollouts = sample(
+                learner.policy,
+                tokenizer,
+                learner.hearing,
+                prompts,
+                per_prompt=settings.per_prompt,
+                max_new_tokens=settings.max_new_tokens,
+                temperature=settings.temperature,
+                generator=generator,
+            )
+            rewards = reward(rollouts, step)
         experience, read = experience_of(learner, rollouts, rewards, settings)
         if step == start:
             update.check_first_step(experience)

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,15 +44,24 @@ class Learner:
     temperature: float
     critic: ValueModel | None = None
     reference: AudioLM | None = None
+    autocast: Callable[[], AbstractContextManager[Any]] = (
+        nullcontext  # of every forward pass; see Run.autocast
+    )
 
     def logprobs(self, packed: Packed) -> tuple[Tensor, Tensor]:
-        return token_logprobs(self.policy, self.hearing, packed, self.temperature)
+        with self.autocast():
+            return token_logprobs(self.policy, self.hearing, packed, self.temperature)
+
+    def reference_logprobs(self, packed: Packed) -> Tensor:
+        assert self.reference is not None
+        with self.autocast():
+            return token_logprobs(self.reference, self.hearing, packed, self.temperature)[0]
 
     def values(self, packed: Packed) -> Tensor:
         assert self.critic is not None
-        return self.critic(packed.batch, self.hearing.encoded(packed.clips) if packed.clips else None)[
-            packed.before
-        ]
+        with self.autocast():
+            heard = self.hearing.encoded(packed.clips) if packed.clips else None
+            return self.critic(packed.batch, heard)[packed.before]
 
     @torch.no_grad()
     def read(
@@ -65,7 +76,7 @@ class Learner:
             logp.append(one)
             entropy.append(uncertainty)
             if self.reference is not None:
-                reference.append(token_logprobs(self.reference, self.hearing, packed, self.temperature)[0])
+                reference.append(self.reference_logprobs(packed))
             if self.critic is not None:
                 values.append(self.values(packed))
         return (

@@ -167,8 +167,10 @@ class AudioLM(nn.Module):
         return self.model(x, *attended(batch, x.device))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[N, hidden] -> float32 [N, vocab]. Training uses ops.logprob, which never holds this."""
-        return F.linear(hidden, self.lm_head.weight).float()
+        """[N, hidden] -> float32 [N, vocab]. Training uses ops.logprob, which never holds this; like it, this
+        product keeps the weights' precision under autocast."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return F.linear(hidden.to(self.lm_head.weight.dtype), self.lm_head.weight).float()
 
     # ---- answering ----
 

@@ -49,7 +49,8 @@ class ValueModel(nn.Module):
                     encoded = policy.encode(batch.mel)
             x = x.index_copy(0, batch.audio_positions.to(x.device), self.adapter(*encoded).to(x))
         hidden = self.model(x, *attended(batch, x.device))
-        return F.linear(hidden.float(), self.head.weight, self.head.bias)[:, 0]
+        with torch.autocast(hidden.device.type, enabled=False):
+            return F.linear(hidden.float(), self.head.weight, self.head.bias)[:, 0]
 
     def save(self, path: str | Path) -> None:
         """Writes the critic's own weights, beside and renamed."""

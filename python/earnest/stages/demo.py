@@ -20,6 +20,7 @@ from earnest.errors import InvalidInput
 from earnest.evaluate.playground import evaluate_model, stage_metrics
 from earnest.evaluate.stage import Answer, to_plain
 from earnest.learn.optimise import PolicySettings
+from earnest.learn.update import UpdateSettings
 from earnest.model import AudioLMConfig
 from earnest.settings import RunSettings, setting
 from earnest.stages import judge, midtrain, rlhf, rlvr, sft
@@ -87,14 +88,15 @@ def stage_settings(settings: Settings, run_dir: Path) -> dict[str, Any]:
 
     common: dict[str, Any] = {"seed": settings.seed, "run": settings.run}
     few = 4 if quick else None  # replies to a prompt
+    update = UpdateSettings(lr=2e-4)
     hearing = midtrain.HearingSettings(
-        steps=steps(800), optimiser=OptimiserSettings(lr=3e-3, warmup_steps=80)
+        steps=steps(700), optimiser=OptimiserSettings(lr=3e-3, warmup_steps=80)
     )
     return {
-        "midtrain": midtrain.Settings(steps=steps(450), hearing=hearing, data=data(0, 6000), **common),
+        "midtrain": midtrain.Settings(steps=steps(600), hearing=hearing, data=data(0, 6000), **common),
         "sft": sft.Settings(
             model=str(run_dir / "midtrain"),
-            steps=steps(300),
+            steps=steps(280),
             data=data(0, 6000),
             optimiser=OptimiserSettings(lr=1e-3),
             **common,
@@ -103,15 +105,17 @@ def stage_settings(settings: Settings, run_dir: Path) -> dict[str, Any]:
             model=str(run_dir / "sft"),
             data=data(0, 500),
             choice=rlvr.ChoiceSettings(trials=0 if quick else 8),
-            policy=PolicySettings(steps=steps(80), prompts=8, per_prompt=few or 16, estimator="group"),
+            policy=PolicySettings(
+                steps=steps(80), prompts=8, per_prompt=few or 16, estimator="group", update=update
+            ),
             **common,
         ),
         "judge": judge.Settings(
             model=str(run_dir / "sft"),
-            steps=steps(260),
-            data=data(0, 3000),
+            steps=steps(170),
+            data=data(0, 6000),
             checks=60 if quick else 400,
-            optimiser=OptimiserSettings(lr=1e-3),
+            optimiser=OptimiserSettings(lr=2e-3),
             **common,
         ),
         "rlhf": rlhf.Settings(
@@ -119,12 +123,7 @@ def stage_settings(settings: Settings, run_dir: Path) -> dict[str, Any]:
             judge=str(run_dir / "judge"),
             data=data(0, 500),
             policy=PolicySettings(
-                steps=steps(90),
-                prompts=8 if quick else 16,
-                per_prompt=few or 8,
-                kl=0.02,
-                estimator="gae",
-                critic_warmup=2 if quick else 10,
+                steps=steps(100), prompts=8, per_prompt=few or 16, kl=0.02, estimator="group", update=update
             ),
             **common,
         ),

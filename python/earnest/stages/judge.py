@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from earnest import ops
@@ -100,7 +101,7 @@ def train(
     parameters = trained(model)
     adamw = settings.optimiser.build(parameters)
     generator = torch.Generator().manual_seed(settings.seed)
-    verdicts = torch.tensor(verdict_ids(tokenizer, PHI))
+    verdicts = verdict_ids(tokenizer, PHI)
     start = run.restore("judge training", model=model, optimiser=adamw, generator=generator)
     dialogues = by_dialogue(compared)
     for step in run.steps(settings.steps, start):
@@ -109,9 +110,8 @@ def train(
         packed, notes, findings, classes = both_orders(chosen, tokenizer, model, finds(settings, compared))
         with run.autocast():
             hidden = model(packed.batch, hearing.embed(model, packed.clips))
-        # Among all tokens, so that a judge which writes findings knows when to stop writing them.
-        ends, said = hidden[packed.last], verdicts[classes]
-        verdict_loss = -ops.logprob(ends, model.lm_head.weight, said)[0].mean()
+        logits = hidden[packed.last] @ model.lm_head.weight[verdicts].T
+        verdict_loss = F.cross_entropy(logits, classes)
         notes_loss, findings_loss = (
             written_loss(model, packed, hidden, where) for where in (notes, findings)
         )
@@ -120,8 +120,7 @@ def train(
         norm = optimiser_step(
             adamw, parameters, settings.optimiser.rate(step, settings.steps), settings.optimiser.clip_norm
         )
-        with torch.no_grad():
-            right = ((ends @ model.lm_head.weight[verdicts].T).argmax(1) == classes).float().mean()
+        right = (logits.argmax(1) == classes).float().mean()
         run.log(
             step,
             loss=verdict_loss.item(),

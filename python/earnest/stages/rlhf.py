@@ -43,7 +43,7 @@ class Settings:
     rubric_fraction: float = setting(
         0.5, "share of the cases of a step that keep their rubric", at_least=0, at_most=1
     )
-    varied: float = setting(0.75, "share of the cases whose sound is varied", at_least=0, at_most=1)
+    varied: float = setting(0.0, "share of the cases whose sound is varied", at_least=0, at_most=1)
     seed: int = setting(0, at_least=0)
     data: DataSettings = field(default_factory=lambda: DataSettings(cases=1500))
     policy: PolicySettings = field(default_factory=lambda: PolicySettings(prompts=16, per_prompt=8, kl=0.02))
@@ -68,7 +68,7 @@ def main(settings: Settings, run_dir: Path) -> None:
             else None
         )
         critic = ValueModel(policy) if settings.policy.estimator == "gae" else None
-        learner = Learner(policy, hearing, settings.policy.temperature, critic, reference)
+        learner = Learner(policy, hearing, settings.policy.temperature, critic, reference, run.autocast)
         reward = JudgeAndVerify(settings, judge, tokenizer)
         optimise(
             run,

@@ -44,7 +44,7 @@ class ChoiceSettings:
 @dataclass(frozen=True)
 class Settings:
     model: str = setting("", "the model folder to start from, such as runs/demo/sft")
-    varied: float = setting(0.75, "share of the cases whose sound is varied", at_least=0, at_most=1)
+    varied: float = setting(0.0, "share of the cases whose sound is varied", at_least=0, at_most=1)
     seed: int = setting(0, at_least=0)
     data: DataSettings = field(default_factory=lambda: DataSettings(cases=1000))
     choice: ChoiceSettings = field(default_factory=ChoiceSettings)
@@ -63,7 +63,7 @@ def main(settings: Settings, run_dir: Path) -> None:
         hearing = Hearing(policy)
         chosen = choose(run, settings, policy, tokenizer, hearing, cases)
         critic = ValueModel(policy) if settings.policy.estimator == "gae" else None
-        learner = Learner(policy, hearing, settings.policy.temperature, critic)
+        learner = Learner(policy, hearing, settings.policy.temperature, critic, autocast=run.autocast)
         weights = RewardWeights(verified=1.0, judge=0.0)
         optimise(
             run,
@@ -106,16 +106,17 @@ def choose(
         passes = {}
         batches = [cases[i : i + choice.batch] for i in range(0, len(cases), choice.batch)]
         for number, batch in enumerate(run.track(batches, "choosing questions")):
-            rollouts = sample(
-                policy,
-                tokenizer,
-                hearing,
-                prompts_of(batch, tokenizer, policy),
-                per_prompt=choice.trials,
-                max_new_tokens=settings.policy.max_new_tokens,
-                temperature=settings.policy.temperature,
-                generator=torch.Generator().manual_seed(settings.seed * 7919 + number),
-            )
+            with run.autocast():
+                rollouts = sample(
+                    policy,
+                    tokenizer,
+                    hearing,
+                    prompts_of(batch, tokenizer, policy),
+                    per_prompt=choice.trials,
+                    max_new_tokens=settings.policy.max_new_tokens,
+                    temperature=settings.policy.temperature,
+                    generator=torch.Generator().manual_seed(settings.seed * 7919 + number),
+                )
             right = verified_reward(rollouts)[1].view(len(batch), choice.trials).sum(1)
             passes |= {case.id: int(count) for case, count in zip(batch, right, strict=True)}
         write_atomic(
