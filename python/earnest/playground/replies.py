@@ -95,14 +95,15 @@ def distractors(sample: Sample, rng: random.Random) -> tuple[Reply, ...]:
         core = rng.choice(about.cores).replace("{x}", show(about))
         return obey(_fill(frame, core), rule if keep else None, show(about))
 
-    false_remarks = [name for name in REMARKS if name not in sound.salient]
-    inapt = rng.choice(false_remarks)
     remark = rng.choice(sound.salient)
+    # As many remarks that are untrue as true ones: a judge that sees few of them takes every remark for true,
+    # and a policy finds that out.
+    inapt = rng.sample([name for name in REMARKS if name not in sound.salient], 3)
     found = [
         Reply(_bare(show(wrong), rule), 0.0, None, False),
         Reply(say(wrong, "{X}."), 0.3, None, False),
         Reply(say(wrong, rng.choice(REMARKS[remark])), 1.0, remark, False),
-        Reply(say(topic, rng.choice(REMARKS[inapt])), 1.0, inapt, False),
+        *(Reply(say(topic, rng.choice(REMARKS[name])), 1.0, name, False) for name in inapt),
         Reply(say(topic, rng.choice(PADDING)), 0.6, None, False),
         Reply(babble(say(topic, rng.choice(REMARKS[remark])), rng), 1.0, remark, False),
         Reply(rng.choice(("I cannot hear you.", "I do not know.", "Sure.", "Nice.")), 0.3, None, False),

@@ -88,15 +88,14 @@ def stage_settings(settings: Settings, run_dir: Path) -> dict[str, Any]:
 
     common: dict[str, Any] = {"seed": settings.seed, "run": settings.run}
     few = 4 if quick else None  # replies to a prompt
-    update = UpdateSettings(lr=2e-4)
     hearing = midtrain.HearingSettings(
         steps=steps(700), optimiser=OptimiserSettings(lr=3e-3, warmup_steps=80)
     )
     return {
-        "midtrain": midtrain.Settings(steps=steps(600), hearing=hearing, data=data(0, 6000), **common),
+        "midtrain": midtrain.Settings(steps=steps(580), hearing=hearing, data=data(0, 6000), **common),
         "sft": sft.Settings(
             model=str(run_dir / "midtrain"),
-            steps=steps(280),
+            steps=steps(260),
             data=data(0, 6000),
             optimiser=OptimiserSettings(lr=1e-3),
             **common,
@@ -105,25 +104,30 @@ def stage_settings(settings: Settings, run_dir: Path) -> dict[str, Any]:
             model=str(run_dir / "sft"),
             data=data(0, 500),
             choice=rlvr.ChoiceSettings(trials=0 if quick else 8),
-            policy=PolicySettings(
-                steps=steps(80), prompts=8, per_prompt=few or 16, estimator="group", update=update
-            ),
+            policy=PolicySettings(steps=steps(80), prompts=8, per_prompt=few or 16, estimator="group"),
             **common,
         ),
         "judge": judge.Settings(
             model=str(run_dir / "sft"),
-            steps=steps(170),
+            steps=steps(330),
+            batch=12,
             data=data(0, 6000),
             checks=60 if quick else 400,
-            optimiser=OptimiserSettings(lr=2e-3),
+            optimiser=OptimiserSettings(lr=1.5e-3, warmup_steps=40),
             **common,
         ),
         "rlhf": rlhf.Settings(
             model=str(run_dir / "sft"),
             judge=str(run_dir / "judge"),
             data=data(0, 500),
+            verified=1.0,
             policy=PolicySettings(
-                steps=steps(100), prompts=8, per_prompt=few or 16, kl=0.02, estimator="group", update=update
+                steps=steps(80),
+                prompts=8,
+                per_prompt=few or 12,
+                kl=0.05,
+                estimator="group",
+                update=UpdateSettings(lr=1.5e-4),
             ),
             **common,
         ),

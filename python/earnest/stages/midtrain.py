@@ -62,7 +62,7 @@ class Settings:
     batch: int = setting(32, "cases in a step", at_least=1)
     written: float = setting(0.1, "playground: written cases, as a share of the spoken ones", at_least=0)
     dictation: float = setting(0.25, "playground: dictations, as a share of the dialogues", at_least=0)
-    hasty: float = setting(0.7, "share of the sums looked up, not counted out", at_least=0, at_most=1)
+    hasty: float = setting(0.2, "share of the sums looked up, not counted out", at_least=0, at_most=1)
     seed: int = setting(0, at_least=0)
     hearing: HearingSettings = field(default_factory=HearingSettings)
     data: DataSettings = field(default_factory=lambda: DataSettings(cases=6000))
