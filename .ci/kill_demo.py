@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kills a quick demo with SIGKILL in every phase, runs the same command again each time, and compares what it
-ends with to a demo that nobody killed: every model bit for bit, and every figure of metrics.json that does not
-come from a clock.
+"""Kills a quick demo with SIGKILL in every phase, runs the same command again each time, and compares what
+it ends with to a demo that nobody killed: every model bit for bit, and every figure of metrics.json that does
+not come from a clock.
 
     python .ci/kill_demo.py runs/whole runs/killed .venv/bin/earnest
 """
