@@ -23,8 +23,9 @@ from earnest.model import ValueModel
 from earnest.run import Run
 from earnest.settings import RunSettings
 from earnest.stages import judge, midtrain, rlhf, rlvr, sft
+from earnest.stages.optimiser import OptimiserSettings
 from earnest.stages.source import DataSettings, load_cases, load_model
-from earnest.stages.supervised import OptimiserSettings
+from earnest.stages.supervised import examples
 
 _spec = importlib.util.spec_from_file_location(
     "small_world", Path(__file__).parents[1] / "learn" / "small_world.py"
@@ -220,3 +221,16 @@ def test_a_stage_without_data_or_with_a_bad_line_says_so(world, tmp_path):
     bad.write_text('{"messages": []}\n')
     with pytest.raises(InvalidInput, match=r"bad\.jsonl:1"):
         load_cases(DataSettings(files=(str(bad),)), 80)
+
+
+def test_a_share_of_the_sums_is_learnt_as_one_looks_them_up():
+    words = small_world.tokenizer()
+    model, generator = small_world.model(words), torch.Generator().manual_seed(0)
+    case = replace(small_world.cases()[0], reasoning="one two three. 1 + 2 = 3.", hasty="one two. 2 = 3.")
+    with_sum, without = [case] * 200, [replace(case, hasty=None)] * 20
+    for share, low, high in ((0.0, 0, 0), (1.0, 200, 200), (0.3, 35, 90)):
+        learnt = words.decode(
+            examples([*with_sum, *without], words, model, generator, False, share).targets.tolist()
+        )
+        assert low <= learnt.count("one two. 2 = 3.") <= high
+        assert learnt.count("one two") == 220

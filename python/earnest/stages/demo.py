@@ -24,8 +24,8 @@ from earnest.learn.update import UpdateSettings
 from earnest.model import AudioLMConfig
 from earnest.settings import RunSettings, setting
 from earnest.stages import judge, midtrain, rlhf, rlvr, sft
+from earnest.stages.optimiser import OptimiserSettings
 from earnest.stages.source import DataSettings, PlaygroundSettings, load_cases
-from earnest.stages.supervised import OptimiserSettings
 
 STAGES = ("midtrain", "sft", "rlvr", "judge", "rlhf")
 TABLE = ("midtrain", "sft", "rlvr", "rlhf")
@@ -86,18 +86,21 @@ def stage_settings(settings: Settings, run_dir: Path) -> dict[str, Any]:
     def steps(full: int) -> int:
         return max(full // 40, 3) if quick else full
 
+    def muon(lr: float, warmup_steps: int = 20) -> OptimiserSettings:
+        return OptimiserSettings(lr=lr, warmup_steps=warmup_steps, matrices="muon")
+
     common: dict[str, Any] = {"seed": settings.seed, "run": settings.run}
     few = 4 if quick else None  # replies to a prompt
-    hearing = midtrain.HearingSettings(
-        steps=steps(700), optimiser=OptimiserSettings(lr=3e-3, warmup_steps=80)
-    )
+    hearing = midtrain.HearingSettings(steps=steps(600), optimiser=muon(8e-3, warmup_steps=80))
     return {
-        "midtrain": midtrain.Settings(steps=steps(580), hearing=hearing, data=data(0, 6000), **common),
+        "midtrain": midtrain.Settings(
+            steps=steps(400), hearing=hearing, data=data(0, 6000), optimiser=muon(6e-3, 50), **common
+        ),
         "sft": sft.Settings(
             model=str(run_dir / "midtrain"),
-            steps=steps(260),
+            steps=steps(200),
             data=data(0, 6000),
-            optimiser=OptimiserSettings(lr=1e-3),
+            optimiser=muon(3e-3),
             **common,
         ),
         "rlvr": rlvr.Settings(
@@ -109,11 +112,11 @@ def stage_settings(settings: Settings, run_dir: Path) -> dict[str, Any]:
         ),
         "judge": judge.Settings(
             model=str(run_dir / "sft"),
-            steps=steps(330),
+            steps=steps(300),
             batch=12,
             data=data(0, 6000),
             checks=60 if quick else 400,
-            optimiser=OptimiserSettings(lr=1.5e-3, warmup_steps=40),
+            optimiser=muon(4e-3, warmup_steps=40),
             **common,
         ),
         "rlhf": rlhf.Settings(

@@ -34,8 +34,8 @@ from earnest.model import AudioLM
 from earnest.run import Run, seed_everything
 from earnest.settings import RunSettings, setting
 from earnest.stages.comparisons import Compared, load_comparisons
+from earnest.stages.optimiser import OptimiserSettings, optimiser_step
 from earnest.stages.source import DataSettings, load_model, save_model, trained
-from earnest.stages.supervised import OptimiserSettings, optimiser_step
 
 CALIBRATION_FILE = "judge.json"
 
@@ -99,10 +99,10 @@ def train(
     compared: Sequence[Compared],
 ) -> None:
     parameters = trained(model)
-    adamw = settings.optimiser.build(parameters)
+    moved_by = settings.optimiser.build(model)
     generator = torch.Generator().manual_seed(settings.seed)
     verdicts = verdict_ids(tokenizer, PHI)
-    start = run.restore("judge training", model=model, optimiser=adamw, generator=generator)
+    start = run.restore("judge training", model=model, optimiser=moved_by, generator=generator)
     dialogues = by_dialogue(compared)
     for step in run.steps(settings.steps, start):
         order = torch.randperm(len(dialogues), generator=generator)[: settings.batch]
@@ -118,7 +118,7 @@ def train(
         loss = verdict_loss + settings.notes_weight * notes_loss + settings.findings_weight * findings_loss
         loss.backward()
         norm = optimiser_step(
-            adamw, parameters, settings.optimiser.rate(step, settings.steps), settings.optimiser.clip_norm
+            moved_by, parameters, settings.optimiser.rate(step, settings.steps), settings.optimiser.clip_norm
         )
         right = (logits.argmax(1) == classes).float().mean()
         run.log(

@@ -26,6 +26,7 @@ from earnest.model import AudioLM, AudioLMConfig
 from earnest.model.config import PRESETS
 from earnest.run import Run, seed_everything
 from earnest.settings import RunSettings, setting
+from earnest.stages.optimiser import OptimiserSettings, optimiser_step
 from earnest.stages.source import (
     DataSettings,
     dictations,
@@ -35,7 +36,7 @@ from earnest.stages.source import (
     world_of,
     written_cases,
 )
-from earnest.stages.supervised import OptimiserSettings, fine_tune, optimiser_step
+from earnest.stages.supervised import fine_tune
 from earnest.stages.variation import vary_mel
 
 SECONDS_PER_FRAME = 0.04  # of the encoder's output
@@ -143,10 +144,10 @@ def learn_to_hear(
         model.config.audio_encoder_config.n_audio_state, word_numbers(clips), manner_numbers(clips)
     )
     parameters = [p for p in (*model.encoder.parameters(), *heads.parameters()) if p.requires_grad]
-    adamw = settings.optimiser.build(parameters)
+    moved_by = settings.optimiser.build(model.encoder, [*heads.parameters()])
     generator = torch.Generator().manual_seed(seed)
     start = run.restore(
-        "learning to hear", encoder=model.encoder, heads=heads, optimiser=adamw, generator=generator
+        "learning to hear", encoder=model.encoder, heads=heads, optimiser=moved_by, generator=generator
     )
     for step in run.steps(settings.steps, start):
         heard = [clips[int(i)] for i in torch.randint(len(clips), (settings.batch,), generator=generator)]
@@ -158,7 +159,7 @@ def learn_to_hear(
             word_loss, manner_loss = heads.losses(frames, heard, cu_seqlens)
         (word_loss + settings.manner_weight * manner_loss).backward()
         norm = optimiser_step(
-            adamw, parameters, settings.optimiser.rate(step, settings.steps), settings.optimiser.clip_norm
+            moved_by, parameters, settings.optimiser.rate(step, settings.steps), settings.optimiser.clip_norm
         )
         run.log(step, word_loss=word_loss.item(), manner_loss=manner_loss.item(), gradient_norm=norm)
     freeze(model.encoder)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from earnest.run import Run
 from earnest.settings import RunSettings, setting
+from earnest.stages.optimiser import OptimiserSettings
 from earnest.stages.source import DataSettings, dictations, load_cases, load_model
-from earnest.stages.supervised import OptimiserSettings, fine_tune
+from earnest.stages.supervised import fine_tune
 
 
 @dataclass(frozen=True)
