@@ -91,14 +91,14 @@ def stage_settings(settings: Settings, run_dir: Path) -> dict[str, Any]:
 
     common: dict[str, Any] = {"seed": settings.seed, "run": settings.run}
     few = 4 if quick else None  # replies to a prompt
-    hearing = midtrain.HearingSettings(steps=steps(600), optimiser=muon(8e-3, warmup_steps=80))
+    hearing = midtrain.HearingSettings(steps=steps(520), optimiser=muon(8e-3, warmup_steps=80))
     return {
         "midtrain": midtrain.Settings(
-            steps=steps(400), hearing=hearing, data=data(0, 6000), optimiser=muon(6e-3, 50), **common
+            steps=steps(320), hearing=hearing, data=data(0, 6000), optimiser=muon(6e-3, 50), **common
         ),
         "sft": sft.Settings(
             model=str(run_dir / "midtrain"),
-            steps=steps(200),
+            steps=steps(160),
             data=data(0, 6000),
             optimiser=muon(3e-3),
             **common,
@@ -107,12 +107,12 @@ def stage_settings(settings: Settings, run_dir: Path) -> dict[str, Any]:
             model=str(run_dir / "sft"),
             data=data(0, 500),
             choice=rlvr.ChoiceSettings(trials=0 if quick else 8),
-            policy=PolicySettings(steps=steps(80), prompts=8, per_prompt=few or 16, estimator="group"),
+            policy=PolicySettings(steps=steps(60), prompts=8, per_prompt=few or 16, estimator="group"),
             **common,
         ),
         "judge": judge.Settings(
             model=str(run_dir / "sft"),
-            steps=steps(300),
+            steps=steps(260),
             batch=12,
             data=data(0, 6000),
             checks=60 if quick else 400,
@@ -125,7 +125,7 @@ def stage_settings(settings: Settings, run_dir: Path) -> dict[str, Any]:
             data=data(0, 500),
             verified=1.0,
             policy=PolicySettings(
-                steps=steps(80),
+                steps=steps(60),
                 prompts=8,
                 per_prompt=few or 12,
                 kl=0.05,
