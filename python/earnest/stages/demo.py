@@ -112,7 +112,7 @@ def stage_settings(settings: Settings, run_dir: Path) -> dict[str, Any]:
         ),
         "judge": judge.Settings(
             model=str(run_dir / "sft"),
-            steps=steps(260),
+            steps=steps(270),
             batch=12,
             data=data(0, 6000),
             checks=60 if quick else 400,
@@ -125,10 +125,10 @@ def stage_settings(settings: Settings, run_dir: Path) -> dict[str, Any]:
             data=data(0, 500),
             verified=1.0,
             policy=PolicySettings(
-                steps=steps(60),
+                steps=steps(75),
                 prompts=8,
                 per_prompt=few or 12,
-                kl=0.05,
+                kl=0.03,
                 estimator="group",
                 update=UpdateSettings(lr=1.5e-4),
             ),
