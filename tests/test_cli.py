@@ -235,5 +235,8 @@ def test_a_stage_with_run_settings_goes_through_the_real_loop(
 def test_the_run_settings_do_not_touch_numbers():
     from earnest.settings import differences, to_plain
 
-    changed = RunSettings(1.0, 2, 3, False, 4, False)
+    changed = RunSettings(
+        save_every_seconds=1.0, save_every_steps=2, keep=3, tensorboard=False, threads=4, resume=False
+    )
     assert differences(to_plain(RunSettings()), changed) == []
+    assert differences(to_plain(RunSettings()), RunSettings(precision="float32")) != []  # this one does
