@@ -100,7 +100,9 @@ def token_logprobs(
     """(log-probability [N], entropy [N]) of the replies' tokens under `model`, float32, at the sampling
     temperature."""
     hidden = model(packed.batch, hearing.embed(model, packed.clips))
-    return ops.logprob(hidden[packed.before], model.lm_head.weight, packed.targets, temperature=temperature)
+    # Many replies begin after one prompt token: index_select adds up their gradients in a fixed order.
+    before = hidden.index_select(0, packed.before)
+    return ops.logprob(before, model.lm_head.weight, packed.targets, temperature=temperature)
 
 
 def by_tokens(prompts: Sequence[Prompt], lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:

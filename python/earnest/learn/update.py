@@ -61,7 +61,7 @@ class Learner:
         assert self.critic is not None
         with self.autocast():
             heard = self.hearing.encoded(packed.clips) if packed.clips else None
-            return self.critic(packed.batch, heard)[packed.before]
+            return self.critic(packed.batch, heard).index_select(0, packed.before)
 
     @torch.no_grad()
     def read(

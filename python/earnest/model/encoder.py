@@ -142,7 +142,8 @@ class AudioEncoder(nn.Module):
         counts = np.asarray(kept, dtype=np.int64)
         starts = np.repeat(np.cumsum(positions) - np.asarray(positions), counts)
         first = torch.from_numpy(starts + stride * positions_of(kept)).to(x.device)
-        return (x[first] + x[first + 1]) / 2 if stride == 2 else x[first]
+        taken = x.index_select(0, first)
+        return (taken + x.index_select(0, first + 1)) / 2 if stride == 2 else taken
 
     def fused_groups(self) -> list[list[Tensor]]:
         """Parameters that are multiplied as one matrix, in that order."""

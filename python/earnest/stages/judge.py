@@ -110,7 +110,7 @@ def train(
         packed, notes, findings, classes = both_orders(chosen, tokenizer, model, finds(settings, compared))
         with run.autocast():
             hidden = model(packed.batch, hearing.embed(model, packed.clips))
-        logits = hidden[packed.last] @ model.lm_head.weight[verdicts].T
+        logits = hidden.index_select(0, packed.last) @ model.lm_head.weight[verdicts].T
         verdict_loss = F.cross_entropy(logits, classes)
         notes_loss, findings_loss = (
             written_loss(model, packed, hidden, where) for where in (notes, findings)
@@ -144,7 +144,7 @@ def written_loss(model: AudioLM, packed: Packed, hidden: Tensor, where: Tensor) 
     none."""
     if not len(where):
         return torch.zeros(())
-    return -ops.logprob(hidden[where - 1], model.lm_head.weight, packed.batch.input_ids[where])[0].mean()
+    return -ops.logprob(hidden.index_select(0, where - 1), model.lm_head.weight, packed.batch.input_ids[where])[0].mean()
 
 
 def finds(settings: Settings, compared: Sequence[Compared]) -> bool:

@@ -25,7 +25,7 @@ from earnest.stages.source import draw, save_model, trained
 def target_logprobs(model: AudioLM, packed: Packed, audio: Tensor | None) -> Tensor:
     """Log-probability [N] of every target of the batch."""
     hidden = model(packed.batch, audio)
-    return ops.logprob(hidden[packed.before], model.lm_head.weight, packed.targets)[0]
+    return ops.logprob(hidden.index_select(0, packed.before), model.lm_head.weight, packed.targets)[0]
 
 
 def examples(
