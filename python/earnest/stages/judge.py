@@ -144,7 +144,9 @@ def written_loss(model: AudioLM, packed: Packed, hidden: Tensor, where: Tensor) 
     none."""
     if not len(where):
         return torch.zeros(())
-    return -ops.logprob(hidden.index_select(0, where - 1), model.lm_head.weight, packed.batch.input_ids[where])[0].mean()
+    return -ops.logprob(
+        hidden.index_select(0, where - 1), model.lm_head.weight, packed.batch.input_ids[where]
+    )[0].mean()
 
 
 def finds(settings: Settings, compared: Sequence[Compared]) -> bool:
