@@ -52,7 +52,7 @@ def conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor) -> Ten
     """A 1-d convolution over packed frames: x [frames, in], weight [out, in, kernel] -> [index rows, out]."""
     padded = torch.cat([x, x.new_zeros(1, x.shape[1])])
     # index_select, not indexing: the gradient of that adds up in whichever order threads come.
-    windows = padded.index_select(0, index.flatten()).view(len(index), -1)
+    windows = padded.index_select(0, index.flatten()).view(len(index), index.shape[1] * x.shape[1])
     return F.linear(windows, weight.permute(0, 2, 1).flatten(1), bias)
 
 
