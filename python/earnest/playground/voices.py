@@ -147,6 +147,7 @@ def speak(text: str, voice: str, *, rate: int = 175, pitch: int = 50, pitch_rang
             for parameter, value in ((_RATE, rate), (_PITCH, pitch), (_RANGE, pitch_range)):
                 library.espeak_SetParameter(parameter, int(value), 0)
             library.espeak_ng_SetRandSeed(int(seed))
+            ctypes.CDLL(None).srand(int(seed) & 0x7FFFFFFF)  # the noise of its Klatt voices is libc's rand()
             library.espeak_Synth(data, len(data) + 1, 0, 1, 0, _UTF8 | _END_PAUSE, None, None)
             library.espeak_Terminate()
         finally:
