@@ -15,7 +15,7 @@ pytest.importorskip("espeakng_loader", reason="needs the extra 'voice'")
 import itertools
 
 from earnest.errors import InvalidInput
-from earnest.playground import SPLITS, TASKS, World, acknowledges, replies, tasks, verify, voices
+from earnest.playground import SPLITS, TASKS, World, acknowledges, findings, replies, tasks, verify, voices
 from earnest.playground import sentences as language
 from earnest.playground import sound as measured
 from earnest.playground.speakers import align
@@ -263,3 +263,26 @@ def test_what_was_spoken_before_does_not_change_what_is_spoken():
         voices.speak("now tell me", "gmw/en+klatt5", seed=3)
         assert np.array_equal(first, voices.speak("the car is white", voice, seed=7).pcm)
         assert not np.array_equal(first, voices.speak("the car is white", "gmw/en+m3", seed=7).pcm)
+
+
+def test_findings_say_what_is_so(samples):
+    untrue = 0
+    for sample in samples:
+        answer, rule = sample.topic.answer, "free" if sample.rule is None else "kept"
+        for reply in sample.replies:
+            wanted, given, right, kept, said, heard, remark, met = findings(sample, reply.text, None).split()
+            assert (wanted, given, right, kept, met) == (answer, answer, "right", rule, "open")
+            assert said == heard
+            assert remark == ("silent" if reply.acknowledges is None else "true")
+            assert findings(sample, reply.text, ("gives the right answer",)).endswith(" whole")
+        others = replies.distractors(sample, random.Random(sample.id))
+        for reply in others[:3]:
+            wanted, given, right, *_, met = findings(sample, reply.text, ("gives the right answer",)).split()
+            assert wanted == answer != given
+            assert (right, met) == ("wrong", "unmet")
+        for reply in others[3:6]:
+            said, heard, remark = findings(sample, reply.text, None).split()[4:7]
+            assert remark != "true"
+            assert (remark == "untrue") == (said != heard)
+            untrue += remark == "untrue"
+    assert untrue > len(samples)

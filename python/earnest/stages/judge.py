@@ -103,11 +103,11 @@ def train(
     generator = torch.Generator().manual_seed(settings.seed)
     verdicts = verdict_ids(tokenizer, PHI)
     start = run.restore("judge training", model=model, optimiser=moved_by, generator=generator)
-    dialogues = by_dialogue(compared)
+    dialogues, with_findings = by_dialogue(compared), finds(settings, compared)
     for step in run.steps(settings.steps, start):
         order = torch.randperm(len(dialogues), generator=generator)[: settings.batch]
         chosen = [dialogues[int(i)] for i in order]
-        packed, notes, findings, classes = both_orders(chosen, tokenizer, model, finds(settings, compared))
+        packed, notes, findings, classes = both_orders(chosen, tokenizer, model, with_findings)
         with run.autocast():
             hidden = model(packed.batch, hearing.embed(model, packed.clips))
         logits = hidden.index_select(0, packed.last) @ model.lm_head.weight[verdicts].T
