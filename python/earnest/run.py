@@ -66,7 +66,7 @@ STEP = re.compile(r"step-(\d{8})")
 def has_native_bfloat16() -> bool:
     """Whether this processor multiplies bfloat16 in hardware; elsewhere it is slower than float32. A torch
     that cannot tell (before get_capabilities) counts as no."""
-    found = getattr(torch.cpu, "get_capabilities", dict)()
+    found: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(found.get("avx512_bf16") or found.get("amx_bf16") or found.get("bf16"))
 
 
