@@ -90,6 +90,25 @@ def test_the_seed_fixes_the_tokens_and_stopping_others_does_not_change_them():
         assert stopped or len(short) == 15
 
 
+@pytest.mark.parametrize("after_stop", [0, 1, 3])
+def test_a_sequence_goes_on_for_the_tokens_asked_for_after_its_stop(after_stop):
+    model = toy_model()
+    batch = packed(model, PROMPTS)
+    stops = set(range(0, 97, 7))
+    freely = model.generate_ids(batch, max_new_tokens=20, generator=generator(3)).ids
+    made = model.generate_ids(
+        batch, max_new_tokens=20, generator=generator(3), stop_ids=stops, after_stop=after_stop
+    )
+    ends = [next((t for t, token in enumerate(ids) if token in stops), 20) + 1 + after_stop for ids in freely]
+    assert made.ids == [ids[:end] for ids, end in zip(freely, ends, strict=True)]
+    assert made.stopped == [end <= 20 for end in ends]
+    assert len(set(ends)) > 2
+    for i, ids in enumerate(made.ids):
+        with torch.no_grad():
+            want = model(extended(alone(batch, i, CLIPS), ids[:-1]))[-1]
+        torch.testing.assert_close(made.drawn_from[i], want, rtol=0, atol=MODEL["cached"])
+
+
 def test_copies_of_a_prompt_share_it_and_differ():
     model = toy_model()
     batch = packed(model, PROMPTS[:3])
@@ -174,6 +193,7 @@ def test_generation_ends_where_positions_end():
         ({"top_p": 0.0}, "top_p"),
         ({"top_k": -1}, "top_k"),
         ({"samples_per_prompt": 0}, "samples_per_prompt"),
+        ({"after_stop": -1}, "after_stop"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings, says):

@@ -141,25 +141,25 @@ class Judge:
         asked = [torch.tensor(question_ids(q, self.tokenizer), dtype=torch.int64) for q in questions]
         parts = []
         for group in by_tokens(dialogues, [len(ids) for ids in asked], self.max_tokens):
-            read = [dialogues[i] for i in group]
-            packed = pack(read, [asked[i] for i in group])
-            if self.findings:
-                found = self._write_findings(packed)
-                packed = pack(read, [torch.cat([asked[i], f]) for i, f in zip(group, found, strict=True)])
-            logits = verdict_logits(self.model, self.hearing, packed, self._verdicts)
-            parts.append((logits / self.temperature).softmax(-1))
+            packed = pack([dialogues[i] for i in group], [asked[i] for i in group])
+            read = self._after_findings if self.findings else self._at_once
+            parts.append((read(packed) / self.temperature).softmax(-1))
         return torch.cat(parts) if parts else torch.zeros(0, len(self._verdicts))
 
-    def _write_findings(self, packed: Packed) -> list[Tensor]:
-        """The greedy findings on each packed question, int64 [length], the full stop included."""
-        generation = self.model.generate_ids(
+    def _at_once(self, packed: Packed) -> Tensor:
+        return verdict_logits(self.model, self.hearing, packed, self._verdicts)
+
+    def _after_findings(self, packed: Packed) -> Tensor:
+        """Logits [n, levels] of the verdicts where the greedy findings have come to their full stop."""
+        written = self.model.generate_ids(
             packed.batch,
-            max_new_tokens=MAX_FINDINGS,
+            max_new_tokens=MAX_FINDINGS + 1,
             temperature=0.0,
             stop_ids=_full_stop(self.tokenizer),
+            after_stop=1,
             audio_embeddings=self.hearing.embed(self.model, packed.clips),
         )
-        return [torch.tensor(ids, dtype=torch.int64) for ids in generation.ids]
+        return self.model.logits(written.drawn_from)[:, self._verdicts]
 
     def expected_phi(self, dialogues: Sequence[Prompt], questions: Sequence[Question]) -> Tensor:
         """The expected scalar [n] of the first reply against the second."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -124,11 +124,22 @@ class Sampling:
 class Generation:
     """ids[i]: the sampled tokens of sequence i (a stop token included, the forced prefix not); logp[i]:
     float32, the log-probability of each; stopped[i]: whether a stop token ended it (otherwise the length
-    did)."""
+    did); drawn_from [sequences, hidden]: the hidden state from which the last token of each was drawn."""
 
     ids: list[list[int]]
     logp: list[Tensor]
     stopped: list[bool]
+    drawn_from: Tensor
+
+
+class Step(NamedTuple):
+    """One more token of each sequence that is still alive."""
+
+    rows: Tensor  # int64 [n], the numbers of those sequences
+    ids: Tensor  # int64 [n]
+    logp: Tensor  # float32 [n]
+    ended: Tensor  # bool [n]: this was the last one, after a stop token
+    drawn_from: Tensor  # [n, hidden]
 
 
 @torch.no_grad()
@@ -140,17 +151,19 @@ def generate_ids(
     sampling: Sampling,
     generator: torch.Generator | None = None,
     stop_ids: Sequence[int] = (),
+    after_stop: int = 0,
     forced_prefix: Sequence[int] = (),
     samples_per_prompt: int = 1,
     audio_embeddings: Tensor | None = None,
 ) -> Generation:
     """Continues every prompt of `batch` samples_per_prompt times; sample j of prompt p is sequence p *
     samples + j. Of a batch whose prompts share beginnings, those are read once, and are no prompts
-    themselves."""
+    themselves. A stop token ends a sequence, or lets it go on for `after_stop` tokens."""
     rows = len(_with_suffix(batch, ()).continued) * samples_per_prompt
     ids = torch.zeros(rows, max_new_tokens, dtype=torch.int64)
     logp = torch.zeros(rows, max_new_tokens)
     counts, stopped = torch.zeros(rows, dtype=torch.int64), torch.zeros(rows, dtype=torch.bool)
+    drawn_from = torch.zeros(rows, model.config.text_config.hidden_size)
     steps = decode_steps(
         model,
         batch,
@@ -158,20 +171,22 @@ def generate_ids(
         sampling=sampling,
         generator=generator,
         stop_ids=stop_ids,
+        after_stop=after_stop,
         forced_prefix=forced_prefix,
         samples_per_prompt=samples_per_prompt,
         audio_embeddings=audio_embeddings,
     )
-    for step, (live, new_ids, new_logp, ended) in enumerate(steps):
-        live = live.cpu()
-        ids[live, step], logp[live, step] = new_ids.cpu(), new_logp.float().cpu()
+    for number, step in enumerate(steps):
+        live = step.rows.cpu()
+        ids[live, number], logp[live, number] = step.ids.cpu(), step.logp.float().cpu()
         counts[live] += 1
-        stopped[live] = ended.cpu()
+        stopped[live], drawn_from[live] = step.ended.cpu(), step.drawn_from.float().cpu()
     lengths = counts.tolist()
     return Generation(
         [row[:n] for row, n in zip(ids.tolist(), lengths, strict=True)],
         [row[:n].clone() for row, n in zip(logp, lengths, strict=True)],
         stopped.tolist(),
+        drawn_from.to(model.lm_head.weight),
     )
 
 
@@ -189,7 +204,7 @@ def stream_ids(
     """One prompt, token by token: (id, log-probability), the stop token included."""
     if len(batch.cu_seqlens) != 2:
         raise InvalidInput("stream_ids", "batch", "one sequence", f"{len(batch.cu_seqlens) - 1}")
-    for _, ids, logp, _ in decode_steps(
+    for step in decode_steps(
         model,
         batch,
         max_new_tokens=max_new_tokens,
@@ -199,7 +214,7 @@ def stream_ids(
         forced_prefix=forced_prefix,
         audio_embeddings=audio_embeddings,
     ):
-        yield int(ids[0]), float(logp[0])
+        yield int(step.ids[0]), float(step.logp[0])
 
 
 def decode_steps(
@@ -210,19 +225,19 @@ def decode_steps(
     sampling: Sampling,
     generator: torch.Generator | None = None,
     stop_ids: Sequence[int] = (),
+    after_stop: int = 0,
     forced_prefix: Sequence[int] = (),
     samples_per_prompt: int = 1,
     audio_embeddings: Tensor | None = None,
-) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Yields per step, for the sequences still alive: (their numbers, new ids, log-probabilities, ended by a
-    stop)."""
-    if max_new_tokens < 1 or samples_per_prompt < 1:
-        raise InvalidInput(
-            "generate",
-            "max_new_tokens and samples_per_prompt",
-            "1 or more",
-            f"{max_new_tokens} and {samples_per_prompt}",
-        )
+) -> Iterator[Step]:
+    """The loop under generate_ids and stream_ids, token by token."""
+    for name, value, least in (
+        ("max_new_tokens", max_new_tokens, 1),
+        ("samples_per_prompt", samples_per_prompt, 1),
+        ("after_stop", after_stop, 0),
+    ):
+        if value < least:
+            raise InvalidInput("generate", name, f"{least} or more", str(value))
     prompts = _with_suffix(batch, forced_prefix)
     device, context = model.lm_head.weight.device, model.config.text_config.max_position_embeddings
     lengths = prompts.lengths
@@ -253,18 +268,22 @@ def decode_steps(
         )
         hidden = _prefill(model, prompts, audio_embeddings, cache, samples_per_prompt)
         live = LiveRows(cache, torch.tensor(lengths, device=device).repeat_interleave(samples_per_prompt))
+    stopped = torch.zeros(rows, dtype=torch.bool, device=device)
+    left = torch.full((rows,), after_stop, device=device)
     for step in range(max_new_tokens):
         with torch.no_grad():
             ids, logp = sampling.draw(model.logits(hidden), uniform[live.rows, step])
-            ended = torch.isin(ids, stops)
-        yield live.rows, ids, logp, ended
+            left = left - stopped.long()
+            stopped = stopped | torch.isin(ids, stops)
+            ended = stopped & (left == 0)
+        yield Step(live.rows, ids, logp, ended, hidden)
         with torch.no_grad():
             alive = ~ended & (live.lengths < cache.max_tokens)
             if step + 1 == max_new_tokens or not bool(alive.any()):
                 return
             if not bool(alive.all()):
                 live.keep(alive)
-                ids = ids[alive]
+                ids, stopped, left = ids[alive], stopped[alive], left[alive]
             hidden = model.model.run(model.model.embed_tokens(ids), live.lengths, live.attend)
             live.advance()
 
