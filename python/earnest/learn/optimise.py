@@ -59,14 +59,15 @@ def optimise(
     seed: int,
 ) -> None:
     """Runs the loop; the policy is changed in place. Every step is logged."""
-    update = Update(learner, settings.update)
+    warmup = settings.critic_warmup if learner.critic is not None else 0
+    steps = settings.steps + warmup
+    update = Update(learner, settings.update, steps)
     generator = torch.Generator().manual_seed(seed)
     kept = {"policy": learner.policy, "policy_optimiser": update.policy_optimiser, "generator": generator}
     if learner.critic is not None:
         kept |= {"critic": learner.critic, "critic_optimiser": update.critic_optimiser}
     start = run.restore(phase, **kept)
-    warmup = settings.critic_warmup if learner.critic is not None else 0
-    for step in run.steps(settings.steps + warmup, start):
+    for step in run.steps(steps, start):
         prompts = prompts_of(cases(step), tokenizer, learner.policy)
         with learner.autocast():
             rollouts = sample(

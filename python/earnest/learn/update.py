@@ -31,8 +31,18 @@ class UpdateSettings:
     lr: float = setting(1e-4, "of the policy", above=0)
     critic_lr: float = setting(5e-4, "of the critic", above=0)
     warmup_steps: int = setting(10, "of the learning rates", at_least=0)
+    final_lr: float = setting(
+        1.0, "share of the learning rates left in the last step, linearly", at_least=0, at_most=1
+    )
     clip_norm: float = setting(1.0, above=0)
     max_tokens: int = setting(16384, "tokens, prompts included, in one forward pass", at_least=1)
+
+    def rate(self, step: int, total: int) -> float:
+        """The share of the learning rates at `step` of `total`."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        gone = (step - self.warmup_steps) / max(total - self.warmup_steps, 1)
+        return 1 - (1 - self.final_lr) * gone
 
 
 @dataclass(eq=False)
@@ -101,10 +111,11 @@ def groups_of(rollouts: Rollouts, which: Sequence[int], max_tokens: int) -> list
 
 
 class Update:
-    """Optimisers of policy and critic, and the loop over epochs, mini-batches and forward passes."""
+    """Optimisers of policy and critic, and the loop over epochs, mini-batches and forward passes, for a run
+    of `steps` steps."""
 
-    def __init__(self, learner: Learner, settings: UpdateSettings) -> None:
-        self.learner, self.settings = learner, settings
+    def __init__(self, learner: Learner, settings: UpdateSettings, steps: int) -> None:
+        self.learner, self.settings, self.steps = learner, settings, steps
         # Adam's epsilon and betas as in the PPO line of work (rlhf_numerics 2.20)
         self.policy_optimiser = _adamw(learner.policy, settings.lr)
         self.critic_optimiser = None if learner.critic is None else _adamw(learner.critic, settings.critic_lr)
@@ -216,7 +227,7 @@ class Update:
         if norm != norm or norm == float("inf"):
             raise FloatingPointError(f"[update] gradient: expected a finite norm, got {norm}")
         for group in optimiser.param_groups:
-            group["lr"] = lr * min(1.0, (step + 1) / max(self.settings.warmup_steps, 1))
+            group["lr"] = lr * self.settings.rate(step, self.steps)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         return norm
