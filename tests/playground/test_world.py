@@ -185,6 +185,14 @@ def test_every_spoken_word_is_in_the_vocabulary(world, samples):
         assert sample.reasoning.startswith(f"heard: {heard}.")
 
 
+def test_what_the_reasoning_marks_of_the_voice_is_what_the_warm_reply_takes_up(samples):
+    marked = [sample.reasoning.split(", mostly ")[1].split(".")[0] for sample in samples]
+    for sample, mark in zip(samples, marked, strict=True):
+        assert mark in sample.sounds[-1].salient
+        assert {reply.acknowledges for reply in sample.replies} <= {None, mark}
+    assert set(marked) == {"fast", "slow", "loud", "quiet", "high", "low", "calm"}
+
+
 def test_gold_replies_pass_and_distractors_are_told_apart(world, samples):
     for sample in samples:
         assert all(verify(sample, reply.text) for reply in sample.replies)

@@ -29,14 +29,16 @@ def rate(answers: Sequence[Answer], cases: Sequence[Case], listener: Listener) -
 
 
 def evaluate_model(
-    folder: Path, cases: Sequence[Case], seed: int, name: str
+    folder: Path, cases: Sequence[Case], seed: int, name: str, temperature: float = 0.0
 ) -> tuple[list[Answer], list[Answer]]:
-    """(answers, answers to silence) of the model in `folder`."""
+    """(answers, answers to silence) of the model in `folder`; a temperature of 0 takes the likeliest
+    tokens."""
     model, tokenizer = load_model(folder, train=False)
     listener = Listener(seed)
-    heard = rate(answer(model, tokenizer, cases, what=f"{name}: answering"), cases, listener)
+    drawn: dict[str, Any] = {"temperature": temperature, "seed": seed}
+    heard = rate(answer(model, tokenizer, cases, what=f"{name}: answering", **drawn), cases, listener)
     with_audio = [case for case in cases if case.clips]
-    unheard = answer(model, tokenizer, silenced(with_audio), what=f"{name}: answering silence")
+    unheard = answer(model, tokenizer, silenced(with_audio), what=f"{name}: answering silence", **drawn)
     return heard, unheard
 
 

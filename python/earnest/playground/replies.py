@@ -59,8 +59,11 @@ def _fill(frame: str, core: str) -> str:
     return frame.replace("{X}", core[0].upper() + core[1:]).replace("{x}", core)
 
 
-def truthful(topic: Topic, sound: Sound, rule: str | None, rng: random.Random) -> tuple[Reply, ...]:
-    """Truthful replies, bare to warm: a label, a sentence, a friendly one, one that takes up the voice."""
+def truthful(topic: Topic, sound: Sound, rule: str | None, rng: random.Random,
+             marked: str | None = None) -> tuple[Reply, ...]:
+    """Truthful replies, bare to warm: a label, a sentence, a friendly one, one that takes up the voice.
+
+    marked: what of the voice (one of ``sound.salient``) is taken up; None: any."""
     answer = show(topic)
 
     def say(frame: str) -> str:
@@ -70,7 +73,7 @@ def truthful(topic: Topic, sound: Sound, rule: str | None, rng: random.Random) -
         return (Reply(_bare(answer, rule), 0.0),)
     replies = [Reply(_bare(answer, rule), 0.0), Reply(say("{X}."), 0.3),
                Reply(say(rng.choice(FRIENDLY)), 0.6)]
-    remark = rng.choice(sound.salient)
+    remark = marked or rng.choice(sound.salient)
     return (*replies, Reply(say(rng.choice(REMARKS[remark])), 1.0, remark))
 
 

@@ -16,7 +16,7 @@ from earnest.playground.findings import findings
 from earnest.playground.listener import CRITERIA, Listener, comparison_rubric, dialogue_rubric
 from earnest.playground.recordings import Recordings
 from earnest.playground.samples import SPLITS, TASKS, Comparison, Reply, Sample, Sound, Topic
-from earnest.playground.sentences import DIGITS, VOCABULARY, any_words, words_of
+from earnest.playground.sentences import DIGITS, VOCABULARY, any_words
 from earnest.playground.speakers import OutOfReach, Speaker, Utterance, espeak_speaker
 
 _PITCHES, _RATES, _LEVELS = ("low", "middle", "high"), ("slow", "normal", "fast"), ("quiet", "normal", "loud")
@@ -86,13 +86,13 @@ class World:
         the nearest one when a new one comes. With recordings: digits."""
         rng = self._random(split, index, "dictation")
         say = any_words(rng) if self.recordings is None else digits.any_digits(rng, split)
-        heard = " ".join(words_of(say))
+        heard = tasks.heard(say)
         topic = Topic("words", heard, ("{x}",))
         asked = rng.choice(DICTATION)
         plan = tasks.Plan("dictation", (tasks.Turn(say, asked, topic),), "")
         utterance = self._speak(plan, rng, split, index + _DICTATIONS)[0]
         sound = utterance.sound
-        reasoning = f"heard: {heard}. voice: {sound.rate}, {sound.pitch}, {sound.loudness}."
+        reasoning = f"heard: {heard}. {_voice(sound, rng.choice(sound.salient))}"
         written = (Reply(f"{heard}.", 0.0), Reply(f"I heard: {heard}.", 0.3))
         messages = (Message.user(Audio(pcm=utterance.pcm), asked),)
         name = f"{self.seed}-{split}-dictation-{index}"
@@ -180,13 +180,20 @@ def compose(plan: tasks.Plan, utterances: tuple[Utterance, ...], name: str, rng:
     if topic.kind in replies.LABELS:
         answer = {"rate": sound.rate, "pitch": sound.pitch, "loudness": sound.loudness}[topic.kind]
         topic, step = Topic(topic.kind, answer, topic.cores), step.replace("{x}", answer)
-    reasoning = (f"heard: {' '.join(words_of(plan.turns[-1].say))}. "
-                 f"voice: {sound.rate}, {sound.pitch}, {sound.loudness}. {step}")
-    sample = Sample(name, plan.task, tuple(messages), reasoning, topic.answer,
-                    replies.truthful(topic, sound, plan.rule, rng), tuple(u.sound for u in utterances),
-                    tuple(u.words for u in utterances), None, topic, plan.rule)
+    marked = rng.choice(sound.salient)
+    reasoning = f"heard: {tasks.heard(plan.turns[-1].say)}. {_voice(sound, marked)} {step}"
+    said = replies.truthful(topic, sound, plan.rule, rng, marked)
+    sample = Sample(name, plan.task, tuple(messages), reasoning, topic.answer, said,
+                    tuple(u.sound for u in utterances), tuple(u.words for u in utterances), None, topic,
+                    plan.rule)
     object.__setattr__(sample, "rubric", dialogue_rubric(sample, rng))
     return sample
+
+
+def _voice(sound: Sound, marked: str) -> str:
+    """How the speaker sounds, as the reasoning writes it, and what of that a remark would take up. Written
+    down beforehand, it need only be copied; without it a small model that hears well makes untrue remarks."""
+    return f"voice: {sound.rate}, {sound.pitch}, {sound.loudness}, mostly {marked}."
 
 
 def _earlier_reply(plan: tasks.Plan, turn: int, sound: Sound, rng: random.Random) -> Reply:

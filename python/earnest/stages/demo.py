@@ -19,6 +19,7 @@ from earnest.checkpoint import write_atomic
 from earnest.errors import InvalidInput
 from earnest.evaluate.playground import evaluate_model, stage_metrics
 from earnest.evaluate.stage import Answer, to_plain
+from earnest.learn.loss import LossSettings
 from earnest.learn.optimise import PolicySettings
 from earnest.learn.update import UpdateSettings
 from earnest.model import AudioLMConfig
@@ -40,6 +41,11 @@ class Settings:
     voices: str = setting("espeak", "espeak, or a folder or tar of recorded words (shared/data/fsdd)")
     leave_out: str = setting("", "recordings: the speaker kept for the held-out split")
     cases: int = setting(480, "held-out cases of the evaluation", at_least=6)
+    temperature: float = setting(
+        0.7,
+        "of the replies evaluated; 0 shows the one likeliest way of talking instead of how a model talks",
+        at_least=0,
+    )
     run: RunSettings = field(default_factory=RunSettings)
 
 
@@ -91,10 +97,10 @@ def stage_settings(settings: Settings, run_dir: Path) -> dict[str, Any]:
 
     common: dict[str, Any] = {"seed": settings.seed, "run": settings.run}
     few = 4 if quick else None  # replies to a prompt
-    hearing = midtrain.HearingSettings(steps=steps(520), optimiser=muon(8e-3, warmup_steps=80))
+    hearing = midtrain.HearingSettings(steps=steps(600), optimiser=muon(8e-3, warmup_steps=80))
     return {
         "midtrain": midtrain.Settings(
-            steps=steps(320), hearing=hearing, data=data(0, 6000), optimiser=muon(6e-3, 50), **common
+            steps=steps(400), hearing=hearing, data=data(0, 6000), optimiser=muon(6e-3, 50), **common
         ),
         "sft": sft.Settings(
             model=str(run_dir / "midtrain"),
@@ -107,7 +113,13 @@ def stage_settings(settings: Settings, run_dir: Path) -> dict[str, Any]:
             model=str(run_dir / "sft"),
             data=data(0, 500),
             choice=rlvr.ChoiceSettings(trials=0 if quick else 8),
-            policy=PolicySettings(steps=steps(60), prompts=8, per_prompt=few or 16, estimator="group"),
+            policy=PolicySettings(
+                steps=steps(70),
+                prompts=8,
+                per_prompt=few or 16,
+                estimator="group",
+                update=UpdateSettings(lr=2e-4, final_lr=0.1),
+            ),
             **common,
         ),
         "judge": judge.Settings(
@@ -123,14 +135,15 @@ def stage_settings(settings: Settings, run_dir: Path) -> dict[str, Any]:
             model=str(run_dir / "sft"),
             judge=str(run_dir / "judge"),
             data=data(0, 500),
-            verified=1.0,
+            verified=0.7,
             policy=PolicySettings(
-                steps=steps(75),
+                steps=steps(105),
                 prompts=8,
                 per_prompt=few or 12,
-                kl=0.03,
                 estimator="group",
-                update=UpdateSettings(lr=1.5e-4),
+                # The KL is a loss of its own: unlike one in the rewards it has no noise from sampling, and
+                # keeps what is heard as it was at a learning rate that changes the way of talking.
+                update=UpdateSettings(lr=3e-4, final_lr=0.1, loss=LossSettings(kl_coef=0.05)),
             ),
             **common,
         ),
@@ -150,7 +163,9 @@ def evaluate(settings: Settings, plan: dict[str, Any], run_dir: Path) -> dict[st
         file = folder / f"{stage}.json"
         kept = _read_json(file)
         if kept is None:
-            heard[stage], unheard[stage] = evaluate_model(run_dir / stage, cases, settings.seed, stage)
+            heard[stage], unheard[stage] = evaluate_model(
+                run_dir / stage, cases, settings.seed, stage, settings.temperature
+            )
             write_atomic(
                 file, json.dumps({"heard": to_plain(heard[stage]), "unheard": to_plain(unheard[stage])})
             )
