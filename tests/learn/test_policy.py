@@ -3,6 +3,7 @@
 the trainer's."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import small_world
@@ -12,6 +13,7 @@ from earnest.learn.hearing import Hearing
 from earnest.learn.optimise import prompts_of
 from earnest.learn.policy import by_tokens, pack, pack_masked, token_logprobs
 from earnest.learn.rollout import sample, thoughts
+from earnest.learn.update import UpdateSettings
 
 WORDS = small_world.tokenizer()
 
@@ -136,3 +138,13 @@ def test_groups_hold_at_most_their_tokens_and_lose_nothing(model):
             {id(asked[i]): len(asked[i].ids) for i in group}.values()
         )
         assert tokens <= limit or len(group) == 1
+
+
+def test_learning_rates_rise_to_the_whole_and_fall_to_what_is_left():
+    settings = UpdateSettings(warmup_steps=4, final_lr=0.2)
+    rates = [settings.rate(step, 24) for step in range(24)]
+    assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert all(a > b for a, b in pairwise(rates[4:]))
+    assert settings.rate(24, 24) == pytest.approx(0.2)
+    assert rates[14] == pytest.approx(0.6)
+    assert {UpdateSettings(warmup_steps=0).rate(step, 9) for step in range(9)} == {1.0}

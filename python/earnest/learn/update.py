@@ -32,13 +32,13 @@ class UpdateSettings:
     critic_lr: float = setting(5e-4, "of the critic", above=0)
     warmup_steps: int = setting(10, "of the learning rates", at_least=0)
     final_lr: float = setting(
-        1.0, "share of the learning rates left in the last step, linearly", at_least=0, at_most=1
+        1.0, "share of the learning rates that is left at the end", at_least=0, at_most=1
     )
     clip_norm: float = setting(1.0, above=0)
     max_tokens: int = setting(16384, "tokens, prompts included, in one forward pass", at_least=1)
 
     def rate(self, step: int, total: int) -> float:
-        """The share of the learning rates at `step` of `total`."""
+        """The share of the learning rates at `step` of `total`: a linear warm-up and a linear way down."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         gone = (step - self.warmup_steps) / max(total - self.warmup_steps, 1)

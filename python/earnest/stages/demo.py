@@ -70,7 +70,8 @@ def main(settings: Settings, run_dir: Path) -> None:
     began = time.monotonic()
     metrics = evaluate(settings, plan, run_dir)
     seconds["evaluate"] = seconds.get("evaluate", 0.0) + time.monotonic() - began
-    metrics = {"seed": settings.seed, "quick": settings.quick, "seconds": seconds, **metrics}
+    about = {"seed": settings.seed, "quick": settings.quick, "temperature": settings.temperature}
+    metrics = {**about, "seconds": seconds, **metrics}
     write_atomic(run_dir / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     from earnest.report import table, write_report
 

@@ -70,6 +70,7 @@ def rebuild_metrics(run_dir: Path) -> None:
     metrics = {
         "seed": demo.get("seed"),
         "quick": bool(demo.get("quick")),
+        "temperature": demo.get("temperature"),
         "seconds": _read(run_dir / "seconds.json") or {},
         "stages": stage_metrics(heard, unheard),
         "judge": _read(run_dir / "judge" / "judge.json"),
