@@ -42,12 +42,14 @@ test-cpp: $(VENV)/.installed-dev
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check
+	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(if $(CPP_FILES),$(BIN)/clang-format --dry-run --Werror $(CPP_FILES))
 	$(BIN)/python -m pytest -q tests/test_tree.py
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
 	$(if $(CPP_FILES),$(BIN)/clang-format -i $(CPP_FILES))
 
 clean:

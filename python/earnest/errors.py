@@ -17,8 +17,9 @@ class MissingExtra(ImportError):
     """An optional package is needed for what was asked and is not installed."""
 
     def __init__(self, what: str, package: str, extra: str) -> None:
-        super().__init__(f"[{what}] package: expected {package} to be installed, got none "
-                         f"(pip install 'earnest[{extra}]')")
+        super().__init__(
+            f"[{what}] package: expected {package} to be installed, got none (pip install 'earnest[{extra}]')"
+        )
         self.what, self.package, self.extra = what, package, extra
 
     def __reduce__(self) -> tuple:

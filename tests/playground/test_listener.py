@@ -12,8 +12,9 @@ from earnest.errors import InvalidInput
 from earnest.playground import CRITERIA, Listener, Reply, Sample, Sound, Topic, acknowledges, verify
 
 
-def sample(kind="number", answer="8", rule=None, rate="fast", pitch="high", loudness="normal",
-           operands=(3, 5)):
+def sample(
+    kind="number", answer="8", rule=None, rate="fast", pitch="high", loudness="normal", operands=(3, 5)
+):
     topic = Topic(kind, answer, ("it is {x}",), operands if kind == "number" else ())
     sound = Sound(250.0, 7.0, -27.0, pitch, rate, loudness)
     audio = Audio(pcm=np.zeros(160, np.float32))
@@ -22,14 +23,36 @@ def sample(kind="number", answer="8", rule=None, rate="fast", pitch="high", loud
     return Sample("s", "arithmetic", messages, "", answer, replies, (sound,), ((),), None, topic, rule)
 
 
-@pytest.mark.parametrize("text", ["8", "Eight.", "It is eight!", "3 plus 5 is 8.", "three + five = 8",
-                                  "You sound in a hurry, so quickly: it is 8."])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "8",
+        "Eight.",
+        "It is eight!",
+        "3 plus 5 is 8.",
+        "three + five = 8",
+        "You sound in a hurry, so quickly: it is 8.",
+    ],
+)
 def test_right_answers_in_any_form_pass(text):
     assert verify(sample(), text)
 
 
-@pytest.mark.parametrize("text", ["", "7", "It is 8 or 9.", "eighteen", "It is not 8.", "3 plus 5", "5 8",
-                                  "88", "2 plus 6 is 8 is 3", "1 plus 7 is 8"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "7",
+        "It is 8 or 9.",
+        "eighteen",
+        "It is not 8.",
+        "3 plus 5",
+        "5 8",
+        "88",
+        "2 plus 6 is 8 is 3",
+        "1 plus 7 is 8",
+    ],
+)
 def test_wrong_or_hedged_answers_fail(text):
     assert not verify(sample(), text)
 
@@ -45,12 +68,15 @@ def test_number_words_above_ten_and_labels_compete_within_their_family():
     assert verify(sample("name", "anna"), "Your name is Anna.")
 
 
-@pytest.mark.parametrize(("rule", "kept", "broken"), [
-    ("call me captain", "It is 8, captain.", "It is 8."),
-    ("one word", "Eight.", "It is 8."),
-    ("end with thanks", "It is 8. Thanks!", "Thanks, it is 8."),
-    ("start with okay", "Okay, it is 8.", "It is 8, okay."),
-])
+@pytest.mark.parametrize(
+    ("rule", "kept", "broken"),
+    [
+        ("call me captain", "It is 8, captain.", "It is 8."),
+        ("one word", "Eight.", "It is 8."),
+        ("end with thanks", "It is 8. Thanks!", "Thanks, it is 8."),
+        ("start with okay", "Okay, it is 8.", "It is 8, okay."),
+    ],
+)
 def test_a_standing_rule_is_part_of_being_right(rule, kept, broken):
     assert verify(sample(rule=rule), kept)
     assert not verify(sample(rule=rule), broken)
@@ -74,13 +100,19 @@ def test_the_last_turn_is_the_one_that_is_taken_up():
     assert acknowledges(spoken, "What a bright voice! It is 8.")
     assert not acknowledges(spoken, "What a deep voice! It is 8.")
     assert Listener(0).utility(spoken, "What a bright voice! It is 8.") > Listener(0).utility(
-        spoken, "What a deep voice! It is 8.")
+        spoken, "What a deep voice! It is 8."
+    )
 
 
 def test_utility_orders_replies_as_people_would():
     listener, speaker = Listener(0), sample(rate="slow")
-    order = ["No rush, we take it easy: it is 8.", "Sure, it is 8.", "8.",
-             "You sound in a hurry, so quickly: it is 8.", "No rush, we take it easy: it is 7."]
+    order = [
+        "No rush, we take it easy: it is 8.",
+        "Sure, it is 8.",
+        "8.",
+        "You sound in a hurry, so quickly: it is 8.",
+        "No rush, we take it easy: it is 7.",
+    ]
     utilities = [listener.utility(speaker, text) for text in order]
     assert utilities == sorted(utilities, reverse=True)
     assert utilities[2] - utilities[4] > 1.0
@@ -114,16 +146,19 @@ def test_a_rubric_may_change_who_wins():
         listener.utility(speaker, warm, ("rhymes",))
 
 
-@pytest.mark.parametrize(("criterion", "met", "missed"), [
-    ("has at most six words", "Sure, it is exactly 8 then.", "Sure, I think it is exactly 8."),
-    ("has at most six words", "8.", ""),
-    ("is a whole sentence", "It is 8.", "It is 8"),
-    ("is a whole sentence", "It is 8!", "Eight."),
-    ("does not mention the voice", "It is 8.", "What a deep voice! It is 8."),
-    ("takes up how the speaker sounds", "What a bright voice! It is 8.", "What a deep voice! It is 8."),
-    ("gives the right answer", "8.", "9."),
-    ("ends with thanks", "8. Thanks.", "8."),
-])
+@pytest.mark.parametrize(
+    ("criterion", "met", "missed"),
+    [
+        ("has at most six words", "Sure, it is exactly 8 then.", "Sure, I think it is exactly 8."),
+        ("has at most six words", "8.", ""),
+        ("is a whole sentence", "It is 8.", "It is 8"),
+        ("is a whole sentence", "It is 8!", "Eight."),
+        ("does not mention the voice", "It is 8.", "What a deep voice! It is 8."),
+        ("takes up how the speaker sounds", "What a bright voice! It is 8.", "What a deep voice! It is 8."),
+        ("gives the right answer", "8.", "9."),
+        ("ends with thanks", "8. Thanks.", "8."),
+    ],
+)
 def test_criteria_mean_what_they_say(criterion, met, missed):
     assert CRITERIA[criterion](sample(), met)
     assert not CRITERIA[criterion](sample(), missed)
@@ -154,7 +189,10 @@ def test_comparisons_are_noisy_neutral_to_position_and_repeatable():
     assert listener.compare(speaker, warm, warm) == 0
     assert levels != [Listener(8).compare(speaker, warm, bare, index=i) for i in range(400)]
     assert [listener.true_level(speaker, *pair) for pair in ((warm, bare), (bare, warm), (bare, "9."))] == [
-        1, -1, 2]
+        1,
+        -1,
+        2,
+    ]
     wrong = "You sound in a hurry, so quickly: it is 9."
     sure = [listener.compare(speaker, warm, wrong, index=i) for i in range(200)]
     assert np.mean([level == 2 for level in sure]) > 0.9

@@ -26,9 +26,11 @@ def buzz(digit: int, f0: float, take: int) -> np.ndarray:
     seconds = 0.3 + 0.03 * digit + 0.02 * take
     t = np.arange(int(seconds * 8000)) / 8000
     phase = 2 * np.pi * f0 * (t + 0.02 * t * t)
-    wave = sum(np.sin(k * phase) / (1 + ((k * f0 - 300 - 60 * digit) / 150) ** 2)
-               + 0.5 * np.sin(k * phase) / (1 + ((k * f0 - 1500 - 120 * digit) / 200) ** 2)
-               for k in range(1, int(3600 / f0)))
+    wave = sum(
+        np.sin(k * phase) / (1 + ((k * f0 - 300 - 60 * digit) / 150) ** 2)
+        + 0.5 * np.sin(k * phase) / (1 + ((k * f0 - 1500 - 120 * digit) / 200) ** 2)
+        for k in range(1, int(3600 / f0))
+    )
     silence = np.zeros(800)
     return np.concatenate([silence, 0.2 * wave * np.hanning(len(t)) ** 0.3, silence])
 
@@ -75,7 +77,13 @@ def pcm_of(sample):
 
 def same(a, b):
     assert (a.id, a.reasoning, a.replies, a.sounds, a.words, a.rubric) == (
-        b.id, b.reasoning, b.replies, b.sounds, b.words, b.rubric)
+        b.id,
+        b.reasoning,
+        b.replies,
+        b.sounds,
+        b.words,
+        b.rubric,
+    )
     assert [m.text for m in a.messages] == [m.text for m in b.messages]
     assert all(np.array_equal(x, y) for x, y in zip(pcm_of(a), pcm_of(b), strict=True))
 
@@ -108,17 +116,31 @@ def test_a_tar_gives_what_its_folder_gives_and_leaves_nothing_behind(folder, sam
 def test_splits_share_no_speaker_no_take_and_no_pair(folder):
     takes = Recordings(folder).takes
     assert {split: set(takes[split]) for split in SPLITS} == {
-        "train": {"amy"}, "practice": {"amy"}, "validation": {"amy"}, "heldout": {"bob"}}
-    files = [{entry for words in takes[split].values() for part in words.values() for entry in part}
-             for split in SPLITS]
+        "train": {"amy"},
+        "practice": {"amy"},
+        "validation": {"amy"},
+        "heldout": {"bob"},
+    }
+    files = [
+        {entry for words in takes[split].values() for part in words.values() for entry in part}
+        for split in SPLITS
+    ]
     assert [len(part) for part in files] == [10, 10, 10, 30]
     assert len(set.union(*files)) == 60
     assert [{entry.take for entry in part} for part in files[:3]] == [{2}, {1}, {0}]
     assert set(Recordings(folder, leave_out="amy").takes["heldout"]) == {"amy"}
     pairs = [set(digits.pairs()[split]) for split in SPLITS]
     assert sum(map(len, pairs)) == len(set.union(*pairs)) == 100
-    for table in (*digits.ASK.values(), *digits.SOUND.values(), digits.TELL, digits.RECALL, digits.LISTEN,
-                  digits.ADD, digits.TAKE, digits.REPLACE):
+    for table in (
+        *digits.ASK.values(),
+        *digits.SOUND.values(),
+        digits.TELL,
+        digits.RECALL,
+        digits.LISTEN,
+        digits.ADD,
+        digits.TAKE,
+        digits.REPLACE,
+    ):
         assert table["heldout"]
         assert not set(table["train"]) & set(table["heldout"])
 
@@ -131,10 +153,13 @@ def test_takes_may_be_left_out_and_words_be_written(folder, tmp_path):
     changed = Recordings(with_manifest(folder, tmp_path, [json.dumps(line) for line in lines]))
     plain = Recordings(folder)
     for split in SPLITS:
-        assert {key: [(e.word, e.take) for part in words.values() for e in part]
-                for key, words in changed.takes[split].items()} == {
-                    key: [(e.word, e.take) for part in words.values() for e in part]
-                    for key, words in plain.takes[split].items()}
+        assert {
+            key: [(e.word, e.take) for part in words.values() for e in part]
+            for key, words in changed.takes[split].items()
+        } == {
+            key: [(e.word, e.take) for part in words.values() for e in part]
+            for key, words in plain.takes[split].items()
+        }
 
 
 def test_training_never_hears_or_writes_a_held_out_pair(world):
@@ -168,8 +193,10 @@ def test_plans_ask_for_what_is_right(split):
         assert (a, b) in allowed
         assert int(plan.topic.answer) == ways[asked[plan.turns[0].text]](a, b) >= 0
         plan = digits.repair(random.Random(i), split)
-        a, b = (DIGITS.index(word) for word in plan.turns[0].say.replace(",", "").split()[::len(
-            plan.turns[0].say.split()) - 1])
+        a, b = (
+            DIGITS.index(word)
+            for word in plan.turns[0].say.replace(",", "").split()[:: len(plan.turns[0].say.split()) - 1]
+        )
         last = re.split(r"(?<=[.?]) (?:No, )?", plan.turns[0].text)[-1]
         last = next(op for question, op in asked.items() if question.lower() == last.lower())
         assert (a, b) in allowed
@@ -187,7 +214,8 @@ def test_samples_have_the_shape_of_the_synthetic_ones(world, samples):
         assert sample.reasoning.startswith(f"heard: {heard}. voice: {sample.sounds[-1].rate}, ")
         assert all(verify(sample, reply.text) for reply in sample.replies)
         assert [acknowledges(sample, reply.text) for reply in sample.replies] == [
-            reply.acknowledges is not None for reply in sample.replies]
+            reply.acknowledges is not None for reply in sample.replies
+        ]
         wrong = replies.distractors(sample, random.Random(sample.id))
         assert not any(verify(sample, reply.text) for reply in wrong[:3])
     assert {sample.task for sample in samples["train"]} == set(TASKS)
@@ -210,7 +238,7 @@ def test_labels_are_what_the_clip_measures_and_words_lie_where_they_sound(sample
             inside = np.zeros(len(pcm), bool)
             for (_, start, end), (_, after, _) in itertools.pairwise([*words, ("", len(pcm) / 16000, 0.0)]):
                 assert start < end < after
-                inside[int(start * 16000): int(end * 16000)] = True
+                inside[int(start * 16000) : int(end * 16000)] = True
             level = 10 * np.log10(np.mean(np.square(pcm[inside])))
             assert level == pytest.approx(sound.level_db, abs=2.5)
             far = np.convolve(inside, np.ones(1280), "same") < 0.5  # 40 ms and more from any word
@@ -218,22 +246,25 @@ def test_labels_are_what_the_clip_measures_and_words_lie_where_they_sound(sample
     assert octaves <= 0.04 * clips
 
 
-@pytest.mark.parametrize(("change", "reason"), [
-    ('{"file": "x.wav"', "one JSON object"),
-    ("[1]", "one JSON object"),
-    ('{"digit": 1, "speaker": "amy"}', "in file"),
-    ('{"file": "7_bob_1.wav", "digit": 7}', "a name, got None in speaker"),
-    ('{"file": "7_bob_1.wav", "speaker": "bob"}', "the key 'digit' or 'word'"),
-    ('{"file": "7_bob_1.wav", "speaker": "bob", "digit": 10}', "from 0 to 9, got 10"),
-    ('{"file": "7_bob_1.wav", "speaker": "bob", "digit": true}', "from 0 to 9, got True"),
-    ('{"file": "7_bob_1.wav", "speaker": "bob", "word": "apple"}', "'apple' in word"),
-    ('{"file": "7_bob_1.wav", "speaker": "bob", "digit": 7, "word": "six"}', "'seven' as in digit"),
-    ('{"file": "7_bob_1.wav", "speaker": "bob", "digit": 7, "take": -1}', "at least 0"),
-    ('{"file": "none.wav", "speaker": "bob", "digit": 7}', "'none.wav' in file"),
-    ('{"file": "../7_bob_1.wav", "speaker": "bob", "digit": 7}', "inside the folder or tar"),
-    ('{"file": "/etc/passwd", "speaker": "bob", "digit": 7}', "inside the folder or tar"),
-    ('{"file": "7_amy_0.wav", "speaker": "amy", "digit": 7}', "each file once"),
-])
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ('{"file": "x.wav"', "one JSON object"),
+        ("[1]", "one JSON object"),
+        ('{"digit": 1, "speaker": "amy"}', "in file"),
+        ('{"file": "7_bob_1.wav", "digit": 7}', "a name, got None in speaker"),
+        ('{"file": "7_bob_1.wav", "speaker": "bob"}', "the key 'digit' or 'word'"),
+        ('{"file": "7_bob_1.wav", "speaker": "bob", "digit": 10}', "from 0 to 9, got 10"),
+        ('{"file": "7_bob_1.wav", "speaker": "bob", "digit": true}', "from 0 to 9, got True"),
+        ('{"file": "7_bob_1.wav", "speaker": "bob", "word": "apple"}', "'apple' in word"),
+        ('{"file": "7_bob_1.wav", "speaker": "bob", "digit": 7, "word": "six"}', "'seven' as in digit"),
+        ('{"file": "7_bob_1.wav", "speaker": "bob", "digit": 7, "take": -1}', "at least 0"),
+        ('{"file": "none.wav", "speaker": "bob", "digit": 7}', "'none.wav' in file"),
+        ('{"file": "../7_bob_1.wav", "speaker": "bob", "digit": 7}', "inside the folder or tar"),
+        ('{"file": "/etc/passwd", "speaker": "bob", "digit": 7}', "inside the folder or tar"),
+        ('{"file": "7_amy_0.wav", "speaker": "amy", "digit": 7}', "each file once"),
+    ],
+)
 def test_a_bad_line_is_named_with_its_reason(folder, tmp_path, change, reason):
     lines = lines_of(folder)
     lines[51] = change
@@ -270,12 +301,17 @@ def test_what_the_splits_need_is_checked(folder, tmp_path):
         World(leave_out="amy")
 
 
-@pytest.mark.parametrize(("keep", "reason"), [
-    (lambda line: line["speaker"] == "amy", "at least two speakers"),
-    (lambda line: line["speaker"] == "amy" or line["digit"] != 4, "at least 1 of 'four' by 'bob', got 0"),
-    (lambda line: line["speaker"] == "bob" or line["digit"] != 4 or line["take"] == 2,
-     "at least 3 of 'four' by 'amy', got 1"),
-])
+@pytest.mark.parametrize(
+    ("keep", "reason"),
+    [
+        (lambda line: line["speaker"] == "amy", "at least two speakers"),
+        (lambda line: line["speaker"] == "amy" or line["digit"] != 4, "at least 1 of 'four' by 'bob', got 0"),
+        (
+            lambda line: line["speaker"] == "bob" or line["digit"] != 4 or line["take"] == 2,
+            "at least 3 of 'four' by 'amy', got 1",
+        ),
+    ],
+)
 def test_too_few_recordings_are_refused(folder, tmp_path, keep, reason):
     lines = [line for line in lines_of(folder) if keep(json.loads(line))]
     with pytest.raises(InvalidInput, match=reason):
@@ -288,8 +324,12 @@ def test_a_recording_that_cannot_be_used_is_named_when_it_is_wanted(folder, tmp_
     broken = path / "7_bob_1.wav"
     broken.unlink()
     noise = np.random.default_rng(0).uniform(-1, 1, 32000)
-    waves = {"silence": np.zeros(4000), "hiss": 1e-4 * noise[:4000], "long": 0.3 * noise,
-             "click": np.where(np.arange(4000) // 100 == 20, 0.5, 0.0)}
+    waves = {
+        "silence": np.zeros(4000),
+        "hiss": 1e-4 * noise[:4000],
+        "long": 0.3 * noise,
+        "click": np.where(np.arange(4000) // 100 == 20, 0.5, 0.0),
+    }
     if content == "no audio":
         broken.write_bytes(b"RIFF of nothing")
     else:
@@ -320,10 +360,17 @@ def test_real_voices_are_split_by_speaker_and_by_test_takes(shared_data):
     assert set(takes["heldout"]) == {"jackson"}
     for split in ("train", "practice", "validation"):
         assert set(takes[split]) == {"george", "lucas", "nicolas"}
-    for split, wanted in (("validation", range(5)), ("practice", range(5, 10)), ("train", range(10, 25)),
-                          ("heldout", range(25))):
-        assert all([entry.take for entry in part] == list(wanted)
-                   for words in takes[split].values() for part in words.values())
+    for split, wanted in (
+        ("validation", range(5)),
+        ("practice", range(5, 10)),
+        ("train", range(10, 25)),
+        ("heldout", range(25)),
+    ):
+        assert all(
+            [entry.take for entry in part] == list(wanted)
+            for words in takes[split].values()
+            for part in words.values()
+        )
     assert World(voices=source).recordings.leave_out == "nicolas"
     for split in SPLITS:
         for i in (0, 1):

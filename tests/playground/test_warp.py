@@ -11,8 +11,10 @@ from earnest.playground.warp import stretch, warp
 def vowel(f0=110.0, formant=900.0, seconds=0.6):
     """Harmonics of f0 under one resonance, float32 at 16 kHz."""
     t = np.arange(int(seconds * 16000)) / 16000
-    wave = sum(np.cos(2 * np.pi * k * f0 * t + k) / (1 + ((k * f0 - formant) / 120) ** 2)
-               for k in range(1, int(7000 / f0)))
+    wave = sum(
+        np.cos(2 * np.pi * k * f0 * t + k) / (1 + ((k * f0 - formant) / 120) ** 2)
+        for k in range(1, int(7000 / f0))
+    )
     return (0.1 * wave * np.hanning(len(t)) ** 0.2).astype(np.float32)
 
 
@@ -38,7 +40,7 @@ def test_stretching_changes_length_alone(factor):
     assert longer.dtype == np.float32
     assert median_f0(longer) == pytest.approx(110, rel=0.01)
     middle = slice(len(longer) // 3, 2 * len(longer) // 3)
-    level = np.sqrt(np.mean(longer[middle] ** 2) / np.mean(pcm[len(pcm) // 3: 2 * len(pcm) // 3] ** 2))
+    level = np.sqrt(np.mean(longer[middle] ** 2) / np.mean(pcm[len(pcm) // 3 : 2 * len(pcm) // 3] ** 2))
     assert level == pytest.approx(1.0, abs=0.05)  # pieces that did not fit together would cancel
 
 

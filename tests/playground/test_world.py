@@ -20,9 +20,16 @@ from earnest.playground import sentences as language
 from earnest.playground import sound as measured
 from earnest.playground.speakers import align
 
-TABLES = [language.ARITHMETIC, language.REPAIR, language.NEUTRAL, *language.SOUND.values(),
-          *language.RECALL_TELL.values(), *language.RECALL_ASK.values(), *language.RULES.values(),
-          *language.CONSISTENCY.values()]
+TABLES = [
+    language.ARITHMETIC,
+    language.REPAIR,
+    language.NEUTRAL,
+    *language.SOUND.values(),
+    *language.RECALL_TELL.values(),
+    *language.RECALL_ASK.values(),
+    *language.RULES.values(),
+    *language.CONSISTENCY.values(),
+]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +51,12 @@ def test_a_sample_is_a_pure_function_of_seed_split_and_index(world, samples):
     for i in (50, 7, 31, 7, 2):  # out of order, after other speech
         sample, other = samples[i], again.sample("train" if i < 48 else "heldout", i)
         assert (sample.reasoning, sample.replies, sample.sounds, sample.words, sample.rubric) == (
-            other.reasoning, other.replies, other.sounds, other.words, other.rubric)
+            other.reasoning,
+            other.replies,
+            other.sounds,
+            other.words,
+            other.rubric,
+        )
         assert [m.text for m in sample.messages] == [m.text for m in other.messages]
         assert all(np.array_equal(a, b) for a, b in zip(pcm_of(sample), pcm_of(other), strict=True))
     other = World(seed=4).sample("train", 7)
@@ -77,7 +89,7 @@ def test_labels_are_what_the_clip_measures(samples):
         for sound, pcm, words in zip(sample.sounds, pcm_of(sample), sample.words, strict=True):
             assert measured.label(measured.PITCH_HZ, sound.f0_hz) == sound.pitch
             assert measured.label(measured.RATE_SYLLABLES, sound.syllables_per_second) == sound.rate
-            speech = np.concatenate([pcm[int(a * 16000):int(b * 16000)] for _, a, b in words])
+            speech = np.concatenate([pcm[int(a * 16000) : int(b * 16000)] for _, a, b in words])
             assert 10 * np.log10(np.mean(np.square(speech))) == pytest.approx(sound.level_db, abs=2.5)
             assert measured.median_f0(pcm) == pytest.approx(sound.f0_hz, rel=0.12)
 
@@ -102,7 +114,7 @@ def test_words_lie_where_the_speech_is(samples):
             assert all(b <= a + 1e-6 for a, b in zip(starts[1:], ends[:-1], strict=True))
             assert starts[0] > 0
             assert ends[-1] <= len(pcm) / 16000
-            level = [np.sqrt(np.mean(np.square(pcm[int(a * 16000):int(b * 16000)]))) for _, a, b in words]
+            level = [np.sqrt(np.mean(np.square(pcm[int(a * 16000) : int(b * 16000)]))) for _, a, b in words]
             outside = np.concatenate([pcm[: int((starts[0] - 0.03) * 16000)]])
             assert np.median(level) > 3 * np.sqrt(np.mean(np.square(outside)))
 
@@ -115,14 +127,17 @@ def test_a_pause_separates_the_words_around_it():
     for before, after in ((2, 3), (3, 4)):
         end, start = words[before][2], words[after][1]
         assert start - end > 0.1
-        quiet = pcm[int((end + 0.03) * 16000):int((start - 0.03) * 16000)]
+        quiet = pcm[int((end + 0.03) * 16000) : int((start - 0.03) * 16000)]
         assert np.abs(quiet).max() < 0.05 * np.abs(pcm).max()
 
 
 def test_labels_are_balanced_and_independent_of_the_words(world):
     sounds = [world.sample("train", 6 * i + 1) for i in range(60)]
-    for kind, labels in (("rate", ("slow", "normal", "fast")), ("pitch", ("low", "middle", "high")),
-                         ("loudness", ("quiet", "normal", "loud"))):
+    for kind, labels in (
+        ("rate", ("slow", "normal", "fast")),
+        ("pitch", ("low", "middle", "high")),
+        ("loudness", ("quiet", "normal", "loud")),
+    ):
         counts = Counter(getattr(sample.sounds[-1], kind) for sample in sounds)
         assert min(counts[label] for label in labels) >= 8, (kind, counts)
 
@@ -159,12 +174,19 @@ def _neighbours(text):
 
 
 def test_training_never_hears_or_writes_a_held_out_sum(world, samples):
-    kept = {f" {way(tasks.equation(*s))}" for way in (str, tasks.looked_up) for split in SPLITS[1:]
-            for s in language.sums()[split]}
+    kept = {
+        f" {way(tasks.equation(*s))}"
+        for way in (str, tasks.looked_up)
+        for split in SPLITS[1:]
+        for s in language.sums()[split]
+    }
     digits = "|".join(language.DIGITS)
     spoken = re.compile(rf"\b({digits}) (plus|minus) ({digits})\b")
-    heldout = {(language.DIGITS[a], op, language.DIGITS[b]) for split in SPLITS[1:]
-               for a, op, b in language.sums()[split]}
+    heldout = {
+        (language.DIGITS[a], op, language.DIGITS[b])
+        for split in SPLITS[1:]
+        for a, op, b in language.sums()[split]
+    }
     for i in range(3000):
         rng = world._random("train", i, "plan")
         plan = tasks.PLANS[TASKS[i % len(TASKS)]](rng, "train")
@@ -197,7 +219,8 @@ def test_gold_replies_pass_and_distractors_are_told_apart(world, samples):
     for sample in samples:
         assert all(verify(sample, reply.text) for reply in sample.replies)
         assert [acknowledges(sample, reply.text) for reply in sample.replies] == [
-            reply.acknowledges is not None for reply in sample.replies]
+            reply.acknowledges is not None for reply in sample.replies
+        ]
         assert all(len(reply.text.split()) <= 16 for reply in sample.replies)
         wrong = replies.distractors(sample, random.Random(sample.id))
         assert not any(verify(sample, reply.text) for reply in wrong[:3])
@@ -217,7 +240,11 @@ def test_comparisons_are_pure_and_have_rubrics_for_about_half(world):
     found = [world.comparison("train", i) for i in range(40)]
     again = World(seed=3).comparison("train", 11)
     assert (again.a, again.b, again.level, again.rubric) == (
-        found[11].a, found[11].b, found[11].level, found[11].rubric)
+        found[11].a,
+        found[11].b,
+        found[11].level,
+        found[11].rubric,
+    )
     assert 8 <= sum(c.rubric is not None for c in found) <= 32
     assert {c.level for c in found} >= {-2, 2}
     assert all(c.a.text != c.b.text for c in found)
@@ -227,8 +254,7 @@ def test_pair_is_the_comparison_of_a_sample_at_hand(world):
     sample = world.sample("train", 4)
     again, direct = world.pair(sample, "train", 4), world.comparison("train", 4)
     assert again.sample is sample
-    assert (again.a, again.b, again.level, again.rubric) == (
-        direct.a, direct.b, direct.level, direct.rubric)
+    assert (again.a, again.b, again.level, again.rubric) == (direct.a, direct.b, direct.level, direct.rubric)
 
 
 def test_what_it_cannot_do_is_said_in_one_sentence(world):

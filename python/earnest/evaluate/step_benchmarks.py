@@ -68,8 +68,7 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Score:
-    """One row's score. how: match, rule, judge, or why it is 0: unreadable (the judge's reply), unanswered.
-    """
+    """One row's score. how: match, rule, judge, or why 0: unreadable (the judge's reply), unanswered."""
 
     id: str
     group: str
@@ -285,8 +284,7 @@ def read_yes_no(text: str) -> bool | None:
 
 
 def read_object(text: str) -> dict[str, Any]:
-    """The last whole JSON object in a text that may hold more (a thought, a fence); {} where there is none.
-    """
+    """The last whole JSON object in a text that may hold more (a thought, a fence); {} if none."""
     decoder = json.JSONDecoder()
     found: dict[str, Any] = {}
     place = text.find("{")

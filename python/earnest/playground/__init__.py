@@ -8,5 +8,19 @@ from earnest.playground.tasks import looked_up
 from earnest.playground.verify import acknowledges, verify
 from earnest.playground.world import World
 
-__all__ = ["CRITERIA", "SPLITS", "TASKS", "Comparison", "Listener", "Reply", "Sample", "Sound", "Topic",
-           "World", "acknowledges", "findings", "looked_up", "verify"]
+__all__ = [
+    "CRITERIA",
+    "SPLITS",
+    "TASKS",
+    "Comparison",
+    "Listener",
+    "Reply",
+    "Sample",
+    "Sound",
+    "Topic",
+    "World",
+    "acknowledges",
+    "findings",
+    "looked_up",
+    "verify",
+]

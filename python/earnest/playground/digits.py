@@ -19,46 +19,104 @@ from earnest.playground.sentences import DIGITS, RULES, Sum, carrier_split, one_
 from earnest.playground.tasks import SOUND_CORES, SUM_CORES, Plan, Turn, equation
 
 ASK = {
-    "plus": {"train": ("Add them.", "Please add them.", "What is their sum?", "Add the two numbers.",
-                       "How much are they together?"),
-             "heldout": ("Please add the two numbers.", "How much is their sum?")},
-    "minus": {"train": ("Take the second from the first.", "What is the first minus the second?",
-                        "Please take the second from the first.", "How much is the first minus the second?"),
-              "heldout": ("Take the second number from the first.",
-                          "Please, what is the first minus the second?")},
-    "larger": {"train": ("Which is larger?", "Tell me the larger number.", "Which number is larger?",
-                         "What is the larger number?"),
-               "heldout": ("Tell me which is larger.", "Please tell me which number is larger.")},
-    "smaller": {"train": ("Which is smaller?", "Tell me the smaller number.", "Which number is smaller?",
-                          "What is the smaller number?"),
-                "heldout": ("Tell me which is smaller.", "Please tell me which number is smaller.")},
+    "plus": {
+        "train": (
+            "Add them.",
+            "Please add them.",
+            "What is their sum?",
+            "Add the two numbers.",
+            "How much are they together?",
+        ),
+        "heldout": ("Please add the two numbers.", "How much is their sum?"),
+    },
+    "minus": {
+        "train": (
+            "Take the second from the first.",
+            "What is the first minus the second?",
+            "Please take the second from the first.",
+            "How much is the first minus the second?",
+        ),
+        "heldout": ("Take the second number from the first.", "Please, what is the first minus the second?"),
+    },
+    "larger": {
+        "train": (
+            "Which is larger?",
+            "Tell me the larger number.",
+            "Which number is larger?",
+            "What is the larger number?",
+        ),
+        "heldout": ("Tell me which is larger.", "Please tell me which number is larger."),
+    },
+    "smaller": {
+        "train": (
+            "Which is smaller?",
+            "Tell me the smaller number.",
+            "Which number is smaller?",
+            "What is the smaller number?",
+        ),
+        "heldout": ("Tell me which is smaller.", "Please tell me which number is smaller."),
+    },
 }
 SOUND = {
-    "rate": {"train": ("How fast do I speak?", "Is my speech fast, normal or slow?",
-                       "Do I sound fast, normal or slow?"),
-             "heldout": ("Tell me how fast I speak.", "Is my speech slow, normal or fast?")},
-    "pitch": {"train": ("How high is my voice?", "Is my voice high, middle or low?",
-                        "Do I sound high, middle or low?"),
-              "heldout": ("Tell me how high my voice is.", "Is my voice low, middle or high?")},
-    "loudness": {"train": ("How loud am I?", "Do I sound loud, normal or quiet?",
-                           "Is my voice loud, normal or quiet?"),
-                 "heldout": ("Tell me how loud I am.", "Do I sound quiet, normal or loud?")},
+    "rate": {
+        "train": (
+            "How fast do I speak?",
+            "Is my speech fast, normal or slow?",
+            "Do I sound fast, normal or slow?",
+        ),
+        "heldout": ("Tell me how fast I speak.", "Is my speech slow, normal or fast?"),
+    },
+    "pitch": {
+        "train": (
+            "How high is my voice?",
+            "Is my voice high, middle or low?",
+            "Do I sound high, middle or low?",
+        ),
+        "heldout": ("Tell me how high my voice is.", "Is my voice low, middle or high?"),
+    },
+    "loudness": {
+        "train": (
+            "How loud am I?",
+            "Do I sound loud, normal or quiet?",
+            "Is my voice loud, normal or quiet?",
+        ),
+        "heldout": ("Tell me how loud I am.", "Do I sound quiet, normal or loud?"),
+    },
 }
-TELL = {"train": ("Remember this number.", "Please remember this.", "This is my number."),
-        "heldout": ("Please remember this number.", "This is my number, remember this.")}
-RECALL = {"train": ("What was my number?", "Tell me my number.", "Which number did I tell you to remember?",
-                    "Say my number again."),
-          "heldout": ("Please tell me my number.", "Say again what my number was.")}
+TELL = {
+    "train": ("Remember this number.", "Please remember this.", "This is my number."),
+    "heldout": ("Please remember this number.", "This is my number, remember this."),
+}
+RECALL = {
+    "train": (
+        "What was my number?",
+        "Tell me my number.",
+        "Which number did I tell you to remember?",
+        "Say my number again.",
+    ),
+    "heldout": ("Please tell me my number.", "Say again what my number was."),
+}
 LISTEN = {"train": ("Just listen.", "Nothing to do here."), "heldout": ("Just listen here.",)}
-ADD = {"train": ("Add this to your answer.", "What is your answer plus this?"),
-       "heldout": ("Please add this to your answer.", "How much is your answer plus this?")}
-TAKE = {"train": ("Take this from your answer.", "What is your answer minus this?"),
-        "heldout": ("Please take this from your answer.", "How much is your answer minus this?")}
-REPLACE = {"train": ("The last number replaces the second.", "Not the second number but the last.",
-                     "I mean the last number, not the second."),
-           "heldout": ("Not the second, I mean the last number.", "The second number is the last.")}
-LARGER_CORES = {"larger": ("it is {x}", "the larger number is {x}", "the answer is {x}"),
-                "smaller": ("it is {x}", "the smaller number is {x}", "the answer is {x}")}
+ADD = {
+    "train": ("Add this to your answer.", "What is your answer plus this?"),
+    "heldout": ("Please add this to your answer.", "How much is your answer plus this?"),
+}
+TAKE = {
+    "train": ("Take this from your answer.", "What is your answer minus this?"),
+    "heldout": ("Please take this from your answer.", "How much is your answer minus this?"),
+}
+REPLACE = {
+    "train": (
+        "The last number replaces the second.",
+        "Not the second number but the last.",
+        "I mean the last number, not the second.",
+    ),
+    "heldout": ("Not the second, I mean the last number.", "The second number is the last."),
+}
+LARGER_CORES = {
+    "larger": ("it is {x}", "the larger number is {x}", "the answer is {x}"),
+    "smaller": ("it is {x}", "the smaller number is {x}", "the answer is {x}"),
+}
 
 Pair = tuple[int, int]
 
@@ -86,8 +144,10 @@ def questions() -> dict[str, dict[str, tuple[Sum, ...]]]:
     found: dict[str, dict[str, tuple[Sum, ...]]] = {}
     for split in SPLITS:
         own = pairs()[split]
-        found[split] = {op: tuple(s for s in sums()[split] if s[1] == op and (s[0], s[2]) in own)
-                        for op in ("plus", "minus")}
+        found[split] = {
+            op: tuple(s for s in sums()[split] if s[1] == op and (s[0], s[2]) in own)
+            for op in ("plus", "minus")
+        }
         for op in LARGER_CORES:
             found[split][op] = tuple((a, op, b) for a, b in own if a != b)
     return found
@@ -128,8 +188,9 @@ def _topic(s: Sum, *cores: str) -> Topic:
     return Topic("number", str(_answer(s)), LARGER_CORES.get(s[1], SUM_CORES) + cores, (s[0], s[2]))
 
 
-def _draw(rng: random.Random, split: str,
-          ops: tuple[str, ...] = ("plus", "plus", "minus", *LARGER_CORES)) -> Sum:
+def _draw(
+    rng: random.Random, split: str, ops: tuple[str, ...] = ("plus", "plus", "minus", *LARGER_CORES)
+) -> Sum:
     return rng.choice(questions()[split][rng.choice(ops)])
 
 
@@ -207,16 +268,21 @@ def consistency(rng: random.Random, split: str) -> Plan:
             continue
         if any(follow in sums()[other] for other in SPLITS[1:] if other != split):
             continue
-        topic = Topic("number", str(result(*follow)), ("that makes {x}", "now it is {x}"),
-                      (before, follow[2]))
+        topic = Topic(
+            "number", str(result(*follow)), ("that makes {x}", "now it is {x}"), (before, follow[2])
+        )
         text = rng.choice((ADD if op == "plus" else TAKE)[ways])
         turns = (_question(rng, split, first), Turn(_spoken(follow[2]), text, topic))
         return Plan("consistency", turns, f"before: {before}. {_step(follow)}")
 
 
 PLANS: dict[str, Callable[[random.Random, str], Plan]] = {
-    "arithmetic": arithmetic, "sound": sound, "recall": recall, "instruction": instruction,
-    "consistency": consistency, "repair": repair,
+    "arithmetic": arithmetic,
+    "sound": sound,
+    "recall": recall,
+    "instruction": instruction,
+    "consistency": consistency,
+    "repair": repair,
 }
 
 

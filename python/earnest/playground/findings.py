@@ -24,14 +24,16 @@ NO_ANSWER = "unclear"
 def findings(sample: Sample, reply: str, rubric: Sequence[str] | None) -> str:
     """The facts about `reply`, as the words above."""
     given = given_answers(sample.topic, reply)
-    return " ".join((
-        sample.topic.answer,
-        given.pop() if len(given) == 1 else NO_ANSWER,
-        "right" if right_answer(sample.topic, reply) else "wrong",
-        "free" if sample.rule is None else "kept" if keeps_rule(sample.rule, reply) else "broken",
-        _remark(sample, reply),
-        _met(sample, reply, rubric),
-    ))
+    return " ".join(
+        (
+            sample.topic.answer,
+            given.pop() if len(given) == 1 else NO_ANSWER,
+            "right" if right_answer(sample.topic, reply) else "wrong",
+            "free" if sample.rule is None else "kept" if keeps_rule(sample.rule, reply) else "broken",
+            _remark(sample, reply),
+            _met(sample, reply, rubric),
+        )
+    )
 
 
 def _remark(sample: Sample, reply: str) -> str:

@@ -35,15 +35,20 @@ CRITERIA: dict[str, Callable[[Sample, str], bool]] = {
     "starts with okay": _criterion_rule("start with okay"),
     **{f"says {title}": _criterion_rule(f"call me {title}") for title in ("captain", "doctor", "boss")},
     "takes up how the speaker sounds": acknowledges,
-    "does not mention the voice": lambda sample, text: not acknowledges(sample, text)
-    and not false_remarks(sample, text),
+    "does not mention the voice": lambda sample, text: (
+        not acknowledges(sample, text) and not false_remarks(sample, text)
+    ),
     "has at most six words": lambda sample, text: 0 < len(words_in(text)) <= 6,
-    "is a whole sentence": lambda sample, text: len(words_in(text)) >= 3
-    and text.rstrip()[-1:] in (".", "!", "?"),
+    "is a whole sentence": lambda sample, text: (
+        len(words_in(text)) >= 3 and text.rstrip()[-1:] in (".", "!", "?")
+    ),
 }
-RULE_CRITERION = {"one word": "is one word", "end with thanks": "ends with thanks",
-                  "start with okay": "starts with okay",
-                  **{f"call me {title}": f"says {title}" for title in ("captain", "doctor", "boss")}}
+RULE_CRITERION = {
+    "one word": "is one word",
+    "end with thanks": "ends with thanks",
+    "start with okay": "starts with okay",
+    **{f"call me {title}": f"says {title}" for title in ("captain", "doctor", "boss")},
+}
 
 _LEVELS = (0.4, 1.5)  # differences of utility at which a listener says "better" and "much better"
 _BRIEF = {"is one word", "has at most six words"}
@@ -74,8 +79,14 @@ class Listener:
             total += 1.6 * _satisfied(sample, text, rubric) - 0.8
         return total
 
-    def compare(self, sample: Sample, a: Reply | str, b: Reply | str, rubric: Sequence[str] | None = None,
-                index: int = 0) -> int:
+    def compare(
+        self,
+        sample: Sample,
+        a: Reply | str,
+        b: Reply | str,
+        rubric: Sequence[str] | None = None,
+        index: int = 0,
+    ) -> int:
         """Level of ``a`` against ``b``: 2 much better, 1, 0, -1, -2. compare(b, a) is always its negative."""
         first, second = (reply.text if isinstance(reply, Reply) else reply for reply in (a, b))
         if first == second:
@@ -89,8 +100,9 @@ class Listener:
         size = sum(abs(difference) >= level for level in _LEVELS)
         return size if difference > 0 else -size
 
-    def true_level(self, sample: Sample, a: Reply | str, b: Reply | str,
-                   rubric: Sequence[str] | None = None) -> int:
+    def true_level(
+        self, sample: Sample, a: Reply | str, b: Reply | str, rubric: Sequence[str] | None = None
+    ) -> int:
         """What ``compare`` would say without noise. For evaluation only."""
         difference = self.utility(sample, a, rubric) - self.utility(sample, b, rubric)
         size = sum(abs(difference) >= level for level in _LEVELS)
@@ -137,6 +149,15 @@ def comparison_rubric(sample: Sample, rng: random.Random) -> tuple[str, ...] | N
         return None
     if sample.rule is not None or rng.random() < 0.4:
         return dialogue_rubric(sample, rng) or ("gives the right answer",)
-    return ("gives the right answer", rng.choice((
-        "is one word", "has at most six words", "does not mention the voice", "is a whole sentence",
-        "takes up how the speaker sounds")))
+    return (
+        "gives the right answer",
+        rng.choice(
+            (
+                "is one word",
+                "has at most six words",
+                "does not mention the voice",
+                "is a whole sentence",
+                "takes up how the speaker sounds",
+            )
+        ),
+    )

@@ -115,11 +115,15 @@ def _members(tar: str) -> dict[str, tuple[int, int]]:
     """Offset and size of every plain file in a tar."""
     try:
         with tarfile.open(tar, "r:") as opened:
-            return {posixpath.normpath(member.name): (member.offset_data, member.size)
-                    for member in opened if member.isreg() and not member.issparse()}
+            return {
+                posixpath.normpath(member.name): (member.offset_data, member.size)
+                for member in opened
+                if member.isreg() and not member.issparse()
+            }
     except tarfile.TarError as error:
-        raise InvalidInput("recordings", "voices", "a folder or an uncompressed tar of recorded words",
-                           f"'{tar}' ({error})") from None
+        raise InvalidInput(
+            "recordings", "voices", "a folder or an uncompressed tar of recorded words", f"'{tar}' ({error})"
+        ) from None
     except OSError as error:
         raise InvalidInput("recordings", "voices", "a readable tar", f"'{tar}' ({error.strerror})") from None
 
@@ -127,13 +131,21 @@ def _members(tar: str) -> dict[str, tuple[int, int]]:
 def _open(path: str) -> tuple[str, bytes, _Files]:
     """The manifest's name and bytes, and its files."""
     if not os.path.exists(path):
-        raise InvalidInput("recordings", "voices", f"a folder or tar of recorded words with a {MANIFEST}",
-                           f"'{path}', which does not exist")
+        raise InvalidInput(
+            "recordings",
+            "voices",
+            f"a folder or tar of recorded words with a {MANIFEST}",
+            f"'{path}', which does not exist",
+        )
     if os.path.isdir(path):
         tars = sorted(name for name in os.listdir(path) if name.endswith(".tar"))
         if len(tars) > 1:
-            raise InvalidInput("recordings", "voices", "one tar in a folder",
-                               f"{len(tars)} in '{path}' (name one of them instead of the folder)")
+            raise InvalidInput(
+                "recordings",
+                "voices",
+                "one tar in a folder",
+                f"{len(tars)} in '{path}' (name one of them instead of the folder)",
+            )
         files = _Files(path, os.path.join(path, tars[0]) if tars else None)
         manifest = os.path.join(path, MANIFEST)
     else:
@@ -150,5 +162,6 @@ def _read(path: str, offset: int = 0, size: int = -1) -> bytes:
             file.seek(offset)
             return file.read(size)
     except OSError as error:
-        raise InvalidInput("recordings", "manifest", "a readable file",
-                           f"'{path}' ({error.strerror})") from None
+        raise InvalidInput(
+            "recordings", "manifest", "a readable file", f"'{path}' ({error.strerror})"
+        ) from None

@@ -67,8 +67,12 @@ class Recordings:
         self.manifest, entries = read_manifest(path)
         self.speakers = tuple(sorted({entry.speaker for entry in entries}))
         if len(self.speakers) < 2:
-            raise InvalidInput("recordings", self.manifest, "at least two speakers, one to leave out",
-                               f"{self.speakers[0]!r} alone")
+            raise InvalidInput(
+                "recordings",
+                self.manifest,
+                "at least two speakers, one to leave out",
+                f"{self.speakers[0]!r} alone",
+            )
         self.leave_out = self.speakers[-1] if leave_out is None else leave_out
         if self.leave_out not in self.speakers:
             raise InvalidInput("recordings", "leave_out", f"one of {self.speakers}", repr(leave_out))
@@ -100,17 +104,22 @@ def _decode(manifest: str, recording: Recording) -> Spoken:
     except InvalidInput as error:
         raise BadLine("recordings", manifest, recording.line, error.expected, error.got) from None
     except OSError as error:
-        raise BadLine("recordings", manifest, recording.line, "a readable file",
-                      f"'{recording.path}' ({error.strerror})") from None
+        raise BadLine(
+            "recordings",
+            manifest,
+            recording.line,
+            "a readable file",
+            f"'{recording.path}' ({error.strerror})",
+        ) from None
     speech = activity(pcm)
     run = spoken_run(speech.active)
     if run is None or speech.level_db < -70 or run[1] - run[0] < 5:
         raise BadLine("recordings", manifest, recording.line, "a spoken word", "a recording without speech")
     hop = SAMPLE_RATE // 100
-    pcm = pcm[max(run[0] * hop - hop // 2, 0): (run[1] + 1) * hop + hop // 2].copy()
+    pcm = pcm[max(run[0] * hop - hop // 2, 0) : (run[1] + 1) * hop + hop // 2].copy()
     fade = np.linspace(0, 1, hop // 2, dtype=np.float32)
     pcm[: len(fade)] *= fade
-    pcm[-len(fade):] *= fade[::-1]
+    pcm[-len(fade) :] *= fade[::-1]
     pcm *= np.float32(10 ** ((-25 - activity(pcm).level_db) / 20))
     return Spoken(pcm, voiced_f0(pcm))
 
@@ -127,8 +136,9 @@ class RecordedSpeaker:
         self.recordings, self.name, self.tract = recordings, name, tract
         self._takes = recordings.takes[split][name]
 
-    def say(self, sentence: str, rng: np.random.Generator, *, pitch: str, rate: str,
-            loudness: str) -> Utterance:
+    def say(
+        self, sentence: str, rng: np.random.Generator, *, pitch: str, rate: str, loudness: str
+    ) -> Utterance:
         """``sentence`` (digits; a comma is a pause) with the measured labels asked for."""
         for _ in range(_DRAWS):
             takes = [self._takes[word] for word in words_of(sentence)]
@@ -138,8 +148,15 @@ class RecordedSpeaker:
                 return utterance
         raise OutOfReach(f"{self.name} does not say {sentence!r} {rate}, {pitch}, {loudness}")
 
-    def _moved(self, sentence: str, words: list[Spoken], rng: np.random.Generator, pitch: str, rate: str,
-               loudness: str) -> Utterance | None:
+    def _moved(
+        self,
+        sentence: str,
+        words: list[Spoken],
+        rng: np.random.Generator,
+        pitch: str,
+        rate: str,
+        loudness: str,
+    ) -> Utterance | None:
         """These takes, corrected until they measure as wanted, or None."""
         wanted_f0, wanted_rate = log_uniform(rng, *TARGET_F0[pitch]), rng.uniform(*TARGET_RATE[rate])
         wanted_db, syllables = rng.uniform(*TARGET_LEVEL[loudness]), syllables_of(sentence)
@@ -181,8 +198,9 @@ def _gaps(sentence: str, rate: str, rng: np.random.Generator) -> list[float]:
     return gaps
 
 
-def _join(pieces: list[np.ndarray], names: tuple[str, ...], gaps: list[float],
-          rng: np.random.Generator) -> tuple[np.ndarray, tuple[Word, ...]]:
+def _join(
+    pieces: list[np.ndarray], names: tuple[str, ...], gaps: list[float], rng: np.random.Generator
+) -> tuple[np.ndarray, tuple[Word, ...]]:
     """Words one after the other with silence around them, each up to 1.5 dB louder or softer than written."""
     before, after = rng.uniform(0.06, 0.25, 2)
     parts, placed = [np.zeros(int(before * SAMPLE_RATE), np.float32)], []
@@ -198,8 +216,9 @@ def _join(pieces: list[np.ndarray], names: tuple[str, ...], gaps: list[float],
 Takes = dict[str, dict[str, tuple[Recording, ...]]]  # by speaker and word
 
 
-def _split(manifest: str, entries: list[Recording], speakers: tuple[str, ...],
-           leave_out: str) -> dict[str, Takes]:
+def _split(
+    manifest: str, entries: list[Recording], speakers: tuple[str, ...], leave_out: str
+) -> dict[str, Takes]:
     found: dict[tuple[str, str], list[Recording]] = defaultdict(list)
     for entry in entries:
         found[entry.speaker, entry.word].append(entry)
@@ -209,12 +228,19 @@ def _split(manifest: str, entries: list[Recording], speakers: tuple[str, ...],
             takes = sorted(found[speaker, word], key=lambda entry: (entry.take, entry.line))
             needed = 1 if speaker == leave_out else 3
             if len(takes) < needed:
-                raise InvalidInput("recordings", manifest, f"at least {needed} of {word!r} by {speaker!r}",
-                                   str(len(takes)))
+                raise InvalidInput(
+                    "recordings", manifest, f"at least {needed} of {word!r} by {speaker!r}", str(len(takes))
+                )
             kept = min(max(len(takes) // 5, 1), 5)
-            parts = {"heldout": takes} if speaker == leave_out else {
-                "validation": takes[:kept], "practice": takes[kept : 2 * kept],
-                "train": takes[2 * kept :]}
+            parts = (
+                {"heldout": takes}
+                if speaker == leave_out
+                else {
+                    "validation": takes[:kept],
+                    "practice": takes[kept : 2 * kept],
+                    "train": takes[2 * kept :],
+                }
+            )
             for split, part in parts.items():
                 splits[split].setdefault(speaker, {})[word] = tuple(part)
     return splits

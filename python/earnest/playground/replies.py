@@ -10,8 +10,11 @@ from earnest.playground.sentences import COLOURS, NAMES
 
 # Ways to take up how the speaker sounds: {x} continues the sentence, {X} begins a new one.
 REMARKS = {
-    "fast": ("You sound in a hurry, so quickly: {x}.", "No time to lose: {x}.",
-             "A quick question, a quick answer: {x}."),
+    "fast": (
+        "You sound in a hurry, so quickly: {x}.",
+        "No time to lose: {x}.",
+        "A quick question, a quick answer: {x}.",
+    ),
     "slow": ("No rush, we take it easy: {x}.", "You take your time, and so do I: {x}."),
     "loud": ("So much energy! {X}.", "You speak with such power: {x}."),
     "quiet": ("You speak softly, so gently: {x}.", "For such a soft voice: {x}."),
@@ -20,13 +23,18 @@ REMARKS = {
     "calm": ("You sound calm and clear: {x}.", "In your steady way: {x}."),
 }
 FRIENDLY = ("Sure, {x}.", "Happy to help: {x}.", "Of course, {x}.")
-PADDING = ("Thank you so much for asking me this, I am very happy to help you today, and I think that {x}.",
-           "Well, let me think about this for a moment, because I want to be sure, and yes, {x}.",
-           "That is such a good thing to ask, and I like it very much, so here it is for you: {x}.")
+PADDING = (
+    "Thank you so much for asking me this, I am very happy to help you today, and I think that {x}.",
+    "Well, let me think about this for a moment, because I want to be sure, and yes, {x}.",
+    "That is such a good thing to ask, and I like it very much, so here it is for you: {x}.",
+)
 UNDERSTOOD = ("Understood.", "Okay.", "Noted.")  # of one word: they hold under every rule
 LISTENING = ("Nice.", "I see.", "Good to know.")
-LABELS = {"rate": ("fast", "normal", "slow"), "pitch": ("high", "middle", "low"),
-          "loudness": ("loud", "normal", "quiet")}
+LABELS = {
+    "rate": ("fast", "normal", "slow"),
+    "pitch": ("high", "middle", "low"),
+    "loudness": ("loud", "normal", "quiet"),
+}
 
 
 def show(topic: Topic) -> str:
@@ -59,8 +67,9 @@ def _fill(frame: str, core: str) -> str:
     return frame.replace("{X}", core[0].upper() + core[1:]).replace("{x}", core)
 
 
-def truthful(topic: Topic, sound: Sound, rule: str | None, rng: random.Random,
-             marked: str | None = None) -> tuple[Reply, ...]:
+def truthful(
+    topic: Topic, sound: Sound, rule: str | None, rng: random.Random, marked: str | None = None
+) -> tuple[Reply, ...]:
     """Truthful replies, bare to warm: a label, a sentence, a friendly one, one that takes up the voice.
 
     marked: what of the voice (one of ``sound.salient``) is taken up; None: any."""
@@ -71,8 +80,11 @@ def truthful(topic: Topic, sound: Sound, rule: str | None, rng: random.Random,
 
     if rule == "one word":
         return (Reply(_bare(answer, rule), 0.0),)
-    replies = [Reply(_bare(answer, rule), 0.0), Reply(say("{X}."), 0.3),
-               Reply(say(rng.choice(FRIENDLY)), 0.6)]
+    replies = [
+        Reply(_bare(answer, rule), 0.0),
+        Reply(say("{X}."), 0.3),
+        Reply(say(rng.choice(FRIENDLY)), 0.6),
+    ]
     remark = marked or rng.choice(sound.salient)
     return (*replies, Reply(say(rng.choice(REMARKS[remark])), 1.0, remark))
 

@@ -14,31 +14,73 @@ from functools import lru_cache
 from earnest.playground.samples import SPLITS
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-NUMBERS = (*DIGITS, "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen",
-           "eighteen", "nineteen", "twenty", "twenty-one")
+NUMBERS = (
+    *DIGITS,
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+    "twenty",
+    "twenty-one",
+)
 COLOURS = ("red", "blue", "green", "yellow", "black", "white")
 NAMES = ("anna", "peter", "maria", "oscar")
 THINGS = ("bird", "house", "car", "door")
 
 # Syllables of every word that is spoken; its keys are the vocabulary.
 SYLLABLES = {
-    word: count for count, words in (
-        (1, "one two three four five six eight nine plus minus what is how much tell me please can you say"
+    word: count
+    for count, words in (
+        (
+            1,
+            "one two three four five six eight nine plus minus what is how much tell me please can you say"
             " now am I or my voice high low loud fast slow speech do sound red blue green black white bird"
             " house car door see the was name which did from on call boss word end with thanks start your"
-            " add to take no mean"),
-        (2, "zero seven speaking quiet yellow anna peter oscar number colour captain doctor always answer"
-            " again sorry repeat okay"),
+            " add to take no mean",
+        ),
+        (
+            2,
+            "zero seven speaking quiet yellow anna peter oscar number colour captain doctor always answer"
+            " again sorry repeat okay",
+        ),
         (3, "maria remember"),
-    ) for word in words.split()
+    )
+    for word in words.split()
 }
 VOCABULARY = tuple(sorted(SYLLABLES))
 
 # What people say before and after a question or a wish; it changes the meaning of neither.
-BEFORE_QUESTION = ("", "tell me", "please tell me", "now tell me", "can you tell me", "can you say", "please",
-                   "now", "okay", "okay, now", "do say", "now please")
-BEFORE_WISH = ("", "please", "now", "okay", "can you", "now please", "okay, please", "can you please",
-               "okay, now")
+BEFORE_QUESTION = (
+    "",
+    "tell me",
+    "please tell me",
+    "now tell me",
+    "can you tell me",
+    "can you say",
+    "please",
+    "now",
+    "okay",
+    "okay, now",
+    "do say",
+    "now please",
+)
+BEFORE_WISH = (
+    "",
+    "please",
+    "now",
+    "okay",
+    "can you",
+    "now please",
+    "okay, please",
+    "can you please",
+    "okay, now",
+)
 BEFORE_FACT = ("", "now", "okay", "please", "see", "okay, now", "now please", "okay, please")
 AFTER = ("", "please", "now", "okay", "again")
 
@@ -59,8 +101,11 @@ def composed(
     chosen = [sentence for sentence in chosen if sentence not in whole]
     random.Random(len(chosen)).shuffle(chosen)  # the same for "my number" as for "my colour"
     share = max(len(chosen) // 6, 1)
-    return {"heldout": tuple(chosen[:share]), "practice": tuple(chosen[share : 2 * share]),
-            "train": tuple(sorted(whole)) + tuple(chosen[2 * share :])}
+    return {
+        "heldout": tuple(chosen[:share]),
+        "practice": tuple(chosen[share : 2 * share]),
+        "train": tuple(sorted(whole)) + tuple(chosen[2 * share :]),
+    }
 
 
 def either(sentence: str, one: str, other: str) -> tuple[str, str]:
@@ -70,26 +115,60 @@ def either(sentence: str, one: str, other: str) -> tuple[str, str]:
 # {x}: the sum as spoken ("three plus five").
 ARITHMETIC = composed(BEFORE_QUESTION, ("{x}", "what is {x}", "how much is {x}", "what {x} is"), AFTER)
 REPAIR = composed(
-    ("", "tell me", "please tell me", "now tell me", "what is", "now what is", "how much is", "can you say",
-     "okay, how much is"),
-    tuple(f"{{a}} {{op}} {{b}}, {change} {{op2}} {{c}}" for change in
-          ("no,", "sorry,", "no, sorry,", "no, I mean", "I mean", "sorry, I mean", "sorry, no,")),
-    ("", "please", "now"))
+    (
+        "",
+        "tell me",
+        "please tell me",
+        "now tell me",
+        "what is",
+        "now what is",
+        "how much is",
+        "can you say",
+        "okay, how much is",
+    ),
+    tuple(
+        f"{{a}} {{op}} {{b}}, {change} {{op2}} {{c}}"
+        for change in ("no,", "sorry,", "no, sorry,", "no, I mean", "I mean", "sorry, I mean", "sorry, no,")
+    ),
+    ("", "please", "now"),
+)
 SOUND = {
-    "rate": composed(BEFORE_QUESTION, (
-        *either("am I speaking", "fast", "slow"), *either("is my speech", "fast", "slow"),
-        *either("do I sound", "fast", "slow"), *either("am I", "fast", "slow")), ("", "now", "please")),
-    "pitch": composed(BEFORE_QUESTION, (
-        *either("is my voice", "high", "low"), *either("do I sound", "high", "low"),
-        *either("is my speech", "high", "low")), ("", "now", "please")),
-    "loudness": composed(BEFORE_QUESTION, (
-        *either("am I", "loud", "quiet"), *either("do I sound", "loud", "quiet"),
-        *either("is my voice", "loud", "quiet"), *either("am I speaking", "loud", "quiet")),
-        ("", "now", "please")),
+    "rate": composed(
+        BEFORE_QUESTION,
+        (
+            *either("am I speaking", "fast", "slow"),
+            *either("is my speech", "fast", "slow"),
+            *either("do I sound", "fast", "slow"),
+            *either("am I", "fast", "slow"),
+        ),
+        ("", "now", "please"),
+    ),
+    "pitch": composed(
+        BEFORE_QUESTION,
+        (
+            *either("is my voice", "high", "low"),
+            *either("do I sound", "high", "low"),
+            *either("is my speech", "high", "low"),
+        ),
+        ("", "now", "please"),
+    ),
+    "loudness": composed(
+        BEFORE_QUESTION,
+        (
+            *either("am I", "loud", "quiet"),
+            *either("do I sound", "loud", "quiet"),
+            *either("is my voice", "loud", "quiet"),
+            *either("am I speaking", "loud", "quiet"),
+        ),
+        ("", "now", "please"),
+    ),
 }
 # {c}: a colour, {t}: a thing. Said to be heard for its sound, or as a turn in between.
-NEUTRAL = composed(("", "now", "okay", "I say", "please see", "see"), (
-    "I see the {c} {t}", "the {t} is {c}", "my {t} is {c}", "the {c} {t} is now {c2}"), ("", "now", "again"))
+NEUTRAL = composed(
+    ("", "now", "okay", "I say", "please see", "see"),
+    ("I see the {c} {t}", "the {t} is {c}", "my {t} is {c}", "the {c} {t} is now {c2}"),
+    ("", "now", "again"),
+)
 # A question in writing, beside spoken words that do not matter.
 WRITTEN_SOUND = {
     "rate": ("How fast do I speak?", "Is my speech fast, normal or slow?"),
@@ -98,40 +177,75 @@ WRITTEN_SOUND = {
 }
 # What is told, and what is asked later; {v}: the value.
 RECALL_TELL = {
-    kind: composed(BEFORE_FACT, (f"my {kind} is {{v}}", f"remember the {kind} {{v}}",
-                                 f"remember my {kind} {{v}}", f"remember my {kind} is {{v}}"),
-                   ("", "please", "now", "okay"))
+    kind: composed(
+        BEFORE_FACT,
+        (
+            f"my {kind} is {{v}}",
+            f"remember the {kind} {{v}}",
+            f"remember my {kind} {{v}}",
+            f"remember my {kind} is {{v}}",
+        ),
+        ("", "please", "now", "okay"),
+    )
     for kind in ("number", "colour", "name")
 }
 RECALL_ASK = {
-    kind: composed(BEFORE_QUESTION, (f"what was my {kind}", f"what {kind} did I say",
-                                     f"which {kind} did I say", f"what is my {kind}", f"my {kind}"), AFTER)
+    kind: composed(
+        BEFORE_QUESTION,
+        (
+            f"what was my {kind}",
+            f"what {kind} did I say",
+            f"which {kind} did I say",
+            f"what is my {kind}",
+            f"my {kind}",
+        ),
+        AFTER,
+    )
     for kind in ("number", "colour", "name")
 }
 # The rule a user gives -> how it is said.
 RULES = {
-    rule: composed(("", "please", "now", "okay", "from now on", "now please", "from now on please",
-                    "okay, from now on"), (said, f"always {said}"),
-                   ("", "please", "now", "from now on", "okay"))
+    rule: composed(
+        ("", "please", "now", "okay", "from now on", "now please", "from now on please", "okay, from now on"),
+        (said, f"always {said}"),
+        ("", "please", "now", "from now on", "okay"),
+    )
     for rule, said in {
         **{f"call me {title}": f"call me {title}" for title in ("captain", "doctor", "boss")},
-        "one word": "answer with one word", "end with thanks": "end with thanks",
+        "one word": "answer with one word",
+        "end with thanks": "end with thanks",
         "start with okay": "start with okay",
     }.items()
 }
 # What is done with the model's own earlier answer -> how it is said. "repeat" or a signed number.
 CONSISTENCY = {
     "repeat": composed(BEFORE_WISH, ("say your answer", "repeat your answer", "tell me your answer"), AFTER),
-    **{f"+{k}": composed(BEFORE_WISH, (f"add {DIGITS[k]} to your answer",
-                                       f"now add {DIGITS[k]} to your answer",
-                                       f"tell me your answer plus {DIGITS[k]}",
-                                       f"say your answer plus {DIGITS[k]}"), AFTER)
-       for k in (1, 2, 3)},
-    **{f"-{k}": composed(BEFORE_WISH, (f"take {DIGITS[k]} from your answer",
-                                       f"now take {DIGITS[k]} from your answer",
-                                       f"tell me your answer minus {DIGITS[k]}",
-                                       f"say your answer minus {DIGITS[k]}"), AFTER)
-       for k in (1, 2)},
+    **{
+        f"+{k}": composed(
+            BEFORE_WISH,
+            (
+                f"add {DIGITS[k]} to your answer",
+                f"now add {DIGITS[k]} to your answer",
+                f"tell me your answer plus {DIGITS[k]}",
+                f"say your answer plus {DIGITS[k]}",
+            ),
+            AFTER,
+        )
+        for k in (1, 2, 3)
+    },
+    **{
+        f"-{k}": composed(
+            BEFORE_WISH,
+            (
+                f"take {DIGITS[k]} from your answer",
+                f"now take {DIGITS[k]} from your answer",
+                f"tell me your answer minus {DIGITS[k]}",
+                f"say your answer minus {DIGITS[k]}",
+            ),
+            AFTER,
+        )
+        for k in (1, 2)
+    },
 }
 
 Sum = tuple[int, str, int]
@@ -183,8 +297,12 @@ def sums() -> dict[str, tuple[Sum, ...]]:
     every = [(a, "plus", b) for a in range(10) for b in range(10)]
     every += [(a, "minus", b) for a in range(10) for b in range(a + 1)]
     kept = {*heldout, *validation, *practice}
-    return {"train": tuple(s for s in every if s not in kept), "practice": tuple(practice),
-            "validation": tuple(validation), "heldout": tuple(heldout)}
+    return {
+        "train": tuple(s for s in every if s not in kept),
+        "practice": tuple(practice),
+        "validation": tuple(validation),
+        "heldout": tuple(heldout),
+    }
 
 
 def words_of(sentence: str) -> tuple[str, ...]:

@@ -76,13 +76,14 @@ def median_f0(pcm: np.ndarray, active: np.ndarray | None = None) -> float:
     """
     if active is not None and active.any():
         on = np.flatnonzero(active) * (SAMPLE_RATE // 100)
-        pcm = pcm[on[0]: on[-1] + SAMPLE_RATE // 100]
+        pcm = pcm[on[0] : on[-1] + SAMPLE_RATE // 100]
     voiced = voiced_f0(pcm)
     return float(np.median(voiced)) if voiced.size else 0.0
 
 
-def classify(f0_hz: float, syllables_per_second: float, level_db: float,
-             rates: Ranges = RATE_SYLLABLES) -> Sound | None:
+def classify(
+    f0_hz: float, syllables_per_second: float, level_db: float, rates: Ranges = RATE_SYLLABLES
+) -> Sound | None:
     """The labels of three measurements, or None where one of them falls into a gap."""
     pitch, rate = label(PITCH_HZ, f0_hz), label(rates, syllables_per_second)
     loudness = label(LEVEL_DB, level_db)

@@ -49,8 +49,9 @@ class Speaker(Protocol):
     name: str
     pitches: tuple[str, ...]
 
-    def say(self, sentence: str, rng: np.random.Generator, *, pitch: str, rate: str,
-            loudness: str) -> Utterance: ...
+    def say(
+        self, sentence: str, rng: np.random.Generator, *, pitch: str, rate: str, loudness: str
+    ) -> Utterance: ...
 
 
 class EspeakSpeaker:
@@ -62,11 +63,15 @@ class EspeakSpeaker:
     def __init__(self, name: str, voice: voices.Voice, tract: float) -> None:
         self.name, self.voice, self.tract = name, voice, tract
         self._lowest, self._highest = voice.f0[0] * tract * 1.03, voice.f0[2] * tract * 0.97
-        self.pitches = tuple(pitch for pitch, (low, high) in TARGET_F0.items()
-                             if max(self._lowest, low) <= min(self._highest, high) * 0.94)
+        self.pitches = tuple(
+            pitch
+            for pitch, (low, high) in TARGET_F0.items()
+            if max(self._lowest, low) <= min(self._highest, high) * 0.94
+        )
 
-    def say(self, sentence: str, rng: np.random.Generator, *, pitch: str, rate: str,
-            loudness: str) -> Utterance:
+    def say(
+        self, sentence: str, rng: np.random.Generator, *, pitch: str, rate: str, loudness: str
+    ) -> Utterance:
         """``sentence`` with the measured labels asked for; deterministic given the generator's state."""
         low, high = TARGET_F0[pitch]
         f0 = log_uniform(rng, max(low, self._lowest), min(high, self._highest))
@@ -75,8 +80,14 @@ class EspeakSpeaker:
         syllables, ask_f0 = syllables_of(sentence), f0 / self.tract
         ask_rate = voices.words_per_minute(sentence, syllables / wanted_rate, self.voice.pace * self.tract)
         for _ in range(_ATTEMPTS):
-            speech = voices.speak(sentence, self.name, rate=round(min(max(ask_rate, 80), 449)),
-                                  pitch=self.voice.pitch_setting(ask_f0), pitch_range=spread, seed=seed)
+            speech = voices.speak(
+                sentence,
+                self.name,
+                rate=round(min(max(ask_rate, 80), 449)),
+                pitch=self.voice.pitch_setting(ask_f0),
+                pitch_range=spread,
+                seed=seed,
+            )
             pcm = soxr.resample(speech.pcm, round(speech.sample_rate * self.tract), SAMPLE_RATE, quality="MQ")
             spoken = activity(pcm)
             measured = syllables / max(spoken.seconds, 0.05)
@@ -105,8 +116,9 @@ def espeak_speaker(rng: random.Random, split: str, pitch: str) -> EspeakSpeaker:
     shortest, longest = (0.85, 1.18) if split == "train" else (0.9, 1.1)
     while True:
         name = rng.choice(tuple(table))
-        speaker = EspeakSpeaker(f"{rng.choice(voices.ACCENTS)}+{name}", table[name],
-                                rng.uniform(shortest, longest))
+        speaker = EspeakSpeaker(
+            f"{rng.choice(voices.ACCENTS)}+{name}", table[name], rng.uniform(shortest, longest)
+        )
         if pitch in speaker.pitches:
             return speaker
 
@@ -159,8 +171,9 @@ def in_room(pcm: np.ndarray, level_db: float, rng: np.random.Generator) -> np.nd
     return np.clip(pcm * np.float32(10 ** ((level_db - activity(pcm).level_db) / 20)), -1, 1)
 
 
-def _cut(pcm: np.ndarray, active: np.ndarray, words: list[Word],
-         rng: np.random.Generator) -> tuple[np.ndarray, tuple[Word, ...]]:
+def _cut(
+    pcm: np.ndarray, active: np.ndarray, words: list[Word], rng: np.random.Generator
+) -> tuple[np.ndarray, tuple[Word, ...]]:
     """The spoken part with 60 to 250 ms of silence on each side, and its words on the new clock."""
     on = np.flatnonzero(active)
     hop = SAMPLE_RATE // 100
@@ -168,7 +181,7 @@ def _cut(pcm: np.ndarray, active: np.ndarray, words: list[Word],
     before, after = (int(seconds * SAMPLE_RATE) for seconds in rng.uniform(0.06, 0.25, 2))
     cut = np.zeros(before + last - first + after, np.float32)
     start, stop = max(first - before, 0), min(last + after, len(pcm))
-    cut[before - (first - start): before - (first - start) + stop - start] = pcm[start:stop]
+    cut[before - (first - start) : before - (first - start) + stop - start] = pcm[start:stop]
     shift = (before - first) / SAMPLE_RATE
     end = len(cut) / SAMPLE_RATE
     moved = tuple((word, float(max(a + shift, 0.0)), float(min(b + shift, end))) for word, a, b in words)

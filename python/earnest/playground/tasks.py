@@ -37,9 +37,11 @@ from earnest.playground.sentences import (
 )
 
 SUM_CORES = ("it is {x}", "that makes {x}", "the answer is {x}")
-SOUND_CORES = {"rate": ("you sound {x}", "your speech is {x}", "your pace is {x}"),
-               "pitch": ("your voice is {x}", "your pitch is {x}", "you sound {x}"),
-               "loudness": ("you sound {x}", "your volume is {x}", "you are {x}")}
+SOUND_CORES = {
+    "rate": ("you sound {x}", "your speech is {x}", "your pace is {x}"),
+    "pitch": ("your voice is {x}", "your pitch is {x}", "you sound {x}"),
+    "loudness": ("you sound {x}", "your volume is {x}", "you are {x}"),
+}
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,8 @@ def _sum_turn(rng: random.Random, split: str) -> tuple[Turn, Sum]:
 
 def _neutral(rng: random.Random, split: str) -> str:
     return one_of(NEUTRAL[carrier_split(split)], rng).format(
-        c=rng.choice(COLOURS), c2=rng.choice(COLOURS), t=rng.choice(THINGS))
+        c=rng.choice(COLOURS), c2=rng.choice(COLOURS), t=rng.choice(THINGS)
+    )
 
 
 def arithmetic(rng: random.Random, split: str) -> Plan:
@@ -128,7 +131,8 @@ def repair(rng: random.Random, split: str) -> Plan:
     # What is taken back is a sum of the training split: no other split's sum is ever heard in training.
     first = rng.choice([t for t in sums()["train"] if t[0] == s[0] and t != s])
     say = one_of(REPAIR[carrier_split(split)], rng).format(
-        a=DIGITS[s[0]], op=first[1], b=DIGITS[first[2]], op2=s[1], c=DIGITS[s[2]])
+        a=DIGITS[s[0]], op=first[1], b=DIGITS[first[2]], op2=s[1], c=DIGITS[s[2]]
+    )
     topic = Topic("number", str(result(*s)), (*SUM_CORES, "with the change it is {x}"), (s[0], s[2]))
     return Plan("repair", (Turn(say, topic=topic),), equation(*s))
 
@@ -197,8 +201,12 @@ def consistency(rng: random.Random, split: str) -> Plan:
 
 
 PLANS: dict[str, Callable[[random.Random, str], Plan]] = {
-    "arithmetic": arithmetic, "sound": sound, "recall": recall, "instruction": instruction,
-    "consistency": consistency, "repair": repair,
+    "arithmetic": arithmetic,
+    "sound": sound,
+    "recall": recall,
+    "instruction": instruction,
+    "consistency": consistency,
+    "repair": repair,
 }
 
 

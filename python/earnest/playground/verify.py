@@ -19,9 +19,13 @@ _SYNONYMS = {
 }
 # Words by which a reply remarks on the voice, one family per property; phrases are matched as written.
 _REMARKS = {
-    "fast": ("hurry", "quickly", "quick", "no time to lose"), "slow": ("no rush", "take your time", "easy"),
-    "loud": ("energy", "power"), "quiet": ("softly", "soft", "gently", "gentle"),
-    "high": ("bright", "cheerful"), "low": ("deep", "serious"), "calm": ("calm", "steady"),
+    "fast": ("hurry", "quickly", "quick", "no time to lose"),
+    "slow": ("no rush", "take your time", "easy"),
+    "loud": ("energy", "power"),
+    "quiet": ("softly", "soft", "gently", "gentle"),
+    "high": ("bright", "cheerful"),
+    "low": ("deep", "serious"),
+    "calm": ("calm", "steady"),
 }
 _LABELS = ("fast", "slow", "loud", "quiet", "high", "low")
 _VALUES = {name: i for i, name in enumerate(NUMBERS)} | {"twenty one": 21}
@@ -81,8 +85,11 @@ def given_answers(topic: Topic, reply: str) -> set[str]:
         rest = _EQUATION.sub(lambda m: "" if {int(m[1]), int(m[3])} == operands else m[0], text)
         return {str(int(value)) for value in re.findall(r"\d+", rest)}
     if topic.kind in _SYNONYMS:
-        return {name for name, words in _SYNONYMS[topic.kind].items()
-                if any(_contains(text, word) for word in words.split())}
+        return {
+            name
+            for name, words in _SYNONYMS[topic.kind].items()
+            if any(_contains(text, word) for word in words.split())
+        }
     family = COLOURS if topic.kind == "colour" else NAMES
     return {value for value in family if _contains(text, value)}
 

@@ -25,6 +25,7 @@ _RATE, _PITCH, _RANGE = 1, 3, 4
 _BUFFER_MS = 1000  # of speech per callback
 _EVENT_LIST_END, _EVENT_WORD = 0, 1
 
+
 @dataclass(frozen=True)
 class Voice:
     """What steering a voice needs: its F0 in Hz at eSpeak's pitch 3, 50 and 97, and its syllables a second at
@@ -42,37 +43,69 @@ class Voice:
 # cycles (their pitch is heard, and measured, an octave lower).
 VOICES: dict[str, dict[str, Voice]] = {
     "train": {
-        "Annie": Voice((173, 225, 327)), "aunty": Voice((83, 174, 347)),
+        "Annie": Voice((173, 225, 327)),
+        "aunty": Voice((83, 174, 347)),
         "belinda": Voice((134, 225, 400), 4.4),
-        "f2": Voice((127, 188, 311)), "grandma": Voice((141, 192, 293)),
-        "steph": Voice((107, 182, 326), 4.4), "Nguyen": Voice((105, 144, 222)),
+        "f2": Voice((127, 188, 311)),
+        "grandma": Voice((141, 192, 293)),
+        "steph": Voice((107, 182, 326), 4.4),
+        "Nguyen": Voice((105, 144, 222)),
         "Marco": Voice((85, 127, 210), 3.5),
-        "Denis": Voice((77, 96, 162)), "Reed": Voice((80, 113, 183)),
-        "adam": Voice((80, 99, 164)), "gustave": Voice((87, 102, 167)),
-        "m1": Voice((73, 90, 149)), "m2": Voice((72, 98, 171), 4.05), "m3": Voice((84, 101, 166)),
-        "m4": Voice((78, 90, 147), 3.95), "norbert": Voice((78, 99, 166), 4.3),
-        "travis": Voice((85, 98, 159)), "marcelo": Voice((88, 94, 144)), "croak": Voice((78, 98, 170)),
+        "Denis": Voice((77, 96, 162)),
+        "Reed": Voice((80, 113, 183)),
+        "adam": Voice((80, 99, 164)),
+        "gustave": Voice((87, 102, 167)),
+        "m1": Voice((73, 90, 149)),
+        "m2": Voice((72, 98, 171), 4.05),
+        "m3": Voice((84, 101, 166)),
+        "m4": Voice((78, 90, 147), 3.95),
+        "norbert": Voice((78, 99, 166), 4.3),
+        "travis": Voice((85, 98, 159)),
+        "marcelo": Voice((88, 94, 144)),
+        "croak": Voice((78, 98, 170)),
         "Andrea": Voice((152, 243, 419), 5.1),
-        "steph2": Voice((108, 183, 328), 4.4), "Diogo": Voice((72, 104, 171)),
-        "Henrique": Voice((81, 108, 164)), "Hugo": Voice((81, 108, 164)),
-        "Storm": Voice((68, 83, 130)), "antonio": Voice((76, 110, 177), 5.05),
-        "benjamin": Voice((72, 101, 166)), "edward": Voice((71, 101, 166)),
-        "grandpa": Voice((73, 102, 167)), "klatt5": Voice((71, 101, 166)), "klatt6": Voice((72, 101, 166)),
-        "m8": Voice((69, 85, 136)), "michel": Voice((72, 104, 171)), "mike2": Voice((72, 89, 142)),
+        "steph2": Voice((108, 183, 328), 4.4),
+        "Diogo": Voice((72, 104, 171)),
+        "Henrique": Voice((81, 108, 164)),
+        "Hugo": Voice((81, 108, 164)),
+        "Storm": Voice((68, 83, 130)),
+        "antonio": Voice((76, 110, 177), 5.05),
+        "benjamin": Voice((72, 101, 166)),
+        "edward": Voice((71, 101, 166)),
+        "grandpa": Voice((73, 102, 167)),
+        "klatt5": Voice((71, 101, 166)),
+        "klatt6": Voice((72, 101, 166)),
+        "m8": Voice((69, 85, 136)),
+        "michel": Voice((72, 104, 171)),
+        "mike2": Voice((72, 89, 142)),
         "pedro": Voice((71, 102, 169), 5.0),
     },
-    "practice": {"f5": Voice((129, 200, 338)), "klatt4": Voice((80, 99, 164)),
-                 "m7": Voice((86, 102, 163)), "edward2": Voice((72, 101, 166)),
-                 "rob": Voice((87, 104, 140)), "anika": Voice((175, 266, 442), 5.1),
-                 "Gene2": Voice((80, 113, 196), 4.35)},
-    "validation": {"linda": Voice((134, 225, 400), 4.3), "steph3": Voice((107, 182, 326), 4.5),
-                   "pablo": Voice((82, 109, 176), 4.25), "max": Voice((81, 99, 164)),
-                   "Michael": Voice((89, 103, 163))},
-    "heldout": {"Alicia": Voice((161, 242, 400), 3.62), "f4": Voice((112, 174, 296), 3.95),
-                "shelby": Voice((129, 170, 254)), "ed": Voice((85, 121, 196), 4.4),
-                "Jacky": Voice((86, 109, 178), 4.35), "klatt3": Voice((80, 99, 164)),
-                "m6": Voice((78, 98, 165)),
-                "miguel": Voice((79, 107, 172), 4.25)},
+    "practice": {
+        "f5": Voice((129, 200, 338)),
+        "klatt4": Voice((80, 99, 164)),
+        "m7": Voice((86, 102, 163)),
+        "edward2": Voice((72, 101, 166)),
+        "rob": Voice((87, 104, 140)),
+        "anika": Voice((175, 266, 442), 5.1),
+        "Gene2": Voice((80, 113, 196), 4.35),
+    },
+    "validation": {
+        "linda": Voice((134, 225, 400), 4.3),
+        "steph3": Voice((107, 182, 326), 4.5),
+        "pablo": Voice((82, 109, 176), 4.25),
+        "max": Voice((81, 99, 164)),
+        "Michael": Voice((89, 103, 163)),
+    },
+    "heldout": {
+        "Alicia": Voice((161, 242, 400), 3.62),
+        "f4": Voice((112, 174, 296), 3.95),
+        "shelby": Voice((129, 170, 254)),
+        "ed": Voice((85, 121, 196), 4.4),
+        "Jacky": Voice((86, 109, 178), 4.35),
+        "klatt3": Voice((80, 99, 164)),
+        "m6": Voice((78, 98, 165)),
+        "miguel": Voice((79, 107, 172), 4.25),
+    },
 }
 ACCENTS = ("gmw/en", "gmw/en-029")  # names that eSpeak finds without scanning all its voices
 
@@ -82,13 +115,21 @@ class _Id(ctypes.Union):
 
 
 class _Event(ctypes.Structure):
-    _fields_ = (("type", ctypes.c_int), ("unique_identifier", ctypes.c_uint), ("text_position", ctypes.c_int),
-                ("length", ctypes.c_int), ("audio_position", ctypes.c_int), ("sample", ctypes.c_int),
-                ("user_data", ctypes.c_void_p), ("id", _Id))
+    _fields_ = (
+        ("type", ctypes.c_int),
+        ("unique_identifier", ctypes.c_uint),
+        ("text_position", ctypes.c_int),
+        ("length", ctypes.c_int),
+        ("audio_position", ctypes.c_int),
+        ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p),
+        ("id", _Id),
+    )
 
 
-_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int,
-                             ctypes.POINTER(_Event))
+_Callback = ctypes.CFUNCTYPE(
+    ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event)
+)
 _lock = threading.Lock()
 
 
@@ -115,8 +156,9 @@ def check_available() -> None:
     _paths()
 
 
-def speak(text: str, voice: str, *, rate: int = 175, pitch: int = 50, pitch_range: int = 50,
-          seed: int = 1) -> Speech:
+def speak(
+    text: str, voice: str, *, rate: int = 175, pitch: int = 50, pitch_range: int = 50, seed: int = 1
+) -> Speech:
     """``text`` spoken by ``voice`` ("gmw/en+f2"); rate in words a minute, pitch and its range 0..99."""
     library_path, data_path = _paths()
     chunks: list[np.ndarray] = []

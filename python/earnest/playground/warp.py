@@ -27,22 +27,22 @@ def stretch(pcm: np.ndarray, factor: float) -> np.ndarray:
     pieces = max(-(-length // _STEP), 1)
     source = np.zeros(max(len(pcm), round(pieces * _STEP / factor)) + 2 * (_PIECE + _SEARCH), np.float32)
     start = _SEARCH + _STEP  # where the sample 0 of pcm lies in source
-    source[start: start + len(pcm)] = pcm
+    source[start : start + len(pcm)] = pcm
     window = (0.5 - 0.5 * np.cos(2 * np.pi * (np.arange(_PIECE) + 0.5) / _PIECE)).astype(np.float32)
     out = np.zeros((pieces + 2) * _STEP, np.float32)
     at = start - _STEP  # of the piece before: the one that ends the silence in front
     for k in range(pieces + 1):
         wanted = start + round((k - 1) * _STEP / factor)
         if k:
-            natural = source[at + _STEP: at + _STEP + _PIECE]
-            near = source[wanted - _SEARCH: wanted + _SEARCH + _PIECE]
+            natural = source[at + _STEP : at + _STEP + _PIECE]
+            near = source[wanted - _SEARCH : wanted + _SEARCH + _PIECE]
             likeness = np.correlate(near, natural, "valid")
             power = np.cumsum(np.square(near, dtype=np.float64))
-            power = power[_PIECE - 1:] - np.concatenate(([0.0], power[:-_PIECE]))
+            power = power[_PIECE - 1 :] - np.concatenate(([0.0], power[:-_PIECE]))
             at = wanted - _SEARCH + int(np.argmax(likeness / np.sqrt(np.maximum(power, 1e-9))))
-        piece = source[at: at + _PIECE]
-        out[k * _STEP: k * _STEP + len(piece)] += piece * window[: len(piece)]
-    return out[_STEP: _STEP + length]
+        piece = source[at : at + _PIECE]
+        out[k * _STEP : k * _STEP + len(piece)] += piece * window[: len(piece)]
+    return out[_STEP : _STEP + length]
 
 
 def warp(pcm: np.ndarray, *, pitch: float = 1.0, time: float = 1.0, tract: float = 1.0) -> np.ndarray:
@@ -67,7 +67,7 @@ def warp(pcm: np.ndarray, *, pitch: float = 1.0, time: float = 1.0, tract: float
 def _spectra(pcm: np.ndarray, centres: np.ndarray) -> np.ndarray:
     """Short-time spectra, complex [frames, bins], of windows centred on ``centres`` (silence outside)."""
     padded = np.zeros(max(int(centres[-1]), len(pcm)) + 2 * _FRAME, np.float32)
-    padded[_FRAME: _FRAME + len(pcm)] = pcm
+    padded[_FRAME : _FRAME + len(pcm)] = pcm
     return np.fft.rfft(padded[centres[:, None] + np.arange(_FRAME // 2, _FRAME // 2 + _FRAME)] * _WINDOW)
 
 
@@ -76,7 +76,7 @@ def _envelope(spectrum: np.ndarray) -> np.ndarray:
     magnitude = np.abs(spectrum)
     log = np.log(np.maximum(magnitude, max(float(magnitude.max()), 1e-6) * 1e-3))
     cepstrum = np.fft.irfft(log)
-    cepstrum[:, _SMOOTH: -_SMOOTH + 1] = 0
+    cepstrum[:, _SMOOTH : -_SMOOTH + 1] = 0
     return np.fft.rfft(cepstrum).real.astype(np.float32)
 
 
@@ -86,6 +86,6 @@ def _overlap_add(spectrum: np.ndarray, length: int) -> np.ndarray:
     frames = np.fft.irfft(spectrum, _FRAME).astype(np.float32) * (_WINDOW / np.float32(1.5))
     out = np.zeros(len(frames) * _HOP + _FRAME, np.float32)
     for k, frame in enumerate(frames):
-        out[k * _HOP: k * _HOP + _FRAME] += frame
+        out[k * _HOP : k * _HOP + _FRAME] += frame
     start = _FRAME // 2 + _HOP
-    return out[start: start + length]
+    return out[start : start + length]

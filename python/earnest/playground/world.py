@@ -32,8 +32,14 @@ class World:
     of the held-out split; None: the last in alphabetical order.
     """
 
-    def __init__(self, seed: int = 0, voices: str | Path = "espeak", tasks: tuple[str, ...] = TASKS,
-                 listener_seed: int | None = None, leave_out: str | None = None) -> None:
+    def __init__(
+        self,
+        seed: int = 0,
+        voices: str | Path = "espeak",
+        tasks: tuple[str, ...] = TASKS,
+        listener_seed: int | None = None,
+        leave_out: str | None = None,
+    ) -> None:
         unknown = [task for task in tasks if task not in TASKS]
         if unknown or not tasks:
             raise InvalidInput("world", "tasks", f"names of {TASKS}", repr(unknown[0]) if unknown else "none")
@@ -78,8 +84,18 @@ class World:
         rng = self._random(split, index, "text")
         question, topic, step = (tasks if self.recordings is None else digits).written(rng, split)
         said = replies.truthful(topic, _UNHEARD, None, rng)
-        return Sample(f"{self.seed}-{split}-text-{index}", "arithmetic", (Message.user(question),),
-                      step, topic.answer, said[:3], (), (), None, topic)
+        return Sample(
+            f"{self.seed}-{split}-text-{index}",
+            "arithmetic",
+            (Message.user(question),),
+            step,
+            topic.answer,
+            said[:3],
+            (),
+            (),
+            None,
+            topic,
+        )
 
     def dictation(self, split: str, index: int) -> Sample:
         """Any words, to be written down; pure. For mid-training: who has heard whole sentences alone guesses
@@ -96,8 +112,9 @@ class World:
         written = (Reply(f"{heard}.", 0.0), Reply(f"I heard: {heard}.", 0.3))
         messages = (Message.user(Audio(pcm=utterance.pcm), asked),)
         name = f"{self.seed}-{split}-dictation-{index}"
-        return Sample(name, "dictation", messages, reasoning, heard, written, (sound,), (utterance.words,),
-                      None, topic)
+        return Sample(
+            name, "dictation", messages, reasoning, heard, written, (sound,), (utterance.words,), None, topic
+        )
 
     def corpus(self, count: int = 4000) -> Iterator[str]:
         """All kinds of text the world writes (questions, thoughts, replies, criteria), for a tokenizer."""
@@ -142,8 +159,10 @@ class World:
             try:
                 pitches = [*(rng.choice(speaker.pitches) for _ in range(last)), last_pitch]
                 spoken = zip(plan.turns, pitches, manners, strict=True)
-                return tuple(speaker.say(turn.say, generator, pitch=pitch, rate=rate, loudness=loudness)
-                             for turn, pitch, (rate, loudness) in spoken)
+                return tuple(
+                    speaker.say(turn.say, generator, pitch=pitch, rate=rate, loudness=loudness)
+                    for turn, pitch, (rate, loudness) in spoken
+                )
             except OutOfReach:
                 continue
         raise OutOfReach(f"no voice says {[turn.say for turn in plan.turns]} as {manners}, {last_pitch}")
@@ -183,9 +202,19 @@ def compose(plan: tasks.Plan, utterances: tuple[Utterance, ...], name: str, rng:
     marked = rng.choice(sound.salient)
     reasoning = f"heard: {tasks.heard(plan.turns[-1].say)}. {_voice(sound, marked)} {step}"
     said = replies.truthful(topic, sound, plan.rule, rng, marked)
-    sample = Sample(name, plan.task, tuple(messages), reasoning, topic.answer, said,
-                    tuple(u.sound for u in utterances), tuple(u.words for u in utterances), None, topic,
-                    plan.rule)
+    sample = Sample(
+        name,
+        plan.task,
+        tuple(messages),
+        reasoning,
+        topic.answer,
+        said,
+        tuple(u.sound for u in utterances),
+        tuple(u.words for u in utterances),
+        None,
+        topic,
+        plan.rule,
+    )
     object.__setattr__(sample, "rubric", dialogue_rubric(sample, rng))
     return sample
 
