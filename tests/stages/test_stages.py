@@ -171,7 +171,7 @@ def learner_and_experience(world, estimator="gae"):
 @pytest.mark.parametrize("estimator", ["gae", "group"])
 def test_the_first_step_is_reinforce_and_a_changed_policy_is_noticed(world, estimator):
     learner, experience = learner_and_experience(world, estimator)
-    update = Update(learner, UpdateSettings())
+    update = Update(learner, UpdateSettings(), steps=1)
     update.check_first_step(experience)
     with torch.no_grad():
         learner.policy.model.norm.weight.mul_(1.001)
@@ -183,7 +183,8 @@ def test_an_update_does_not_depend_on_how_many_forward_passes_it_takes(world):
     moved = []
     for max_tokens in (100_000, 60):
         learner, experience = learner_and_experience(world)
-        update = Update(learner, UpdateSettings(max_tokens=max_tokens, warmup_steps=0, lr=1e-3))
+        settings = UpdateSettings(max_tokens=max_tokens, warmup_steps=0, lr=1e-3)
+        update = Update(learner, settings, steps=1)
         update(experience, 0, torch.Generator().manual_seed(0))
         moved.append(torch.cat([p.detach().flatten() for p in learner.policy.model.parameters()]))
     torch.testing.assert_close(moved[0], moved[1], rtol=0, atol=2e-5)

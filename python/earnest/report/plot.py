@@ -65,7 +65,7 @@ def _panel(axes: Any, title: str, column: Column, stages: dict[str, Metrics]) ->
             color="#23211f",
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
         )
-    if column.interval:
+    if column is WIN_VS_SFT:  # where neither is preferred
         axes.axhline(50, color="#77726b", linewidth=0.8, linestyle=(0, (3, 3)))
     axes.axhline(0, color="#77726b", linewidth=0.8)
     axes.set_title(title, fontsize=12.5, loc="left", color="#23211f", pad=10)
