@@ -96,6 +96,7 @@ def _what_was_run(run_dir: Path, metrics: Metrics) -> str:
         "voices": "eSpeak NG, synthetic" if voices == "espeak" else f"recordings, {Path(voices).name}",
         "speaker left out": spoken.get("leave_out") or None,
         "held-out cases": max(cases) if cases else None,
+        "replies drawn at temperature": metrics.get("temperature"),
         "length": "quick" if metrics.get("quick") else "full",
     }
     rows = "".join(
