@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from earnest.learn.hearing import Hearing
 from earnest.learn.loss import LossSettings, check_first_step, join, loss_of, step_normalizer
 from earnest.learn.policy import Packed, by_tokens, pack, token_logprobs
+from earnest.learn.schedule import share_of_rate
 from earnest.learn.types import Experience, Rollouts
 from earnest.model import AudioLM, ValueModel
 from earnest.ops import PPOLoss
@@ -38,11 +39,8 @@ class UpdateSettings:
     max_tokens: int = setting(16384, "tokens, prompts included, in one forward pass", at_least=1)
 
     def rate(self, step: int, total: int) -> float:
-        """The share of the learning rates at `step` of `total`: a linear warm-up and a linear way down."""
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
-        gone = (step - self.warmup_steps) / max(total - self.warmup_steps, 1)
-        return 1 - (1 - self.final_lr) * gone
+        """The share of the learning rates at `step` of `total`."""
+        return share_of_rate(step, total, self.warmup_steps, self.final_lr)
 
 
 @dataclass(eq=False)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from earnest.learn.schedule import share_of_rate
 from earnest.settings import setting
 
 
@@ -42,10 +43,7 @@ class OptimiserSettings:
         return Paired(moved, adamw)
 
     def rate(self, step: int, total: int) -> float:
-        if step < self.warmup_steps:
-            return self.lr * (step + 1) / self.warmup_steps
-        left = 1 - (step - self.warmup_steps) / max(total - self.warmup_steps, 1)
-        return self.lr * (self.final_lr + (1 - self.final_lr) * left)
+        return self.lr * share_of_rate(step, total, self.warmup_steps, self.final_lr)
 
 
 def matrices_of(module: nn.Module) -> list[torch.Tensor]:
