@@ -38,7 +38,7 @@ struct ThreadScratch {
 thread_local ThreadScratch thread_scratch;
 
 Status choose(Type type, int64_t dim, Backend* backend, CpuTier* tier) {
-  if (Status status = current_cpu_tier(tier); !status.ok()) return status;
+  if (Status status = current_cpu_tier(tier, CpuTier::kAvx512); !status.ok()) return status;
   *backend = *tier == CpuTier::kAvx512 ? avx512_backend(type, dim)
              : *tier == CpuTier::kAvx2 ? avx2_backend(type, dim)
                                        : scalar_backend(type, dim);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/common/cpu_tier.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 
@@ -11,7 +12,7 @@ constexpr int kNotForced = -1;
 std::atomic<int> forced_tier{kNotForced};
 
 Status parse_tier(const std::string& name, CpuTier* tier) {
-  for (CpuTier candidate : {CpuTier::kScalar, CpuTier::kAvx2, CpuTier::kAvx512}) {
+  for (CpuTier candidate : {CpuTier::kScalar, CpuTier::kAvx2, CpuTier::kAvx512, CpuTier::kAvx512Bf16}) {
     if (name != name_of(candidate)) continue;
     if (candidate > best_cpu_tier()) {
       return unsupported("cpu_tier", "EARNEST_CPU_TIER",
@@ -20,13 +21,16 @@ Status parse_tier(const std::string& name, CpuTier* tier) {
     *tier = candidate;
     return {};
   }
-  return invalid_argument("cpu_tier", "EARNEST_CPU_TIER", "scalar, avx2 or avx512", "'" + name + "'");
+  return invalid_argument("cpu_tier", "EARNEST_CPU_TIER", "scalar, avx2, avx512 or avx512_bf16",
+                          "'" + name + "'");
 }
 
 }  // namespace
 
 const char* name_of(CpuTier tier) {
   switch (tier) {
+    case CpuTier::kAvx512Bf16:
+      return "avx512_bf16";
     case CpuTier::kAvx512:
       return "avx512";
     case CpuTier::kAvx2:
@@ -45,6 +49,7 @@ CpuTier best_cpu_tier() {
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (avx512 && __builtin_cpu_supports("avx512bf16")) return CpuTier::kAvx512Bf16;
     return avx512 ? CpuTier::kAvx512 : avx2 ? CpuTier::kAvx2 : CpuTier::kScalar;
   }();
   return best;
@@ -53,7 +58,9 @@ CpuTier best_cpu_tier() {
 #endif
 }
 
-Status current_cpu_tier(CpuTier* tier) {
+namespace {
+
+Status chosen_cpu_tier(CpuTier* tier) {
   const int forced = forced_tier.load(std::memory_order_relaxed);
   if (forced != kNotForced) {
     *tier = static_cast<CpuTier>(forced);
@@ -65,6 +72,14 @@ Status current_cpu_tier(CpuTier* tier) {
     return {};
   }
   return parse_tier(environment, tier);
+}
+
+}  // namespace
+
+Status current_cpu_tier(CpuTier* tier, CpuTier highest) {
+  Status status = chosen_cpu_tier(tier);
+  *tier = std::min(*tier, highest);
+  return status;
 }
 
 Status force_cpu_tier(const std::string& name) {

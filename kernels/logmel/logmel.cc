@@ -20,7 +20,7 @@ constexpr int64_t kFramesPerTask =
 Status choose(Device device, const Backend** backend) {
   if (device == Device::kCuda) return unsupported_cuda();
   CpuTier tier;
-  if (Status status = current_cpu_tier(&tier); !status.ok()) return status;
+  if (Status status = current_cpu_tier(&tier, CpuTier::kAvx512); !status.ok()) return status;
   *backend = &scalar::kBackend;
 #if defined(__x86_64__)
   if (tier == CpuTier::kAvx2) *backend = &avx2::kBackend;
@@ -72,7 +72,7 @@ Status which(Device device, std::string* name) {
   const Backend* backend = nullptr;
   if (Status status = choose(device, &backend); !status.ok()) return status;
   CpuTier tier;
-  if (Status status = current_cpu_tier(&tier); !status.ok()) return status;
+  if (Status status = current_cpu_tier(&tier, CpuTier::kAvx512); !status.ok()) return status;
   *name = std::string("cpu/") + name_of(tier);
   return {};
 }

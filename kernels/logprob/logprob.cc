@@ -91,7 +91,7 @@ Status run(const Forward& f, void* workspace) {
   }
   if (Status status = check_pointer("workspace", workspace); !status.ok()) return status;
   CpuTier tier;
-  if (Status status = current_cpu_tier(&tier); !status.ok()) return status;
+  if (Status status = current_cpu_tier(&tier, CpuTier::kAvx512); !status.ok()) return status;
   if (f.problem.type == Type::kFloat64) {
     run_forward(f, double_kernels(tier), workspace);
   } else {
@@ -108,7 +108,7 @@ Status run(const Backward& b, void* workspace) {
   }
   if (Status status = check_pointer("workspace", workspace); !status.ok()) return status;
   CpuTier tier;
-  if (Status status = current_cpu_tier(&tier); !status.ok()) return status;
+  if (Status status = current_cpu_tier(&tier, CpuTier::kAvx512); !status.ok()) return status;
   if (b.problem.type == Type::kFloat64) {
     run_backward(b, double_kernels(tier), workspace);
   } else {
@@ -120,7 +120,7 @@ Status run(const Backward& b, void* workspace) {
 Status which(Device device, std::string* name) {
   if (device == Device::kCuda) return unsupported_cuda();
   CpuTier tier;
-  if (Status status = current_cpu_tier(&tier); !status.ok()) return status;
+  if (Status status = current_cpu_tier(&tier, CpuTier::kAvx512); !status.ok()) return status;
   *name = std::string("cpu/") + name_of(tier);
   return {};
 }

@@ -8,7 +8,7 @@ namespace earnest::ppo {
 template <typename T>
 Status tier_kernels(TierKernels<T>* kernels) {
   CpuTier tier;
-  if (Status status = current_cpu_tier(&tier); !status.ok()) return status;
+  if (Status status = current_cpu_tier(&tier, CpuTier::kAvx512); !status.ok()) return status;
   *kernels = scalar::kernels<T>();
 #if defined(__x86_64__)
   if (tier == CpuTier::kAvx2) *kernels = avx2::kernels<T>();
@@ -23,7 +23,7 @@ template Status tier_kernels<double>(TierKernels<double>*);
 Status which(Device device, std::string* name) {
   if (Status status = check_device("ppo", device); !status.ok()) return status;
   CpuTier tier;
-  if (Status status = current_cpu_tier(&tier); !status.ok()) return status;
+  if (Status status = current_cpu_tier(&tier, CpuTier::kAvx512); !status.ok()) return status;
   *name = std::string("cpu/") + name_of(tier);
   return {};
 }

@@ -11,6 +11,7 @@
 #include "kernels/common/cpu_tier.h"
 #include "kernels/common/thread_pool.h"
 #include "tests/cpp/check.h"
+#include "tests/cpp/tiers.h"
 
 namespace {
 
@@ -99,14 +100,6 @@ struct Case {
   }
 };
 
-std::vector<std::string> tiers_here() {
-  std::vector<std::string> names;
-  for (CpuTier tier : {CpuTier::kScalar, CpuTier::kAvx2, CpuTier::kAvx512}) {
-    if (tier <= best_cpu_tier()) names.emplace_back(name_of(tier));
-  }
-  return names;
-}
-
 template <typename T>
 void agrees_with_reference(int64_t dim, bool causal, double bound) {
   Case<T> fast({7, 0, 66, 101, 1}, {7, 3, 66, 130, 64}, 6, 2, dim, causal);
@@ -114,7 +107,7 @@ void agrees_with_reference(int64_t dim, bool causal, double bound) {
   slow.point();
   CHECK(reference_forward(slow.params, slow.output()).ok());
   CHECK(reference_backward(slow.params, slow.gradients()).ok());
-  for (const std::string& tier : tiers_here()) {
+  for (const std::string& tier : usable_tiers(CpuTier::kAvx512)) {
     CHECK(force_cpu_tier(tier).ok());
     CHECK(forward(fast.params, fast.output()).ok());
     CHECK(backward(fast.params, fast.gradients()).ok());
@@ -215,7 +208,7 @@ TEST(wrong_arguments_are_named) {
 
 TEST(which_names_the_tier_or_the_reason) {
   std::string name;
-  for (const std::string& tier : tiers_here()) {
+  for (const std::string& tier : usable_tiers(CpuTier::kAvx512)) {
     CHECK(force_cpu_tier(tier).ok());
     CHECK(which(Device::kCpu, Type::kFloat32, 64, &name).ok());
     CHECK(name == "cpu/" + tier);

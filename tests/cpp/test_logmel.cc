@@ -9,6 +9,7 @@
 #include "kernels/common/thread_pool.h"
 #include "kernels/logmel/logmel.h"
 #include "tests/cpp/check.h"
+#include "tests/cpp/tiers.h"
 
 namespace {
 
@@ -21,15 +22,6 @@ std::vector<float> noise(int64_t samples, unsigned seed = 1) {
   std::vector<float> pcm(static_cast<size_t>(samples));
   for (float& x : pcm) x = uniform(random);
   return pcm;
-}
-
-std::vector<const char*> tiers() {
-  std::vector<const char*> names;
-  for (const char* name : {"scalar", "avx2", "avx512"}) {
-    if (force_cpu_tier(name).ok()) names.push_back(name);
-  }
-  CHECK(force_cpu_tier("").ok());
-  return names;
 }
 
 std::vector<float> whole(const std::vector<float>& pcm, int n_mels, Padding padding) {
@@ -76,7 +68,7 @@ bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
 }  // namespace
 
 TEST(every_tier_agrees_with_the_oracle) {
-  for (const char* tier : tiers()) {
+  for (const std::string& tier : usable_tiers(CpuTier::kAvx512)) {
     CHECK(force_cpu_tier(tier).ok());
     for (int n_mels : {1, 80, 128, 256}) {
       for (int64_t samples : {1600, 3333}) {
@@ -94,7 +86,7 @@ TEST(every_tier_agrees_with_the_oracle) {
 }
 
 TEST(chunks_of_any_size_give_the_bits_of_the_whole) {
-  for (const char* tier : tiers()) {
+  for (const std::string& tier : usable_tiers(CpuTier::kAvx512)) {
     CHECK(force_cpu_tier(tier).ok());
     for (int64_t samples : {1, 2, 159, 160, 161, 199, 200, 201, 359, 360, 361, 560, 4001}) {
       for (Padding padding : {Padding::kWhisper, Padding::kStepAudio}) {
@@ -129,7 +121,7 @@ TEST(a_frame_depends_on_its_samples_alone) {
 }
 
 TEST(silence_is_the_clamp_and_normalize_keeps_eight_decades) {
-  for (const char* tier : tiers()) {
+  for (const std::string& tier : usable_tiers(CpuTier::kAvx512)) {
     CHECK(force_cpu_tier(tier).ok());
     for (float x : whole(std::vector<float>(1600, 0.0f), 80, Padding::kWhisper)) CHECK_NEAR(x, -10.0, 1e-6);
     std::vector<float> raw = {-10.0f, -6.5f, 2.0f, 0.0f};
@@ -141,7 +133,7 @@ TEST(silence_is_the_clamp_and_normalize_keeps_eight_decades) {
 }
 
 TEST(the_largest_samples_stay_finite) {
-  for (const char* tier : tiers()) {
+  for (const std::string& tier : usable_tiers(CpuTier::kAvx512)) {
     CHECK(force_cpu_tier(tier).ok());
     for (float x : whole(std::vector<float>(800, 1e15f), 128, Padding::kStepAudio)) CHECK(std::isfinite(x));
   }
@@ -149,7 +141,7 @@ TEST(the_largest_samples_stay_finite) {
 }
 
 TEST(hostile_samples_are_refused_with_their_place) {
-  for (const char* tier : tiers()) {
+  for (const std::string& tier : usable_tiers(CpuTier::kAvx512)) {
     CHECK(force_cpu_tier(tier).ok());
     const float nan = std::numeric_limits<float>::quiet_NaN(), inf = std::numeric_limits<float>::infinity();
     for (float value : {nan, -nan, inf, -inf, 1.1e15f, -1.1e15f}) {

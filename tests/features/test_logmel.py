@@ -16,15 +16,12 @@ from earnest.audio import load_audio
 from earnest.errors import InvalidInput
 from earnest.features import LogMel
 from reference import logmel as reference
+from tiers import usable_tiers
 from tolerances import FACTOR, LOGMEL
 
-TIERS = ("scalar", "avx2", "avx512")
 
-
-@pytest.fixture(params=TIERS)
+@pytest.fixture(params=usable_tiers("logmel"))
 def tier(request: pytest.FixtureRequest) -> Iterator[str]:
-    if TIERS.index(request.param) > TIERS.index(_native.best_cpu_tier()):
-        pytest.skip(f"this processor has no {request.param}")
     _native.force_cpu_tier(request.param)
     yield request.param
     _native.force_cpu_tier("")

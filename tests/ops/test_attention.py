@@ -14,13 +14,11 @@ from earnest import _native
 from earnest.errors import InvalidInput
 from earnest.ops.attention import _attention_op, attention, which
 from reference import attention as reference
+from tiers import usable_tiers
 from tolerances import ATTENTION, FACTOR
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
-TIERS = [
-    tier for tier in ("scalar", "avx2", "avx512")
-    if ("scalar", "avx2", "avx512").index(tier) <= ("scalar", "avx2", "avx512").index(_native.best_cpu_tier())
-]  # fmt: skip
+TIERS = usable_tiers("attention")
 # Lengths of queries and keys of each sequence, around the sizes of rows (6), tiles (64), blocks (48, 192).
 SHAPES = {
     "short": ([3, 1, 7], [3, 1, 7]),

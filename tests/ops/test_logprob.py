@@ -15,13 +15,10 @@ from earnest import _native
 from earnest.errors import InvalidInput
 from earnest.ops.logprob import logprob, which
 from reference import logprob as reference
+from tiers import usable_tiers
 from tolerances import FACTOR, LOGPROB
 
-TIERS = [
-    tier
-    for tier in ("scalar", "avx2", "avx512")
-    if ("scalar", "avx2", "avx512").index(tier) <= ("scalar", "avx2", "avx512").index(_native.best_cpu_tier())
-]
+TIERS = usable_tiers("logprob")
 # Remainders of every block: rows 1536 and 96, columns 1152 and 192, depth 384.
 SHAPES = [(1, 1, 1), (1, 7, 2), (7, 1, 5), (31, 389, 193), (97, 16, 1153), (1601, 5, 13), (12, 64, 2311)]
 

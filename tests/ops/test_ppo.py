@@ -13,6 +13,7 @@ from earnest.errors import InvalidInput
 from earnest.ops import num_threads, ppo_loss, set_num_threads
 from earnest.ops.ppo import join_sums, metrics_of
 from reference import ppo as reference
+from tiers import usable_tiers
 from tolerances import PPO
 
 LOSSES = ("policy_loss", "value_loss", "kl_loss", "entropy_loss")
@@ -28,12 +29,9 @@ SETTINGS = {
 }
 
 
-@pytest.fixture(params=["scalar", "avx2", "avx512"])
+@pytest.fixture(params=usable_tiers("ppo"))
 def tier(request):
-    try:
-        _native.force_cpu_tier(request.param)
-    except RuntimeError:
-        pytest.skip(f"this machine has no {request.param}")
+    _native.force_cpu_tier(request.param)
     yield request.param
     _native.force_cpu_tier("")
 

@@ -14,18 +14,15 @@ from earnest.errors import InvalidInput
 from earnest.ops import gae, group_advantage, num_threads, set_num_threads, whiten
 from earnest.ops.ppo import join_moments, masked_moments
 from reference import ppo as reference
+from tiers import usable_tiers
 from tolerances import PPO
 
-TIERS = ("scalar", "avx2", "avx512")
 DISCOUNTS = [(1.0, 1.0), (0.99, 0.95), (1.0, 0.95), (0.9, 1.0), (0.0, 0.5), (0.7, 0.0)]
 
 
-@pytest.fixture(params=TIERS)
+@pytest.fixture(params=usable_tiers("ppo"))
 def tier(request):
-    try:
-        _native.force_cpu_tier(request.param)
-    except RuntimeError:
-        pytest.skip(f"this machine has no {request.param}")
+    _native.force_cpu_tier(request.param)
     yield request.param
     _native.force_cpu_tier("")
 
