@@ -64,23 +64,25 @@ def test_hearing_is_bounded_and_still_right_when_full(model):
     assert small._bytes <= 2000
 
 
+@pytest.mark.parametrize("low", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_the_samplers_log_probabilities_are_the_trainers(model, temperature):
+def test_the_samplers_log_probabilities_are_the_trainers_bit_for_bit(model, temperature, low):
     prompts = prompts_of(small_world.cases(), WORDS, model)
     hearing = Hearing(model)
-    rollouts = sample(
-        model,
-        WORDS,
-        hearing,
-        prompts,
-        per_prompt=3,
-        max_new_tokens=12,
-        temperature=temperature,
-        generator=torch.Generator().manual_seed(1),
-    )
-    packed = pack([rollouts.prompts[int(i)] for i in rollouts.prompt_index], rollouts.tokens)
-    trainer, _ = token_logprobs(model, hearing, packed, temperature)
-    torch.testing.assert_close(torch.cat(rollouts.logp), trainer, rtol=0, atol=2e-5)
+    with torch.autocast("cpu", torch.bfloat16, enabled=low):
+        rollouts = sample(
+            model,
+            WORDS,
+            hearing,
+            prompts,
+            per_prompt=3,
+            max_new_tokens=12,
+            temperature=temperature,
+            generator=torch.Generator().manual_seed(1),
+        )
+        packed = pack([rollouts.prompts[int(i)] for i in rollouts.prompt_index], rollouts.tokens)
+        trainer, _ = token_logprobs(model, hearing, packed, temperature)
+    assert torch.equal(torch.cat(rollouts.logp), trainer.detach())
 
 
 def test_sampling_again_with_the_same_seed_gives_the_same_tokens(model):

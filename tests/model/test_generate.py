@@ -147,14 +147,13 @@ def test_draws_follow_the_distribution():
     logits = torch.randn(1, 7, generator=generator(2)) * 2
     rows = logits.expand(40_000, 7)
     uniform = torch.rand(40_000, generator=generator(3), dtype=torch.float64)
-    ids, logp = Sampling(temperature=0.8).draw(rows, uniform)
+    ids = Sampling(temperature=0.8).draw(rows, uniform)
     want = (logits[0] / 0.8).softmax(-1)
     shares = torch.bincount(ids, minlength=7) / 40_000
     assert float((shares - want).abs().max()) < 4 * 0.5 / 200  # four standard errors at most
-    torch.testing.assert_close(logp, want.log()[ids])
 
 
-def test_truncation_keeps_the_likely_and_reports_the_whole_distribution():
+def test_truncation_keeps_the_likely():
     logits = torch.tensor([[0.5, 0.2, 0.2, 0.06, 0.04]]).log().expand(5000, 5)
     uniform = torch.rand(5000, generator=generator(), dtype=torch.float64)
     for settings, kept in (
@@ -165,16 +164,15 @@ def test_truncation_keeps_the_likely_and_reports_the_whole_distribution():
         ({"top_k": 4, "top_p": 0.6, "suppress_ids": (0,)}, {1, 2}),
         ({"suppress_ids": (0, 1)}, {2, 3, 4}),
     ):
-        ids, logp = Sampling(**settings).draw(logits, uniform)
+        ids = Sampling(**settings).draw(logits, uniform)
         assert set(ids.tolist()) == kept, settings
-        torch.testing.assert_close(logp, logits[0][ids])
-    assert Sampling(temperature=0.0, suppress_ids=(0, 1)).draw(logits[:1], uniform[:1])[0].tolist() == [2]
+    assert Sampling(temperature=0.0, suppress_ids=(0, 1)).draw(logits[:1], uniform[:1]).tolist() == [2]
 
 
 def test_a_token_of_probability_zero_is_never_drawn():
     logits = torch.tensor([[-float("inf"), 0.0, -float("inf"), 1.0, -float("inf")]]).expand(4, 5)
     edge = torch.tensor([0.0, 1 - 2**-53, 0.25, 0.9], dtype=torch.float64)
-    assert Sampling().draw(logits, edge)[0].tolist() == [1, 3, 1, 3]
+    assert Sampling().draw(logits, edge).tolist() == [1, 3, 1, 3]
 
 
 def test_generation_ends_where_positions_end():

@@ -10,7 +10,6 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from earnest import ops
 from earnest.dialogue import PackedBatch
 from earnest.learn.hearing import Hearing
 from earnest.learn.types import Clip, Prompt
@@ -102,7 +101,7 @@ def token_logprobs(
     hidden = model(packed.batch, hearing.embed(model, packed.clips))
     # Many replies begin after one prompt token: index_select adds up their gradients in a fixed order.
     before = hidden.index_select(0, packed.before)
-    return ops.logprob(before, model.lm_head.weight, packed.targets, temperature=temperature)
+    return model.logprob(before, packed.targets, temperature)
 
 
 def by_tokens(prompts: Sequence[Prompt], lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from earnest import ops
 from earnest.errors import InvalidInput
 from earnest.model import generate as sampling_loop
 from earnest.model import weights
@@ -171,6 +172,12 @@ class AudioLM(nn.Module):
         product keeps the weights' precision under autocast."""
         with torch.autocast(hidden.device.type, enabled=False):
             return F.linear(hidden.to(self.lm_head.weight.dtype), self.lm_head.weight).float()
+
+    def logprob(self, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Log-probability of the targets int64 [N] after hidden [N, hidden], and entropy: the trainer's
+        numbers, which the sampler reports too."""
+        weight = self.lm_head.weight
+        return ops.logprob(hidden.to(weight.dtype), weight, targets, temperature=temperature)
 
     # ---- answering ----
 

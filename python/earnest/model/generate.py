@@ -89,9 +89,8 @@ class Sampling:
         if self.top_k < 0:
             raise InvalidInput("generate", "top_k", "0 (off) or more", str(self.top_k))
 
-    def draw(self, logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        """logits [rows, vocab] float32, uniform [rows] in [0, 1) -> ids int64 [rows], log-probabilities
-        fp32."""
+    def draw(self, logits: Tensor, uniform: Tensor) -> Tensor:
+        """logits [rows, vocab] float32, uniform [rows] in [0, 1) -> ids int64 [rows]."""
         scaled = logits if self.temperature in (0.0, 1.0) else logits / self.temperature
         logp = F.log_softmax(scaled, dim=-1)
         allowed = logp
@@ -104,10 +103,9 @@ class Sampling:
             cdf = self._cut(allowed).exp().cumsum(dim=-1, dtype=torch.float64)
             ids = torch.searchsorted(cdf, (uniform * cdf[:, -1])[:, None], right=True)[:, 0]
             ids.clamp_(max=logits.shape[1] - 1)
-        chosen = logp.gather(1, ids[:, None])[:, 0]
-        if not bool(torch.isfinite(chosen).all()):
+        if not bool(torch.isfinite(logp.gather(1, ids[:, None])).all()):
             raise InvalidInput("generate", "logits", "finite numbers", "NaN or infinity")
-        return ids, chosen
+        return ids
 
     def _cut(self, logp: Tensor) -> Tensor:
         if self.top_k and self.top_k < logp.shape[1]:
@@ -272,7 +270,8 @@ def decode_steps(
     left = torch.full((rows,), after_stop, device=device)
     for step in range(max_new_tokens):
         with torch.no_grad():
-            ids, logp = sampling.draw(model.logits(hidden), uniform[live.rows, step])
+            ids = sampling.draw(model.logits(hidden), uniform[live.rows, step])
+            logp = model.logprob(hidden, ids, sampling.temperature or 1.0)[0]
             left = left - stopped.long()
             stopped = stopped | torch.isin(ids, stops)
             ended = stopped & (left == 0)

@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from earnest import ops
 from earnest.checkpoint import write_atomic
 from earnest.dialogue import Tokenizer
 from earnest.evaluate.calibration import fit_temperature, judge_report
@@ -144,9 +143,7 @@ def written_loss(model: AudioLM, packed: Packed, hidden: Tensor, where: Tensor) 
     none."""
     if not len(where):
         return torch.zeros(())
-    return -ops.logprob(
-        hidden.index_select(0, where - 1), model.lm_head.weight, packed.batch.input_ids[where]
-    )[0].mean()
+    return -model.logprob(hidden.index_select(0, where - 1), packed.batch.input_ids[where])[0].mean()
 
 
 def finds(settings: Settings, compared: Sequence[Compared]) -> bool:

@@ -10,7 +10,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from earnest import ops
 from earnest.dialogue import Tokenizer
 from earnest.learn.hearing import Hearing
 from earnest.learn.policy import Packed, pack_masked
@@ -25,7 +24,7 @@ from earnest.stages.source import draw, save_model, trained
 def target_logprobs(model: AudioLM, packed: Packed, audio: Tensor | None) -> Tensor:
     """Log-probability [N] of every target of the batch."""
     hidden = model(packed.batch, audio)
-    return ops.logprob(hidden.index_select(0, packed.before), model.lm_head.weight, packed.targets)[0]
+    return model.logprob(hidden.index_select(0, packed.before), packed.targets)[0]
 
 
 def examples(
