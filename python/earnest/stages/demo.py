@@ -98,15 +98,15 @@ def stage_settings(settings: Settings, run_dir: Path) -> dict[str, Any]:
 
     common: dict[str, Any] = {"seed": settings.seed, "run": settings.run}
     few = 4 if quick else None  # replies to a prompt
-    hearing = midtrain.HearingSettings(steps=steps(520), optimiser=muon(8e-3, warmup_steps=80))
+    hearing = midtrain.HearingSettings(steps=steps(600), optimiser=muon(8e-3, warmup_steps=80))
     return {
         "midtrain": midtrain.Settings(
-            steps=steps(340), hearing=hearing, data=data(0, 5200), optimiser=muon(6e-3, 50), **common
+            steps=steps(400), hearing=hearing, data=data(0, 6000), optimiser=muon(6e-3, 50), **common
         ),
         "sft": sft.Settings(
             model=str(run_dir / "midtrain"),
-            steps=steps(150),
-            data=data(0, 5200),
+            steps=steps(160),
+            data=data(0, 6000),
             optimiser=muon(3e-3),
             **common,
         ),
@@ -115,7 +115,7 @@ def stage_settings(settings: Settings, run_dir: Path) -> dict[str, Any]:
             data=data(0, 500),
             choice=rlvr.ChoiceSettings(trials=0 if quick else 8),
             policy=PolicySettings(
-                steps=steps(64),
+                steps=steps(70),
                 prompts=8,
                 per_prompt=few or 16,
                 estimator="group",
@@ -125,9 +125,9 @@ def stage_settings(settings: Settings, run_dir: Path) -> dict[str, Any]:
         ),
         "judge": judge.Settings(
             model=str(run_dir / "sft"),
-            steps=steps(240),
+            steps=steps(270),
             batch=12,
-            data=data(0, 5200),
+            data=data(0, 6000),
             checks=60 if quick else 400,
             optimiser=muon(4e-3, warmup_steps=40),
             **common,
@@ -138,7 +138,7 @@ def stage_settings(settings: Settings, run_dir: Path) -> dict[str, Any]:
             data=data(0, 500),
             verified=0.7,
             policy=PolicySettings(
-                steps=steps(98),
+                steps=steps(105),
                 prompts=8,
                 per_prompt=few or 12,
                 estimator="group",
