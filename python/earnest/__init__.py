@@ -18,6 +18,7 @@ _WHICH_DETAILS = {
     "logmel": ("device",),
     "logprob": ("device",),
     "ppo": ("device",),
+    "rowwise": ("device",),
 }
 _MODULES = ("audio", "dialogue", "features", "model", "ops")
 
@@ -25,9 +26,10 @@ _MODULES = ("audio", "dialogue", "features", "model", "ops")
 def which(family: str, device: str = "cpu", **details: Any) -> str:
     """The back end that would run a kernel family here and now, e.g. ``which("attention") == "cpu/avx512"``.
 
-    family: "attention", "logmel", "logprob" or "ppo". device: "cpu" or "cuda". attention also takes dtype
-    ("float32", "float64", "bfloat16") and dim (head size). A tier forced by EARNEST_CPU_TIER is the one
-    named. Raises InvalidInput for a word it does not know, RuntimeError for a back end that cannot run here.
+    family: "attention", "logmel", "logprob", "ppo" or "rowwise". device: "cpu" or "cuda". attention also
+    takes dtype ("float32", "float64", "bfloat16") and dim (head size). A tier forced by EARNEST_CPU_TIER is
+    the one named. Raises InvalidInput for a word it does not know, RuntimeError for a back end that cannot
+    run here.
     """
     from earnest.errors import InvalidInput
 
@@ -47,7 +49,8 @@ def which(family: str, device: str = "cpu", **details: Any) -> str:
         if device != "cpu":
             raise RuntimeError(f"[logmel] device: expected cpu, got {device}")
         return native.logmel_which()
-    return {"logprob": native.logprob_which, "ppo": native.ppo_which}[family](device)
+    asked = {"logprob": native.logprob_which, "ppo": native.ppo_which, "rowwise": native.rowwise_which}
+    return asked[family](device)
 
 
 if TYPE_CHECKING:

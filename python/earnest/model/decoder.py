@@ -37,14 +37,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions on x [tokens, heads, dim]: pairs (i, i + dim/2) turned by the angles [tokens, 1,
-    dim/2]."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+        return ops.rms_norm(x, self.weight, self.eps)
 
 
 class DecoderAttention(nn.Module):
@@ -65,10 +58,9 @@ class DecoderAttention(nn.Module):
             x,
             fused([self.q_proj.weight, self.k_proj.weight, self.v_proj.weight]),
             fused([self.q_proj.bias, self.k_proj.bias, self.v_proj.bias]),
-        ).to(x.dtype)  # where matrix products run in a lower precision, attention still does not
-        qkv = qkv.view(x.shape[0], -1, self.dim)
-        turned = rotate(qkv[:, : self.heads + self.kv_heads], cos, sin)
-        return turned[:, : self.heads], turned[:, self.heads :], qkv[:, self.heads + self.kv_heads :]
+        )
+        # Where matrix products run in a lower precision, attention still does not.
+        return ops.rotary(qkv, cos, sin, self.heads, self.kv_heads, dtype=x.dtype)
 
 
 class DecoderMLP(nn.Module):
@@ -81,8 +73,7 @@ class DecoderMLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = F.linear(x, fused([self.gate_proj.weight, self.up_proj.weight])).chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate) * up)
+        return self.down_proj(ops.swiglu(F.linear(x, fused([self.gate_proj.weight, self.up_proj.weight]))))
 
 
 class DecoderLayer(nn.Module):
@@ -160,7 +151,7 @@ class Decoder(nn.Module):
         return self.norm(x)
 
     def angles(self, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """cos and sin [tokens, 1, dim / 2] of the rotary angles position * theta^(-2i / dim)."""
+        """cos and sin [tokens, dim / 2] of the rotary angles position * theta^(-2i / dim)."""
         if self._angles is None or self._angles[0].device != position_ids.device:
             self._angles = self._angle_table(4096, position_ids.device)
         highest = int(position_ids.max()) if position_ids.numel() else 0
@@ -173,7 +164,8 @@ class Decoder(nn.Module):
             )
         if highest >= self._angles[0].shape[0]:
             self._angles = self._angle_table(2 * highest, position_ids.device)
-        cos, sin = (table[position_ids].to(dtype)[:, None] for table in self._angles)
+        exact = torch.float64 if dtype == torch.float64 else torch.float32
+        cos, sin = (table[position_ids].to(exact) for table in self._angles)
         return cos, sin
 
     def _angle_table(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:

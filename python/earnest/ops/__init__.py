@@ -5,6 +5,7 @@ from earnest._native import num_threads, set_num_threads
 from earnest.ops.attention import attention
 from earnest.ops.logprob import logprob
 from earnest.ops.ppo import PPOLoss, gae, group_advantage, ppo_loss, whiten
+from earnest.ops.rowwise import rms_norm, rotary, swiglu
 
 __all__ = [
     "PPOLoss",
@@ -14,6 +15,9 @@ __all__ = [
     "logprob",
     "num_threads",
     "ppo_loss",
+    "rms_norm",
+    "rotary",
     "set_num_threads",
+    "swiglu",
     "whiten",
 ]

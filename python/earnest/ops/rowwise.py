@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a decoder does to each token between its matrix products, with gradients (kernels/rowwise).
+
+On the CPU the kernels run; on other devices, and where a tracer or transform looks, the formulas in torch's
+own operations, which compilers can fuse."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from earnest import _native
+from earnest.errors import InvalidInput
+from earnest.ops.eager import capsule, runs_directly
+
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis (arXiv 1910.07467).
+
+    x [..., width], weight [width]; float32, float64 or bfloat16 (computed in float32), both the same. Raises
+    InvalidInput. A row's result depends on that row alone."""
+    _check("rms_norm", "x", x, 1)
+    if weight.ndim != 1 or weight.shape[0] != x.shape[-1] or weight.dtype != x.dtype:
+        _wrong("rms_norm", "weight", f"{x.dtype} [{x.shape[-1]}]", _described(weight))
+    if not runs_directly(x, weight):
+        return F.rms_norm(x, weight.shape, weight, eps)
+    y: Tensor = _RmsNorm.apply(x, weight, eps)
+    return y
+
+
+def rotary(
+    qkv: Tensor, cosine: Tensor, sine: Tensor, heads: int, kv_heads: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of one fused projection, apart, the first two turned to their positions
+    (arXiv 2104.09864; pairs (j, j + dim / 2)).
+
+    qkv [tokens, (heads + 2 kv_heads) dim]; cosine and sine [tokens, dim / 2], float32 (float64 for float64),
+    without gradients. Returns q [tokens, heads, dim], k and v [tokens, kv_heads, dim] in `dtype`: that of
+    qkv, or float32 where qkv is bfloat16. Raises InvalidInput."""
+    _check("rotary", "qkv", qkv, 2)
+    if dtype != qkv.dtype and (qkv.dtype, dtype) != (torch.bfloat16, torch.float32):
+        _wrong("rotary", "dtype", f"{qkv.dtype}, or float32 for bfloat16", dtype)
+    if heads < 1 or kv_heads < 1 or qkv.shape[1] % (2 * (heads + 2 * kv_heads)) != 0:
+        expected = f"a width that {heads} + 2 * {kv_heads} heads of an even size share"
+        _wrong("rotary", "qkv", expected, qkv.shape[1])
+    half = qkv.shape[1] // (heads + 2 * kv_heads) // 2
+    turns = torch.float64 if qkv.dtype == torch.float64 else torch.float32
+    for name, angle in (("cosine", cosine), ("sine", sine)):
+        if angle.dtype != turns or angle.shape != (qkv.shape[0], half):
+            _wrong("rotary", name, f"{turns} [{qkv.shape[0]}, {half}]", _described(angle))
+    if not runs_directly(qkv, cosine, sine):
+        return _rotary_formula(qkv, cosine, sine, heads, kv_heads, dtype)
+    q, k, v = _Rotary.apply(qkv, cosine, sine, heads, kv_heads, dtype)
+    return q, k, v
+
+
+def swiglu(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up (arXiv 2002.05202): gate_up [..., 2 width], the gates before the ups -> [..., width];
+    float32, float64 or bfloat16 (computed in float32). Raises InvalidInput."""
+    _check("swiglu", "gate_up", gate_up, 1)
+    if gate_up.shape[-1] % 2 != 0:
+        _wrong("swiglu", "gate_up", "[..., 2 width]", list(gate_up.shape))
+    if not runs_directly(gate_up):
+        gate, up = gate_up.chunk(2, dim=-1)
+        return F.silu(gate) * up
+    out: Tensor = _SwiGlu.apply(gate_up)
+    return out
+
+
+def which(device: str = "cpu") -> str:
+    """The back end that would run, e.g. "cpu/avx512"; an error where there is none."""
+    return _native.rowwise_which(device)
+
+
+def _wrong(op: str, argument: str, expected: str, got: object) -> NoReturn:
+    raise InvalidInput(op, argument, expected, str(got))
+
+
+def _described(x: Tensor) -> str:
+    return f"{x.dtype} {list(x.shape)}"
+
+
+def _check(op: str, name: str, x: Any, axes: int) -> None:
+    if not isinstance(x, Tensor) or x.dtype not in _DTYPES:
+        _wrong(op, name, "a float32, float64 or bfloat16 tensor", getattr(x, "dtype", type(x).__name__))
+    if x.ndim < axes or x.shape[-1] < 1:
+        _wrong(op, name, f"at least {axes} axes, the last not empty", list(x.shape))
+
+
+def _sums_in(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class _RmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        rows = x.reshape(x.numel() // x.shape[-1], x.shape[-1])
+        y, inverse = torch.empty_like(rows), torch.empty(len(rows), dtype=_sums_in(x.dtype))
+        _native.rms_norm(capsule(rows), capsule(weight), eps, capsule(y), capsule(inverse))
+        ctx.save_for_backward(rows, weight, inverse)
+        ctx.eps = eps
+        return y.view(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad_y: Tensor) -> Any:
+        rows, weight, inverse = ctx.saved_tensors
+        grad_x, grad_weight = torch.empty_like(rows), torch.empty(len(weight), dtype=inverse.dtype)
+        _native.rms_norm_backward(
+            capsule(grad_y.reshape(rows.shape)), capsule(rows), capsule(weight), ctx.eps, capsule(inverse),
+            capsule(grad_x), capsule(grad_weight),
+        )  # fmt: skip
+        return grad_x.view(grad_y.shape), grad_weight.to(weight.dtype), None
+
+
+class _Rotary(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, qkv: Tensor, cosine: Tensor, sine: Tensor, heads: int, kv_heads: int, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        dim = qkv.shape[1] // (heads + 2 * kv_heads)
+        q = torch.empty(len(qkv), heads, dim, dtype=dtype)
+        k, v = (torch.empty(len(qkv), kv_heads, dim, dtype=dtype) for _ in range(2))
+        run = _native.rotary if dtype == qkv.dtype else _native.rotary_widening
+        run(*map(capsule, (qkv, cosine, sine, q, k, v)))
+        ctx.save_for_backward(cosine, sine)
+        ctx.fused = (qkv.shape, qkv.dtype)
+        return q, k, v
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        shape, dtype = ctx.fused
+        grad_qkv = torch.empty(shape, dtype=dtype)
+        same = dtype == grads[0].dtype
+        run = _native.rotary_backward if same else _native.rotary_widening_backward
+        run(*map(capsule, (grad_qkv, *ctx.saved_tensors, *grads)))
+        return grad_qkv, None, None, None, None, None
+
+
+class _SwiGlu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        rows = gate_up.reshape(gate_up.numel() // gate_up.shape[-1], gate_up.shape[-1])
+        out = torch.empty(len(rows), rows.shape[1] // 2, dtype=gate_up.dtype)
+        _native.swiglu(capsule(rows), capsule(out))
+        ctx.save_for_backward(rows)
+        return out.view(*gate_up.shape[:-1], out.shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> Any:
+        (rows,) = ctx.saved_tensors
+        grad = torch.empty_like(rows)
+        _native.swiglu_backward(
+            capsule(grad_out.reshape(len(rows), rows.shape[1] // 2)), capsule(rows), capsule(grad)
+        )
+        return grad.view(*grad_out.shape[:-1], rows.shape[1])
+
+
+def _rotary_formula(
+    qkv: Tensor, cosine: Tensor, sine: Tensor, heads: int, kv_heads: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    parts = qkv.to(cosine.dtype).view(len(qkv), heads + 2 * kv_heads, 2 * cosine.shape[1])
+    a, b = parts[:, : heads + kv_heads].chunk(2, dim=-1)
+    c, s = cosine[:, None], sine[:, None]
+    turned = torch.cat([a * c - b * s, b * c + a * s], dim=-1).to(dtype)
+    return turned[:, :heads], turned[:, heads:], parts[:, heads + kv_heads :].to(dtype)
