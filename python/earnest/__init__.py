@@ -15,6 +15,7 @@ __all__ = ["AudioLM", "which"]
 # Per kernel family, what its choice of back end depends on.
 _WHICH_DETAILS = {
     "attention": ("device", "dtype", "dim"),
+    "linear": ("device",),
     "logmel": ("device",),
     "logprob": ("device",),
     "ppo": ("device",),
@@ -25,8 +26,8 @@ _MODULES = ("audio", "dialogue", "features", "model", "ops")
 def which(family: str, device: str = "cpu", **details: Any) -> str:
     """The back end that would run a kernel family here and now, e.g. ``which("attention") == "cpu/avx512"``.
 
-    family: "attention", "logmel", "logprob" or "ppo". device: "cpu" or "cuda". attention also takes dtype
-    ("float32", "float64", "bfloat16") and dim (head size). A tier forced by EARNEST_CPU_TIER is the one
+    family: "attention", "linear", "logmel", "logprob" or "ppo". device: "cpu" or "cuda". attention also takes
+    dtype ("float32", "float64", "bfloat16") and dim (head size). A tier forced by EARNEST_CPU_TIER is the one
     named. Raises InvalidInput for a word it does not know, RuntimeError for a back end that cannot run here.
     """
     from earnest.errors import InvalidInput
@@ -47,7 +48,8 @@ def which(family: str, device: str = "cpu", **details: Any) -> str:
         if device != "cpu":
             raise RuntimeError(f"[logmel] device: expected cpu, got {device}")
         return native.logmel_which()
-    return {"logprob": native.logprob_which, "ppo": native.ppo_which}[family](device)
+    choices = {"linear": native.linear_which, "logprob": native.logprob_which, "ppo": native.ppo_which}
+    return choices[family](device)
 
 
 if TYPE_CHECKING:
