@@ -41,5 +41,6 @@ void bind_attention(nb::module_& module);
 void bind_logprob(nb::module_& module);
 void bind_ppo(nb::module_& module);
 void bind_rowwise(nb::module_& module);
+void bind_linear(nb::module_& module);
 
 }  // namespace earnest::bindings

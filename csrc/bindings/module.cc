@@ -23,6 +23,7 @@ NB_MODULE(_native, module) {
   bind_logprob(module);
   bind_ppo(module);
   bind_rowwise(module);
+  bind_linear(module);
 }
 
 }  // namespace earnest::bindings

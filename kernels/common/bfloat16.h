@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// bfloat16 is the upper half of a float.
+// bfloat16 is the upper half of a float. The functions have internal linkage, so that code for one
+// instruction set is never merged into another's by the linker.
 #pragma once
 
 #include <cstdint>
@@ -11,8 +12,6 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-// Internal to each file that includes it: the tiers compile it with different instructions, and a linker that
-// kept one copy for all could keep one that not every processor runs.
 namespace {
 
 inline float widen(BFloat16 value) {
@@ -28,9 +27,9 @@ inline double widen(double value) { return value; }
 inline void narrow(float value, BFloat16* out) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
+  const uint32_t rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
   const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
-  out->bits =
-      static_cast<uint16_t>(nan ? (bits >> 16) | 0x40u : (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+  out->bits = static_cast<uint16_t>((nan ? bits | 0x400000u : rounded) >> 16);
 }
 inline void narrow(float value, float* out) { *out = value; }
 inline void narrow(double value, double* out) { *out = value; }

@@ -7,6 +7,7 @@ Importing this package is cheap: what needs torch is loaded when it is first use
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -15,6 +16,7 @@ __all__ = ["AudioLM", "which"]
 # Per kernel family, what its choice of back end depends on.
 _WHICH_DETAILS = {
     "attention": ("device", "dtype", "dim"),
+    "linear": ("device",),
     "logmel": ("device",),
     "logprob": ("device",),
     "ppo": ("device",),
@@ -26,9 +28,9 @@ _MODULES = ("audio", "dialogue", "features", "model", "ops")
 def which(family: str, device: str = "cpu", **details: Any) -> str:
     """The back end that would run a kernel family here and now, e.g. ``which("attention") == "cpu/avx512"``.
 
-    family: "attention", "logmel", "logprob", "ppo" or "rowwise". device: "cpu" or "cuda". attention also
-    takes dtype ("float32", "float64", "bfloat16") and dim (head size). A tier forced by EARNEST_CPU_TIER is
-    the one named. Raises InvalidInput for a word it does not know, RuntimeError for a back end that cannot
+    family: "attention", "linear", "logmel", "logprob", "ppo" or "rowwise". device: "cpu" or "cuda". attention
+    also takes dtype ("float32", "float64", "bfloat16") and dim (head size). A tier forced by EARNEST_CPU_TIER
+    is the one named. Raises InvalidInput for a word it does not know, RuntimeError for a back end that cannot
     run here.
     """
     from earnest.errors import InvalidInput
@@ -49,8 +51,8 @@ def which(family: str, device: str = "cpu", **details: Any) -> str:
         if device != "cpu":
             raise RuntimeError(f"[logmel] device: expected cpu, got {device}")
         return native.logmel_which()
-    asked = {"logprob": native.logprob_which, "ppo": native.ppo_which, "rowwise": native.rowwise_which}
-    return asked[family](device)
+    which_of_family: Callable[[str], str] = getattr(native, f"{family}_which")
+    return which_of_family(device)
 
 
 if TYPE_CHECKING:

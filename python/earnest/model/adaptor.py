@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from earnest.model.config import EncoderConfig
 from earnest.model.encoder import scaled_normal
-from earnest.model.packed import conv1d, lengths_of, window_index
+from earnest.model.linear import Linear, conv1d
+from earnest.model.packed import lengths_of, window_index
 
 HIDDEN = 2048  # the published width between the two linear layers, the same in every model of the family
 
@@ -24,13 +25,13 @@ class Adaptor(nn.Module):
         super().__init__()
         width = config.n_audio_state
         self.conv = nn.Conv1d(width, width, config.kernel_size, config.adapter_stride, padding=1)
-        self.linear1 = nn.Linear(width, HIDDEN)
-        self.linear2 = nn.Linear(HIDDEN, config.llm_dim)
+        self.linear1 = Linear(width, HIDDEN)
+        self.linear2 = Linear(HIDDEN, config.llm_dim)
 
     def forward(self, frames: Tensor, cu_seqlens: Tensor) -> Tensor:
         lengths = lengths_of(cu_seqlens)
         index = window_index(lengths, [(n + 1) // 2 for n in lengths], kernel=3, stride=2, padding=1)
-        x = F.gelu(conv1d(frames, self.conv.weight, self.conv.bias, index.to(frames.device)))
+        x = F.gelu(conv1d(frames, self.conv, index.to(frames.device)))
         return self.linear2(F.relu(self.linear1(x)))
 
     @torch.no_grad()

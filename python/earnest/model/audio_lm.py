@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from earnest import ops
@@ -27,6 +26,7 @@ from earnest.model.config import AudioLMConfig
 from earnest.model.decoder import Decoder
 from earnest.model.encoder import AudioEncoder
 from earnest.model.generate import Generation, PackedInputs, Sampling, attended
+from earnest.model.linear import linear
 from earnest.model.packed import allocate_fused, lay_end_to_end
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ class AudioLM(nn.Module):
         """[N, hidden] -> float32 [N, vocab]. Training uses ops.logprob, which never holds this; like it, this
         product keeps the weights' precision under autocast."""
         with torch.autocast(hidden.device.type, enabled=False):
-            return F.linear(hidden.to(self.lm_head.weight.dtype), self.lm_head.weight).float()
+            return linear(hidden.to(self.lm_head.weight.dtype), [self.lm_head.weight]).float()
 
     def logprob(self, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """Log-probability of the targets int64 [N] after hidden [N, hidden], and entropy: the trainer's

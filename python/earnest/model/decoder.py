@@ -15,7 +15,6 @@ import math
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -23,7 +22,7 @@ from earnest import ops
 from earnest.errors import InvalidInput
 from earnest.model.config import TextConfig
 from earnest.model.encoder import scaled_normal
-from earnest.model.packed import fused
+from earnest.model.linear import Linear, linear
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
@@ -47,17 +46,17 @@ class DecoderAttention(nn.Module):
         super().__init__()
         width, dim = config.hidden_size, config.head_dim
         self.heads, self.kv_heads, self.dim = config.num_attention_heads, config.num_key_value_heads, dim
-        self.q_proj = nn.Linear(width, self.heads * dim)
-        self.k_proj = nn.Linear(width, self.kv_heads * dim)
-        self.v_proj = nn.Linear(width, self.kv_heads * dim)
-        self.o_proj = nn.Linear(self.heads * dim, width, bias=False)
+        self.q_proj = Linear(width, self.heads * dim)
+        self.k_proj = Linear(width, self.kv_heads * dim)
+        self.v_proj = Linear(width, self.kv_heads * dim)
+        self.o_proj = Linear(self.heads * dim, width, bias=False)
 
     def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q [tokens, heads, dim], k and v [tokens, kv_heads, dim], positions applied."""
-        qkv = F.linear(
+        qkv = linear(
             x,
-            fused([self.q_proj.weight, self.k_proj.weight, self.v_proj.weight]),
-            fused([self.q_proj.bias, self.k_proj.bias, self.v_proj.bias]),
+            [self.q_proj.weight, self.k_proj.weight, self.v_proj.weight],
+            [self.q_proj.bias, self.k_proj.bias, self.v_proj.bias],
         )
         # Where matrix products run in a lower precision, attention still does not.
         return ops.rotary(qkv, cos, sin, self.heads, self.kv_heads, dtype=x.dtype)
@@ -68,12 +67,12 @@ class DecoderMLP(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(ops.swiglu(F.linear(x, fused([self.gate_proj.weight, self.up_proj.weight]))))
+        return self.down_proj(ops.swiglu(linear(x, [self.gate_proj.weight, self.up_proj.weight])))
 
 
 class DecoderLayer(nn.Module):

@@ -22,7 +22,8 @@ from torch.utils.checkpoint import checkpoint
 from earnest import ops
 from earnest.errors import InvalidInput
 from earnest.model.config import EncoderConfig
-from earnest.model.packed import conv1d, cu_seqlens_of, fused, positions_of, window_index
+from earnest.model.linear import Linear, conv1d, linear
+from earnest.model.packed import cu_seqlens_of, positions_of, window_index
 
 
 class EncoderAttention(nn.Module):
@@ -31,18 +32,18 @@ class EncoderAttention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width, bias=False)
-        self.value = nn.Linear(width, width)
-        self.out = nn.Linear(width, width)
+        self.query = Linear(width, width)
+        self.key = Linear(width, width, bias=False)
+        self.value = Linear(width, width)
+        self.out = Linear(width, width)
 
     def forward(self, x: Tensor, cu_seqlens: Tensor, valid: Tensor) -> Tensor:
         n, width = x.shape
         bias = self.query.bias
-        qkv = F.linear(
+        qkv = linear(
             x,
-            fused([self.query.weight, self.key.weight, self.value.weight]),
-            torch.cat([bias, torch.zeros_like(bias), self.value.bias]),
+            [self.query.weight, self.key.weight, self.value.weight],
+            [bias, torch.zeros_like(bias), self.value.bias],
         ).to(x.dtype)  # where matrix products run in a lower precision, attention still does not
         q, k, v = (
             part.view(n, self.heads, width // self.heads).contiguous() for part in qkv.chunk(3, dim=-1)
@@ -60,7 +61,7 @@ class EncoderBlock(nn.Module):
         super().__init__()
         self.attn = EncoderAttention(width, heads)
         self.attn_ln = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.mlp = nn.Sequential(Linear(width, 4 * width), nn.GELU(), Linear(4 * width, width))
         self.mlp_ln = nn.LayerNorm(width)
 
     def forward(self, x: Tensor, cu_seqlens: Tensor, valid: Tensor) -> Tensor:
@@ -100,9 +101,9 @@ class AudioEncoder(nn.Module):
 
         x = torch.cat([m.T for m in mel]).to(device=device, dtype=self.conv1.weight.dtype)
         index = window_index(frames, frames, kernel=3, stride=1, padding=1).to(device)
-        x = F.gelu(conv1d(x, self.conv1.weight, self.conv1.bias, index))
+        x = F.gelu(conv1d(x, self.conv1, index))
         index = window_index(frames, positions, kernel=3, stride=2, padding=1).to(device)
-        x = F.gelu(conv1d(x, self.conv2.weight, self.conv2.bias, index))
+        x = F.gelu(conv1d(x, self.conv2, index))
         x = x + self.positional_embedding.weight[torch.from_numpy(positions_of(positions)).to(device)]
 
         cu_seqlens = cu_seqlens_of(positions, device)

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -46,14 +45,6 @@ def window_index(
     taps = positions_of(out_lengths)[:, None] * stride - padding + np.arange(kernel)
     inside = (taps >= 0) & (taps < np.repeat(counts, outs)[:, None])
     return torch.from_numpy(np.where(inside, taps + starts[:, None], counts.sum()))
-
-
-def conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, index: Tensor) -> Tensor:
-    """A 1-d convolution over packed frames: x [frames, in], weight [out, in, kernel] -> [index rows, out]."""
-    padded = torch.cat([x, x.new_zeros(1, x.shape[1])])
-    # index_select, not indexing: the gradient of that adds up in whichever order threads come.
-    windows = padded.index_select(0, index.flatten()).view(len(index), index.shape[1] * x.shape[1])
-    return F.linear(windows, weight.permute(0, 2, 1).flatten(1), bias)
 
 
 def fused(tensors: Sequence[Tensor]) -> Tensor:

@@ -3,6 +3,7 @@
 
 from earnest._native import num_threads, set_num_threads
 from earnest.ops.attention import attention
+from earnest.ops.linear import linear
 from earnest.ops.logprob import logprob
 from earnest.ops.ppo import PPOLoss, gae, group_advantage, ppo_loss, whiten
 from earnest.ops.rowwise import rms_norm, rotary, swiglu
@@ -12,6 +13,7 @@ __all__ = [
     "attention",
     "gae",
     "group_advantage",
+    "linear",
     "logprob",
     "num_threads",
     "ppo_loss",

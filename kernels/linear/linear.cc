@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+// Checks, and the choice of back end.
+#include "kernels/linear/linear.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "kernels/common/cpu_tier.h"
+#include "kernels/linear/linear_backend.h"
+#include "kernels/linear/linear_cpu.h"
+
+namespace earnest::linear {
+namespace {
+
+constexpr int kMostThreads = 4096;
+
+Status check_pointer(const char* argument, const void* pointer) {
+  if (pointer != nullptr) return {};
+  return invalid_argument("linear", argument, "an array", "null");
+}
+
+// Sizes in bytes must not overflow, those of padded and packed arrays included.
+Status check_area(const char* argument, int64_t rows, int64_t columns) {
+  constexpr int64_t kMost = std::numeric_limits<int64_t>::max() / 64;
+  if (rows <= kMost - 64 && columns <= kMost - 64 && (rows + 64) <= kMost / (columns + 64)) return {};
+  return invalid_argument("linear", argument, "sizes that fit in memory",
+                          std::to_string(rows) + " x " + std::to_string(columns));
+}
+
+Status check_sizes(Device device, int64_t rows, int64_t columns, int64_t depth) {
+  if (device == Device::kCuda) return unsupported_cuda();
+  if (rows < 0) return invalid_argument("linear", "rows", "at least 0", std::to_string(rows));
+  if (columns < 1) return invalid_argument("linear", "columns", "at least 1", std::to_string(columns));
+  if (depth < 1) return invalid_argument("linear", "depth", "at least 1", std::to_string(depth));
+  if (Status status = check_area("left", rows, depth); !status.ok()) return status;
+  if (Status status = check_area("right", columns, depth); !status.ok()) return status;
+  return check_area("output", rows, columns);
+}
+
+Status check_threads(int threads) {
+  if (threads >= 1 && threads <= kMostThreads) return {};
+  return invalid_argument("linear", "threads", "1 to " + std::to_string(kMostThreads),
+                          std::to_string(threads));
+}
+
+Status check_packed(const Product& p) {
+  if (Status status = check_pointer("packed", p.packed); !status.ok()) return status;
+  PackedHeader header;
+  std::memcpy(&header, p.packed, sizeof header);
+  if (header.magic == PackedHeader::kMagic && header.type == static_cast<int64_t>(p.type) &&
+      header.columns == p.columns && header.depth == p.depth) {
+    return {};
+  }
+  return invalid_argument("linear", "packed",
+                          "a packed matrix of " + std::to_string(p.columns) + " columns and depth " +
+                              std::to_string(p.depth) + " of the same type",
+                          "something else");
+}
+
+Status check(const Pack& p) { return check_sizes(p.device, 0, p.columns, p.depth); }
+
+Status check(const Product& p) {
+  if (Status status = check_sizes(p.device, p.rows, p.columns, p.depth); !status.ok()) return status;
+  return check_threads(p.threads);
+}
+
+Status check(const WeightGradient& g) {
+  if (Status status = check_sizes(g.device, g.rows, g.outputs, g.inputs); !status.ok()) return status;
+  return check_threads(g.threads);
+}
+
+const TileKernels& kernels_of([[maybe_unused]] CpuTier tier, Type type) {
+#if defined(__x86_64__)
+  if (tier == CpuTier::kAvx512Bf16) return avx512_bf16::kernels(type);
+  if (tier == CpuTier::kAvx512) return avx512::kernels(type);
+  if (tier == CpuTier::kAvx2) return avx2::kernels(type);
+#endif
+  return scalar::kernels(type);
+}
+
+}  // namespace
+
+Status packed_size(const Pack& pack, size_t* bytes) {
+  if (Status status = check(pack); !status.ok()) return status;
+  *bytes = packed_bytes(pack.type, pack.columns, pack.depth);
+  return {};
+}
+
+size_t workspace_size(const Product& product) {
+  return check(product).ok() ? product_workspace(product.type, product.threads) : 0;
+}
+
+size_t workspace_size(const WeightGradient& g) {
+  if (!check(g).ok()) return 0;
+  size_t bytes = product_workspace(g.type, g.threads);
+  const size_t bias = g.grad_bias == nullptr ? 0 : static_cast<size_t>(g.outputs) * sizeof(double);
+  const size_t packed = g.grad_weight == nullptr || g.rows == 0 ? 0 : packed_bytes(g.type, g.inputs, g.rows);
+  return bytes + std::max(bias, packed);
+}
+
+Status run(const Pack& pack, void* packed) {
+  if (Status status = check(pack); !status.ok()) return status;
+  if (Status status = check_pointer("source", pack.source); !status.ok()) return status;
+  if (Status status = check_pointer("packed", packed); !status.ok()) return status;
+  CpuTier tier;
+  if (Status status = current_cpu_tier(&tier); !status.ok()) return status;
+  run_pack(pack, kernels_of(tier, pack.type), packed);
+  return {};
+}
+
+Status run(const Product& product, void* workspace) {
+  if (Status status = check(product); !status.ok()) return status;
+  if (Status status = check_packed(product); !status.ok()) return status;
+  if (product.rows == 0) return {};
+  if (Status status = check_pointer("left", product.left); !status.ok()) return status;
+  if (Status status = check_pointer("output", product.output); !status.ok()) return status;
+  if (Status status = check_pointer("workspace", workspace); !status.ok()) return status;
+  CpuTier tier;
+  if (Status status = current_cpu_tier(&tier); !status.ok()) return status;
+  run_product(product, kernels_of(tier, product.type), workspace);
+  return {};
+}
+
+Status run(const WeightGradient& g, void* workspace) {
+  if (Status status = check(g); !status.ok()) return status;
+  if (g.rows > 0) {
+    if (Status status = check_pointer("grad_output", g.grad_output); !status.ok()) return status;
+    if (g.grad_weight != nullptr) {
+      if (Status status = check_pointer("input", g.input); !status.ok()) return status;
+    }
+  }
+  if (Status status = check_pointer("workspace", workspace); !status.ok()) return status;
+  CpuTier tier;
+  if (Status status = current_cpu_tier(&tier); !status.ok()) return status;
+  run_weight_gradient(g, kernels_of(tier, g.type), workspace);
+  return {};
+}
+
+Status which(Device device, std::string* name) {
+  if (device == Device::kCuda) return unsupported_cuda();
+  CpuTier tier;
+  if (Status status = current_cpu_tier(&tier); !status.ok()) return status;
+  *name = std::string("cpu/") + name_of(tier);
+  return {};
+}
+
+}  // namespace earnest::linear

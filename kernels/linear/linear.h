@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+// Matrix products of linear layers, y = x W^T + b, and of their backward pass, with weights packed once.
+//
+//   Product:         output[m, n] = sum_k left[m, k] right[n, k] + bias[n]
+//   forward:         left = x [M, K],   right = W [N, K]               y  = x W^T + b
+//   backward:        left = dy [M, N],  right = W, packed transposed   dx = dy W
+//   WeightGradient:  grad_weight[n, k] = sum_m grad_output[m, n] input[m, k],   grad_bias[n] = sum_m
+//   grad_output[m, n]
+//
+// One packed copy serves many rows and few. An output element is a sum over blocks of at most 512 of its
+// depth, each block one chain of multiply-adds from zero, the blocks added in order, then the bias, then one
+// rounding. So its bits depend on its own row, column and depth alone: not on how many rows there are, nor on
+// the number of threads. float32 and float64 in their own arithmetic; bfloat16 multiplied exactly and summed
+// in float32 (tiers with vdpbf16ps take pairs of the depth at a time, and numbers below 1.2e-38 as zero).
+// Tiers may differ in the last bits. NaN and infinities follow IEEE arithmetic, and stay in their own row.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "kernels/common/device.h"
+#include "kernels/common/status.h"
+#include "kernels/common/thread_pool.h"
+
+namespace earnest::linear {
+
+enum class Type { kFloat32, kFloat64, kBFloat16 };
+
+// The right side of a product. Packed, it is `packed_size` bytes that hold its shape and type as well, the
+// same for all tiers; they may be copied, but mean nothing to another version of this library.
+struct Pack {
+  Type type = Type::kFloat32;
+  int64_t columns = 0;           // at least 1
+  int64_t depth = 0;             // at least 1
+  bool transposed = false;       // source is [depth, columns] instead of [columns, depth]
+  const void* source = nullptr;  // row-major
+  Device device = Device::kCpu;
+};
+Status packed_size(const Pack& pack, size_t* bytes);
+Status run(const Pack& pack, void* packed);  // packed: on a 64-byte boundary for full speed
+
+struct Product {
+  Type type = Type::kFloat32;
+  int64_t rows = 0;              // may be 0
+  int64_t columns = 0;           // at least 1
+  int64_t depth = 0;             // at least 1
+  const void* left = nullptr;    // [rows, depth]
+  const void* packed = nullptr;  // from Pack, of the same type, columns and depth
+  const void* bias = nullptr;    // [columns]; null: none
+  void* output = nullptr;        // [rows, columns]
+  Device device = Device::kCpu;
+  int threads = num_threads();  // at most
+};
+
+struct WeightGradient {
+  Type type = Type::kFloat32;
+  int64_t rows = 0;                   // M, may be 0: gradients of zero
+  int64_t outputs = 0;                // N, at least 1
+  int64_t inputs = 0;                 // K, at least 1
+  const void* grad_output = nullptr;  // [M, N]
+  const void* input = nullptr;        // [M, K]; may be null where grad_weight is
+  void* grad_weight = nullptr;        // [N, K]; null: not wanted
+  void* grad_bias = nullptr;          // [N]; null: not wanted
+  Device device = Device::kCpu;
+  int threads = num_threads();  // at most
+};
+
+// Bytes of scratch memory, which needs no alignment and no particular content; README.md gives the formula.
+// A problem with bad sizes needs none.
+size_t workspace_size(const Product& product);
+size_t workspace_size(const WeightGradient& gradient);
+
+Status run(const Product& product, void* workspace);
+Status run(const WeightGradient& gradient, void* workspace);
+
+// The same by plain loops in double from the unpacked right side (source of `pack`): the oracle.
+Status run_reference(const Product& product, const Pack& pack);
+Status run_reference(const WeightGradient& gradient);
+
+// The back end that would run: "cpu/scalar", ..., "cpu/avx512_bf16"; an error where there is none. All types
+// run on all tiers.
+Status which(Device device, std::string* name);
+
+}  // namespace earnest::linear
