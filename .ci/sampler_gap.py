@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""sampler_gap.py RUN: the sampler's and the trainer's log-probabilities must be the same numbers in every step."""
+"""sampler_gap.py RUN: sampler and trainer must give every token the same log-probability, bit for bit."""
 
 import json
 import sys
