@@ -14,7 +14,7 @@ from torch import Tensor
 
 from earnest import _native
 from earnest.errors import InvalidInput
-from earnest.ops.eager import capsule, runs_directly
+from earnest.ops.eager import capsule, needs_gradient, runs_directly
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
@@ -29,6 +29,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         _wrong("rms_norm", "weight", f"{x.dtype} [{x.shape[-1]}]", _described(weight))
     if not runs_directly(x, weight):
         return F.rms_norm(x, weight.shape, weight, eps)
+    if not needs_gradient(x, weight):
+        return _normed(x, weight, eps)[0]
     y: Tensor = _RmsNorm.apply(x, weight, eps)
     return y
 
@@ -55,6 +57,8 @@ def rotary(
             _wrong("rotary", name, f"{turns} [{qkv.shape[0]}, {half}]", _described(angle))
     if not runs_directly(qkv, cosine, sine):
         return _rotary_formula(qkv, cosine, sine, heads, kv_heads, dtype)
+    if not needs_gradient(qkv):
+        return _turned(qkv, cosine, sine, heads, kv_heads, dtype)
     q, k, v = _Rotary.apply(qkv, cosine, sine, heads, kv_heads, dtype)
     return q, k, v
 
@@ -68,6 +72,8 @@ def swiglu(gate_up: Tensor) -> Tensor:
     if not runs_directly(gate_up):
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate) * up
+    if not needs_gradient(gate_up):
+        return _gated(gate_up)
     out: Tensor = _SwiGlu.apply(gate_up)
     return out
 
@@ -96,25 +102,54 @@ def _sums_in(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    rows = x if x.ndim == 2 else x.reshape(x.numel() // x.shape[-1], x.shape[-1])
+    y, inverse = torch.empty(rows.shape, dtype=x.dtype), torch.empty(len(rows), dtype=_sums_in(x.dtype))
+    _native.rms_norm(capsule(rows), capsule(weight), eps, capsule(y), capsule(inverse))
+    return y.view(x.shape), inverse
+
+
+def _turned(
+    qkv: Tensor, cosine: Tensor, sine: Tensor, heads: int, kv_heads: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    dim = qkv.shape[1] // (heads + 2 * kv_heads)
+    q = torch.empty((len(qkv), heads, dim), dtype=dtype)
+    k = torch.empty((len(qkv), kv_heads, dim), dtype=dtype)
+    v = torch.empty((len(qkv), kv_heads, dim), dtype=dtype)
+    run = _native.rotary if dtype == qkv.dtype else _native.rotary_widening
+    run(*map(capsule, (qkv, cosine, sine, q, k, v)))
+    return q, k, v
+
+
+def _gated(gate_up: Tensor) -> Tensor:
+    width = gate_up.shape[-1] // 2
+    rows = gate_up if gate_up.ndim == 2 else gate_up.reshape(gate_up.numel() // (2 * width), 2 * width)
+    out = torch.empty((len(rows), width), dtype=gate_up.dtype)
+    _native.swiglu(capsule(rows), capsule(out))
+    return out.view(*gate_up.shape[:-1], width)
+
+
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        rows = x.reshape(x.numel() // x.shape[-1], x.shape[-1])
-        y, inverse = torch.empty_like(rows), torch.empty(len(rows), dtype=_sums_in(x.dtype))
-        _native.rms_norm(capsule(rows), capsule(weight), eps, capsule(y), capsule(inverse))
-        ctx.save_for_backward(rows, weight, inverse)
+        y, inverse = _normed(x, weight, eps)
+        ctx.save_for_backward(x, weight, inverse)
         ctx.eps = eps
-        return y.view(x.shape)
+        return y
 
     @staticmethod
     def backward(ctx: Any, grad_y: Tensor) -> Any:
-        rows, weight, inverse = ctx.saved_tensors
-        grad_x, grad_weight = torch.empty_like(rows), torch.empty(len(weight), dtype=inverse.dtype)
+        x, weight, inverse = ctx.saved_tensors
+        rows = x.reshape(len(inverse), len(weight))
+        grad_x, grad_weight = (
+            torch.empty(rows.shape, dtype=x.dtype),
+            torch.empty_like(weight, dtype=inverse.dtype),
+        )
         _native.rms_norm_backward(
             capsule(grad_y.reshape(rows.shape)), capsule(rows), capsule(weight), ctx.eps, capsule(inverse),
             capsule(grad_x), capsule(grad_weight),
         )  # fmt: skip
-        return grad_x.view(grad_y.shape), grad_weight.to(weight.dtype), None
+        return grad_x.view(x.shape), grad_weight.to(weight.dtype), None
 
 
 class _Rotary(torch.autograd.Function):
@@ -122,14 +157,9 @@ class _Rotary(torch.autograd.Function):
     def forward(
         ctx: Any, qkv: Tensor, cosine: Tensor, sine: Tensor, heads: int, kv_heads: int, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor, Tensor]:
-        dim = qkv.shape[1] // (heads + 2 * kv_heads)
-        q = torch.empty(len(qkv), heads, dim, dtype=dtype)
-        k, v = (torch.empty(len(qkv), kv_heads, dim, dtype=dtype) for _ in range(2))
-        run = _native.rotary if dtype == qkv.dtype else _native.rotary_widening
-        run(*map(capsule, (qkv, cosine, sine, q, k, v)))
         ctx.save_for_backward(cosine, sine)
         ctx.fused = (qkv.shape, qkv.dtype)
-        return q, k, v
+        return _turned(qkv, cosine, sine, heads, kv_heads, dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -144,20 +174,17 @@ class _Rotary(torch.autograd.Function):
 class _SwiGlu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor) -> Tensor:
-        rows = gate_up.reshape(gate_up.numel() // gate_up.shape[-1], gate_up.shape[-1])
-        out = torch.empty(len(rows), rows.shape[1] // 2, dtype=gate_up.dtype)
-        _native.swiglu(capsule(rows), capsule(out))
-        ctx.save_for_backward(rows)
-        return out.view(*gate_up.shape[:-1], out.shape[1])
+        ctx.save_for_backward(gate_up)
+        return _gated(gate_up)
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> Any:
-        (rows,) = ctx.saved_tensors
-        grad = torch.empty_like(rows)
-        _native.swiglu_backward(
-            capsule(grad_out.reshape(len(rows), rows.shape[1] // 2)), capsule(rows), capsule(grad)
-        )
-        return grad.view(*grad_out.shape[:-1], rows.shape[1])
+        (gate_up,) = ctx.saved_tensors
+        width = gate_up.shape[-1] // 2
+        rows = gate_up.reshape(gate_up.numel() // (2 * width), 2 * width)
+        grad = torch.empty(rows.shape, dtype=gate_up.dtype)
+        _native.swiglu_backward(capsule(grad_out.reshape(len(rows), width)), capsule(rows), capsule(grad))
+        return grad.view(gate_up.shape)
 
 
 def _rotary_formula(
