@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is measured: a case, its problem (inputs and float64 results), and the implementations that solve it."""
+"""What is measured: a case, its problem (inputs and their results), implementations that solve it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ class Absent(Exception):
     """An implementation that cannot run here; its message says why."""
 
 
+def _the_problems(*_: Any) -> Any:
+    raise AssertionError("a mark, never called")
+
+
 @dataclass(frozen=True)
 class Implementation:
     """One way to solve a problem.
@@ -24,11 +28,16 @@ class Implementation:
         inputs; raises Absent where it cannot.
     prepare: untimed, turns a set of inputs into what this implementation likes best (a layout, packed
         weights).
-    outputs: turns its result into the arrays that the problem's reference returns, for the check.
-    checked: what is checked in place of the timed function, where one call of that shows too little.
+    outputs: turns its result into the arrays that the reference returns, for the check.
+    choose: turns a prepared set into the one that the check calls with.
+    checked: called with a set of inputs in place of all that, where one call of the timed function shows too
+        little; returns what `outputs` takes.
+    reference: of what it computes, if that is not quite the problem's (`definition` says what); None for
+        results that are not compared, which never make a best peer.
     tolerance: the largest error that is not a wrong result; the problem's if None.
-    definition: what else it computes, if not quite the same; its result is then not compared.
-    compiles: takes seconds to start (torch.compile), left out of quick runs.
+    result_bytes: of a result, to be taken off the peak memory of a call.
+    extra: needs the extra `bench`, so that it runs only with --peers.
+    compiles: takes seconds to start (torch.compile, numba), so that quick runs leave it out.
     """
 
     name: str
@@ -36,10 +45,13 @@ class Implementation:
     role: str = PEER
     prepare: Callable[..., tuple] = lambda *inputs: inputs
     outputs: Callable[[Any], Sequence[Any]] = lambda result: [result]
+    choose: Callable[..., tuple] = lambda *prepared: prepared
     checked: Callable[..., Any] | None = None
-    tolerance: float | None = None
+    reference: Callable[..., Sequence[Any]] | None = _the_problems
     definition: str = ""
-    extra: bool = True  # needs the extra `bench`, so that it runs only with --peers
+    tolerance: float | None = None
+    result_bytes: Callable[[Any], int] = lambda result: 0
+    extra: bool = True
     compiles: bool = False
 
 
@@ -58,7 +70,13 @@ class Problem:
     tolerance: float
     bytes: int
     operations: int = 0
-    error: Callable[[Sequence[Any], Sequence[Any]], float] = lambda got, expected: largest_error(got, expected)
+    error: Callable[[Sequence[Any], Sequence[Any]], float] = lambda got, expected: largest_error(
+        got, expected
+    )
+
+    def reference_of(self, implementation: Implementation) -> Callable[..., Sequence[Any]] | None:
+        own = implementation.reference
+        return self.reference if own is _the_problems else own
 
     @property
     def working_set(self) -> int:
@@ -67,13 +85,15 @@ class Problem:
 
 @dataclass(frozen=True)
 class Target:
-    """What this project wants of a case. ratio: so many times faster than the best peer (or than `against`,
-    one implementation by name). fraction: of this machine's limit. extra_bytes: of memory beside outputs."""
+    """What this project wants of a case. ratio: so many times faster than the best peer, or than `against`,
+    one implementation by name. fraction: of this machine's limit. extra_bytes: of memory beside the results
+    at most. error: against float64 at most."""
 
     ratio: float | None = None
+    against: str = ""
     fraction: float | None = None
     extra_bytes: int | None = None
-    against: str = ""
+    error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -96,24 +116,29 @@ class Case:
 
 
 def largest_error(got: Sequence[Any], expected: Sequence[Any]) -> float:
-    """The largest absolute difference, in units of each array's largest value where that is above 1; NaN and
-    shapes that differ count as infinite."""
-    worst = 0.0
-    if len(got) != len(expected):
-        return float("inf")
-    for a, b in zip(got, expected, strict=True):
-        a, b = as_float64(a), as_float64(b)
+    """The largest difference, each array's in units of its largest value."""
+    return _worst(got, expected, lambda b: float(np.abs(b).max()) or 1.0)
+
+
+def largest_difference(got: Sequence[Any], expected: Sequence[Any]) -> float:
+    """The largest difference as it is, for values whose scale is fixed."""
+    return _worst(got, expected, lambda b: 1.0)
+
+
+def _worst(got: Sequence[Any], expected: Sequence[Any], unit: Callable[[np.ndarray], float]) -> float:
+    """NaN, missing arrays and other shapes are infinitely wrong."""
+    worst = 0.0 if len(got) == len(expected) else float("inf")
+    for a, b in zip(map(as_float64, got), map(as_float64, expected), strict=False):
         if a.shape != b.shape:
             return float("inf")
-        if a.size == 0:
-            continue
-        error = float(np.abs(a - b).max()) / max(1.0, float(np.abs(b).max()))
-        worst = max(worst, error if error == error else float("inf"))
+        if a.size:
+            error = float(np.abs(a - b).max()) / unit(b)
+            worst = max(worst, error if error == error else float("inf"))
     return worst
 
 
 def as_float64(x: Any) -> np.ndarray:
-    """A torch tensor (bfloat16 too) or an array, as numpy float64."""
+    """A number, an array or a torch tensor (bfloat16 too) as numpy float64."""
     if hasattr(x, "detach"):
         return x.detach().double().numpy()
     return np.asarray(x, np.float64)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What this machine can do at most, measured in the same run as what is compared with it (kernels/common/limits).
+"""What this machine can do at most, measured in the run that is compared with it (kernels/common/limits).
 
-A case's limit is the longer of two times: reading and writing its bytes once at the rate at which a buffer as
-large as its working set can be read over and over, and its operations at the largest rate of its dtype that any
-loop or product reached.
+A case's limit is the longer of two times: moving its bytes once at the rate at which a buffer as large as its
+working set can be read over and over, and its operations at the largest rate of its dtype that any loop or
+product reached.
 """
 
 from __future__ import annotations

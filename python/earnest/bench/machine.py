@@ -14,8 +14,8 @@ from typing import Any
 from earnest import __version__
 
 PACKAGES = (
-    "torch", "numpy", "asrfront", "kaldi-native-fbank", "librosa", "transformers", "zentorch", "numba", "scipy",
-    "praat-parselmouth", "pyworld",
+    "torch", "numpy", "asrfront", "kaldi-native-fbank", "librosa", "transformers", "zentorch", "numba",
+    "scipy", "praat-parselmouth", "pyworld",
 )  # fmt: skip
 
 
@@ -63,7 +63,7 @@ def caches() -> dict[str, int]:
 
 
 def commit() -> dict[str, Any]:
-    """The commit of the checkout this package lies in, and whether its code was changed since; {} without one."""
+    """The commit of the checkout this package lies in, and whether its code was changed since; {} without."""
     here = Path(__file__).resolve().parent
 
     def git(*words: str) -> str:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How much memory a call takes beyond what is there: the kernel's own high-water mark, reset before it.
 
-Linux keeps the largest resident set of a process (VmHWM) and forgets it when "5" is written to clear_refs. Heap
-that earlier calls left behind is given back first (malloc_trim), or it would hide what a call uses. Results
-count; pages are 4 KiB and each thread's counter may lag by 64 of them, so a few hundred KiB are noise.
+Linux keeps the largest resident set of a process (VmHWM) and forgets it when "5" is written to clear_refs.
+Heap that earlier calls left behind is given back first (malloc_trim), or it would hide what a call uses.
+Results count; pages are 4 KiB and each thread's counter may lag by 64 of them, so a few hundred KiB are noise.
 """
 
 from __future__ import annotations

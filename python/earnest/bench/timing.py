@@ -113,4 +113,6 @@ def _repeats(caller: Caller, pace: Pace, clock: Clock) -> int:
         took = clock() - start
         if took >= pace.sample or repeats >= 1 << 20:
             return repeats
-        repeats = max(repeats * 2, round(repeats * 1.1 * pace.sample / took) if took > 0.1 * pace.sample else 0)
+        repeats = max(
+            repeats * 2, round(repeats * 1.1 * pace.sample / took) if took > 0.1 * pace.sample else 0
+        )
