@@ -272,18 +272,18 @@ def _add_bench(commands: Any) -> None:
     parser = commands.add_parser(
         "bench",
         help="time the kernels beside their peers, after checking that both are right",
-        description="Checks each case against float64, times it side by side with its peers in the same run, and "
-        "says how it stands to the best of them and to this machine's limits.",
-        epilog="example: earnest bench logmel attention --peers --json results.jsonl; then earnest bench report "
-        "results.jsonl, or earnest bench compare old.jsonl new.jsonl --ratio 1.5",
+        description="Checks each case against float64, times it side by side with its peers in the same run, "
+        "and says how it stands to the best of them and to this machine's limits.",
+        epilog="example: earnest bench logmel attention --peers --json results.jsonl; then earnest bench "
+        "report results.jsonl, or earnest bench compare old.jsonl new.jsonl --ratio 1.5",
         allow_abbrev=False,
     )
     parser.add_argument(
         "what",
         nargs="*",
         metavar="FAMILY",
-        help="logmel, pitch, ppo, linear, attention, logprob (default: all), or part of a case's name with its "
-        "slash; or `report [FILE ...]`: tables and plots of result files; or `compare OLD NEW`",
+        help="logmel, pitch, ppo, linear, attention, logprob (default: all), or part of a case's name with "
+        "its slash; or `report [FILE ...]`: tables and plots of result files; or `compare OLD NEW`",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="default: what each case's target says")
     parser.add_argument(

@@ -45,19 +45,19 @@ def cases() -> list[Case]:
             for tokens in (512, 2048):
                 shape = Shape((tokens,), heads, kv_heads, dim)
                 name = f"causal-{tokens}-{heads}/{kv_heads}x{dim}"
-                found.append(_case(name, shape, dtype, Target(ratio=1.25), quick=tokens == 512 and dim == 64))
+                found.append(case(name, shape, dtype, Target(ratio=1.25), quick=tokens == 512 and dim == 64))
             target = Target(ratio=2.5 if dtype == "bfloat16" else 2.2)
-            found.append(_case(name, shape, dtype, target, gradients=True))
+            found.append(case(name, shape, dtype, target, gradients=True))
     for tokens in (750, 1500):
         shape = Shape((tokens,), 20, 20, 64, causal=False)
-        found.append(_case(f"encoder-{tokens}-20x64", shape, "bfloat16", Target(ratio=1.25)))
+        found.append(case(f"encoder-{tokens}-20x64", shape, "bfloat16", Target(ratio=1.25)))
     demo = Shape(tuple(RAGGED), 6, 2, 32)
-    found.append(_case("demo-128x(60-100)-6/2x32", demo, "float32", Target(), quick=True))
-    found.append(_case("demo-128x(60-100)-6/2x32", demo, "float32", Target(), gradients=True))
+    found.append(case("demo-128x(60-100)-6/2x32", demo, "float32", Target(), quick=True))
+    found.append(case("demo-128x(60-100)-6/2x32", demo, "float32", Target(), gradients=True))
     return found + decode.cases()
 
 
-def _case(
+def case(
     name: str, shape: Shape, dtype: str, target: Target, gradients: bool = False, quick: bool = False
 ) -> Case:
     ending = "forward+backward" if gradients else "forward"
@@ -87,7 +87,11 @@ def _problem(rng: np.random.Generator, shape: Shape, dtype: str, gradients: bool
     grouped = shape.heads != shape.kv_heads
     found = [
         Implementation(
-            "earnest", lambda: _ours(shape, gradients), OURS, prepare=_leaves if gradients else _first_three
+            "earnest",
+            lambda: _ours(shape, gradients),
+            OURS,
+            prepare=_leaves if gradients else _first_three,
+            outputs=list if gradients else lambda result: [result],
         ),
         _torch(shape, gradients, expanded=False),
     ]

@@ -25,13 +25,13 @@ def cases() -> list[Case]:
         for dtype in ("float32", "bfloat16"):
             for keys in (1024, 8192, 32768):
                 found.append(
-                    _case(1, keys, heads, kv_heads, dim, dtype, TARGET, quick=keys == 1024 and dim == 64)
+                    case(1, keys, heads, kv_heads, dim, dtype, TARGET, quick=keys == 1024 and dim == 64)
                 )
-    found.append(_case(128, 160, 6, 2, 32, "float32", Target(), quick=True))  # the demo's sampler
+    found.append(case(128, 160, 6, 2, 32, "float32", Target(), quick=True))  # the demo's sampler
     return found
 
 
-def _case(
+def case(
     sequences: int, keys: int, heads: int, kv_heads: int, dim: int, dtype: str, target: Target, quick: bool
 ) -> Case:
     ending = {"float32": "fp32", "bfloat16": "bf16"}[dtype]

@@ -23,15 +23,15 @@ def cases() -> list[Case]:
     found = []
     for dtype in ("float32", "bfloat16"):
         for rows, inputs, outputs in ((512, 2048, 2048), (2048, 576, 1536)):
-            found.append(_case(rows, inputs, outputs, dtype, MANY, quick=rows == 512))
+            found.append(case(rows, inputs, outputs, dtype, MANY, quick=rows == 512))
         for rows in (1, 8):
-            found.append(_case(rows, 2048, 8192, dtype, FEW))
-    found.append(_case(8192, 192, 512, "float32", MANY, quick=True))  # the demo's, many tokens packed
-    found.append(_case(128, 192, 512, "float32", MANY))  # and its sampler's
+            found.append(case(rows, 2048, 8192, dtype, FEW))
+    found.append(case(8192, 192, 512, "float32", MANY, quick=True))  # the demo's, many tokens packed
+    found.append(case(128, 192, 512, "float32", MANY))  # and its sampler's
     return found
 
 
-def _case(rows: int, inputs: int, outputs: int, dtype: str, target: Target, quick: bool = False) -> Case:
+def case(rows: int, inputs: int, outputs: int, dtype: str, target: Target, quick: bool = False) -> Case:
     short = {"float32": "fp32", "bfloat16": "bf16"}[dtype]
     return Case(
         name=f"linear/{rows}x{inputs}x{outputs}-{short}",

@@ -25,8 +25,8 @@ CHECKED_SECONDS = 3
 
 
 def cases() -> list[Case]:
-    found = [_whole(seconds, n_mels) for n_mels in (80, 128) for seconds in (30, 1)]
-    return found + [_stream(chunk, n_mels) for n_mels in (80, 128) for chunk in (10, 80)]
+    found = [whole(seconds, n_mels) for n_mels in (80, 128) for seconds in (30, 1)]
+    return found + [stream(chunk, n_mels) for n_mels in (80, 128) for chunk in (10, 80)]
 
 
 def operations(n_mels: int) -> int:
@@ -34,7 +34,7 @@ def operations(n_mels: int) -> int:
     return round(2.5 * WINDOW * np.log2(WINDOW)) + 1000 + 2 * FILTER_TAPS[n_mels] + 20 * n_mels
 
 
-def _whole(seconds: int, n_mels: int) -> Case:
+def whole(seconds: int, n_mels: int) -> Case:
     return Case(
         name=f"logmel/{seconds}s-{n_mels}-bins",
         problem=lambda rng: _whole_problem(rng, seconds, n_mels),
@@ -71,7 +71,7 @@ def _whole_problem(rng: np.random.Generator, seconds: int, n_mels: int) -> Probl
     )
 
 
-def _stream(milliseconds: int, n_mels: int) -> Case:
+def stream(milliseconds: int, n_mels: int) -> Case:
     return Case(
         name=f"logmel/stream-{milliseconds}ms-{n_mels}-bins",
         problem=lambda rng: _stream_problem(rng, milliseconds, n_mels),
@@ -127,7 +127,7 @@ def _stream_problem(rng: np.random.Generator, milliseconds: int, n_mels: int) ->
                 reference=None,
                 definition="Kaldi's filter banks (25 ms, FFT of 512), not Whisper's; not compared",
             ),
-        ],
+        ][: None if n_mels == 80 else 3],  # Kaldi's FFT is too short for 128 bands
         tolerance=TOLERANCE,
         bytes=4 * (samples + n_mels * frames),
         operations=operations(n_mels) * frames,

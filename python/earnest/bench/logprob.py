@@ -31,11 +31,11 @@ def cases() -> list[Case]:
     for rows, hidden, words in ((2048, 576, 32_000), (1024, 2048, 151_936)):
         for dtype in ("float32", "bfloat16"):
             for gradients in (False, True):
-                found.append(_case(rows, hidden, words, dtype, gradients))
-    return [*found, *(_case(8192, 192, 1024, "float32", gradients) for gradients in (False, True))]
+                found.append(case(rows, hidden, words, dtype, gradients))
+    return [*found, *(case(8192, 192, 1024, "float32", gradients) for gradients in (False, True))]
 
 
-def _case(rows: int, hidden: int, words: int, dtype: str, gradients: bool) -> Case:
+def case(rows: int, hidden: int, words: int, dtype: str, gradients: bool) -> Case:
     ending = "forward+backward" if gradients else "forward"
     demo = words == 1024
     # Beyond the gradients: what a call holds besides its results.

@@ -3,13 +3,12 @@
 
 Linux keeps the largest resident set of a process (VmHWM) and forgets it when "5" is written to clear_refs.
 Heap that earlier calls left behind is given back first (malloc_trim), or it would hide what a call uses.
-Results count; pages are 4 KiB and each thread's counter may lag by 64 of them, so a few hundred KiB are noise.
+Results count. A page has 4 KiB and each thread's counter may lag by 64 pages: some hundred KiB are noise.
 """
 
 from __future__ import annotations
 
 import ctypes
-import gc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 def peak_extra_bytes(call: Callable[[], Any]) -> int | None:
     """The largest resident set during call(), less that before it; None where the system does not tell."""
-    gc.collect()
     try:
         ctypes.CDLL(None).malloc_trim(0)
         _CLEAR.write_text("5")

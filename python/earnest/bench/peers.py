@@ -5,7 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.metadata
 import io
+import sys
+import types
+import unittest.mock
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -20,8 +24,19 @@ def load(module: str, package: str = "") -> Any:
             warnings.simplefilter("ignore")
             return importlib.import_module(module)
     except Exception as error:  # a peer may fail in any way: a missing library, another torch, another CPU
-        reason = "not installed" if isinstance(error, ModuleNotFoundError) else f"does not start: {error}"
+        missing = isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]
+        reason = "not installed" if missing else f"does not start: {error}"
         raise Absent(f"{package or module}: {reason}") from None
+
+
+def pyworld() -> Any:
+    """It asks pkg_resources for its own version when imported, which recent environments do not have."""
+    asks = types.ModuleType("pkg_resources")
+    asks.get_distribution = importlib.metadata.distribution  # type: ignore[attr-defined]
+    with unittest.mock.patch.dict(
+        sys.modules, {} if "pkg_resources" in sys.modules else {asks.__name__: asks}
+    ):
+        return load("pyworld")
 
 
 def zentorch() -> Any:

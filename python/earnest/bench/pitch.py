@@ -8,6 +8,7 @@ pitch is off by more than three in a hundred, or that are called unvoiced.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,16 +23,17 @@ EDGE = 5  # frames next to a pause: half a window is silent there
 
 
 def cases() -> list[Case]:
-    return [
-        Case(
-            name=f"pitch/{seconds}s",
-            problem=lambda rng, s=seconds: _problem(rng, s),
-            shape={"seconds": seconds},
-            per=(seconds * FRAMES_PER_SECOND, "frame"),
-            quick=seconds == 3,
-        )
-        for seconds in (10, 3)
-    ]
+    return [case(10), case(3)]
+
+
+def case(seconds: int) -> Case:
+    return Case(
+        name=f"pitch/{seconds}s",
+        problem=partial(_problem, seconds=seconds),
+        shape={"seconds": seconds},
+        per=(seconds * FRAMES_PER_SECOND, "frame"),
+        quick=seconds == 3,
+    )
 
 
 def voice(rng: np.random.Generator, seconds: int) -> tuple[np.ndarray, np.ndarray]:
@@ -108,7 +110,7 @@ def _as_double(pcm: np.ndarray, truth: Any) -> tuple:
 
 
 def _dio() -> Callable[..., Any]:
-    world = peers.load("pyworld")
+    world = peers.pyworld()
     period = 1000 / FRAMES_PER_SECOND
 
     def run(samples: np.ndarray) -> np.ndarray:
@@ -119,7 +121,7 @@ def _dio() -> Callable[..., Any]:
 
 
 def _harvest() -> Callable[..., Any]:
-    world = peers.load("pyworld")
+    world = peers.pyworld()
     period = 1000 / FRAMES_PER_SECOND
     return lambda samples: world.harvest(
         samples, RATE, f0_floor=LOWEST, f0_ceil=HIGHEST, frame_period=period

@@ -46,9 +46,14 @@ def _draw(axes: Any, records: Sequence[Record]) -> None:
     most = max((r["ratio"] for r in records), default=1.0)
     least = min((r["ratio"] for r in records), default=1.0)
     axes.set_xlim(min(0.5, least / 1.2), max(2.0, most) * 2.5)
-    ticks = [2.0**k for k in range(math.floor(math.log2(min(0.5, least))), math.ceil(math.log2(max(2.0, most))) + 1)]
+    ticks = [
+        2.0**k
+        for k in range(math.floor(math.log2(min(0.5, least))), math.ceil(math.log2(max(2.0, most))) + 1)
+    ]
     axes.set_xticks(ticks, [f"{tick:g}x" for tick in ticks], fontsize=8, color=INK)
     axes.set_xticks([], minor=True)
     axes.axvline(1, color=RULE, linewidth=1)
-    axes.set_title("Times faster than the best peer (blue: what is wanted)", fontsize=10, loc="left", color=INK)
+    axes.set_title(
+        "Times faster than the best peer (blue: what is wanted)", fontsize=10, loc="left", color=INK
+    )
     axes.spines[["top", "right"]].set_visible(False)

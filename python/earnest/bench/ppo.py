@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,21 +22,19 @@ LOSS_TARGET = {16: Target(ratio=121 / 45), 512: Target(ratio=1794 / 1200)}
 
 
 def cases() -> list[Case]:
-    found = []
-    for sequences, tokens, threads in SIZES:
-        shape = {"sequences": sequences, "tokens": tokens}
-        for kind, target, problem in (("gae", GAE_TARGET, _gae), ("losses", LOSS_TARGET, _losses)):
-            found.append(
-                Case(
-                    name=f"ppo/{kind}-{sequences}x{tokens}",
-                    problem=lambda rng, make=problem, s=sequences, t=tokens: make(rng, s, t),
-                    shape=shape,
-                    threads=threads,
-                    target=target[sequences],
-                    quick=sequences == 16,
-                )
-            )
-    return found
+    return [case(kind, *size) for size in SIZES for kind in ("gae", "losses")]
+
+
+def case(kind: str, sequences: int, tokens: int, threads: int) -> Case:
+    problem, targets = {"gae": (_gae, GAE_TARGET), "losses": (_losses, LOSS_TARGET)}[kind]
+    return Case(
+        name=f"ppo/{kind}-{sequences}x{tokens}",
+        problem=partial(problem, sequences=sequences, tokens=tokens),
+        shape={"sequences": sequences, "tokens": tokens},
+        threads=threads,
+        target=targets.get(sequences, Target()),
+        quick=sequences == 16,
+    )
 
 
 def turns(rng: np.random.Generator, sequences: int, tokens: int) -> np.ndarray:
@@ -72,10 +71,13 @@ def _gae(rng: np.random.Generator, sequences: int, tokens: int) -> Problem:
     def by_sequence(rewards: Any, values: Any, trainable: Any, _: Any) -> tuple:
         return tuple(x.reshape(shape) for x in (rewards, values, trainable))
 
-    flat: dict[str, Any] = {"outputs": lambda result: [np.asarray(x).reshape(-1) for x in result], "prepare": by_sequence}
+    flat: dict[str, Any] = {
+        "outputs": lambda result: [np.asarray(x).reshape(-1) for x in result],
+        "prepare": by_sequence,
+    }
     return Problem(
         inputs=[one() for _ in range(_sets(moved))],
-        reference=lambda r, v, m, _: scans.reference(*by_time(r, v, m, _), GAMMA, LAMBDA),
+        reference=lambda *inputs: scans.reference(by_time(*inputs), GAMMA, LAMBDA),
         implementations=[
             Implementation("earnest", _our_gae, OURS, outputs=list),
             Implementation(
@@ -86,7 +88,7 @@ def _gae(rng: np.random.Generator, sequences: int, tokens: int) -> Problem:
             Implementation(
                 "numba [T, B]",
                 lambda: scans.numba_columns(GAMMA, LAMBDA),
-                prepare=by_time,
+                prepare=lambda *inputs: _with_float_mask(*by_time(*inputs)),
                 outputs=lambda result: [x.T.reshape(-1) for x in result],
                 compiles=True,
             ),
@@ -94,6 +96,10 @@ def _gae(rng: np.random.Generator, sequences: int, tokens: int) -> Problem:
         tolerance=1e-5,
         bytes=moved,
     )
+
+
+def _with_float_mask(rewards: Any, values: Any, trainable: Any) -> tuple:
+    return rewards, values, trainable.astype(np.float32)
 
 
 def _our_gae() -> Callable[..., Any]:

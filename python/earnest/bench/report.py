@@ -19,7 +19,7 @@ _TITLES = ("case", "earnest", "best peer", "", "times faster", "target", "of the
 
 
 def write(paths: Sequence[Path], readme: Path | None = None) -> list[Path]:
-    """FILE.md and FILE.svg for each FILE.jsonl, and the block of the readme if it has one; what was written."""
+    """FILE.md and FILE.svg for each FILE.jsonl, and the readme's block if it has one; what was written."""
     written = []
     for path in paths:
         records = list(results.read(path).values())
@@ -34,8 +34,8 @@ def write(paths: Sequence[Path], readme: Path | None = None) -> list[Path]:
 
 
 def block(paths: Sequence[Path]) -> str:
-    """What stands between the marks of the README: for each file, where it was measured and every case that has a
-    target."""
+    """What stands between the marks of the README: for each file, where it was measured and every case that
+    has a target."""
     parts = []
     for path in paths:
         records = [r for r in results.read(path).values() if r["target"]]
@@ -76,10 +76,14 @@ def _met(records: Iterable[Record]) -> str:
 
 def page_of(records: Sequence[Record], path: Path, image: Path) -> str:
     """Every case with every implementation."""
-    parts = [f"# {path.stem}", heading(records) + ".", f"Command of the last case: `{records[-1]['command']}`."]
+    parts = [
+        f"# {path.stem}",
+        heading(records) + ".",
+        f"Command of the last case: `{records[-1]['command']}`.",
+    ]
     parts.append(
-        "Times are medians; the bar of a case in the plot spans the quartiles of the ratio. A ratio is the best "
-        "peer's time over ours in the same run, in turns. The limit is what this machine reads or computes at "
+        "Times are medians; the line on a bar of the plot spans the quartiles of the ratio. A ratio is the "
+        "best peer's time over ours, taken in turns. The limit is what this machine reads or computes at "
         f"most, measured in the same run.\n\n![Times faster than the best peer]({image.name})"
     )
     for family, some in groupby(records, key=lambda record: record["family"]):
