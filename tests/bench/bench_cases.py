@@ -55,7 +55,7 @@ class FakeLimits(Limits):
     """Round rates: 1 GB/s, 1 GFLOP/s."""
 
     def read_rate(self, bytes_read: int, threads: int) -> float:
-        return 1e9
+        return self._reads.get(self._read_key(bytes_read, threads), 1e9)
 
     def arithmetic(self, dtype: str, threads: int) -> dict[str, float]:
         return self._arithmetic.setdefault((threads, dtype), {"loop": 1e9, "product": 0.5e9})

@@ -8,6 +8,7 @@ from bench_cases import FakeLimits, doubled, settings
 
 from earnest.bench.case import Absent, Implementation, Target, largest_difference, largest_error
 from earnest.bench.harness import is_met, measure
+from earnest.bench.limits import Limits
 
 
 def run(case=None, **changes):
@@ -135,6 +136,16 @@ def test_a_product_faster_than_the_limit_raises_the_limit():
     record = measure(type(busy)(busy.name, lambda rng: heavy, busy.shape), settings(), limits)
     assert record["fraction"] == pytest.approx(1.0)
     assert limits.arithmetic("float32", 1)["reached"] > 1e12
+
+
+def test_reading_faster_than_the_limit_raises_the_limit():
+    limits = Limits(seconds=0.01, most_bytes=1 << 20)
+    problem = bench_cases.case().problem(np.random.default_rng(0))
+    before = limits.read_rate(problem.working_set, 1)
+    limits.reached(problem, "float32", 1, 1.0)
+    assert limits.read_rate(problem.working_set, 1) == before
+    limits.reached(problem, "float32", 1, 1e-15)
+    assert limits.time(problem, "float32", 1)[0] == pytest.approx(1e-15)
 
 
 def test_targets_are_judged_part_by_part_and_only_beside_all_peers():

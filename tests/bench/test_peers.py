@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Peers come when asked for, and leave torch as it was."""
 
+import importlib.util
 import subprocess
 import sys
 
@@ -48,7 +49,8 @@ def test_listing_cases_imports_no_peer():
 
 def test_zentorch_leaves_torchs_own_operators_alone():
     """It is timed in the same process, so importing and using it must not change what torch does."""
-    pytest.importorskip("zentorch")
+    if importlib.util.find_spec("zentorch") is None:
+        pytest.skip("zentorch is not installed")
     code = """
 import torch
 from torch._inductor import config

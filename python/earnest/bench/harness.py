@@ -141,10 +141,9 @@ def _standing(
     case: Case, problem: Problem, results: list[dict], times: dict[str, Times], limits: Limits, threads: int
 ) -> dict[str, Any]:
     found: dict[str, Any] = {"machine_limits": limits.table(threads)}
+    if problem.bytes or problem.operations:
+        limits.reached(problem, case.dtype, threads, min(result["median"] for result in results))
     if problem.operations:
-        fastest = problem.operations / min(result["median"] for result in results)
-        if problem.operations > 1e8 and fastest > limits.arithmetic_rate(case.dtype, threads):
-            limits.reached(case.dtype, threads, fastest)
         rates = limits.arithmetic(case.dtype, threads)
         found["machine_limits"] |= {f"{k} GFLOP/s": round(v / 1e9, 1) for k, v in rates.items()}
         found["operations"] = problem.operations

@@ -28,13 +28,17 @@ class Limits:
 
     def read_rate(self, bytes_read: int, threads: int) -> float:
         """Bytes a second, of a buffer of that size read over and over."""
-        size = min(max(bytes_read, 1 << 12), self._most_bytes)
-        size = 1 << (size - 1).bit_length() if size > 1 << 28 else size  # memory is memory
-        key = (min(size, self._most_bytes), threads)
+        key = self._read_key(bytes_read, threads)
         if key not in self._reads:
             with Threads(threads):
                 self._reads[key] = _native.read_rate(key[0], self._seconds)
         return self._reads[key]
+
+    def _read_key(self, bytes_read: int, threads: int) -> tuple[int, int]:
+        size = max(bytes_read, 1 << 12)
+        if size > 1 << 28:  # memory is memory
+            size = 1 << (size - 1).bit_length()
+        return min(size, self._most_bytes), threads
 
     def arithmetic_rate(self, dtype: str, threads: int) -> float:
         """Operations a second: the largest of the loops and products that were measured."""
@@ -50,11 +54,15 @@ class Limits:
             self._arithmetic[key] = {"loop": loop, "product": product}
         return self._arithmetic[key]
 
-    def reached(self, dtype: str, threads: int, rate: float) -> None:
-        """A product of the run went at this rate: if that is more than the limit, it is the limit."""
-        self.arithmetic(dtype, threads)["reached"] = max(
-            rate, self.arithmetic(dtype, threads).get("reached", 0.0)
-        )
+    def reached(self, problem: Any, dtype: str, threads: int, seconds: float) -> None:
+        """Somebody took so many seconds for a problem: then the limit is no less than that."""
+        if self.time(problem, dtype, threads)[0] <= seconds:
+            return
+        if problem.operations:
+            rates = self.arithmetic(dtype, threads)
+            rates["reached"] = max(problem.operations / seconds, rates.get("reached", 0.0))
+        key = self._read_key(problem.working_set, threads)
+        self._reads[key] = max(problem.bytes / seconds, self.read_rate(problem.working_set, threads))
 
     def table(self, threads: int) -> dict[str, float]:
         """The rates of the machine on so many threads, GB/s, for people."""
