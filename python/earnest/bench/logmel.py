@@ -22,6 +22,7 @@ STREAM = {10: Target(ratio=3.4 / 0.6), 80: Target(ratio=5.8 / 2.0)}
 TOLERANCE = 1e-4  # on Whisper's scale; float32 transforms differ by some 1e-5 where a band is almost empty
 FILTER_TAPS = {80: 391, 128: 394}
 CHECKED_SECONDS = 3
+RECOMPUTED = "not a stream: the chunk and 400 samples before it anew, with their own maximum"
 
 
 def cases() -> list[Case]:
@@ -92,6 +93,10 @@ def _stream_problem(rng: np.random.Generator, milliseconds: int, n_mels: int) ->
         )
         for _ in range(16)
     ]
+
+    def anew(chunk: np.ndarray, past: np.ndarray) -> list[np.ndarray]:
+        return [normalize(raw(np.concatenate([past, chunk]), n_mels))]
+
     return Problem(
         inputs=chunks,
         reference=lambda *_: [raw(clip, n_mels)],
@@ -114,11 +119,19 @@ def _stream_problem(rng: np.random.Generator, milliseconds: int, n_mels: int) ->
                 tolerance=1e-4,
             ),
             Implementation(
+                "torch.stft",
+                lambda: _torch(n_mels),
+                prepare=lambda chunk, past: _as_tensor(*_recomputed(chunk, past, n_mels)),
+                reference=anew,
+                definition=RECOMPUTED,
+                extra=False,
+            ),
+            Implementation(
                 "asrfront",
                 lambda: _asrfront(n_mels),
                 prepare=lambda chunk, past: _recomputed(chunk, past, n_mels),
-                reference=lambda chunk, past: [normalize(raw(np.concatenate([past, chunk]), n_mels))],
-                definition="not a stream: the chunk and 400 samples before it anew, with their own maximum",
+                reference=anew,
+                definition=RECOMPUTED,
             ),
             Implementation(
                 "kaldi-native-fbank",
@@ -127,7 +140,7 @@ def _stream_problem(rng: np.random.Generator, milliseconds: int, n_mels: int) ->
                 reference=None,
                 definition="Kaldi's filter banks (25 ms, FFT of 512), not Whisper's; not compared",
             ),
-        ][: None if n_mels == 80 else 3],  # Kaldi's FFT is too short for 128 bands
+        ][: None if n_mels == 80 else 4],  # Kaldi's FFT is too short for 128 bands
         tolerance=TOLERANCE,
         bytes=4 * (samples + n_mels * frames),
         operations=operations(n_mels) * frames,
