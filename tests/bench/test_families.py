@@ -112,6 +112,7 @@ def test_every_case_of_the_targets_is_there_once():
 def test_words_choose_cases():
     assert {c.family for c in command.chosen(["linear", "ppo"], quick=False)} == {"linear", "ppo"}
     assert [c.name for c in command.chosen(["ppo/gae-16"], quick=False)] == ["ppo/gae-16x1024"]
+    assert len(command.chosen(["logprob/2048x576x32000-fp32-forward"], quick=False)) == 1  # not +backward
     assert all(c.quick for c in command.chosen([], quick=True))
     assert [c.name for c in command.chosen(["decode-32k-14/2x64-bf16"], quick=True)] == [
         "attention/decode-32k-14/2x64-bf16"

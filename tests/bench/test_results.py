@@ -25,14 +25,15 @@ def measured() -> dict:
 
 def with_times(record: dict, case: str = "toy/doubling", **medians: float) -> dict:
     """The record with other medians; the ratio stays in step."""
-    chosen = [dict(r, median=medians[r["name"]]) for r in record["results"] if r["name"] in medians]
-    ratio = medians["slow"] / medians["earnest"] if {"slow", "earnest"} <= medians.keys() else None
-    return record | {
-        "case": case,
-        "results": chosen,
-        "ratio": ratio,
-        "ratio_quartiles": ratio and [ratio, ratio],
-    }
+    ours = medians.get("earnest")
+    chosen = [
+        dict(r, median=medians[r["name"]], ratio=ours and medians[r["name"]] / ours)
+        for r in record["results"]
+        if r["name"] in medians
+    ]
+    ratio = ours and medians["slow"] / ours
+    quartiles = ratio and [ratio, ratio]
+    return record | {"case": case, "results": chosen, "ratio": ratio, "ratio_quartiles": quartiles}
 
 
 def write(path: Path, *records: dict) -> Path:
@@ -114,9 +115,12 @@ def test_a_case_that_is_wrong_now_is_a_regression(measured: dict, tmp_path: Path
 def test_the_same_peer_is_compared_with_even_if_a_better_one_came(measured: dict, tmp_path: Path):
     old = write(tmp_path / "old.jsonl", with_times(measured, slow=2.0, earnest=1.0))
     better = with_times(measured, slow=2.0, earnest=1.0)
-    better["results"].append(dict(better["results"][0], name="new peer", role="peer", median=0.1))
-    (change,) = compare.compare(old, write(tmp_path / "new.jsonl", better))
+    better["results"].append(dict(better["results"][0], name="new peer", role="peer", median=0.1, ratio=0.1))
+    new = write(tmp_path / "new.jsonl", better)
+    (change,) = compare.compare(old, new)
     assert (change.against, change.before, change.after) == ("slow", 2.0, 2.0)
+    (change,) = compare.compare(new, new)  # of two that both have, the stronger
+    assert (change.against, change.before) == ("new peer", 0.1)
 
 
 @pytest.mark.parametrize(
@@ -199,4 +203,6 @@ def test_words_for_numbers(measured: dict):
     record = with_times(measured, slow=3.0, earnest=1.5) | {"per": [1500, "frame"]}
     assert show.time_of(show.our_result(record), record) == "1 ms/frame"
     assert show.target(record | {"target": {"ratio": 2.0, "fraction": 0.8}, "met": False}) == "2x+80% missed"
+    logprob = {"target": {"ratio": 0.87, "against": "packed product"}, "yardstick_ratio": 0.9, "met": True}
+    assert show.target(record | logprob) == "packed product 0.90x of 0.87x met"
     assert "WRONG earnest is off" in show.line(record | {"wrong": {"earnest": "is off"}})

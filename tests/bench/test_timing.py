@@ -5,8 +5,8 @@ import gc
 
 import pytest
 
-from earnest.bench.harness import ratio_quartiles
-from earnest.bench.timing import Caller, Pace, Times, clock_for, interleave, quartiles, turning
+from earnest.bench.harness import ratios
+from earnest.bench.timing import Caller, Pace, Times, _is_due, clock_for, interleave, quartiles, turning
 
 
 class FakeTime:
@@ -49,7 +49,7 @@ def test_rounds_alternate_and_times_are_of_one_call():
         "slow": Caller(time.taking("slow", 0.5), [()]),
         "fast": Caller(time.taking("fast", 0.125), [()]),
     }
-    found = interleave(callers, Pace(seconds=0.0, sample=0.1, rounds=4), time)
+    found = interleave(callers, Pace(seconds=1.0, sample=0.1, rounds=4, most_rounds=4), time)
     assert found["slow"] == Times((0.5,) * 4, 1)
     assert found["fast"] == Times((0.125,) * 4, 1)
     measured = [name for name, *_ in time.calls][-8:]
@@ -73,6 +73,15 @@ def test_who_has_spent_the_time_leaves_and_the_others_go_on():
     assert len(found["slow"].samples) == 3
 
 
+def test_three_rounds_are_enough_for_what_takes_minutes():
+    pace = Pace(seconds=2.0, rounds=5)
+    assert [_is_due(n, spent, pace) for n, spent in ((0, 0.0), (2, 60.0), (3, 9.0), (3, 11.0))] == [
+        True, True, True, False
+    ]  # fmt: skip
+    assert _is_due(5, 1.9, pace)
+    assert not _is_due(5, 2.1, pace)
+
+
 def test_sets_of_inputs_take_turns():
     time = FakeTime()
     caller = Caller(time.taking("a", 1.0), [(1,), (2,), (3,)])
@@ -88,9 +97,9 @@ def test_collection_of_garbage_is_off_while_timing_and_on_again_after():
     assert gc.isenabled()
 
 
-def test_a_ratio_has_the_spread_of_its_rounds():
-    ours, other = Times((1.0, 2.0, 4.0), 1), Times((2.0, 8.0, 4.0), 1)
-    assert ratio_quartiles(ours, other) == [1.5, 3.0]  # of 2, 4, 1
+def test_ratios_are_of_the_rounds_that_both_ran_in():
+    ours, other = Times((1.0, 2.0, 4.0), 1), Times((2.0, 8.0, 4.0, 100.0), 1)
+    assert ratios(ours, other) == [2.0, 4.0, 1.0]
 
 
 def test_one_thread_is_timed_by_the_processor_and_more_by_the_wall():

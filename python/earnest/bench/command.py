@@ -43,7 +43,8 @@ def chosen(words: list[str], quick: bool) -> list[Case]:
     known = all_cases()
     found = []
     for word in words or list(FAMILIES):
-        some = [c for c in known if c.family == word or ("/" in word and word in c.name)]
+        some = [c for c in known if c.name == word]
+        some = some or [c for c in known if c.family == word or ("/" in word and word in c.name)]
         if not some:
             expected = f"{', '.join(FAMILIES)}, part of a case's name with its slash, report or compare"
             raise InvalidInput(OP, "FAMILY", expected, repr(word))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from earnest.bench import results
-from earnest.bench.case import OURS, PEER, YARDSTICK
+from earnest.bench.case import PEER, YARDSTICK
 from earnest.bench.results import Record
 from earnest.errors import InvalidInput
 
@@ -60,10 +60,8 @@ def _change(before: Record, after: Record) -> Change | None:
 
 def _ratios(record: Record) -> dict[str, float]:
     """Times faster than each peer or yardstick; none without a result of ours."""
-    ours = [r["median"] for r in record["results"] if r["role"] == OURS]
-    if not ours:
-        return {}
-    return {r["name"]: r["median"] / ours[0] for r in record["results"] if r["role"] in (PEER, YARDSTICK)}
+    others = [r for r in record["results"] if r["role"] in (PEER, YARDSTICK)]
+    return {r["name"]: r["ratio"] for r in others if r["ratio"]}
 
 
 def table(changes: list[Change], limit: float) -> str:

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import platform
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
+import earnest
 from earnest.bench import machine, memory
 from earnest.bench.case import OURS, PEER, Absent, Case, Implementation, Problem, Target
 from earnest.bench.limits import Limits, Threads
@@ -50,9 +52,11 @@ def measure(case: Case, settings: Settings, limits: Limits) -> dict[str, Any]:
         entries, absent, wrong = _prepare(problem, settings)
         record: dict[str, Any] = {
             "case": case.name, "family": case.family, "dtype": case.dtype, "shape": dict(case.shape),
-            "threads": threads, "clock": clock_for(threads).__name__, "seed": settings.seed,
-            "quick": settings.quick, "per": list(case.per), "absent": absent, "wrong": wrong, "results": [],
-            "best_peer": None, "ratio": None, "ratio_quartiles": None, "limit": None, "fraction": None,
+            "backend": _backend(case), "threads": threads, "clock": clock_for(threads).__name__,
+            "seed": settings.seed, "quick": settings.quick, "per": list(case.per),
+            "absent": absent, "wrong": wrong, "results": [],
+            "best_peer": None, "ratio": None, "ratio_quartiles": None, "yardstick_ratio": None,
+            "limit": None, "fraction": None,
             "target": {k: v for k, v in asdict(case.target).items() if v}, "met": None,
         }  # fmt: skip
         if any(entry.name in wrong for entry in problem.implementations if entry.role == OURS):
@@ -133,7 +137,8 @@ def _result(entry: Entry, times: Times) -> dict[str, Any]:
         "name": one.name, "role": one.role, "median": times.median, "q1": q1, "q3": q3,
         "least": min(times.samples),
         "samples": len(times.samples), "calls": times.repeats, "error": entry.error,
-        "extra_bytes": extra, "first_call_bytes": entry.first_bytes, "definition": one.definition,
+        "extra_bytes": extra, "first_call_bytes": entry.first_bytes,
+        "definition": one.definition, "ratio": None,
     }  # fmt: skip
 
 
@@ -157,17 +162,21 @@ def _standing(
     best = min(peers, key=lambda r: r["median"], default=None)
     if best:
         found["best_peer"] = best["name"]
-    other = case.target.against or (best or {}).get("name")
-    if ours and other in times:
-        found["ratio"] = times[other].median / times[ours["name"]].median
-        found["ratio_quartiles"] = ratio_quartiles(times[ours["name"]], times[other])
+    if ours:
+        for result in results:
+            result["ratio"] = statistics.median(ratios(times[ours["name"]], times[result["name"]]))
+        if best:
+            found["ratio"] = best["ratio"]
+            found["ratio_quartiles"] = list(quartiles(ratios(times[ours["name"]], times[best["name"]])))
+        by_name = {result["name"]: result["ratio"] for result in results}
+        found["yardstick_ratio"] = by_name.get(case.target.against)
     return found
 
 
-def ratio_quartiles(ours: Times, other: Times) -> list[float]:
-    """Of the ratios round by round: how sure the ratio is on this machine, today."""
-    pairs = zip(other.samples, ours.samples, strict=False)
-    return list(quartiles([b / a for b, a in pairs if a > 0] or [float("nan")]))
+def ratios(ours: Times, other: Times) -> list[float]:
+    """How many times longer the other took, in each round that both ran in: what the machine did meanwhile
+    happened to both."""
+    return [b / a for b, a in zip(other.samples, ours.samples, strict=False) if a > 0] or [float("nan")]
 
 
 def is_met(target: Target, record: dict[str, Any]) -> bool | None:
@@ -176,7 +185,11 @@ def is_met(target: Target, record: dict[str, Any]) -> bool | None:
     if ours is None or target == Target():
         return None
     judged: list[tuple[float | None, float | None, Callable[[float, float], bool]]] = [
-        (target.ratio, record["ratio"], lambda want, have: have >= want),
+        (
+            target.ratio,
+            record["yardstick_ratio" if target.against else "ratio"],
+            lambda want, have: have >= want,
+        ),
         (target.fraction, record["fraction"], lambda want, have: have >= want),
         (target.extra_bytes, most_bytes(ours), lambda want, have: have <= want),
         (target.error, ours["error"], lambda want, have: have <= want),
@@ -185,6 +198,15 @@ def is_met(target: Target, record: dict[str, Any]) -> bool | None:
     if any(have is None for _, have, _ in wanted):
         return None
     return all(holds(want, have) for want, have, holds in wanted if have is not None)
+
+
+def _backend(case: Case) -> str | None:
+    """What would run, such as "cpu/avx512"; None for a family that this version does not know."""
+    details = {"dtype": case.dtype, "dim": case.shape.get("dim", 64)} if case.family == "attention" else {}
+    try:
+        return earnest.which(case.family, **details)
+    except ValueError:
+        return None
 
 
 def most_bytes(result: dict[str, Any]) -> int | None:

@@ -35,13 +35,14 @@ def _draw(axes: Any, records: Sequence[Record]) -> None:
         axes.barh(place, ratio, height=0.62, color=BAR if ratio >= 1 else BEHIND)
         low, high = record["ratio_quartiles"]
         axes.plot([low, high], [place, place], color=INK, linewidth=1.2)
-        wanted = record["target"].get("ratio")
+        wanted = None if "against" in record["target"] else record["target"].get("ratio")
         if wanted:
             axes.plot([wanted, wanted], [place - 0.42, place + 0.42], color=WANTED, linewidth=2)
-        words = f" {ratio:.2f}x {record['target'].get('against') or record['best_peer']}"
-        axes.text(max(ratio, high), place, words, va="center", fontsize=8, color=INK)
+        beyond = max(ratio, high, wanted if wanted and wanted < 2.2 * ratio else 0.0)
+        words = f" {ratio:.2f}x {record['best_peer']}"
+        axes.text(beyond, place, words, va="center", fontsize=8, color=INK)
     axes.set_yticks(range(len(records)), [r["case"] for r in records], fontsize=8, color=INK)
-    axes.invert_yaxis()
+    axes.set_ylim(len(records) - 0.4, -0.6)
     axes.set_xscale("log")
     most = max((r["ratio"] for r in records), default=1.0)
     least = min((r["ratio"] for r in records), default=1.0)

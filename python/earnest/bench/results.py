@@ -13,10 +13,10 @@ Record = dict[str, Any]
 
 REQUIRED = (
     "case", "family", "dtype", "shape", "threads", "time", "command", "system", "cpu", "versions", "results",
-    "absent", "wrong", "best_peer", "ratio", "ratio_quartiles", "limit", "fraction", "target", "met",
-    "per", "quick",
+    "absent", "wrong", "best_peer", "ratio", "ratio_quartiles", "yardstick_ratio", "limit", "fraction",
+    "target", "met", "per", "quick",
 )  # fmt: skip
-REQUIRED_OF_A_RESULT = ("name", "role", "median", "q1", "q3", "samples", "error", "extra_bytes")
+REQUIRED_OF_A_RESULT = ("name", "role", "median", "q1", "q3", "samples", "ratio", "error", "extra_bytes")
 
 
 def line_of(record: Record) -> str:

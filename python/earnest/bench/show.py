@@ -79,7 +79,12 @@ def target(record: Record) -> str:
     if not wanted:
         return "-"
     parts = []
-    if "ratio" in wanted:
+    if "against" in wanted:
+        have = record["yardstick_ratio"]
+        parts.append(
+            f"{wanted['against']} {'-' if have is None else f'{have:.2f}x'} of {wanted['ratio']:.2g}x"
+        )
+    elif "ratio" in wanted:
         parts.append(f"{wanted['ratio']:.2g}x")
     if "fraction" in wanted:
         parts.append(f"{100 * wanted['fraction']:.0f}%")

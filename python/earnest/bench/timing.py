@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 Clock = Callable[[], float]
+PATIENCE = 5
 
 
 @dataclass(frozen=True)
 class Pace:
     """seconds: for each implementation of a case. sample: the least time of one sample; shorter calls are
-    looped. rounds: the fewest samples of each, however slow it is."""
+    looped. rounds: the fewest samples of each; three will do where they take PATIENCE times the seconds."""
 
     seconds: float = 2.0
     sample: float = 0.02
@@ -78,7 +79,7 @@ def interleave(callers: Mapping[str, Caller], pace: Pace, clock: Clock) -> dict[
     gc.disable()
     try:
         for order in turning(list(callers), pace.most_rounds):
-            due = [n for n in order if len(samples[n]) < pace.rounds or spent[n] < pace.seconds]
+            due = [name for name in order if _is_due(len(samples[name]), spent[name], pace)]
             if not due:
                 break
             for name in due:
@@ -90,6 +91,12 @@ def interleave(callers: Mapping[str, Caller], pace: Pace, clock: Clock) -> dict[
         if collecting:
             gc.enable()
     return {name: Times(tuple(samples[name]), repeats[name]) for name in callers}
+
+
+def _is_due(samples: int, spent: float, pace: Pace) -> bool:
+    if samples >= pace.rounds:
+        return spent < pace.seconds
+    return samples < 3 or spent < PATIENCE * pace.seconds
 
 
 def turning(names: Sequence[str], rounds: int) -> Iterator[list[str]]:
@@ -104,7 +111,10 @@ def _repeats(caller: Caller, pace: Pace, clock: Clock) -> int:
     """Warms up, every set of inputs once if that is quick, and says how many calls make a sample."""
     repeats, began = 1, time.perf_counter()
     for _ in caller.inputs:
+        start = clock()
         caller(1)
+        if clock() - start > 5 * pace.sample and time.perf_counter() - began > pace.seconds:
+            return 1
         if time.perf_counter() - began > pace.seconds:
             break
     while True:
