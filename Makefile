@@ -16,12 +16,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := pyproject.toml CMakeLists.txt $(shell find kernels csrc -type f 2>/dev/null)
 CPP_FILES := $(shell find kernels csrc tests/cpp -name '*.cc' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 
-.PHONY: help demo test test-python test-cpp lint format clean
+.PHONY: help demo test test-python test-cpp bench lint format clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo [QUICK=1] [VOICES=folder|tar] [SEED=n] [FRESH=1] [RUN=runs/demo]   run the recipe on a tiny model"
 	@echo "make test                                          every test (Python and C++)"
+	@echo "make bench [RESULTS=file] [ARGS=...]               every kernel beside its peers, and the report of it"
 	@echo "make lint | make format                            check | tidy the sources"
 	@echo "make clean                                         remove $(VENV) and build"
 
@@ -39,6 +40,10 @@ test-cpp: $(VENV)/.installed-dev
 	$(BIN)/cmake -S . -B build/cpp -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DEARNEST_TESTS=ON
 	$(BIN)/cmake --build build/cpp
 	$(BIN)/ctest --test-dir build/cpp --output-on-failure -j $(JOBS)
+
+bench: $(VENV)/.installed-bench
+	$(BIN)/earnest bench --peers --json $(or $(RESULTS),bench/results/cpu.jsonl) $(ARGS)
+	$(BIN)/earnest bench report $(or $(RESULTS),)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check
@@ -70,4 +75,8 @@ $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
 
 $(VENV)/.installed-dev: $(VENV)/.torch $(SOURCES)
 	$(PIP) install --quiet --progress-bar off --editable '.[dev,voice]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-bench: $(VENV)/.torch $(SOURCES)
+	$(PIP) install --quiet --progress-bar off --editable '.[bench]'
 	@touch $@ $(VENV)/.installed

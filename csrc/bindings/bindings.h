@@ -36,6 +36,7 @@ inline void raise_if_error(const Status& status) {
   }
 }
 
+void bind_limits(nb::module_& module);
 void bind_logmel(nb::module_& module);
 void bind_attention(nb::module_& module);
 void bind_logprob(nb::module_& module);

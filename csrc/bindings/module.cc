@@ -18,6 +18,7 @@ NB_MODULE(_native, module) {
   module.def(
       "force_cpu_tier", [](const std::string& name) { raise_if_error(force_cpu_tier(name)); },
       nb::arg("name"));
+  bind_limits(module);
   bind_logmel(module);
   bind_attention(module);
   bind_logprob(module);

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``earnest demo | midtrain | sft | rlvr | judge | rlhf | chat | evaluate | report``.
+"""The command line: ``earnest demo | midtrain | sft | rlvr | judge | rlhf | chat | evaluate | report
+| bench``.
 
 Nothing heavy is imported until a command runs. What a user can get wrong ends in one sentence on stderr and
 exit code 2; Ctrl-C in 130; a full disk or another system error in 1."""
@@ -88,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     try:
         options = _parser().parse_args(arguments)
-        options.command(options)
+        return options.command(options) or 0
     except (InvalidInput, MissingExtra) as error:
         return _complain(error, 2)
     except KeyboardInterrupt as error:  # run.Interrupted brings its message and code
@@ -98,7 +99,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         return _complain(error.strerror if type(error).__name__ == "DiskFull" else error, 1)
-    return 0
 
 
 def _complain(what: object, code: int) -> int:
@@ -133,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "evaluate":  # the order of a first visit
             _add_chat(commands)
         _add_stage(commands, name, stage)
+    _add_bench(commands)
     return parser
 
 
@@ -265,6 +266,52 @@ def _run_chat(options: argparse.Namespace) -> None:
     from earnest.chat import run
 
     run(options)
+
+
+def _add_bench(commands: Any) -> None:
+    parser = commands.add_parser(
+        "bench",
+        help="time the kernels beside their peers, after checking that both are right",
+        description="Checks each case against float64, times it side by side with its peers in the same run, "
+        "and says how it stands to the best of them and to this machine's limits.",
+        epilog="example: earnest bench logmel attention --peers --json results.jsonl; then earnest bench "
+        "report results.jsonl, or earnest bench compare old.jsonl new.jsonl --ratio 1.5",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "what",
+        nargs="*",
+        metavar="FAMILY",
+        help="logmel, pitch, ppo, linear, attention, logprob (default: all), or part of a case's name with "
+        "its slash; or `report [FILE ...]`: tables and plots of result files; or `compare OLD NEW`",
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="default: what each case's target says")
+    parser.add_argument(
+        "--peers", action="store_true", help="time the packages of the extra `bench` too, not torch alone"
+    )
+    parser.add_argument("--quick", action="store_true", help="a few cases, shortly: under a minute")
+    parser.add_argument(
+        "--json",
+        nargs="?",
+        const="-",
+        metavar="FILE",
+        help="append one JSON line for each case to FILE; without FILE, print them on standard output",
+    )
+    parser.add_argument(
+        "--ratio",
+        type=float,
+        default=1.5,
+        metavar="R",
+        help="compare: exit with 1 if a case got slower, relative to a peer, by more than this factor "
+        "(default: %(default)s)",
+    )
+    parser.set_defaults(command=_run_bench)
+
+
+def _run_bench(options: argparse.Namespace) -> int:
+    from earnest.bench.command import run
+
+    return run(options)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`earnest bench`: measure cases, write a report of result files, compare two of them."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib
+import os
+import secrets
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from earnest.bench import compare, harness, results, show, timing
+from earnest.bench.case import Case
+from earnest.bench.limits import Limits
+from earnest.errors import InvalidInput
+from earnest.progress import Progress
+
+FAMILIES = ("logmel", "pitch", "ppo", "linear", "attention", "logprob")
+RESULTS = Path("bench") / "results"
+OP = "bench"
+
+
+def run(options: argparse.Namespace) -> int:
+    """The exit code: 1 for a wrong result, or for a case that became slower than compare allows."""
+    what, *rest = options.what or ["all"]
+    if what == "report":
+        return _report([Path(path) for path in rest])
+    if what == "compare":
+        return _compare(rest, options.ratio)
+    return _measure(options)
+
+
+def all_cases() -> list[Case]:
+    return [case for name in FAMILIES for case in importlib.import_module(f"earnest.bench.{name}").cases()]
+
+
+def chosen(words: list[str], quick: bool) -> list[Case]:
+    """The cases of the families named, and those whose name contains a word with a slash in it."""
+    known = all_cases()
+    found = []
+    for word in words or list(FAMILIES):
+        some = [c for c in known if c.name == word]
+        some = some or [c for c in known if c.family == word or ("/" in word and word in c.name)]
+        if not some:
+            expected = f"{', '.join(FAMILIES)}, part of a case's name with its slash, report or compare"
+            raise InvalidInput(OP, "FAMILY", expected, repr(word))
+        found += [c for c in some if c not in found]
+    short = [c for c in found if c.quick]
+    return short if quick and short else found
+
+
+def _measure(options: argparse.Namespace) -> int:
+    if options.threads is not None and not 1 <= options.threads <= (os.cpu_count() or 1):
+        raise InvalidInput(OP, "--threads", f"1 to {os.cpu_count()}", str(options.threads))
+    if options.json in FAMILIES:
+        raise InvalidInput(
+            OP, "--json", "a file, or nothing after it", f"the family {options.json}: name it first"
+        )
+    cases = chosen(options.what, options.quick)
+    settings = harness.Settings(
+        threads=options.threads,
+        peers=options.peers,
+        quick=options.quick,
+        pace=timing.QUICK if options.quick else timing.Pace(),
+        seed=secrets.randbits(32),
+    )
+    limits = Limits(seconds=0.05, most_bytes=256 << 20) if options.quick else Limits()
+    shared = harness.surroundings(shlex.join(["earnest", *sys.argv[1:]]))
+    out = sys.stderr if options.json == "-" else sys.stdout
+    print(show.surroundings(shared), file=out)
+    print(show.HEAD, file=out, flush=True)
+    failed = 0
+    progress = Progress(OP, len(cases))
+    try:
+        for done, case in enumerate(cases, 1):
+            record = {"case": case.name, "time": _now(), **shared, **harness.measure(case, settings, limits)}
+            failed += any(name == "earnest" for name in record["wrong"])
+            _keep(record, options.json)
+            print(show.line(record), file=out, flush=True)
+            progress.update(done)
+    finally:
+        progress.close()
+    return 1 if failed else 0
+
+
+def _keep(record: dict[str, Any], place: str | None) -> None:
+    if place == "-":
+        print(results.line_of(record), flush=True)
+    elif place:
+        results.append(record, Path(place))
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _report(paths: list[Path]) -> int:
+    from earnest.bench import report
+
+    paths = paths or sorted(RESULTS.glob("*.jsonl"))
+    if not paths:
+        raise InvalidInput(OP, "report", f"result files (or some in {RESULTS})", "none")
+    for path in report.write(paths, readme=Path("README.md")):
+        print(path)
+    return 0
+
+
+def _compare(words: list[str], limit: float) -> int:
+    if len(words) != 2:
+        raise InvalidInput(OP, "compare", "two result files, OLD and NEW", f"{len(words)}")
+    if not limit >= 1:
+        raise InvalidInput(OP, "--ratio", "a number of at least 1", str(limit))
+    changes = compare.compare(Path(words[0]), Path(words[1]))
+    print(compare.table(changes, limit))
+    return 1 if any(change.factor > limit for change in changes) else 0

@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One case: check everybody against the reference, time them side by side, and say where that stands."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+import earnest
+from earnest.bench import machine, memory
+from earnest.bench.case import OURS, PEER, Absent, Case, Implementation, Problem, Target
+from earnest.bench.limits import Limits, Threads
+from earnest.bench.timing import Caller, Pace, Times, clock_for, interleave, quartiles
+
+
+class WrongResult(Exception):
+    """An implementation that does not compute what it should: it is not timed."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """threads: None for each case's own. peers: those of the extra `bench` too. quick: a short look, without
+    what takes long to start."""
+
+    threads: int | None = None
+    peers: bool = False
+    quick: bool = False
+    pace: Pace = field(default_factory=Pace)
+    seed: int = 0
+
+
+@dataclass
+class Entry:
+    """An implementation that runs here, ready to be timed."""
+
+    implementation: Implementation
+    caller: Caller
+    error: float | None
+    first_bytes: int | None  # extra memory of its first call
+
+
+def measure(case: Case, settings: Settings, limits: Limits) -> dict[str, Any]:
+    """Everything about one case, as results.py keeps it. A wrong result of ours gives no times at all."""
+    threads = settings.threads or case.threads
+    with Threads(threads):
+        problem = case.problem(np.random.default_rng(settings.seed))
+        entries, absent, wrong = _prepare(problem, settings)
+        record: dict[str, Any] = {
+            "case": case.name, "family": case.family, "dtype": case.dtype, "shape": dict(case.shape),
+            "backend": _backend(case), "threads": threads, "clock": clock_for(threads).__name__,
+            "seed": settings.seed, "quick": settings.quick, "per": list(case.per),
+            "absent": absent, "wrong": wrong, "results": [],
+            "best_peer": None, "ratio": None, "ratio_quartiles": None, "yardstick_ratio": None,
+            "limit": None, "fraction": None,
+            "target": {k: v for k, v in asdict(case.target).items() if v}, "met": None,
+        }  # fmt: skip
+        if any(entry.name in wrong for entry in problem.implementations if entry.role == OURS):
+            return record
+        load = machine.Load()
+        times = interleave(
+            {e.implementation.name: e.caller for e in entries}, settings.pace, clock_for(threads)
+        )
+        record["others_load"] = load.others()
+        record["results"] = [_result(entry, times[entry.implementation.name]) for entry in entries]
+        record |= _standing(case, problem, record["results"], times, limits, threads)
+        complete = settings.peers and not settings.quick
+        record["met"] = is_met(case.target, record) if complete else None
+    return record
+
+
+# ---- before: build and check ----
+
+
+def _prepare(problem: Problem, settings: Settings) -> tuple[list[Entry], dict[str, str], dict[str, str]]:
+    """(ready to be timed, why others are absent, why others are wrong)."""
+    entries, absent, wrong = [], {}, {}
+    expected: dict[Any, Sequence[Any]] = {}
+    for one in problem.implementations:
+        if (one.extra and one.role == PEER and not settings.peers) or (one.compiles and settings.quick):
+            continue
+        try:
+            entries.append(_ready(one, problem, expected))
+        except Absent as reason:
+            absent[one.name] = str(reason)
+        except WrongResult as reason:
+            wrong[one.name] = str(reason)
+        except Exception as error:  # whatever goes wrong inside a peer must not end the run
+            wrong[one.name] = f"fails: {type(error).__name__}: {str(error).strip()[:300]}"
+    return entries, absent, wrong
+
+
+def _ready(one: Implementation, problem: Problem, expected: dict[Any, Sequence[Any]]) -> Entry:
+    function = one.build()
+    prepared = [one.prepare(*inputs) for inputs in problem.inputs]
+    result: Any = None
+
+    def first() -> None:
+        nonlocal result
+        result = function(*one.choose(*prepared[0]))
+
+    extra = memory.peak_extra_bytes(first)
+    extra = None if extra is None else max(0, extra - one.result_bytes(result))
+    error, reference = None, problem.reference_of(one)
+    if reference is not None:
+        if reference not in expected:
+            expected[reference] = reference(*problem.inputs[0])
+        found = result if one.checked is None else one.checked(*problem.inputs[0])
+        error = problem.error(one.outputs(found), expected[reference])
+        tolerance = problem.tolerance if one.tolerance is None else one.tolerance
+        if not error <= tolerance:
+            raise WrongResult(f"is off by {error:.2g}, more than {tolerance:.2g}")
+    return Entry(one, Caller(function, prepared), error, extra)
+
+
+# ---- after: where it stands ----
+
+
+def _result(entry: Entry, times: Times) -> dict[str, Any]:
+    one, caller = entry.implementation, entry.caller
+    result_bytes = 0
+
+    def call() -> Any:
+        nonlocal result_bytes
+        result = caller.function(*caller.inputs[0])
+        result_bytes = one.result_bytes(result)
+        return result
+
+    extra = memory.peak_extra_bytes(call)
+    extra = None if extra is None else max(0, extra - result_bytes)
+    q1, q3 = times.quartiles
+    return {
+        "name": one.name, "role": one.role, "median": times.median, "q1": q1, "q3": q3,
+        "least": min(times.samples),
+        "samples": len(times.samples), "calls": times.repeats, "error": entry.error,
+        "extra_bytes": extra, "first_call_bytes": entry.first_bytes,
+        "definition": one.definition, "ratio": None,
+    }  # fmt: skip
+
+
+def _standing(
+    case: Case, problem: Problem, results: list[dict], times: dict[str, Times], limits: Limits, threads: int
+) -> dict[str, Any]:
+    found: dict[str, Any] = {"machine_limits": limits.table(threads)}
+    if problem.bytes or problem.operations:
+        limits.reached(problem, case.dtype, threads, min(result["median"] for result in results))
+    if problem.operations:
+        rates = limits.arithmetic(case.dtype, threads)
+        found["machine_limits"] |= {f"{k} GFLOP/s": round(v / 1e9, 1) for k, v in rates.items()}
+        found["operations"] = problem.operations
+    found["bytes"], found["working_set"] = problem.bytes, problem.working_set
+    ours = next((r for r in results if r["role"] == OURS), None)
+    if problem.bytes or problem.operations:
+        seconds, kind = limits.time(problem, case.dtype, threads)
+        found["limit"] = {"seconds": seconds, "by": kind}
+        found["fraction"] = seconds / ours["median"] if ours else None
+    peers = [r for r in results if r["role"] == PEER and r["error"] is not None]
+    best = min(peers, key=lambda r: r["median"], default=None)
+    if best:
+        found["best_peer"] = best["name"]
+    if ours:
+        for result in results:
+            result["ratio"] = statistics.median(ratios(times[ours["name"]], times[result["name"]]))
+        if best:
+            found["ratio"] = best["ratio"]
+            found["ratio_quartiles"] = list(quartiles(ratios(times[ours["name"]], times[best["name"]])))
+        by_name = {result["name"]: result["ratio"] for result in results}
+        found["yardstick_ratio"] = by_name.get(case.target.against)
+    return found
+
+
+def ratios(ours: Times, other: Times) -> list[float]:
+    """How many times longer the other took, in each round that both ran in: what the machine did meanwhile
+    happened to both."""
+    return [b / a for b, a in zip(other.samples, ours.samples, strict=False) if a > 0] or [float("nan")]
+
+
+def is_met(target: Target, record: dict[str, Any]) -> bool | None:
+    """Whether every part of the target is; None where there is no target or nothing to judge it by."""
+    ours = next((r for r in record["results"] if r["role"] == OURS), None)
+    if ours is None or target == Target():
+        return None
+    judged: list[tuple[float | None, float | None, Callable[[float, float], bool]]] = [
+        (
+            target.ratio,
+            record["yardstick_ratio" if target.against else "ratio"],
+            lambda want, have: have >= want,
+        ),
+        (target.fraction, record["fraction"], lambda want, have: have >= want),
+        (target.extra_bytes, most_bytes(ours), lambda want, have: have <= want),
+        (target.error, ours["error"], lambda want, have: have <= want),
+    ]
+    wanted = [(want, have, holds) for want, have, holds in judged if want is not None]
+    if any(have is None for _, have, _ in wanted):
+        return None
+    return all(holds(want, have) for want, have, holds in wanted if have is not None)
+
+
+def _backend(case: Case) -> str | None:
+    """What would run, such as "cpu/avx512"; None for a family that this version does not know."""
+    details = {"dtype": case.dtype, "dim": case.shape.get("dim", 64)} if case.family == "attention" else {}
+    try:
+        return earnest.which(case.family, **details)
+    except ValueError:
+        return None
+
+
+def most_bytes(result: dict[str, Any]) -> int | None:
+    """Of a call, the first one included: only there shows what is kept from then on (and what starts up)."""
+    known = [result[key] for key in ("extra_bytes", "first_call_bytes") if result[key] is not None]
+    return max(known, default=None)
+
+
+def surroundings(command: str) -> dict[str, Any]:
+    """What every record of a run shares."""
+    return {
+        "command": command,
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": machine.cpu(),
+        "versions": machine.versions(),
+        **machine.commit(),
+    }

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Other people's packages, imported when asked for and not before; what is missing is said, never hidden."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.metadata
+import io
+import sys
+import types
+import unittest.mock
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from earnest.bench.case import Absent
+
+
+def load(module: str, package: str = "") -> Any:
+    """A peer's module; Absent where it is not installed or cannot start."""
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            return importlib.import_module(module)
+    except Exception as error:  # a peer may fail in any way: a missing library, another torch, another CPU
+        missing = isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]
+        reason = "not installed" if missing else f"does not start: {error}"
+        raise Absent(f"{package or module}: {reason}") from None
+
+
+def pyworld() -> Any:
+    """It asks pkg_resources for its own version when imported, which recent environments do not have."""
+    asks = types.ModuleType("pkg_resources")
+    asks.get_distribution = importlib.metadata.distribution  # type: ignore[attr-defined]
+    with unittest.mock.patch.dict(
+        sys.modules, {} if "pkg_resources" in sys.modules else {asks.__name__: asks}
+    ):
+        return load("pyworld")
+
+
+def zentorch() -> Any:
+    """Its operators. Called directly they need no torch.compile, and importing it changes none of torch's own
+    (tests/bench/test_peers.py); but its linear rewrites bfloat16 weights in place unless they were packed."""
+    load("zentorch")
+    import torch
+
+    return torch.ops.zentorch
+
+
+def ours(name: str) -> Callable[..., Any]:
+    """earnest.ops.NAME, or Absent in a version without it."""
+    ops = importlib.import_module("earnest.ops")
+    if not hasattr(ops, name):
+        raise Absent(f"earnest.ops.{name}: this version has none")
+    return getattr(ops, name)
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """torch.compile for fixed shapes, of its own: no earlier case makes it fall back."""
+    import torch
+
+    torch._dynamo.reset()
+    fast = torch.compile(function, dynamic=False)
+
+    def call(*inputs: Any) -> Any:
+        try:
+            return fast(*inputs)
+        except Exception as error:
+            if "Compiler" in type(error).__name__ or "Backend" in type(error).__name__:
+                raise Absent(f"torch.compile: {str(error).splitlines()[0]}") from None
+            raise
+
+    return call
+
+
+def random_tensor(rng: Any, *shape: int, dtype: str = "float32", scale: float = 1.0) -> Any:
+    """Normal numbers times scale, drawn by a numpy generator, as a torch tensor."""
+    import numpy as np
+    import torch
+
+    values = torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
+    return (values * scale if scale != 1.0 else values).to(getattr(torch, dtype))
+
+
+def sets_beyond_caches(bytes_of_one: int, most: int = 24) -> int:
+    """How many sets of inputs it takes so that none is still in the last cache when its turn comes again."""
+    from earnest.bench.machine import caches
+
+    last = max(caches().values(), default=32 << 20)
+    return min(most, max(2, -(-2 * last // max(bytes_of_one, 1))))

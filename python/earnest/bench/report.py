@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Result files as tables and plots beside them, and as the marked block of the README."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+
+from earnest.bench import results, show
+from earnest.bench.case import ALSO, OURS
+from earnest.bench.plot import plot
+from earnest.bench.results import Record
+
+BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
+NOTHING_YET = "No measurements are committed yet: `make bench`."
+_TITLES = ("case", "earnest", "best peer", "", "times faster", "target", "of the limit", "error", "memory")
+
+
+def write(paths: Sequence[Path], readme: Path | None = None) -> list[Path]:
+    """FILE.md and FILE.svg for each FILE.jsonl, and the readme's block if it has one; what was written."""
+    written = []
+    for path in paths:
+        records = list(results.read(path).values())
+        page, image = path.with_suffix(".md"), path.with_suffix(".svg")
+        plot(records, image)
+        page.write_text(page_of(records, path, image), encoding="utf-8")
+        written += [page, image]
+    if readme is not None and readme.is_file() and BEGIN in (text := readme.read_text(encoding="utf-8")):
+        readme.write_text(with_block(text, block(paths)), encoding="utf-8")
+        written.append(readme)
+    return written
+
+
+def block(paths: Sequence[Path]) -> str:
+    """What stands between the marks of the README: for each file, where it was measured and every case that
+    has a target."""
+    parts = []
+    for path in paths:
+        records = [r for r in results.read(path).values() if r["target"]]
+        if records:
+            parts.append(f"{heading(records)} ([{path.as_posix()}]({path.as_posix()})):\n\n{_table(records)}")
+    return "\n\n".join(parts) or NOTHING_YET
+
+
+def with_block(text: str, inside: str) -> str:
+    """The text with `inside` between its marks."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{inside}\n{END}{after}"
+
+
+def block_in(text: str) -> str:
+    """What the text has between its marks."""
+    found = re.search(f"{re.escape(BEGIN)}\n(.*?)\n{re.escape(END)}", text, re.S)
+    return found.group(1) if found else ""
+
+
+def heading(records: Sequence[Record]) -> str:
+    """Where and with what: of the last record, which is what a reader wants to know first."""
+    last = records[-1]
+    versions = last["versions"]
+    commit = last.get("commit", "")[:7] + (" (changed)" if last.get("changed") else "")
+    cpu = last["cpu"]
+    return (
+        f"{cpu['model']} ({cpu['family']}, {cpu['tier']}), {cpu['cores']} cores, commit {commit or '?'}, "
+        f"{last['time'][:10]}, torch {versions.get('torch', '?')}; {_met(records)}"
+    )
+
+
+def _met(records: Iterable[Record]) -> str:
+    judged = [record["met"] for record in records if record["met"] is not None]
+    return f"{sum(judged)} of {len(judged)} targets met" if judged else "no target judged (needs --peers)"
+
+
+def page_of(records: Sequence[Record], path: Path, image: Path) -> str:
+    """Every case with every implementation."""
+    parts = [
+        f"# {path.stem}",
+        heading(records) + ".",
+        f"Command of the last case: `{records[-1]['command']}`.",
+    ]
+    parts.append(
+        "Times are medians; the line on a bar of the plot spans the quartiles of the ratio. A ratio is the "
+        "best peer's time over ours, taken in turns. The limit is what this machine reads or computes at "
+        f"most, measured in the same run.\n\n![Times faster than the best peer]({image.name})"
+    )
+    for family, some in groupby(records, key=lambda record: record["family"]):
+        group = list(some)
+        parts.append(f"## {family}\n\n{_table(group)}\n\n{_everybody(group)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(records: Iterable[Record]) -> str:
+    rows = [_TITLES, ("---", "---:", "---:", "---", *["---:"] * 5), *map(show.cells, records)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _everybody(records: Iterable[Record]) -> str:
+    """Each implementation's median and quartiles, its error, and who was absent."""
+    lines = []
+    for record in records:
+        lines.append(f"- {record['case']}: " + "; ".join(_one(r, record) for r in record["results"]))
+        for name, reason in {**record["absent"], **record["wrong"]}.items():
+            lines.append(f"  - not timed: {name}: {reason}")
+    return "\n".join(lines)
+
+
+def _one(result: Record, record: Record) -> str:
+    per = record["per"][0]
+    low, high = (show.seconds(result[q] / per) for q in ("q1", "q3"))
+    text = f"{result['name']} {show.time_of(result, record)} ({low} to {high})"
+    if result["role"] not in (OURS, ALSO):
+        text += "" if result["error"] is None else f", error {result['error']:.0e}"
+    return text + (f" [{result['definition']}]" if result.get("definition") else "")
