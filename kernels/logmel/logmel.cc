@@ -17,6 +17,8 @@ namespace {
 constexpr int64_t kFramesPerTask =
     256;  // a multiple of every back end's lanes, and work enough to wake a thread for
 
+constexpr int64_t kMostAlone = 2;  // more frames than these are computed faster as a tile
+
 Status choose(Device device, const Backend** backend) {
   if (device == Device::kCuda) return unsupported_cuda();
   CpuTier tier;
@@ -53,15 +55,16 @@ Status out_of_memory() { return {StatusCode::kOutOfMemory, "[logmel] memory: exp
 // Frames [begin, end) to columns 0 .. of out.
 void compute(const Backend& backend, const Tables& tables, const Signal& signal, int64_t begin, int64_t end,
              float* out, int64_t stride) {
-  alignas(64) float scratch[kMaxLanes][kWindow];
-  const float* frames[kMaxLanes];
-  for (int64_t t = begin; t < end; t += backend.lanes) {
-    const int count = static_cast<int>(std::min<int64_t>(backend.lanes, end - t));
-    for (int lane = 0; lane < backend.lanes; ++lane) {  // idle lanes repeat the last frame
-      frames[lane] = lane < count ? signal.frame(t + lane, scratch[lane]) : frames[count - 1];
-    }
-    backend.tile(tables, frames, count, out + (t - begin), stride);
+  alignas(64) float scratch[kHop * (kMaxLanes - 1) + kWindow];
+  const int lanes = backend.lanes;
+  int64_t t = begin;
+  while (end - t > kMostAlone) {
+    const int count = static_cast<int>(std::min<int64_t>(lanes, end - t));
+    const float* samples = signal.frames(t, count, lanes, scratch);
+    backend.tile(tables, samples, count, out + (t - begin), stride);
+    t += count;
   }
+  for (; t < end; ++t) backend.one_frame(tables, signal.frames(t, 1, 1, scratch), out + (t - begin), stride);
 }
 
 }  // namespace

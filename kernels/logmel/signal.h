@@ -25,11 +25,16 @@ struct Signal {
     return i < samples ? held[i - first] : 0.0f;
   }
 
-  // The 400 samples of frame t: in place where they lie in one piece, else written to scratch.
-  const float* frame(int64_t t, float* scratch) const {
+  // The samples of frames t .. t + count - 1 in one piece, as many as `room` >= count frames have (what lies past
+  // those of `count` is of no account): in place where there are so many, else written to scratch.
+  const float* frames(int64_t t, int count, int room, float* scratch) const {
     const int64_t start = kHop * t - kWindow / 2;
-    if (start >= 0 && start + kWindow <= samples) return held + (start - first);
-    for (int j = 0; j < kWindow; ++j) scratch[j] = at(start + j);
+    const int64_t needed = kHop * (count - 1) + kWindow, all = kHop * (room - 1) + kWindow;
+    if (start >= 0 && start + all <= samples) return held + (start - first);
+    for (int64_t j = 0; j < all; ++j) {
+      const int64_t i = start + j;
+      scratch[j] = j >= needed ? 0.0f : i >= first && i < samples ? held[i - first] : at(i);
+    }
     return scratch;
   }
 };

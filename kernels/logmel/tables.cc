@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/logmel/tables.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <memory>
@@ -16,11 +17,6 @@ namespace {
 
 const double kTau = 2.0 * std::acos(-1.0);
 
-Complex turn(int numerator, int denominator) {
-  const double angle = -kTau * numerator / denominator;
-  return {static_cast<float>(std::cos(angle)), static_cast<float>(std::sin(angle))};
-}
-
 // Slaney's scale: linear below 1000 Hz, logarithmic above.
 double mel_to_hz(double mel) {
   constexpr double kLinear = 200.0 / 3.0, kBreak = 15.0;
@@ -30,21 +26,26 @@ double mel_to_hz(double mel) {
 double highest_mel() { return 15.0 + std::log(8.0) * 27.0 / std::log(6.4); }  // of 8000 Hz
 
 void fill_transform(Tables* tables) {
-  for (int j = 0; j < kWindow; ++j) {
-    tables->half_window[j] = static_cast<float>(0.25 - 0.25 * std::cos(kTau * j / kWindow));
+  for (int r = 0; r < 25; ++r) {
+    for (int l = 0; l < 16; ++l) {
+      const int sample = (176 * r + 225 * l) % kWindow;
+      tables->window[r][l] = 0.5 - 0.5 * std::cos(kTau * sample / kWindow);
+    }
   }
-  for (int n2 = 0; n2 < 25; ++n2) {
-    for (int n1 = 0; n1 < 8; ++n1) tables->pair_at[n2][n1] = 2 * ((25 * n1 + 8 * n2) % 200);
+  constexpr int kHeld[kRows] = {0, 5, 10, 1, 6, 11, 16, 21, 2, 7, 12, 17, 22};  // c, in transform_25's order
+  for (int row = 0; row < kRows; ++row) {
+    for (int d = 0; d < 16; ++d) {
+      const int bin = (16 * kHeld[row] + 25 * d) % kWindow;
+      tables->bin_at[row][d] = std::min(bin, kWindow - bin);
+    }
   }
-  for (int k1 = 0; k1 < 8; ++k1) {
-    for (int k2 = 0; k2 < 25; ++k2)
-      tables->bin_at[(25 * k1 + 176 * k2) % 200] = 25 * k1 + 5 * (k2 % 5) + k2 / 5;
-  }
-  tables->bin_at[200] = tables->bin_at[0];
+  const double sin1 = std::sin(kTau / 5);
   for (int b = 0; b < 5; ++b) {
-    for (int c = 0; c < 5; ++c) tables->turn_25[b][c] = turn(b * c, 25);
+    for (int k = 0; k < 3; ++k) {
+      const double re = std::cos(kTau * b * k / 25), im = -std::sin(kTau * b * k / 25);
+      tables->turn_25[b][k] = {re, im, sin1 * im, -sin1 * re};
+    }
   }
-  for (int k = 0; k <= 100; ++k) tables->turn_400[k] = turn(k, 400);
 }
 
 struct OwnedTables : Tables {
