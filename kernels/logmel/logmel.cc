@@ -2,6 +2,7 @@
 #include "kernels/logmel/logmel.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <new>
 
@@ -36,12 +37,15 @@ Status check_n_mels(int n_mels) {
   return invalid_argument("logmel", "n_mels", "1 to 256", std::to_string(n_mels));
 }
 
+Status check_pointer(const float* pcm, int64_t samples) {
+  if (samples >= 0 && (samples == 0 || pcm != nullptr)) return {};
+  return invalid_argument("logmel", "pcm", "samples", "a null pointer or a negative number of them");
+}
+
 // `before` samples of the same stream were checked earlier; the place of a bad one counts from the stream's
 // start.
 Status check_samples(const Backend& backend, const float* pcm, int64_t samples, int64_t before) {
-  if (samples < 0 || (samples > 0 && pcm == nullptr)) {
-    return invalid_argument("logmel", "pcm", "samples", "a null pointer or a negative number of them");
-  }
+  if (Status status = check_pointer(pcm, samples); !status.ok()) return status;
   if (backend.in_range(pcm, samples)) return {};
   const float* wrong =
       std::find_if(pcm, pcm + samples, [](float x) { return !(std::abs(x) <= kMaxMagnitude); });
@@ -85,20 +89,26 @@ Status run(const Params& params) {
   if (Status status = choose(params.device, &backend); !status.ok()) return status;
   if (Status status = check_n_mels(params.n_mels); !status.ok()) return status;
   if (params.samples == 0) return invalid_argument("logmel", "pcm", "at least one sample", "none");
-  if (Status status = check_samples(*backend, params.pcm, params.samples, 0); !status.ok()) return status;
+  if (Status status = check_pointer(params.pcm, params.samples); !status.ok()) return status;
   const int64_t frames = frame_count(params.samples, params.padding);
-  if (frames == 0) return {};
+  if (frames == 0) return check_samples(*backend, params.pcm, params.samples, 0);
   if (params.out == nullptr)
     return invalid_argument("logmel", "out", "memory for the frames", "a null pointer");
   const Tables* tables = tables_for(params.n_mels);
   if (tables == nullptr) return out_of_memory();
   const Signal signal{params.pcm, 0, params.samples, params.samples + appended_zeros(params.padding)};
-  parallel_for((frames + kFramesPerTask - 1) / kFramesPerTask, [&](int64_t task) {
+  const int64_t tasks = (frames + kFramesPerTask - 1) / kFramesPerTask;
+  std::atomic<bool> fine{true};
+  parallel_for(tasks, [&](int64_t task) {
     const int64_t begin = task * kFramesPerTask;
     const int64_t end = std::min(frames, begin + kFramesPerTask);
+    // The samples are checked here, shortly before they are used, so that they cross memory once.
+    const int64_t first = std::min(params.samples, kHop * begin);
+    const int64_t last = task + 1 < tasks ? std::min(params.samples, kHop * end) : params.samples;
+    if (!backend->in_range(params.pcm + first, last - first)) fine = false;
     compute(*backend, *tables, signal, begin, end, params.out + begin, frames);
   });
-  return {};
+  return fine ? Status() : check_samples(*backend, params.pcm, params.samples, 0);
 }
 
 Status normalize(Device device, const float* raw, int64_t count, float* out) {

@@ -43,6 +43,7 @@ struct Params {
   float* out = nullptr;  // [n_mels, frame_count(samples, padding)], raw
 };
 
+// Refused samples may leave anything in out.
 Status run(const Params& params);
 
 // The oracle: the formula above in plain float64 loops, rounded once.

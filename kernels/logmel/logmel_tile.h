@@ -87,14 +87,24 @@ static inline Floats log10_of(Floats x) {
 static void tile(const Tables& tables, const float* samples, int count, float* out, int64_t stride) {
   alignas(64) float hops[160 * kHopStride];
   alignas(64) float power[201 * kLanes];
+  for (int m = 0; m < tables.n_mels; ++m) {  // rows lie far apart: fetch them while the transform runs
+    __builtin_prefetch(out + m * stride, 1);
+    __builtin_prefetch(out + m * stride + kLanes - 1, 1);
+  }
   gather(samples, hops);
   transform_half(tables, hops, power);
   if (count > kHalf) transform_half(tables, hops + kHalf, power + kHalf);
-  for (int m = 0; m < tables.n_mels; ++m) {
-    const Tables::Filter filter = tables.filters[m];
-    const float* weights = tables.weights + filter.offset;
-    Floats sum = {};
-    for (int i = 0; i < filter.count; ++i) sum = fused(load(power + kLanes * (filter.first + i)), weights[i], sum);
+  Floats rising = {};
+  int k = 0;
+  for (int m = 0; m <= tables.n_mels; ++m) {
+    Floats sum = rising;
+    rising = Floats{};
+    for (; k < tables.end[m]; ++k) {
+      const Floats x = load(power + kLanes * k);
+      sum = fused(x, tables.weights[k].falling, sum);
+      rising = fused(x, tables.weights[k].rising, rising);
+    }
+    if (m == 0) continue;
     const Floats value = log10_of(sum);
     if (count == kLanes) {
       store(out, value);
@@ -140,7 +150,8 @@ static void one_frame(const Tables& tables, const float* samples, float* out, in
   alignas(64) float turned[400];
   gather_one(samples, turned);
   const double* window = &tables.window[0][0];
-  Doubles re[16 * kParts] = {}, im[16 * kParts] = {}, columns_re[16 * kParts], columns_im[16 * kParts];
+  Doubles re[16 * kParts], im[16 * kParts], columns_re[16 * kParts], columns_im[16 * kParts];
+  for (int i = kRows * kParts; i < 16 * kParts; ++i) re[i] = im[i] = Doubles{};
   for (int part = 0; part < kParts; ++part) {
     transform_25(
         tables,
@@ -161,16 +172,20 @@ static void one_frame(const Tables& tables, const float* samples, float* out, in
   for (int row = 0; row < kRows; ++row) {
     for (int d = 0; d < 16; ++d) power[tables.bin_at[row][d]] = spectrum[d][row];
   }
-  alignas(64) float mels[256];
-  for (int m = 0; m < tables.n_mels; ++m) {
-    const Tables::Filter filter = tables.filters[m];
-    const float* weights = tables.weights + filter.offset;
-    float sum = 0.0f;
-    for (int i = 0; i < filter.count; ++i) sum = fused(power[filter.first + i], weights[i], sum);
-    mels[m] = sum;
+  float mels[1 + 256 + kLanes];
+  float rising = 0.0f;
+  int k = 0;
+  for (int m = 0; m <= tables.n_mels; ++m) {
+    float sum = rising;
+    rising = 0.0f;
+    for (; k < tables.end[m]; ++k) {
+      sum = fused(power[k], tables.weights[k].falling, sum);
+      rising = fused(power[k], tables.weights[k].rising, rising);
+    }
+    mels[m] = sum;  // of filter m - 1; the first is no filter's
   }
   for (int m = 0; m < tables.n_mels; m += kLanes) {
-    const Floats value = log10_of(load(mels + m));
+    const Floats value = log10_of(load(mels + 1 + m));
     if (stride == 1 && m + kLanes <= tables.n_mels) {
       store(out + m, value);
     } else {

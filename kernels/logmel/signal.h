@@ -3,6 +3,7 @@
 // still holds.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "kernels/logmel/logmel.h"
@@ -29,12 +30,14 @@ struct Signal {
   // those of `count` is of no account): in place where there are so many, else written to scratch.
   const float* frames(int64_t t, int count, int room, float* scratch) const {
     const int64_t start = kHop * t - kWindow / 2;
-    const int64_t needed = kHop * (count - 1) + kWindow, all = kHop * (room - 1) + kWindow;
+    const int64_t all = kHop * (room - 1) + kWindow, needed = kHop * (count - 1) + kWindow;
     if (start >= 0 && start + all <= samples) return held + (start - first);
-    for (int64_t j = 0; j < all; ++j) {
-      const int64_t i = start + j;
-      scratch[j] = j >= needed ? 0.0f : i >= first && i < samples ? held[i - first] : at(i);
-    }
+    const int64_t begin = std::clamp<int64_t>(-start, 0, needed);  // scratch[begin .. end) lie in the clip
+    const int64_t end = std::clamp<int64_t>(samples - start, begin, needed);
+    for (int64_t j = 0; j < begin; ++j) scratch[j] = at(start + j);
+    std::copy(held + (start + begin - first), held + (start + end - first), scratch + begin);
+    for (int64_t j = end; j < needed; ++j) scratch[j] = at(start + j);
+    std::fill(scratch + needed, scratch + all, 0.0f);
     return scratch;
   }
 };

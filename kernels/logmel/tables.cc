@@ -8,7 +8,6 @@
 #include <mutex>
 #include <new>
 #include <utility>
-#include <vector>
 
 #include "kernels/logmel/logmel.h"
 
@@ -48,25 +47,17 @@ void fill_transform(Tables* tables) {
   }
 }
 
-struct OwnedTables : Tables {
-  std::vector<Filter> filter_storage;
-  std::vector<float> weight_storage;
-};
-
-void fill_filters(OwnedTables* tables) {
-  for (int m = 0; m < tables->n_mels; ++m) {
-    Tables::Filter filter = {0, 0,
-                             static_cast<int>(tables->weight_storage.size())};  // empty between two bins
-    for (int k = 0; k < kBins; ++k) {
-      const double weight = slaney_weight(tables->n_mels, m, k);
-      if (weight == 0.0) continue;
-      if (filter.count++ == 0) filter.first = k;
-      tables->weight_storage.push_back(static_cast<float>(weight));
+void fill_filters(Tables* tables) {
+  const double step = highest_mel() / (tables->n_mels + 1);
+  int k = 0;
+  for (int m = 0; m <= tables->n_mels; ++m) {
+    for (; k < kBins && 40.0 * k < mel_to_hz(step * (m + 1)); ++k) {
+      const double falling = m > 0 ? slaney_weight(tables->n_mels, m - 1, k) : 0.0;
+      const double rising = m < tables->n_mels ? slaney_weight(tables->n_mels, m, k) : 0.0;
+      tables->weights[k] = {static_cast<float>(falling), static_cast<float>(rising)};
     }
-    tables->filter_storage.push_back(filter);
+    tables->end[m] = k;
   }
-  tables->filters = tables->filter_storage.data();
-  tables->weights = tables->weight_storage.data();
 }
 
 }  // namespace
@@ -80,13 +71,13 @@ double slaney_weight(int n_mels, int m, int k) {
 }
 
 const Tables* tables_for(int n_mels) {
-  static std::array<std::unique_ptr<const OwnedTables>, kMaxMels + 1> built;
+  static std::array<std::unique_ptr<const Tables>, kMaxMels + 1> built;
   static std::mutex mutex;
   const std::lock_guard<std::mutex> lock(mutex);
   auto& slot = built[static_cast<size_t>(n_mels)];
   if (slot != nullptr) return slot.get();
   try {
-    auto tables = std::make_unique<OwnedTables>();
+    auto tables = std::make_unique<Tables>();
     tables->n_mels = n_mels;
     fill_transform(tables.get());
     fill_filters(tables.get());

@@ -21,13 +21,15 @@ struct Tables {
   int32_t bin_at[kRows][16];  // 0 .. 200; of row 0 only columns 0 .. 8 differ
   Turn turn_25[5][3];         // [b][k]; k = 1, 2
 
-  // Filter m is weights[offset .. offset + count) over the bins first .. first + count - 1.
-  struct Filter {
-    int first, count, offset;
+  // Filters are triangles, each from the peak of the one before to that of the one after, so a bin belongs to two
+  // at most. Bins before end[m] and not before end[m - 1] lie on the falling side of filter m - 1 and the rising
+  // side of filter m.
+  struct Weights {
+    float falling, rising;
   };
   int n_mels;
-  const Filter* filters;
-  const float* weights;
+  int32_t end[257];  // n_mels + 1 of them
+  Weights weights[201];
 };
 
 // Weight of bin k in filter m of Slaney's filters over 0 to 8000 Hz, each of area 1 (as librosa and Whisper

@@ -22,6 +22,7 @@ struct Pair {
 
 static inline Pair operator+(Pair a, Pair b) { return {a.re + b.re, a.im + b.im}; }
 static inline Pair operator-(Pair a, Pair b) { return {a.re - b.re, a.im - b.im}; }
+static inline Pair operator*(Pair a, double b) { return {a.re * b, a.im * b}; }
 static inline Pair fused(Pair a, double b, Pair c) { return {fused(a.re, b, c.re), fused(a.im, b, c.im)}; }
 static inline Pair times_minus_i(Pair a) { return {a.im, -a.re}; }
 static inline Pair times(Pair a, double re, double im) {
@@ -47,15 +48,16 @@ EARNEST_INLINE static inline void transform_5(const Pair* in, Pair* out) {
   const Pair sum_1 = in[1] + in[4], sum_2 = in[2] + in[3], sum = sum_1 + sum_2, apart = sum_1 - sum_2;
   const Pair difference_1 = in[1] - in[4], difference_2 = in[2] - in[3];
   const Pair middle = fused(sum, -0.25, in[0]);
-  const Pair real_1 = fused(apart, kRoot, middle), real_2 = fused(apart, -kRoot, middle);
-  const Pair turned_1 = times_minus_i(fused(difference_2, kSinRatio, difference_1));
-  const Pair turned_2 = times_minus_i({fused_minus(difference_1.re, kSinRatio, difference_2.re),
-                                       fused_minus(difference_1.im, kSinRatio, difference_2.im)});
+  const Pair turned = apart * kRoot, real_1 = middle + turned, real_2 = middle - turned;
+  const Pair odd_1 = times_minus_i(fused(difference_2, kSinRatio, difference_1)) * kSin1;
+  const Pair odd_2 = times_minus_i({fused_minus(difference_1.re, kSinRatio, difference_2.re),
+                                    fused_minus(difference_1.im, kSinRatio, difference_2.im)}) *
+                     kSin1;
   out[0] = in[0] + sum;
-  out[1] = fused(turned_1, kSin1, real_1);
-  out[2] = fused(turned_2, kSin1, real_2);
-  out[3] = fused(turned_2, -kSin1, real_2);
-  out[4] = fused(turned_1, -kSin1, real_1);
+  out[1] = real_1 + odd_1;
+  out[2] = real_2 + odd_2;
+  out[3] = real_2 - odd_2;
+  out[4] = real_1 - odd_1;
 }
 
 // The 25 real numbers in(r) of one l to out(row, number) of the 13 rows of bin_at; 25 = 5 x 5 with r = 5 a + b.
@@ -69,6 +71,9 @@ EARNEST_INLINE static inline void transform_25(const Tables& tables, const In& i
     const Doubles column[5] = {in(b), in(5 + b), in(10 + b), in(15 + b), in(20 + b)};
     Doubles re[3], im[3];
     real_transform_5(column, &zero[b], re, im);
+#ifdef FULLB
+    asm("" : "+m"(zero[b]));
+#endif
 #pragma GCC unroll 2
     for (int k = 1; k < 3; ++k) {
       if (b == 0) {
@@ -77,6 +82,9 @@ EARNEST_INLINE static inline void transform_25(const Tables& tables, const In& i
         const Turn w = tables.turn_25[b][k];
         turned[k][b] = {fused(im[k], w.sin1_im, re[k] * w.re), fused(im[k], w.minus_sin1_re, re[k] * w.im)};
       }
+#ifdef FULLB
+      asm("" : "+m"(turned[k][b].re), "+m"(turned[k][b].im));
+#endif
     }
   }
   Doubles first, re[3], im[3];
@@ -103,6 +111,10 @@ EARNEST_INLINE static inline void transform_4(Pair even_sum, Pair even_differenc
   out(3, even_difference - odd_difference);
 }
 
+// The same as + and -, but done where multiplications are.
+static inline Pair plus(Pair a, Pair b) { return fused(a, 1.0, b); }
+static inline Pair minus(Pair a, Pair b) { return fused(b, -1.0, a); }
+
 // out(d, sum over l of in(l) exp(-2 pi i l d / 16)), as 4 x 4.
 template <typename In, typename Out>
 EARNEST_INLINE static inline void transform_16(const In& in, const Out& out) {
@@ -112,7 +124,7 @@ EARNEST_INLINE static inline void transform_16(const In& in, const Out& out) {
 #pragma GCC unroll 4
   for (int q = 0; q < 4; ++q) {
     const Pair a = in(q), c = in(8 + q);
-    transform_4(a + c, a - c, in(4 + q), in(12 + q), [&](int i, Pair x) EARNEST_INLINE { first[q][i] = x; });
+    transform_4(plus(a, c), minus(a, c), in(4 + q), in(12 + q), [&](int i, Pair x) EARNEST_INLINE { first[q][i] = x; });
   }
   const Pair *a = first[0], *b = first[1], *c = first[2], *d = first[3];
   transform_4(a[0] + c[0], a[0] - c[0], b[0], d[0], [&](int i, Pair x) EARNEST_INLINE { out(4 * i, x); });
