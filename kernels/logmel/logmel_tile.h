@@ -115,17 +115,30 @@ static void tile(const Tables& tables, const float* samples, int count, float* o
   }
 }
 
-// in[16 r + l] = sample (176 r + 225 l) mod 400 = 16 q + l: in each lane l the rows q rotate.
+// Rotates the 25 rows by one, two, four, ... in the lanes whose number has that bit: by l in lane l.
+template <int kBit = 1>
+EARNEST_INLINE static inline void rotate_rows(Floats* rows) {
+  if constexpr (kBit < kLanes) {
+    Ints set = {};
+    for (int lane = 0; lane < kLanes; ++lane) set[lane] = (lane & kBit) != 0 ? -1 : 0;
+    Floats turned[25];
+#pragma GCC unroll 25
+    for (int r = 0; r < 25; ++r) turned[r] = set ? rows[(r + 25 - kBit) % 25] : rows[r];
+#pragma GCC unroll 25
+    for (int r = 0; r < 25; ++r) rows[r] = turned[r];
+    rotate_rows<2 * kBit>(rows);
+  }
+}
+
+// in[16 r + l] = sample (176 r + 225 l) mod 400, which is 16 q + l with q = 11 (r - l) mod 25.
 static inline void gather_one(const float* samples, float* in) {
-  Floats rows[25], turned[25];
+#pragma GCC unroll 4
   for (int part = 0; part < 16; part += kLanes) {
+    Floats rows[25];
+#pragma GCC unroll 25
     for (int r = 0; r < 25; ++r) rows[r] = load(samples + (11 * (r + 25 - part)) % 25 * 16 + part);
-    for (int bit = 1; bit < kLanes; bit *= 2) {
-      Ints set = {};
-      for (int lane = 0; lane < kLanes; ++lane) set[lane] = (lane & bit) != 0 ? -1 : 0;
-      for (int r = 0; r < 25; ++r) turned[r] = set ? rows[(r + 25 - bit) % 25] : rows[r];
-      for (int r = 0; r < 25; ++r) rows[r] = turned[r];
-    }
+    rotate_rows(rows);
+#pragma GCC unroll 25
     for (int r = 0; r < 25; ++r) store(in + 16 * r + part, rows[r]);
   }
 }
