@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Vectors of one instruction set: EARNEST_LANES floats, or half as many doubles. Included inside a namespace of
-// each; everything is static, so that no copy compiled for a newer machine can stand in for an older one's.
+// Vectors of one instruction set: EARNEST_LANES floats, or half as many doubles. Included inside a namespace
+// of each; everything is static, so that no copy compiled for a newer machine can stand in for an older
+// one's.
 
 #define EARNEST_INLINE __attribute__((always_inline))  // the transforms live in registers or are slow
 
@@ -23,8 +24,12 @@ static inline Floats splat(float x) { return x - Floats{}; }
 // a * b + c and a * b - c, rounded once where the machine can. Written out, so that a compiler that sees the
 // same formula in two places cannot fuse it in one of them only.
 #if EARNEST_LANES == 16
-static inline Doubles widened(const float* from) { return _mm512_maskz_cvtps_pd(0xff, _mm256_loadu_ps(from)); }
-static inline void store_narrowed(float* to, Doubles x) { _mm256_storeu_ps(to, _mm512_maskz_cvtpd_ps(0xff, x)); }
+static inline Doubles widened(const float* from) {
+  return _mm512_maskz_cvtps_pd(0xff, _mm256_loadu_ps(from));
+}
+static inline void store_narrowed(float* to, Doubles x) {
+  _mm256_storeu_ps(to, _mm512_maskz_cvtpd_ps(0xff, x));
+}
 static inline Doubles fused(Doubles a, Doubles b, Doubles c) { return _mm512_fmadd_pd(a, b, c); }
 static inline Doubles fused_minus(Doubles a, Doubles b, Doubles c) { return _mm512_fmsub_pd(a, b, c); }
 static inline Floats fused(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
@@ -52,7 +57,8 @@ static inline Doubles fused(Doubles a, double b, Doubles c) { return fused(a, sp
 static inline Doubles fused_minus(Doubles a, double b, Doubles c) { return fused_minus(a, splat(b), c); }
 static inline Floats fused(Floats a, float b, Floats c) { return fused(a, splat(b), c); }
 
-// One step of a transpose: where the lane's bit kBit is clear, keep a and fetch from b what lies kBit above it.
+// One step of a transpose: where the lane's bit kBit is clear, keep a and fetch from b what lies kBit above
+// it.
 template <int kBit, typename Vector, typename Index>
 static inline void exchange(Vector* a, Vector* b) {
   constexpr int kCount = sizeof(Vector) / sizeof((*a)[0]);

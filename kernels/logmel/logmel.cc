@@ -157,10 +157,11 @@ Status Stream::finish() {
   return {};
 }
 
-int64_t Stream::ready() const {
-  if (finished_) return frame_count(pushed_, padding_) - next_;
+int64_t Stream::ready(int64_t more) const {
+  const int64_t samples = pushed_ + more;
+  if (finished_) return frame_count(samples, padding_) - next_;
   // The first frame that needs more; one whose left half is reflected needs sample 200 as well.
-  const int64_t whole = pushed_ <= kWindow / 2 ? 0 : (pushed_ - kWindow / 2) / kHop + 1;
+  const int64_t whole = samples <= kWindow / 2 ? 0 : (samples - kWindow / 2) / kHop + 1;
   return whole - next_;
 }
 

@@ -5,7 +5,5 @@
 
 #define EARNEST_LANES 8
 namespace earnest::logmel::avx2 {
-#include "kernels/logmel/lanes.h"
-#include "kernels/logmel/transform.h"
 #include "kernels/logmel/logmel_tile.h"
 }  // namespace earnest::logmel::avx2

@@ -5,7 +5,5 @@
 
 #define EARNEST_LANES 16
 namespace earnest::logmel::avx512 {
-#include "kernels/logmel/lanes.h"
-#include "kernels/logmel/transform.h"
 #include "kernels/logmel/logmel_tile.h"
 }  // namespace earnest::logmel::avx512

@@ -3,7 +3,5 @@
 
 #define EARNEST_LANES 4
 namespace earnest::logmel::scalar {
-#include "kernels/logmel/lanes.h"
-#include "kernels/logmel/transform.h"
 #include "kernels/logmel/logmel_tile.h"
 }  // namespace earnest::logmel::scalar

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The fast version, written once for every instruction set. A tile of EARNEST_LANES frames has one frame in each
-// SIMD lane (doubles: two halves, one after the other); a frame alone has its own samples in the lanes. Both do
-// the same arithmetic for each number. Included after transform.h.
+// The fast version, written once for every instruction set. A tile of EARNEST_LANES frames has one frame in
+// each SIMD lane (doubles: two halves, one after the other); a frame alone has its own samples in the lanes.
+// Both do the same arithmetic for each number.
+#include "kernels/logmel/transform.h"
 
 constexpr int kHopStride = kLanes + 4;
 
@@ -21,8 +22,8 @@ constexpr Places places() {
 }
 static constexpr Places kPlaces = places();
 
-// hops[kHopStride * i + h] = samples[160 h + i]. Frames overlap 2.5 times; each hop is transposed once. The last
-// frame ends 80 samples into the hop kLanes + 1.
+// hops[kHopStride * i + h] = samples[160 h + i]. Frames overlap 2.5 times; each hop is transposed once. The
+// last frame ends 80 samples into the hop kLanes + 1.
 static inline void gather(const float* samples, float* hops) {
   for (int i = 0; i < 160; i += kLanes) {
     Floats rows[kLanes];
@@ -67,8 +68,8 @@ static inline void transform_half(const Tables& tables, const float* hops, float
   second_pass(tables, rows, power);
 }
 
-// log10 to within 1.1e-7 for 1e-10 and more, -10 below: a polynomial on [sqrt(1/2), sqrt(2)), fitted to the least
-// largest error.
+// log10 to within 1.1e-7 for 1e-10 and more, -10 below: a polynomial on [sqrt(1/2), sqrt(2)), fitted to the
+// least largest error.
 static inline Floats log10_of(Floats x) {
   const Ints bits = reinterpret_cast<Ints>(x);
   const Ints exponent = (bits - 0x3f3504f3) >> 23;
@@ -172,14 +173,17 @@ static void one_frame(const Tables& tables, const float* samples, float* out, in
           const int at = 16 * r + kHalf * part;
           return widened(turned + at) * *reinterpret_cast<const UnalignedDoubles*>(window + at);
         },
-        [&](int row, Pair x) EARNEST_INLINE { re[row * kParts + part] = x.re, im[row * kParts + part] = x.im; });
+        [&](int row, Pair x)
+            EARNEST_INLINE { re[row * kParts + part] = x.re, im[row * kParts + part] = x.im; });
   }
   transpose_16(re, columns_re);
   transpose_16(im, columns_im);
   alignas(64) float spectrum[16][16];  // [d][row]
   for (int part = 0; part < kParts; ++part) {
-    transform_16([&](int l) EARNEST_INLINE { return Pair{columns_re[l * kParts + part], columns_im[l * kParts + part]}; },
-                 [&](int d, Pair x) EARNEST_INLINE { store_narrowed(&spectrum[d][kHalf * part], power_of(x)); });
+    transform_16(
+        [&](int l)
+            EARNEST_INLINE { return Pair{columns_re[l * kParts + part], columns_im[l * kParts + part]}; },
+        [&](int d, Pair x) EARNEST_INLINE { store_narrowed(&spectrum[d][kHalf * part], power_of(x)); });
   }
   float power[201];
   for (int row = 0; row < kRows; ++row) {
@@ -197,12 +201,14 @@ static void one_frame(const Tables& tables, const float* samples, float* out, in
     }
     mels[m] = sum;  // of filter m - 1; the first is no filter's
   }
+  for (int lane = 1; lane < kLanes; ++lane) mels[tables.n_mels + lane] = 0.0f;
   for (int m = 0; m < tables.n_mels; m += kLanes) {
     const Floats value = log10_of(load(mels + 1 + m));
     if (stride == 1 && m + kLanes <= tables.n_mels) {
       store(out + m, value);
     } else {
-      for (int lane = 0; lane < kLanes && m + lane < tables.n_mels; ++lane) out[(m + lane) * stride] = value[lane];
+      for (int lane = 0; lane < kLanes && m + lane < tables.n_mels; ++lane)
+        out[(m + lane) * stride] = value[lane];
     }
   }
 }

@@ -26,8 +26,8 @@ struct Signal {
     return i < samples ? held[i - first] : 0.0f;
   }
 
-  // The samples of frames t .. t + count - 1 in one piece, as many as `room` >= count frames have (what lies past
-  // those of `count` is of no account): in place where there are so many, else written to scratch.
+  // The samples of frames t .. t + count - 1 in one piece, as many as `room` >= count frames have (what lies
+  // past those of `count` is of no account): in place where there are so many, else written to scratch.
   const float* frames(int64_t t, int count, int room, float* scratch) const {
     const int64_t start = kHop * t - kWindow / 2;
     const int64_t all = kHop * (room - 1) + kWindow, needed = kHop * (count - 1) + kWindow;

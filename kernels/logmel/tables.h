@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Constants of the transform and of the mel filters, computed in float64. Plain data: the files compiled for one
-// instruction set see no library code that the linker could share with others.
+// Constants of the transform and of the mel filters, computed in float64. Plain data: the files compiled for
+// one instruction set see no library code that the linker could share with others.
 #pragma once
 
 #include <cstdint>
@@ -21,9 +21,9 @@ struct Tables {
   int32_t bin_at[kRows][16];  // 0 .. 200; of row 0 only columns 0 .. 8 differ
   Turn turn_25[5][3];         // [b][k]; k = 1, 2
 
-  // Filters are triangles, each from the peak of the one before to that of the one after, so a bin belongs to two
-  // at most. Bins before end[m] and not before end[m - 1] lie on the falling side of filter m - 1 and the rising
-  // side of filter m.
+  // Filters are triangles, each from the peak of the one before to that of the one after, so a bin belongs to
+  // two at most. Bins before end[m] and not before end[m - 1] lie on the falling side of filter m - 1 and the
+  // rising side of filter m.
   struct Weights {
     float falling, rising;
   };

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// The transform of 400 real samples as 25 x 16, in vectors of doubles. 25 and 16 have no common factor, so with
+// The transform of 400 real samples as 25 x 16, in vectors of doubles. 25 and 16 have no common factor, so
+// with
 //
 //   n = 176 r + 225 l,  k = 16 c + 25 d   (mod 400;  r, c < 25;  l, d < 16)
 //
-// exp(-2 pi i n k / 400) = exp(-2 pi i r c / 25) exp(-2 pi i l d / 16): no turns between the two passes (Good,
-// 1958). Samples are real, so the rows c and 25 - c hold the same, and 13 of the 25 suffice: a real one and 12
-// complex ones. A lane may be a frame, or (for one frame alone) an l in the first pass and a c in the second:
-// what is computed for an element, and so its bits, is the same. Included after lanes.h.
+// exp(-2 pi i n k / 400) = exp(-2 pi i r c / 25) exp(-2 pi i l d / 16): no turns between the two passes
+// (Good, 1958). Samples are real, so the rows c and 25 - c hold the same, and 13 of the 25 suffice: a real
+// one and 12 complex ones. A lane may be a frame, or (for one frame alone) an l in the first pass and a c in
+// the second: what is computed for an element, and so its bits, is the same.
+#include "kernels/logmel/lanes.h"
 
 struct Pair {
   Doubles re, im;
@@ -29,11 +31,13 @@ static inline Pair times(Pair a, double re, double im) {
   return {fused_minus(a.re, re, a.im * im), fused(a.re, im, a.im * re)};
 }
 
-constexpr double kSin1 = 0.95105651629515357212, kSinRatio = 0.61803398874989484820;  // sin 72, sin 144 / sin 72
-constexpr double kRoot = 0.55901699437494742410;                                      // sqrt(5) / 4
+constexpr double kSin1 = 0.95105651629515357212,
+                 kSinRatio = 0.61803398874989484820;  // sin 72, sin 144 / sin 72
+constexpr double kRoot = 0.55901699437494742410;      // sqrt(5) / 4
 
 // Five real numbers: *zero = X[0], X[k] = re[k] - i sin(72 degrees) im[k] for k = 1, 2.
-EARNEST_INLINE static inline void real_transform_5(const Doubles* in, Doubles* zero, Doubles* re, Doubles* im) {
+EARNEST_INLINE static inline void real_transform_5(const Doubles* in, Doubles* zero, Doubles* re,
+                                                   Doubles* im) {
   const Doubles sum_1 = in[1] + in[4], sum_2 = in[2] + in[3], sum = sum_1 + sum_2;
   const Doubles difference_1 = in[1] - in[4], difference_2 = in[2] - in[3];
   const Doubles middle = fused(sum, -0.25, in[0]), apart = sum_1 - sum_2;
@@ -60,8 +64,8 @@ EARNEST_INLINE static inline void transform_5(const Pair* in, Pair* out) {
   out[4] = real_1 - odd_1;
 }
 
-// The 25 real numbers in(r) of one l to out(row, number) of the 13 rows of bin_at; 25 = 5 x 5 with r = 5 a + b.
-// Numbers are fetched where they are first used and handed on at once: there are few registers.
+// The 25 real numbers in(r) of one l to out(row, number) of the 13 rows of bin_at; 25 = 5 x 5 with r = 5 a +
+// b. Numbers are fetched where they are first used and handed on at once: there are few registers.
 template <typename In, typename Out>
 EARNEST_INLINE static inline void transform_25(const Tables& tables, const In& in, const Out& out) {
   Doubles zero[5];
@@ -71,9 +75,6 @@ EARNEST_INLINE static inline void transform_25(const Tables& tables, const In& i
     const Doubles column[5] = {in(b), in(5 + b), in(10 + b), in(15 + b), in(20 + b)};
     Doubles re[3], im[3];
     real_transform_5(column, &zero[b], re, im);
-#ifdef FULLB
-    asm("" : "+m"(zero[b]));
-#endif
 #pragma GCC unroll 2
     for (int k = 1; k < 3; ++k) {
       if (b == 0) {
@@ -82,9 +83,6 @@ EARNEST_INLINE static inline void transform_25(const Tables& tables, const In& i
         const Turn w = tables.turn_25[b][k];
         turned[k][b] = {fused(im[k], w.sin1_im, re[k] * w.re), fused(im[k], w.minus_sin1_re, re[k] * w.im)};
       }
-#ifdef FULLB
-      asm("" : "+m"(turned[k][b].re), "+m"(turned[k][b].im));
-#endif
     }
   }
   Doubles first, re[3], im[3];
@@ -103,7 +101,8 @@ EARNEST_INLINE static inline void transform_25(const Tables& tables, const In& i
 
 // What is left of a transform of 4 once its even half, in[0] +- in[2], is known.
 template <typename Out>
-EARNEST_INLINE static inline void transform_4(Pair even_sum, Pair even_difference, Pair b, Pair d, const Out& out) {
+EARNEST_INLINE static inline void transform_4(Pair even_sum, Pair even_difference, Pair b, Pair d,
+                                              const Out& out) {
   const Pair odd_sum = b + d, odd_difference = times_minus_i(b - d);
   out(0, even_sum + odd_sum);
   out(1, even_difference + odd_difference);
@@ -124,7 +123,8 @@ EARNEST_INLINE static inline void transform_16(const In& in, const Out& out) {
 #pragma GCC unroll 4
   for (int q = 0; q < 4; ++q) {
     const Pair a = in(q), c = in(8 + q);
-    transform_4(plus(a, c), minus(a, c), in(4 + q), in(12 + q), [&](int i, Pair x) EARNEST_INLINE { first[q][i] = x; });
+    transform_4(plus(a, c), minus(a, c), in(4 + q), in(12 + q),
+                [&](int i, Pair x) EARNEST_INLINE { first[q][i] = x; });
   }
   const Pair *a = first[0], *b = first[1], *c = first[2], *d = first[3];
   transform_4(a[0] + c[0], a[0] - c[0], b[0], d[0], [&](int i, Pair x) EARNEST_INLINE { out(4 * i, x); });
