@@ -41,8 +41,8 @@ ATTENTION = {
 }
 
 # Log10 units of power (1 is 10 dB), and Whisper's scale, on which they are divided by 4. The transform is in
-# float64, so that bands eight decades below the loudest of their frame are right; what is left is the rounding of
-# a float32 near -10 (5e-7) and of log10(2) (4e-7), and the error of the logarithm (1e-7).
+# float64, so that bands eight decades below the loudest of their frame are right; what is left is the
+# rounding of a float32 near -10 (5e-7) and of log10(2) (4e-7), and the error of the logarithm (1e-7).
 LOGMEL = {
     "raw": 2e-6,  # raw features against float64
     "normal": 5e-7,  # normalised ones; the target is 2e-6

@@ -11,6 +11,7 @@ typedef float UnalignedFloats __attribute__((vector_size(4 * EARNEST_LANES), ali
 typedef float HalfFloats __attribute__((vector_size(2 * EARNEST_LANES)));
 typedef float UnalignedHalfFloats __attribute__((vector_size(2 * EARNEST_LANES), aligned(4)));
 typedef int32_t Ints __attribute__((vector_size(4 * EARNEST_LANES)));
+typedef uint32_t Bits __attribute__((vector_size(4 * EARNEST_LANES)));
 typedef double Doubles __attribute__((vector_size(4 * EARNEST_LANES)));
 typedef double UnalignedDoubles __attribute__((vector_size(4 * EARNEST_LANES), aligned(8)));
 typedef int64_t Longs __attribute__((vector_size(4 * EARNEST_LANES)));

@@ -71,9 +71,9 @@ static inline void transform_half(const Tables& tables, const float* hops, float
 // log10 to within 1.1e-7 for 1e-10 and more, -10 below: a polynomial on [sqrt(1/2), sqrt(2)), fitted to the
 // least largest error.
 static inline Floats log10_of(Floats x) {
-  const Ints bits = reinterpret_cast<Ints>(x);
-  const Ints exponent = (bits - 0x3f3504f3) >> 23;
-  const Floats f = reinterpret_cast<Floats>(bits - (exponent << 23)) - 1.0f;
+  const Bits bits = reinterpret_cast<Bits>(x);  // unsigned, for idle lanes hold anything
+  const Ints exponent = reinterpret_cast<Ints>(bits - 0x3f3504f3u) >> 23;
+  const Floats f = reinterpret_cast<Floats>(bits - (reinterpret_cast<Bits>(exponent) << 23)) - 1.0f;
   Floats p = fused(f, 5.1366109401e-2f, splat(-8.2090280950e-2f));
   p = fused(p, f, splat(8.9484959841e-2f));
   p = fused(p, f, splat(-1.0805828124e-1f));

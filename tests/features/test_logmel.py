@@ -45,7 +45,7 @@ def awkward(name: str) -> np.ndarray:
         "rumble": np.sin(2 * np.pi * 20 * t) + 3e-5 * noise,
         "click": 1e-4 * noise + (np.arange(t.size) % 4000 == 123),
         "offset": 0.7 + 1e-4 * noise,
-        "loud": 1e6 * noise * np.sin(3 * t),
+        "loud": 1e3 * noise * np.sin(3 * t),
         "silence, then noise": noise * (t > 1),
     }
     return waves[name].astype(np.float32)
