@@ -40,12 +40,13 @@ ATTENTION = {
     "lse": {"float32": 2e-6, "float64": 4e-15, "bfloat16": 2e-6},
 }
 
-# Log10 units of power (1 is 10 dB), and Whisper's scale, on which they are divided by 4. A band eight decades
-# below the loudest of its frame is rounding noise of the transform; the normaliser cuts there.
+# Log10 units of power (1 is 10 dB), and Whisper's scale, on which they are divided by 4. The transform is in
+# float64, so that bands eight decades below the loudest of their frame are right; what is left is the
+# rounding of a float32 near -10 (5e-7) and of log10(2) (4e-7), and the error of the logarithm (1e-7).
 LOGMEL = {
-    "floor": 1e-5,  # beside FACTOR times the error of torch's float32 STFT
-    "short": 1e-3,  # raw features of clips of a few samples
-    "whisper": 1e-4,  # normalised features, against float64 and against transformers
+    "raw": 2e-6,  # raw features against float64
+    "normal": 5e-7,  # normalised ones; the target is 2e-6
+    "peer": 1e-4,  # normalised, against transformers, whose transform is in float32
 }
 
 LOGPROB = {

@@ -60,8 +60,12 @@ std::unique_ptr<logmel::Stream> make_stream(int n_mels, bool step_audio) {
 }
 
 // A stream has one owner; the GIL, kept, makes it safe to share one by mistake.
-void push(logmel::Stream& stream, const Input<float, 1>& pcm) {
-  raise_if_error(stream.push(pcm.data(), static_cast<int64_t>(pcm.shape(0))));
+// Pushes and reads in one call, for out of exactly the frames that the chunk makes ready.
+void push(logmel::Stream& stream, const Input<float, 1>& pcm, const Output<float, 2>& out) {
+  const auto samples = static_cast<int64_t>(pcm.shape(0));
+  check_shape(out, stream.n_mels(), stream.ready(samples));
+  raise_if_error(stream.push(pcm.data(), samples));
+  raise_if_error(stream.read(static_cast<int64_t>(out.shape(1)), out.data()));
 }
 
 void read(logmel::Stream& stream, const Output<float, 2>& out) {
@@ -88,9 +92,10 @@ void bind_logmel(nb::module_& module) {
   });
   nb::class_<logmel::Stream>(module, "LogMelStream")
       .def(nb::new_(&make_stream), nb::arg("n_mels"), nb::arg("step_audio"))
-      .def("push", &push, nb::arg("pcm").noconvert())
+      .def("push", &push, nb::arg("pcm").noconvert(), nb::arg("out").noconvert())
       .def("finish", [](logmel::Stream& stream) { raise_if_error(stream.finish()); })
-      .def("ready", &logmel::Stream::ready)
+      .def("ready", &logmel::Stream::ready, nb::arg("more") = 0)
+      .def("pushed", &logmel::Stream::pushed)
       .def("read", &read, nb::arg("out").noconvert());
 }
 

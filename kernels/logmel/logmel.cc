@@ -2,6 +2,7 @@
 #include "kernels/logmel/logmel.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <new>
 
@@ -16,6 +17,8 @@ namespace {
 
 constexpr int64_t kFramesPerTask =
     256;  // a multiple of every back end's lanes, and work enough to wake a thread for
+
+constexpr int64_t kMostAlone = 2;  // more frames than these are computed faster as a tile
 
 Status choose(Device device, const Backend** backend) {
   if (device == Device::kCuda) return unsupported_cuda();
@@ -34,12 +37,15 @@ Status check_n_mels(int n_mels) {
   return invalid_argument("logmel", "n_mels", "1 to 256", std::to_string(n_mels));
 }
 
+Status check_pointer(const float* pcm, int64_t samples) {
+  if (samples >= 0 && (samples == 0 || pcm != nullptr)) return {};
+  return invalid_argument("logmel", "pcm", "samples", "a null pointer or a negative number of them");
+}
+
 // `before` samples of the same stream were checked earlier; the place of a bad one counts from the stream's
 // start.
 Status check_samples(const Backend& backend, const float* pcm, int64_t samples, int64_t before) {
-  if (samples < 0 || (samples > 0 && pcm == nullptr)) {
-    return invalid_argument("logmel", "pcm", "samples", "a null pointer or a negative number of them");
-  }
+  if (Status status = check_pointer(pcm, samples); !status.ok()) return status;
   if (backend.in_range(pcm, samples)) return {};
   const float* wrong =
       std::find_if(pcm, pcm + samples, [](float x) { return !(std::abs(x) <= kMaxMagnitude); });
@@ -53,15 +59,16 @@ Status out_of_memory() { return {StatusCode::kOutOfMemory, "[logmel] memory: exp
 // Frames [begin, end) to columns 0 .. of out.
 void compute(const Backend& backend, const Tables& tables, const Signal& signal, int64_t begin, int64_t end,
              float* out, int64_t stride) {
-  alignas(64) float scratch[kMaxLanes][kWindow];
-  const float* frames[kMaxLanes];
-  for (int64_t t = begin; t < end; t += backend.lanes) {
-    const int count = static_cast<int>(std::min<int64_t>(backend.lanes, end - t));
-    for (int lane = 0; lane < backend.lanes; ++lane) {  // idle lanes repeat the last frame
-      frames[lane] = lane < count ? signal.frame(t + lane, scratch[lane]) : frames[count - 1];
-    }
-    backend.tile(tables, frames, count, out + (t - begin), stride);
+  alignas(64) float scratch[kHop * (kMaxLanes - 1) + kWindow];
+  const int lanes = backend.lanes;
+  int64_t t = begin;
+  while (end - t > kMostAlone) {
+    const int count = static_cast<int>(std::min<int64_t>(lanes, end - t));
+    const float* samples = signal.frames(t, count, lanes, scratch);
+    backend.tile(tables, samples, count, out + (t - begin), stride);
+    t += count;
   }
+  for (; t < end; ++t) backend.one_frame(tables, signal.frames(t, 1, 1, scratch), out + (t - begin), stride);
 }
 
 }  // namespace
@@ -82,20 +89,26 @@ Status run(const Params& params) {
   if (Status status = choose(params.device, &backend); !status.ok()) return status;
   if (Status status = check_n_mels(params.n_mels); !status.ok()) return status;
   if (params.samples == 0) return invalid_argument("logmel", "pcm", "at least one sample", "none");
-  if (Status status = check_samples(*backend, params.pcm, params.samples, 0); !status.ok()) return status;
+  if (Status status = check_pointer(params.pcm, params.samples); !status.ok()) return status;
   const int64_t frames = frame_count(params.samples, params.padding);
-  if (frames == 0) return {};
+  if (frames == 0) return check_samples(*backend, params.pcm, params.samples, 0);
   if (params.out == nullptr)
     return invalid_argument("logmel", "out", "memory for the frames", "a null pointer");
   const Tables* tables = tables_for(params.n_mels);
   if (tables == nullptr) return out_of_memory();
   const Signal signal{params.pcm, 0, params.samples, params.samples + appended_zeros(params.padding)};
-  parallel_for((frames + kFramesPerTask - 1) / kFramesPerTask, [&](int64_t task) {
+  const int64_t tasks = (frames + kFramesPerTask - 1) / kFramesPerTask;
+  std::atomic<bool> fine{true};
+  parallel_for(tasks, [&](int64_t task) {
     const int64_t begin = task * kFramesPerTask;
     const int64_t end = std::min(frames, begin + kFramesPerTask);
+    // The samples are checked here, shortly before they are used, so that they cross memory once.
+    const int64_t first = std::min(params.samples, kHop * begin);
+    const int64_t last = task + 1 < tasks ? std::min(params.samples, kHop * end) : params.samples;
+    if (!backend->in_range(params.pcm + first, last - first)) fine = false;
     compute(*backend, *tables, signal, begin, end, params.out + begin, frames);
   });
-  return {};
+  return fine ? Status() : check_samples(*backend, params.pcm, params.samples, 0);
 }
 
 Status normalize(Device device, const float* raw, int64_t count, float* out) {
@@ -144,10 +157,11 @@ Status Stream::finish() {
   return {};
 }
 
-int64_t Stream::ready() const {
-  if (finished_) return frame_count(pushed_, padding_) - next_;
+int64_t Stream::ready(int64_t more) const {
+  const int64_t samples = pushed_ + more;
+  if (finished_) return frame_count(samples, padding_) - next_;
   // The first frame that needs more; one whose left half is reflected needs sample 200 as well.
-  const int64_t whole = pushed_ <= kWindow / 2 ? 0 : (pushed_ - kWindow / 2) / kHop + 1;
+  const int64_t whole = samples <= kWindow / 2 ? 0 : (samples - kWindow / 2) / kHop + 1;
   return whole - next_;
 }
 

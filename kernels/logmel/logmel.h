@@ -43,6 +43,7 @@ struct Params {
   float* out = nullptr;  // [n_mels, frame_count(samples, padding)], raw
 };
 
+// Refused samples may leave anything in out.
 Status run(const Params& params);
 
 // The oracle: the formula above in plain float64 loops, rounded once.
@@ -63,12 +64,13 @@ class Stream {
 
   Status push(const float* pcm, int64_t samples);  // nothing may be pushed after finish
   Status finish();                                 // at least one sample must have been pushed
-  int64_t ready() const;                           // frames that read can give now
+  int64_t ready(int64_t more = 0) const;  // frames that read can give now, or once so many more are in
 
   // Writes the next `frames` frames to out [n_mels, frames]; frames <= ready().
   Status read(int64_t frames, float* out);
 
   int n_mels() const { return n_mels_; }
+  int64_t pushed() const { return pushed_; }  // samples so far
 
  private:
   Stream(int n_mels, Padding padding) : n_mels_(n_mels), padding_(padding) {}
@@ -77,8 +79,8 @@ class Stream {
   const Padding padding_;
   std::vector<float> held_;  // samples from index first_ on: all that frames not yet read may need
   int64_t first_ = 0;
-  int64_t pushed_ = 0;  // samples so far
-  int64_t next_ = 0;    // the frame that read gives next
+  int64_t pushed_ = 0;
+  int64_t next_ = 0;  // the frame that read gives next
   bool finished_ = false;
 };
 

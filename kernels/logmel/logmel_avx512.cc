@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <immintrin.h>
+
 #include "kernels/logmel/logmel_backend.h"
 
 #define EARNEST_LANES 16

@@ -14,9 +14,12 @@ constexpr int32_t kMaxMagnitudeBits = 0x58635fa9;  // of kMaxMagnitude, 1e15f
 struct Backend {
   int lanes;  // frames computed side by side, one in each SIMD lane
 
-  // Raw features of frames[0 .. lanes), 400 samples each, of which the first `count` go to column 0 .. count
-  // - 1 of out (row stride in floats).
-  void (*tile)(const Tables& tables, const float* const* frames, int count, float* out, int64_t stride);
+  // Raw features of `lanes` frames, of which the first `count` go to column 0 .. count - 1 of out (row stride
+  // in floats). samples are those of all `lanes` frames in one piece: 160 (lanes - 1) + 400.
+  void (*tile)(const Tables& tables, const float* samples, int count, float* out, int64_t stride);
+
+  // The same numbers, bit for bit, of the one frame of samples[0 .. 400), to column 0 of out.
+  void (*one_frame)(const Tables& tables, const float* samples, float* out, int64_t stride);
 
   // Whether every sample is finite and at most kMaxMagnitude.
   bool (*in_range)(const float* samples, int64_t count);

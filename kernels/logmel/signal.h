@@ -3,6 +3,7 @@
 // still holds.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "kernels/logmel/logmel.h"
@@ -25,11 +26,18 @@ struct Signal {
     return i < samples ? held[i - first] : 0.0f;
   }
 
-  // The 400 samples of frame t: in place where they lie in one piece, else written to scratch.
-  const float* frame(int64_t t, float* scratch) const {
+  // The samples of frames t .. t + count - 1 in one piece, as many as `room` >= count frames have (what lies
+  // past those of `count` is of no account): in place where there are so many, else written to scratch.
+  const float* frames(int64_t t, int count, int room, float* scratch) const {
     const int64_t start = kHop * t - kWindow / 2;
-    if (start >= 0 && start + kWindow <= samples) return held + (start - first);
-    for (int j = 0; j < kWindow; ++j) scratch[j] = at(start + j);
+    const int64_t all = kHop * (room - 1) + kWindow, needed = kHop * (count - 1) + kWindow;
+    if (start >= 0 && start + all <= samples) return held + (start - first);
+    const int64_t begin = std::clamp<int64_t>(-start, 0, needed);  // scratch[begin .. end) lie in the clip
+    const int64_t end = std::clamp<int64_t>(samples - start, begin, needed);
+    for (int64_t j = 0; j < begin; ++j) scratch[j] = at(start + j);
+    std::copy(held + (start + begin - first), held + (start + end - first), scratch + begin);
+    for (int64_t j = end; j < needed; ++j) scratch[j] = at(start + j);
+    std::fill(scratch + needed, scratch + all, 0.0f);
     return scratch;
   }
 };

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/logmel/tables.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <memory>
 #include <mutex>
 #include <new>
 #include <utility>
-#include <vector>
 
 #include "kernels/logmel/logmel.h"
 
@@ -15,11 +15,6 @@ namespace earnest::logmel {
 namespace {
 
 const double kTau = 2.0 * std::acos(-1.0);
-
-Complex turn(int numerator, int denominator) {
-  const double angle = -kTau * numerator / denominator;
-  return {static_cast<float>(std::cos(angle)), static_cast<float>(std::sin(angle))};
-}
 
 // Slaney's scale: linear below 1000 Hz, logarithmic above.
 double mel_to_hz(double mel) {
@@ -30,42 +25,39 @@ double mel_to_hz(double mel) {
 double highest_mel() { return 15.0 + std::log(8.0) * 27.0 / std::log(6.4); }  // of 8000 Hz
 
 void fill_transform(Tables* tables) {
-  for (int j = 0; j < kWindow; ++j) {
-    tables->half_window[j] = static_cast<float>(0.25 - 0.25 * std::cos(kTau * j / kWindow));
+  for (int r = 0; r < 25; ++r) {
+    for (int l = 0; l < 16; ++l) {
+      const int sample = (176 * r + 225 * l) % kWindow;
+      tables->window[r][l] = 0.5 - 0.5 * std::cos(kTau * sample / kWindow);
+    }
   }
-  for (int n2 = 0; n2 < 25; ++n2) {
-    for (int n1 = 0; n1 < 8; ++n1) tables->pair_at[n2][n1] = 2 * ((25 * n1 + 8 * n2) % 200);
+  constexpr int kHeld[kRows] = {0, 5, 10, 1, 6, 11, 16, 21, 2, 7, 12, 17, 22};  // c, in transform_25's order
+  for (int row = 0; row < kRows; ++row) {
+    for (int d = 0; d < 16; ++d) {
+      const int bin = (16 * kHeld[row] + 25 * d) % kWindow;
+      tables->bin_at[row][d] = std::min(bin, kWindow - bin);
+    }
   }
-  for (int k1 = 0; k1 < 8; ++k1) {
-    for (int k2 = 0; k2 < 25; ++k2)
-      tables->bin_at[(25 * k1 + 176 * k2) % 200] = 25 * k1 + 5 * (k2 % 5) + k2 / 5;
-  }
-  tables->bin_at[200] = tables->bin_at[0];
+  const double sin1 = std::sin(kTau / 5);
   for (int b = 0; b < 5; ++b) {
-    for (int c = 0; c < 5; ++c) tables->turn_25[b][c] = turn(b * c, 25);
+    for (int k = 0; k < 3; ++k) {
+      const double re = std::cos(kTau * b * k / 25), im = -std::sin(kTau * b * k / 25);
+      tables->turn_25[b][k] = {re, im, sin1 * im, -sin1 * re};
+    }
   }
-  for (int k = 0; k <= 100; ++k) tables->turn_400[k] = turn(k, 400);
 }
 
-struct OwnedTables : Tables {
-  std::vector<Filter> filter_storage;
-  std::vector<float> weight_storage;
-};
-
-void fill_filters(OwnedTables* tables) {
-  for (int m = 0; m < tables->n_mels; ++m) {
-    Tables::Filter filter = {0, 0,
-                             static_cast<int>(tables->weight_storage.size())};  // empty between two bins
-    for (int k = 0; k < kBins; ++k) {
-      const double weight = slaney_weight(tables->n_mels, m, k);
-      if (weight == 0.0) continue;
-      if (filter.count++ == 0) filter.first = k;
-      tables->weight_storage.push_back(static_cast<float>(weight));
+void fill_filters(Tables* tables) {
+  const double step = highest_mel() / (tables->n_mels + 1);
+  int k = 0;
+  for (int m = 0; m <= tables->n_mels; ++m) {
+    for (; k < kBins && 40.0 * k < mel_to_hz(step * (m + 1)); ++k) {
+      const double falling = m > 0 ? slaney_weight(tables->n_mels, m - 1, k) : 0.0;
+      const double rising = m < tables->n_mels ? slaney_weight(tables->n_mels, m, k) : 0.0;
+      tables->weights[k] = {static_cast<float>(falling), static_cast<float>(rising)};
     }
-    tables->filter_storage.push_back(filter);
+    tables->end[m] = k;
   }
-  tables->filters = tables->filter_storage.data();
-  tables->weights = tables->weight_storage.data();
 }
 
 }  // namespace
@@ -79,13 +71,13 @@ double slaney_weight(int n_mels, int m, int k) {
 }
 
 const Tables* tables_for(int n_mels) {
-  static std::array<std::unique_ptr<const OwnedTables>, kMaxMels + 1> built;
+  static std::array<std::unique_ptr<const Tables>, kMaxMels + 1> built;
   static std::mutex mutex;
   const std::lock_guard<std::mutex> lock(mutex);
   auto& slot = built[static_cast<size_t>(n_mels)];
   if (slot != nullptr) return slot.get();
   try {
-    auto tables = std::make_unique<OwnedTables>();
+    auto tables = std::make_unique<Tables>();
     tables->n_mels = n_mels;
     fill_transform(tables.get());
     fill_filters(tables.get());

@@ -1,32 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
-// Constants of the transform and of the mel filters, computed in float64 and rounded once. Plain data: the
-// files compiled for one instruction set see no library code that the linker could share with others.
+// Constants of the transform and of the mel filters, computed in float64. Plain data: the files compiled for
+// one instruction set see no library code that the linker could share with others.
 #pragma once
 
 #include <cstdint>
 
 namespace earnest::logmel {
 
-struct Complex {
-  float re, im;
+constexpr int kRows = 13;
+
+// exp(-2 pi i b k / 25) and, with s = sin(72 degrees), s times its imaginary and -s times its real part.
+struct Turn {
+  double re, im, sin1_im, minus_sin1_re;
 };
 
-// The real transform of 400 is a complex one of 200 over pairs of samples, z[n] = (x[2n], x[2n + 1]), done as
-// 8 x 5 x 5.
+// The transform is one of 25 x 16 (transform.h): sample (176 r + 225 l) mod 400 at [r][l], and bin
+// (16 c + 25 d) mod 400, or 400 less that, in column d of the row that holds c.
 struct Tables {
-  float half_window[400];  // 0.5 * hann: the half belongs to the split of the packed transform
-  int32_t pair_at[25][8];  // 2 ((25 n1 + 8 n2) mod 200) at [n2][n1]: where the transform reads
-  int32_t bin_at[201];     // where it leaves bin k; bin 200 is bin 0
-  Complex turn_25[5][5];   // exp(-2 pi i b c / 25)
-  Complex turn_400[101];   // exp(-2 pi i k / 400)
+  double window[25][16];      // hann
+  int32_t bin_at[kRows][16];  // 0 .. 200; of row 0 only columns 0 .. 8 differ
+  Turn turn_25[5][3];         // [b][k]; k = 1, 2
 
-  // Filter m is weights[offset .. offset + count) over the bins first .. first + count - 1.
-  struct Filter {
-    int first, count, offset;
+  // Filters are triangles, each from the peak of the one before to that of the one after, so a bin belongs to
+  // two at most. Bins before end[m] and not before end[m - 1] lie on the falling side of filter m - 1 and the
+  // rising side of filter m.
+  struct Weights {
+    float falling, rising;
   };
   int n_mels;
-  const Filter* filters;
-  const float* weights;
+  int32_t end[257];  // n_mels + 1 of them
+  Weights weights[201];
 };
 
 // Weight of bin k in filter m of Slaney's filters over 0 to 8000 Hz, each of area 1 (as librosa and Whisper

@@ -138,37 +138,47 @@ class LogMelStream:
     def __init__(self, n_mels: int, step_audio: bool) -> None:
         self._stream = _native.LogMelStream(n_mels, step_audio)
         self._n_mels = n_mels
-        self._pushed = 0
-        self._kind: Any = None  # finish gives what the last push was given
+        self._torch = False  # finish gives what the last push was given
 
     def push(self, pcm: Any) -> Any:
         """pcm float32 [samples] at 16 kHz, none or more -> float32 [n_mels, k], the k >= 0 frames now ready.
 
         A refused chunk (InvalidInput, see LogMel) leaves the stream as it was.
         """
+        # A chunk takes less than a microsecond: the native side checks it first, and only what that refuses
+        # is looked at here.
+        if type(pcm) is np.ndarray:
+            try:
+                out = self._push(pcm)
+            except (TypeError, ValueError):
+                pass
+            else:
+                self._torch = False
+                return out
         samples = _as_pcm("logmel", pcm)
         try:
-            self._stream.push(samples)
+            out = self._push(samples)
         except ValueError:
-            _check_samples("logmel", samples, self._pushed)
+            _check_samples("logmel", samples, self._stream.pushed())
             raise InvalidInput("logmel", "push", "a stream that is not finished", "one that is") from None
-        self._pushed += samples.size
-        self._kind = pcm[:0]  # its type, without its memory's contents
-        return self._read()
+        self._torch = isinstance(pcm, torch.Tensor)
+        return torch.from_numpy(out) if self._torch else out
+
+    def _push(self, samples: np.ndarray) -> np.ndarray:
+        out = np.empty((self._n_mels, self._stream.ready(samples.size)), np.float32)
+        self._stream.push(samples, out)
+        return out
 
     def finish(self) -> Any:
         """The last frames, float32 [n_mels, k]. Needs at least one sample; nothing can be pushed after."""
         try:
             self._stream.finish()
         except ValueError:
-            _check_samples("logmel", np.zeros(0, np.float32), self._pushed)
+            _check_samples("logmel", np.zeros(0, np.float32), self._stream.pushed())
             raise InvalidInput("logmel", "finish", "a stream that is not finished", "one that is") from None
-        return self._read()
-
-    def _read(self) -> Any:
         out = np.empty((self._n_mels, self._stream.ready()), np.float32)
         self._stream.read(out)
-        return _like(self._kind, out)
+        return torch.from_numpy(out) if self._torch else out
 
 
 @dataclass(frozen=True, eq=False)
