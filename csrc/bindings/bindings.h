@@ -40,5 +40,6 @@ void bind_logmel(nb::module_& module);
 void bind_attention(nb::module_& module);
 void bind_logprob(nb::module_& module);
 void bind_ppo(nb::module_& module);
+void bind_pitch(nb::module_& module);
 
 }  // namespace earnest::bindings

@@ -22,6 +22,7 @@ NB_MODULE(_native, module) {
   bind_attention(module);
   bind_logprob(module);
   bind_ppo(module);
+  bind_pitch(module);
 }
 
 }  // namespace earnest::bindings

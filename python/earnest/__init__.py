@@ -17,6 +17,7 @@ _WHICH_DETAILS = {
     "attention": ("device", "dtype", "dim"),
     "logmel": ("device",),
     "logprob": ("device",),
+    "pitch": ("device",),
     "ppo": ("device",),
 }
 _MODULES = ("audio", "dialogue", "features", "model", "ops")
@@ -25,9 +26,10 @@ _MODULES = ("audio", "dialogue", "features", "model", "ops")
 def which(family: str, device: str = "cpu", **details: Any) -> str:
     """The back end that would run a kernel family here and now, e.g. ``which("attention") == "cpu/avx512"``.
 
-    family: "attention", "logmel", "logprob" or "ppo". device: "cpu" or "cuda". attention also takes dtype
-    ("float32", "float64", "bfloat16") and dim (head size). A tier forced by EARNEST_CPU_TIER is the one
-    named. Raises InvalidInput for a word it does not know, RuntimeError for a back end that cannot run here.
+    family: "attention", "logmel", "logprob", "pitch" or "ppo". device: "cpu" or "cuda". attention also
+    takes dtype ("float32", "float64", "bfloat16") and dim (head size). A tier forced by EARNEST_CPU_TIER is
+    the one named. Raises InvalidInput for a word it does not know, RuntimeError for a back end that cannot
+    run here.
     """
     from earnest.errors import InvalidInput
 
@@ -43,10 +45,10 @@ def which(family: str, device: str = "cpu", **details: Any) -> str:
         raise InvalidInput("which", "device", "cpu or cuda", repr(device))
     if family == "attention":
         return native.attention_which(device, details.get("dtype", "float32"), details.get("dim", 64))
-    if family == "logmel":
+    if family in ("logmel", "pitch"):
         if device != "cpu":
-            raise RuntimeError(f"[logmel] device: expected cpu, got {device}")
-        return native.logmel_which()
+            raise RuntimeError(f"[{family}] device: expected cpu, got {device}")
+        return native.logmel_which() if family == "logmel" else native.pitch_which()
     return {"logprob": native.logprob_which, "ppo": native.ppo_which}[family](device)
 
 
