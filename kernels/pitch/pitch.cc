@@ -120,9 +120,10 @@ struct Stream::State {
 };
 
 void Stream::State::drop_unneeded() {
-  const int64_t next_halved = std::max<int64_t>(kHalvedHop * computed - tables.width / 2, halved_first);
-  halved.erase(halved.begin(), halved.begin() + (std::min(next_halved, halved_end()) - halved_first));
-  halved_first = std::min(next_halved, halved_end());
+  const int64_t wanted = std::max<int64_t>(kHalvedHop * computed - tables.width / 2, halved_first);
+  const int64_t next_halved = std::min(wanted, halved_end());
+  halved.erase(halved.begin(), halved.begin() + (next_halved - halved_first));
+  halved_first = next_halved;
   // The last sample stays: it goes on beyond the end.
   const int64_t needed = std::min({2 * halved_end() - kReach, kHop * (computed - 1), pushed - 1});
   const int64_t next_raw = std::max(needed, raw_first);

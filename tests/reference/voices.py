@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from scipy.signal import lfilter
@@ -54,8 +55,9 @@ def vowel(source: np.ndarray, formants: tuple[int, ...], scale: float) -> np.nda
     return source
 
 
+@lru_cache(maxsize=64)
 def voice(seed: int, snr_db: float | None = None, telephone: bool = False) -> Voice:
-    """About four seconds: vowels on moving pitch between hisses and silences."""
+    """About four seconds: vowels on moving pitch between hisses and silences; not to be written to."""
     random = np.random.default_rng(seed)
     base = float(np.exp(random.uniform(np.log(80), np.log(320))))
     scale = 1.0 if base < 160 else 1.17
