@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pitch beside Praat (parselmouth) and WORLD (pyworld): how often each is wrong, and what a frame costs.
 
-`python bench/pitch.py [--data ../shared/data] [--tier avx2]`, on one thread; peers that are not installed are
+`python bench/pitch.py [--data ../shared/data] [--only speed]`, on one thread; peers not installed are
 named as absent. Gross: frames both call voiced and more than 20 % apart. Cents: root mean square of the
 others. Voicing: frames called voiced that are not, and the reverse. All trackers search 65 to 600 Hz.
 """
@@ -176,6 +176,7 @@ def main() -> None:
         "--data", type=Path, default=Path("../shared/data"), help="the data pack, for real speech"
     )
     parser.add_argument("--voices", type=int, default=16, help="synthetic voices of each condition")
+    parser.add_argument("--only", choices=("known", "real", "speed"), help="one part instead of all three")
     options = parser.parse_args()
     native.force_cpu_tier(options.tier)
     native.set_num_threads(1)
@@ -193,13 +194,14 @@ def main() -> None:
     error = np.abs(pitch(check).voicing - reference.track(check)[1]).max()
     assert error < 1e-5, f"wrong by {error}"
     print(f"{native.pitch_which()}, voicing within {error:.1e} of float64")
-    for condition, how in CONDITIONS.items():
+    for condition, how in CONDITIONS.items() if options.only in (None, "known") else ():
         made = [voice(seed, **how) for seed in range(options.voices)]
         for name, track in trackers.items():
             print(f"{condition:13} {name:22} {figures([(v.f0, track(v.pcm)) for v in made])}")
-    if options.data.is_dir():
+    if options.only in (None, "real") and options.data.is_dir():
         real_speech(options.data, trackers)
-    speed(calls)
+    if options.only in (None, "speed"):
+        speed(calls)
 
 
 if __name__ == "__main__":
