@@ -8,6 +8,7 @@ HIGHEST = {
     "attention": "avx512",
     "logmel": "avx512",
     "logprob": "avx512",
+    "pitch": "avx512",
     "ppo": "avx512",
     "rowwise": "avx512",
 }

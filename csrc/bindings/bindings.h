@@ -43,5 +43,6 @@ void bind_logprob(nb::module_& module);
 void bind_ppo(nb::module_& module);
 void bind_rowwise(nb::module_& module);
 void bind_linear(nb::module_& module);
+void bind_pitch(nb::module_& module);
 
 }  // namespace earnest::bindings

@@ -25,6 +25,7 @@ NB_MODULE(_native, module) {
   bind_ppo(module);
   bind_rowwise(module);
   bind_linear(module);
+  bind_pitch(module);
 }
 
 }  // namespace earnest::bindings

@@ -19,6 +19,7 @@ _WHICH_DETAILS = {
     "linear": ("device",),
     "logmel": ("device",),
     "logprob": ("device",),
+    "pitch": ("device",),
     "ppo": ("device",),
     "rowwise": ("device",),
 }
@@ -28,10 +29,10 @@ _MODULES = ("audio", "dialogue", "features", "model", "ops")
 def which(family: str, device: str = "cpu", **details: Any) -> str:
     """The back end that would run a kernel family here and now, e.g. ``which("attention") == "cpu/avx512"``.
 
-    family: "attention", "linear", "logmel", "logprob", "ppo" or "rowwise". device: "cpu" or "cuda". attention
-    also takes dtype ("float32", "float64", "bfloat16") and dim (head size). A tier forced by EARNEST_CPU_TIER
-    is the one named. Raises InvalidInput for a word it does not know, RuntimeError for a back end that cannot
-    run here.
+    family: "attention", "linear", "logmel", "logprob", "pitch", "ppo" or "rowwise". device: "cpu" or "cuda".
+    attention also takes dtype ("float32", "float64", "bfloat16") and dim (head size). A tier forced by
+    EARNEST_CPU_TIER is the one named. Raises InvalidInput for a word it does not know, RuntimeError for a
+    back end that cannot run here.
     """
     from earnest.errors import InvalidInput
 
@@ -47,10 +48,10 @@ def which(family: str, device: str = "cpu", **details: Any) -> str:
         raise InvalidInput("which", "device", "cpu or cuda", repr(device))
     if family == "attention":
         return native.attention_which(device, details.get("dtype", "float32"), details.get("dim", 64))
-    if family == "logmel":
+    if family in ("logmel", "pitch"):
         if device != "cpu":
-            raise RuntimeError(f"[logmel] device: expected cpu, got {device}")
-        return native.logmel_which()
+            raise RuntimeError(f"[{family}] device: expected cpu, got {device}")
+        return native.logmel_which() if family == "logmel" else native.pitch_which()
     which_of_family: Callable[[str], str] = getattr(native, f"{family}_which")
     return which_of_family(device)
 

@@ -222,7 +222,6 @@ def test_samples_have_the_shape_of_the_synthetic_ones(world, samples):
 
 
 def test_labels_are_what_the_clip_measures_and_words_lie_where_they_sound(samples):
-    octaves = clips = 0  # labels are measured before noise is added; in noise the tracker may slip an octave
     for sample in itertools.chain(*samples.values()):
         for sound, pcm, words in zip(sample.sounds, pcm_of(sample), sample.words, strict=True):
             assert pcm.dtype == np.float32
@@ -230,11 +229,8 @@ def test_labels_are_what_the_clip_measures_and_words_lie_where_they_sound(sample
             assert measured.label(measured.PITCH_HZ, sound.f0_hz) == sound.pitch
             assert measured.label(measured.RATE_OF_WORDS, sound.syllables_per_second) == sound.rate
             assert measured.label(measured.LEVEL_DB, sound.level_db) == sound.loudness
-            again, clips = measured.median_f0(pcm), clips + 1
-            if again == pytest.approx(sound.f0_hz / 2, rel=0.03):
-                octaves += 1
-            else:
-                assert again == pytest.approx(sound.f0_hz, rel=0.12)
+            # labels are measured before noise is added
+            assert measured.median_f0(pcm) == pytest.approx(sound.f0_hz, rel=0.12)
             inside = np.zeros(len(pcm), bool)
             for (_, start, end), (_, after, _) in itertools.pairwise([*words, ("", len(pcm) / 16000, 0.0)]):
                 assert start < end < after
@@ -243,7 +239,6 @@ def test_labels_are_what_the_clip_measures_and_words_lie_where_they_sound(sample
             assert level == pytest.approx(sound.level_db, abs=2.5)
             far = np.convolve(inside, np.ones(1280), "same") < 0.5  # 40 ms and more from any word
             assert 10 * np.log10(np.mean(np.square(pcm[far]))) < level - 10
-    assert octaves <= 0.04 * clips
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import soxr
 
-from earnest.features import Pitch
+from earnest.pitch import Pitch
 from earnest.playground.samples import Sound
 
 SAMPLE_RATE = 16000
@@ -64,8 +63,7 @@ def activity(pcm: np.ndarray) -> Activity:
 
 def voiced_f0(pcm: np.ndarray) -> np.ndarray:
     """Fundamental frequency in Hz, float32 [voiced frames of 10 ms], of 16 kHz speech."""
-    # pitch lies in the lowest kilohertz: a short filter does for the halving of the rate
-    f0 = _pitch(soxr.resample(pcm, SAMPLE_RATE, SAMPLE_RATE // 2, quality="LQ"), SAMPLE_RATE // 2).f0
+    f0 = _pitch(pcm, SAMPLE_RATE).f0
     return f0[f0 > 0]
 
 

@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: Apache-2.0
+// Stands where the CUDA back end would be in a build without it.
+#include "kernels/pitch/pitch_cuda.h"
+
+namespace earnest::pitch {
+
+Status unsupported_cuda() {
+  return unsupported("pitch", "device", "cpu (this is built without CUDA)", "cuda");
+}
+
+}  // namespace earnest::pitch
