@@ -94,7 +94,10 @@ Status run_moments(const MomentsParams<T>& p, Moments* moments, void* workspace,
   });
   *moments = {};
   for (int64_t i = 0; i < num_blocks(p.tokens); ++i) {
-    if (!blocks[i].good) return find_bad_entry("whiten", "x", "trainable tokens", p.x, p.trainable, p.tokens);
+    if (!blocks[i].good) {  // or its squares overflow
+      Status status = find_bad_entry("whiten", "x", "trainable tokens", p.x, p.trainable, p.tokens);
+      if (!status.ok()) return status;
+    }
     *moments = join(*moments, blocks[i].moments);
   }
   return {};

@@ -10,13 +10,17 @@ kernels/ppo/README.md. Torch tensors or numpy arrays in, the same out; gradients
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.autograd.function import once_differentiable
+from torch.utils.dlpack import to_dlpack
 
 from earnest import _native
 from earnest.errors import InvalidInput
@@ -25,6 +29,21 @@ Array = Any  # a torch.Tensor or a numpy.ndarray: all arguments of one call are 
 
 _METRICS: tuple[str, ...] = tuple(_native.ppo_metric_names())
 _NUM_SUMS: int = _native.PPO_NUM_SUMS
+_FLOATS = (torch.float32, torch.float64, np.dtype(np.float32), np.dtype(np.float64))
+_PLAIN = (Tensor, torch.nn.Parameter)
+_DIFFERENTIABLE = (0, 3, 7)  # logp, values and entropy among the inputs of the loss
+
+
+class _Settings(NamedTuple):
+    """As the kernel takes them; ``coefs`` weigh the policy, value, kl and entropy loss."""
+
+    normalizer: float
+    clip_low: float
+    clip_high: float
+    clip_value: float | None
+    dual_clip: float | None
+    kl_estimator: str
+    coefs: tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +51,9 @@ class PPOLoss:
     """What :func:`ppo_loss` returns.
 
     ``loss = policy_loss + value_coef * value_loss + kl_coef * kl_loss + entropy_coef * entropy_loss``, where
-    ``entropy_loss`` is minus the mean entropy. All five are scalars with gradients. ``metrics`` are scalars
-    without. ``sums`` (float64) is what metrics are made of: see :func:`join_sums`.
+    ``entropy_loss`` is minus the mean entropy. All five are scalars with gradients; that of ``loss`` is ready
+    when it is asked for, that of another takes a second pass. ``sums`` (float64) is what ``metrics``, scalars
+    without gradients, are made of: see :func:`join_sums`.
     """
 
     loss: Array
@@ -41,8 +61,11 @@ class PPOLoss:
     value_loss: Array
     kl_loss: Array
     entropy_loss: Array
-    metrics: dict[str, Array]
     sums: Array = field(repr=False)
+
+    @cached_property
+    def metrics(self) -> dict[str, Array]:
+        return metrics_of(self.sums)
 
 
 def gae(
@@ -54,6 +77,7 @@ def gae(
     gamma: float = 1.0,
     lam: float = 1.0,
     masked_rewards: str = "ignore",
+    out: tuple[Array, Array] | None = None,
 ) -> tuple[Array, Array]:
     """Generalised advantage estimation over packed multi-turn sequences.
 
@@ -68,6 +92,8 @@ def gae(
         gamma, lam: in [0, 1]. Both 1 takes a shorter path: reverse cumulative reward minus V.
         masked_rewards: "ignore" drops rewards at tokens that are not trainable (per-token KL penalties there
             must not count); "refuse" makes one that is not 0 an error, so that no score can get lost.
+        out: where to write (advantages, returns): contiguous arrays like rewards that share no memory with any
+            other. New memory costs more time than the computation where batches are large.
 
     Returns:
         (advantages, returns), each [tokens], 0 where not trainable, constants for autograd.
@@ -84,14 +110,19 @@ def gae(
     values = arrays.floats("values", values)
     trainable = arrays.flags("trainable", trainable)
     cu_seqlens = arrays.integers("cu_seqlens", cu_seqlens, "int32")
-    refuse = masked_rewards == "refuse"
-    if arrays.torch:
-        return _gae(
-            rewards.detach(), values.detach(), trainable, cu_seqlens, float(gamma), float(lam), refuse
-        )
-    advantages, returns = np.empty_like(rewards), np.empty_like(rewards)
-    _native.ppo_gae(rewards, values, trainable, cu_seqlens, gamma, lam, refuse, advantages, returns)
-    return advantages, returns
+    settings = (float(gamma), float(lam), masked_rewards == "refuse")
+    inputs = (rewards, values, trainable, cu_seqlens)
+    results = None if out is None else arrays.outputs(("advantages", "returns"), out)
+    if not arrays.torch:
+        results = results or (np.empty_like(rewards), np.empty_like(rewards))
+        _native.ppo_gae(*inputs, *settings, *results)
+        return results
+    if _needs_dispatch(rewards, values):
+        found = _gae(*(x.detach() for x in inputs), *settings)
+        return found if results is None else (results[0].copy_(found[0]), results[1].copy_(found[1]))
+    results = results or (rewards.new_empty(rewards.shape), rewards.new_empty(rewards.shape))
+    _native.ppo_gae(*map(to_dlpack, inputs), *settings, *map(to_dlpack, results))
+    return results
 
 
 def ppo_loss(
@@ -149,8 +180,9 @@ def ppo_loss(
     arrays = _Arrays(op, "logp", logp)
     trainable = arrays.flags("trainable", trainable)
     per_token = normalizer if getattr(normalizer, "ndim", 0) > 0 else None
-    if per_token is None and normalizer is not None and not float(normalizer) > 0.0:
-        raise InvalidInput(op, "normalizer", "a number above 0", str(float(normalizer)))
+    divisor = 0.0 if per_token is not None or normalizer is None else float(normalizer)
+    if normalizer is not None and per_token is None and not divisor > 0.0:
+        raise InvalidInput(op, "normalizer", "a number above 0", str(divisor))
     if values is None:
         values_old = returns = None
     elif returns is None:
@@ -159,25 +191,36 @@ def ppo_loss(
         values_old = None
     elif values_old is None:
         raise InvalidInput(op, "values_old", "an array beside clip_value", "None")
-    inputs = {
-        "logp": logp, "logp_old": logp_old, "advantages": advantages, "values": values,
-        "values_old": values_old, "returns": returns, "logp_ref": logp_ref, "entropy": entropy,
-        "weights": weights, "normalizer": per_token,
-    }  # fmt: skip
-    checked = {name: None if x is None else arrays.floats(name, x) for name, x in inputs.items()}
-    settings = (
-        float(normalizer) if normalizer is not None and per_token is None else 0.0,
+    named = (
+        ("logp", logp), ("logp_old", logp_old), ("advantages", advantages), ("values", values),
+        ("values_old", values_old), ("returns", returns), ("logp_ref", logp_ref), ("entropy", entropy),
+        ("weights", weights), ("normalizer", per_token),
+    )  # fmt: skip
+    inputs = [None if x is None else arrays.floats(name, x) for name, x in named]
+    settings = _Settings(
+        divisor,
         float(clip),
         float(clip if clip_high is None else clip_high),
         None if clip_value is None else float(clip_value),
         None if dual_clip is None else float(dual_clip),
         kl_estimator,
+        (1.0, float(value_coef), float(kl_coef), float(entropy_coef)),
     )
-    run = _torch_loss if arrays.torch else _numpy_loss
-    (policy_loss, value_loss, kl_loss, entropy_loss), sums, metrics = run(checked, trainable, settings)
-    loss = policy_loss + value_coef * value_loss + kl_coef * kl_loss + entropy_coef * entropy_loss
-    named = dict(zip(_METRICS, metrics, strict=True))
-    return PPOLoss(loss, policy_loss, value_loss, kl_loss, entropy_loss, named, sums)
+    if not arrays.torch:
+        losses, sums = np.empty(5, inputs[0].dtype), np.empty(_NUM_SUMS)
+        _native.ppo_loss(*inputs, trainable, *settings[:-1], *settings.coefs, None, None, None, losses, sums)
+        return PPOLoss(*losses, sums=sums)
+    if _needs_dispatch(*inputs):
+        leaves = [x if x is None or i in _DIFFERENTIABLE else x.detach() for i, x in enumerate(inputs)]
+        losses, sums = _loss(*leaves, trainable, *settings[:-1], *settings.coefs)
+        return PPOLoss(*losses.unbind(), sums=sums)
+    leaves = [inputs[i] for i in _DIFFERENTIABLE]
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in leaves):
+        *losses, sums = _Loss.apply(*leaves, inputs, trainable, settings)
+    else:
+        sums = torch.empty(_NUM_SUMS, dtype=torch.float64)
+        losses = _run_loss(inputs, trainable, settings, (None, None, None), sums).unbind()
+    return PPOLoss(*losses, sums=sums)
 
 
 def join_sums(parts: Array) -> Array:
@@ -190,7 +233,8 @@ def metrics_of(sums: Array) -> dict[str, Array]:
     """The metrics of ``sums`` (float64), of one call or joined: exactly those of the whole batch."""
     sums = _Arrays("metrics_of", "sums", sums).floats("sums", sums)
     if isinstance(sums, Tensor):
-        return dict(zip(_METRICS, _metrics(sums).unbind(), strict=True))
+        found = _metrics(sums) if _needs_dispatch(sums) else _metrics_of(sums)
+        return dict(zip(_METRICS, found.unbind(), strict=True))
     out = np.empty(len(_METRICS))
     _native.ppo_metrics(sums, out)
     return dict(zip(_METRICS, out, strict=True))
@@ -271,8 +315,13 @@ def group_advantage(
 
 
 def _joined(op: str, name: str, parts: Array, columns: int, join: Callable[[Array, Array], None]) -> Array:
-    if _dtype_of(parts) != "float64" or parts.ndim != 2 or parts.shape[0] < 1 or parts.shape[1] != columns:
-        got = f"{_dtype_of(parts)} {list(parts.shape)}"
+    if (
+        _name_of(parts.dtype) != "float64"
+        or parts.ndim != 2
+        or parts.shape[0] < 1
+        or parts.shape[1] != columns
+    ):
+        got = f"{_name_of(parts.dtype)} {list(parts.shape)}"
         raise InvalidInput(op, name, f"float64 [parts >= 1, {columns}]", got)
     if isinstance(parts, Tensor):
         joined = parts.new_empty(columns)
@@ -295,37 +344,57 @@ class _Arrays:
             raise InvalidInput(op, name, "a torch tensor or a numpy array", type(first).__name__)
         if first.ndim != 1:
             raise InvalidInput(op, name, "one dimension", f"shape {list(first.shape)}")
-        self.dtype, self.length = _dtype_of(first), first.shape[0]
-        if self.dtype not in ("float32", "float64"):
-            raise InvalidInput(op, name, "float32 or float64", self.dtype)
+        self.dtype, self.shape = first.dtype, first.shape
+        if self.dtype not in _FLOATS:
+            raise InvalidInput(op, name, "float32 or float64", _name_of(self.dtype))
 
     def floats(self, name: str, x: Array) -> Array:
-        return self._checked(name, x, self.dtype, self.length)
+        return self._checked(name, x, self.dtype, self.shape)
 
     def flags(self, name: str, x: Array) -> Array:
-        return self._checked(name, x, "bool", self.length)
+        return self._checked(name, x, torch.bool if self.torch else np.dtype(bool), self.shape)
 
     def integers(self, name: str, x: Array, dtype: str) -> Array:
-        return self._checked(name, x, dtype, None)
+        return self._checked(name, x, getattr(torch, dtype) if self.torch else np.dtype(dtype), None)
 
-    def _checked(self, name: str, x: Array, dtype: str, length: int | None) -> Array:
+    def outputs(self, names: tuple[str, ...], xs: tuple[Array, ...]) -> tuple[Array, ...]:
+        """Arrays to write into, which must therefore be contiguous as they are."""
+        if not isinstance(xs, tuple | list) or len(xs) != len(names):
+            raise InvalidInput(self.op, "out", f"({', '.join(names)})", type(xs).__name__)
+        for name, x in zip(names, xs, strict=True):
+            if self.floats(f"out: {name}", x) is not x:
+                raise InvalidInput(self.op, f"out: {name}", "a contiguous array", "one with strides")
+        return tuple(xs)
+
+    def _checked(self, name: str, x: Array, dtype: Any, shape: Any) -> Array:
         kind = "a torch tensor" if self.torch else "a numpy array"
         if not isinstance(x, Tensor if self.torch else np.ndarray):
             raise InvalidInput(self.op, name, kind + " like the others", type(x).__name__)
-        if _dtype_of(x) != dtype:
-            raise InvalidInput(self.op, name, dtype, _dtype_of(x))
-        if x.ndim != 1 or (length is not None and x.shape[0] != length):
-            expected = "one dimension" if length is None else f"shape [{length}]"
+        if x.dtype != dtype:
+            raise InvalidInput(self.op, name, _name_of(dtype), _name_of(x.dtype))
+        if x.ndim != 1 or (shape is not None and x.shape != shape):
+            expected = "one dimension" if shape is None else f"shape {list(shape)}"
             raise InvalidInput(self.op, name, expected, f"shape {list(x.shape)}")
         if not isinstance(x, Tensor):
-            return np.ascontiguousarray(x)
-        if x.device.type not in ("cpu", "meta"):
+            return x if x.flags.carray else np.ascontiguousarray(x)
+        if not (x.is_cpu or x.is_meta):
             raise InvalidInput(self.op, name, "a tensor on cpu (built without CUDA)", f"one on {x.device}")
-        return x.contiguous()
+        return x if x.is_contiguous() else x.contiguous()
 
 
-def _dtype_of(x: Array) -> str:
-    return str(x.dtype).removeprefix("torch.")
+def _name_of(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _needs_dispatch(*tensors: Tensor | None) -> bool:
+    """Whether more than eager autograd has to see the operator: tracing, subclasses, transforms."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or any(x is not None and (x.is_meta or type(x) not in _PLAIN) for x in tensors)
+    )
 
 
 # ---- torch operators ----
@@ -395,11 +464,15 @@ def _(scores, groups, valid, leave_one_out, normalize_std, eps, min_std):
     return torch.empty_like(scores)
 
 
+def _metrics_of(sums: Tensor) -> Tensor:
+    out = torch.empty(len(_METRICS), dtype=torch.float64)
+    _native.ppo_metrics(to_dlpack(sums), to_dlpack(out))
+    return out
+
+
 @torch.library.custom_op("earnest::ppo_metrics", mutates_args=())
 def _metrics(sums: Tensor) -> Tensor:
-    out = torch.empty(len(_METRICS), dtype=torch.float64)
-    _native.ppo_metrics(sums, out)
-    return out
+    return _metrics_of(sums)
 
 
 @_metrics.register_fake
@@ -407,79 +480,135 @@ def _(sums):
     return sums.new_empty(len(_METRICS))
 
 
+def _run_loss(
+    inputs: Sequence[Tensor | None], trainable: Tensor, settings: _Settings, gradients: Sequence[Tensor | None],
+    sums: Tensor,
+) -> Tensor:  # fmt: skip
+    """Fills sums and the gradients that are there; returns (loss, policy, value, kl, entropy)."""
+    losses = torch.empty(5, dtype=inputs[0].dtype)
+    _native.ppo_loss(
+        *[None if x is None else to_dlpack(x) for x in inputs], to_dlpack(trainable), *settings[:-1],
+        *settings.coefs, *[None if x is None else to_dlpack(x) for x in gradients], to_dlpack(losses),
+        to_dlpack(sums),
+    )  # fmt: skip
+    return losses
+
+
+def _gradients_like(leaves: Sequence[Tensor | None]) -> list[Tensor | None]:
+    return [None if x is None else torch.empty(x.shape, dtype=x.dtype) for x in leaves]
+
+
+class _Loss(torch.autograd.Function):
+    """The eager path: gradients of the weighted sum come out of the forward pass, and are handed on as they are
+    where that sum is what is differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple:
+        *leaves, inputs, trainable, settings = arguments
+        gradients = _gradients_like([x if x is not None and x.requires_grad else None for x in leaves])
+        sums = torch.empty(_NUM_SUMS, dtype=torch.float64)
+        losses = _run_loss(inputs, trainable, settings, gradients, sums)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(sums)
+        ctx.save_for_backward(*gradients, *inputs, trainable)
+        ctx.settings = settings
+        return *losses.unbind(), sums
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_loss: Tensor | None, *of_parts: Tensor | None) -> tuple:
+        *saved, trainable = ctx.saved_tensors
+        gradients, inputs = saved[:3], saved[3:]
+        parts = of_parts[:4]
+        if any(x is not None for x in parts):
+            upstream = torch.stack([torch.zeros(()) if x is None else x for x in (of_loss, *parts)])
+            wanted = [None if g is None else x for g, x in zip(gradients, _leaves(inputs), strict=True)]
+            gradients = _backward(upstream, inputs, trainable, ctx.settings, _gradients_like(wanted))
+        elif of_loss is None:
+            gradients = [None] * 3
+        elif (scale := of_loss.item()) != 1.0:
+            gradients = [None if x is None else x * scale for x in gradients]
+        return *gradients, None, None, None
+
+
+def _leaves(inputs: Sequence[Tensor | None]) -> list[Tensor | None]:
+    return [inputs[i] for i in _DIFFERENTIABLE]
+
+
+def _backward(
+    upstream: Tensor, inputs: Sequence[Tensor | None], trainable: Tensor, settings: _Settings,
+    gradients: list[Tensor | None],
+) -> list[Tensor | None]:  # fmt: skip
+    """Gradients of the sum that upstream [5] makes of the loss and its four parts."""
+    of_loss, *of_parts = upstream.tolist()
+    coefs = tuple(of_loss * coef + part for coef, part in zip(settings.coefs, of_parts, strict=True))
+    sums = torch.empty(_NUM_SUMS, dtype=torch.float64)
+    _run_loss(inputs, trainable, settings._replace(coefs=coefs), gradients, sums)
+    return gradients
+
+
 @torch.library.custom_op("earnest::ppo_loss", mutates_args=())
 def _loss(
-    logp: Tensor,
-    logp_old: Tensor,
-    advantages: Tensor,
-    values: Tensor | None,
-    values_old: Tensor | None,
-    returns: Tensor | None,
-    logp_ref: Tensor | None,
-    entropy: Tensor | None,
-    weights: Tensor | None,
-    token_normalizer: Tensor | None,
-    trainable: Tensor,
-    normalizer: float,
-    clip_low: float,
-    clip_high: float,
-    clip_value: float | None,
-    dual_clip: float | None,
-    kl_estimator: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(losses [4], sums, d policy / d logp, d value / d values, d kl / d logp, d entropy / d entropy)."""
-    gradients = [torch.empty_like(logp) if x is not None else None for x in (logp, values, logp_ref, entropy)]
-    sums = torch.empty(_NUM_SUMS, dtype=torch.float64)
-    _native.ppo_loss(
-        logp, logp_old, advantages, values, values_old, returns, logp_ref, entropy, weights, token_normalizer,
-        trainable, normalizer, clip_low, clip_high, clip_value, dual_clip, kl_estimator, *gradients, sums,
+    logp: Tensor, logp_old: Tensor, advantages: Tensor, values: Tensor | None, values_old: Tensor | None,
+    returns: Tensor | None, logp_ref: Tensor | None, entropy: Tensor | None, weights: Tensor | None,
+    token_normalizer: Tensor | None, trainable: Tensor, normalizer: float, clip_low: float, clip_high: float,
+    clip_value: float | None, dual_clip: float | None, kl_estimator: str, policy_coef: float,
+    value_coef: float, kl_coef: float, entropy_coef: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """((loss, policy, value, kl, entropy), sums): what tracers see."""
+    inputs = (
+        logp, logp_old, advantages, values, values_old, returns, logp_ref, entropy, weights, token_normalizer
     )  # fmt: skip
-    policy, value, kl, entropy_gradient = (logp.new_empty(0) if g is None else g for g in gradients)
-    return sums[:4].to(logp.dtype, copy=True), sums, policy, value, kl, entropy_gradient
+    settings = (normalizer, clip_low, clip_high, clip_value, dual_clip, kl_estimator)
+    sums = torch.empty(_NUM_SUMS, dtype=torch.float64)
+    coefs = (policy_coef, value_coef, kl_coef, entropy_coef)
+    return _run_loss(inputs, trainable, _Settings(*settings, coefs), (None, None, None), sums), sums
 
 
 @_loss.register_fake
-def _(logp, logp_old, advantages, values, values_old, returns, logp_ref, entropy, *settings):
-    gradients = [
-        logp.new_empty(0) if x is None else torch.empty_like(logp) for x in (values, logp_ref, entropy)
-    ]
-    sums = logp.new_empty(_NUM_SUMS, dtype=torch.float64)
-    return logp.new_empty(4), sums, torch.empty_like(logp), *gradients
+def _(logp, *rest):
+    return logp.new_empty(5), logp.new_empty(_NUM_SUMS, dtype=torch.float64)
 
 
-def _save_gradients(ctx: Any, inputs: tuple, output: tuple) -> None:
-    _, sums, *gradients = output
-    ctx.has = [inputs[i] is not None for i in (3, 6, 7)]  # values, logp_ref, entropy
-    ctx.save_for_backward(*gradients)
-    ctx.mark_non_differentiable(sums, *gradients)
+@torch.library.custom_op("earnest::ppo_loss_backward", mutates_args=())
+def _loss_backward(
+    upstream: Tensor, logp: Tensor, logp_old: Tensor, advantages: Tensor, values: Tensor | None,
+    values_old: Tensor | None, returns: Tensor | None, logp_ref: Tensor | None, entropy: Tensor | None,
+    weights: Tensor | None, token_normalizer: Tensor | None, trainable: Tensor, normalizer: float,
+    clip_low: float, clip_high: float, clip_value: float | None, dual_clip: float | None, kl_estimator: str,
+    policy_coef: float, value_coef: float, kl_coef: float, entropy_coef: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients with respect to logp, values and entropy; empty for those that are not there."""
+    inputs = (
+        logp, logp_old, advantages, values, values_old, returns, logp_ref, entropy, weights, token_normalizer
+    )  # fmt: skip
+    settings = (normalizer, clip_low, clip_high, clip_value, dual_clip, kl_estimator)
+    settings = _Settings(*settings, (policy_coef, value_coef, kl_coef, entropy_coef))
+    gradients = _backward(upstream, inputs, trainable, settings, _gradients_like(_leaves(inputs)))
+    of_logp, of_values, of_entropy = (logp.new_empty(0) if g is None else g for g in gradients)
+    return of_logp, of_values, of_entropy
 
 
-def _scale_gradients(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple:
-    policy, value, kl, entropy = ctx.saved_tensors
-    of_policy, of_value, of_kl, of_entropy = upstream.unbind()
-    has_values, has_reference, has_entropy = ctx.has
-    d_logp = of_policy * policy + of_kl * kl if has_reference else of_policy * policy
-    d_values = of_value * value if has_values else None
-    d_entropy = of_entropy * entropy if has_entropy else None
-    return d_logp, None, None, d_values, None, None, None, d_entropy, *[None] * 9
+@_loss_backward.register_fake
+def _(upstream, *inputs):
+    logp = inputs[0]
+    return tuple(logp.new_empty(0 if x is None else x.shape) for x in _leaves(inputs))
 
 
-_loss.register_autograd(_scale_gradients, setup_context=_save_gradients)
+def _save_inputs(ctx: Any, inputs: tuple, output: tuple) -> None:
+    ctx.save_for_backward(*inputs[:11])
+    ctx.settings = inputs[11:]
+    ctx.mark_non_differentiable(output[1])
 
 
-def _torch_loss(inputs: dict[str, Tensor | None], trainable: Tensor, settings: tuple) -> tuple:
-    differentiable = ("logp", "values", "entropy")
-    constants = {k: x if x is None or k in differentiable else x.detach() for k, x in inputs.items()}
-    losses, sums, *_ = _loss(*constants.values(), trainable, *settings)
-    return losses.unbind(), sums, _metrics(sums).unbind()
+def _backward_of_op(ctx: Any, upstream: Tensor, _: Tensor) -> tuple:
+    inputs = ctx.saved_tensors
+    gradients = iter(_loss_backward(upstream, *inputs, *ctx.settings))
+    found: list[Tensor | None] = [None] * 21
+    for i in _DIFFERENTIABLE:
+        gradient = next(gradients)
+        found[i] = None if inputs[i] is None else gradient
+    return tuple(found)
 
 
-def _numpy_loss(inputs: dict[str, np.ndarray | None], trainable: np.ndarray, settings: tuple) -> tuple:
-    logp = inputs["logp"]
-    assert logp is not None
-    names = ("logp", "values", "logp_ref", "entropy")
-    gradients = [None if inputs[name] is None else np.empty_like(logp) for name in names]
-    sums, metrics = np.empty(_NUM_SUMS), np.empty(len(_METRICS))
-    _native.ppo_loss(*inputs.values(), trainable, *settings, *gradients, sums)
-    _native.ppo_metrics(sums, metrics)
-    return tuple(sums[:4].astype(logp.dtype)), sums, tuple(metrics)
+_loss.register_autograd(_backward_of_op, setup_context=_save_inputs)
