@@ -16,7 +16,7 @@ struct BlockMoments {
   bool good;
 };
 
-int64_t num_blocks(int64_t tokens) { return (tokens + kBlockTokens - 1) / kBlockTokens; }
+int64_t num_blocks(int64_t tokens) { return tokens / kBlockTokens + (tokens % kBlockTokens != 0); }
 
 template <typename Task>
 void for_each_block(int64_t tokens, const Task& task) {

@@ -14,7 +14,7 @@ namespace {
 constexpr const char* kOp = "ppo_loss";
 constexpr int kBlockDoubles = kNumSums + 1;  // the sums of a block, and 1.0 if it must be searched
 
-int64_t num_blocks(int64_t tokens) { return (tokens + kBlockTokens - 1) / kBlockTokens; }
+int64_t num_blocks(int64_t tokens) { return tokens / kBlockTokens + (tokens % kBlockTokens != 0); }
 
 // Names the first entry from `begin` on that is not as it must be. None may be wrong: a sum of large numbers
 // can overflow too.

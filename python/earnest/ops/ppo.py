@@ -10,40 +10,24 @@ kernels/ppo/README.md. Torch tensors or numpy arrays in, the same out; gradients
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.autograd.function import once_differentiable
 from torch.utils.dlpack import to_dlpack
 
 from earnest import _native
 from earnest.errors import InvalidInput
+from earnest.ops.ppo_autograd import NUM_SUMS, Settings, needs_dispatch, torch_loss
 
 Array = Any  # a torch.Tensor or a numpy.ndarray: all arguments of one call are of one kind
 
 _METRICS: tuple[str, ...] = tuple(_native.ppo_metric_names())
-_NUM_SUMS: int = _native.PPO_NUM_SUMS
 _FLOATS = (torch.float32, torch.float64, np.dtype(np.float32), np.dtype(np.float64))
-_PLAIN = (Tensor, torch.nn.Parameter)
-_DIFFERENTIABLE = (0, 3, 7)  # logp, values and entropy among the inputs of the loss
-
-
-class _Settings(NamedTuple):
-    """As the kernel takes them; ``coefs`` weigh the policy, value, kl and entropy loss."""
-
-    normalizer: float
-    clip_low: float
-    clip_high: float
-    clip_value: float | None
-    dual_clip: float | None
-    kl_estimator: str
-    coefs: tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,8 +76,8 @@ def gae(
         gamma, lam: in [0, 1]. Both 1 takes a shorter path: reverse cumulative reward minus V.
         masked_rewards: "ignore" drops rewards at tokens that are not trainable (per-token KL penalties there
             must not count); "refuse" makes one that is not 0 an error, so that no score can get lost.
-        out: where to write (advantages, returns): contiguous arrays like rewards that share no memory with any
-            other. New memory costs more time than the computation where batches are large.
+        out: where to write (advantages, returns): contiguous arrays like rewards that share no memory with
+            any other. For large batches, new memory can cost as much time as the computation.
 
     Returns:
         (advantages, returns), each [tokens], 0 where not trainable, constants for autograd.
@@ -117,7 +101,7 @@ def gae(
         results = results or (np.empty_like(rewards), np.empty_like(rewards))
         _native.ppo_gae(*inputs, *settings, *results)
         return results
-    if _needs_dispatch(rewards, values):
+    if needs_dispatch(rewards, values):
         found = _gae(*(x.detach() for x in inputs), *settings)
         return found if results is None else (results[0].copy_(found[0]), results[1].copy_(found[1]))
     results = results or (rewards.new_empty(rewards.shape), rewards.new_empty(rewards.shape))
@@ -197,7 +181,7 @@ def ppo_loss(
         ("weights", weights), ("normalizer", per_token),
     )  # fmt: skip
     inputs = [None if x is None else arrays.floats(name, x) for name, x in named]
-    settings = _Settings(
+    settings = Settings(
         divisor,
         float(clip),
         float(clip if clip_high is None else clip_high),
@@ -206,34 +190,28 @@ def ppo_loss(
         kl_estimator,
         (1.0, float(value_coef), float(kl_coef), float(entropy_coef)),
     )
-    if not arrays.torch:
-        losses, sums = np.empty(5, inputs[0].dtype), np.empty(_NUM_SUMS)
-        _native.ppo_loss(*inputs, trainable, *settings[:-1], *settings.coefs, None, None, None, losses, sums)
-        return PPOLoss(*losses, sums=sums)
-    if _needs_dispatch(*inputs):
-        leaves = [x if x is None or i in _DIFFERENTIABLE else x.detach() for i, x in enumerate(inputs)]
-        losses, sums = _loss(*leaves, trainable, *settings[:-1], *settings.coefs)
-        return PPOLoss(*losses.unbind(), sums=sums)
-    leaves = [inputs[i] for i in _DIFFERENTIABLE]
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in leaves):
-        *losses, sums = _Loss.apply(*leaves, inputs, trainable, settings)
+    losses: Any
+    sums: Array
+    if arrays.torch:
+        losses, sums = torch_loss(inputs, trainable, settings)
     else:
-        sums = torch.empty(_NUM_SUMS, dtype=torch.float64)
-        losses = _run_loss(inputs, trainable, settings, (None, None, None), sums).unbind()
-    return PPOLoss(*losses, sums=sums)
+        losses, sums = np.empty(5, logp.dtype), np.empty(NUM_SUMS)
+        _native.ppo_loss(*inputs, trainable, *settings[:-1], *settings.coefs, None, None, None, losses, sums)
+    loss, policy_loss, value_loss, kl_loss, entropy_loss = losses
+    return PPOLoss(loss, policy_loss, value_loss, kl_loss, entropy_loss, sums)
 
 
 def join_sums(parts: Array) -> Array:
     """float64 [sums]: of a whole batch from the ``sums`` [parts, sums] of its parts (micro-batches,
     ranks)."""
-    return _joined("join_sums", "parts", parts, _NUM_SUMS, _native.ppo_join_sums)
+    return _joined("join_sums", "parts", parts, NUM_SUMS, _native.ppo_join_sums)
 
 
 def metrics_of(sums: Array) -> dict[str, Array]:
     """The metrics of ``sums`` (float64), of one call or joined: exactly those of the whole batch."""
     sums = _Arrays("metrics_of", "sums", sums).floats("sums", sums)
     if isinstance(sums, Tensor):
-        found = _metrics(sums) if _needs_dispatch(sums) else _metrics_of(sums)
+        found = _metrics(sums) if needs_dispatch(sums) else _metrics_of(sums)
         return dict(zip(_METRICS, found.unbind(), strict=True))
     out = np.empty(len(_METRICS))
     _native.ppo_metrics(sums, out)
@@ -386,17 +364,6 @@ def _name_of(dtype: Any) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _needs_dispatch(*tensors: Tensor | None) -> bool:
-    """Whether more than eager autograd has to see the operator: tracing, subclasses, transforms."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-        or any(x is not None and (x.is_meta or type(x) not in _PLAIN) for x in tensors)
-    )
-
-
 # ---- torch operators ----
 
 
@@ -478,137 +445,3 @@ def _metrics(sums: Tensor) -> Tensor:
 @_metrics.register_fake
 def _(sums):
     return sums.new_empty(len(_METRICS))
-
-
-def _run_loss(
-    inputs: Sequence[Tensor | None], trainable: Tensor, settings: _Settings, gradients: Sequence[Tensor | None],
-    sums: Tensor,
-) -> Tensor:  # fmt: skip
-    """Fills sums and the gradients that are there; returns (loss, policy, value, kl, entropy)."""
-    losses = torch.empty(5, dtype=inputs[0].dtype)
-    _native.ppo_loss(
-        *[None if x is None else to_dlpack(x) for x in inputs], to_dlpack(trainable), *settings[:-1],
-        *settings.coefs, *[None if x is None else to_dlpack(x) for x in gradients], to_dlpack(losses),
-        to_dlpack(sums),
-    )  # fmt: skip
-    return losses
-
-
-def _gradients_like(leaves: Sequence[Tensor | None]) -> list[Tensor | None]:
-    return [None if x is None else torch.empty(x.shape, dtype=x.dtype) for x in leaves]
-
-
-class _Loss(torch.autograd.Function):
-    """The eager path: gradients of the weighted sum come out of the forward pass, and are handed on as they are
-    where that sum is what is differentiated."""
-
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple:
-        *leaves, inputs, trainable, settings = arguments
-        gradients = _gradients_like([x if x is not None and x.requires_grad else None for x in leaves])
-        sums = torch.empty(_NUM_SUMS, dtype=torch.float64)
-        losses = _run_loss(inputs, trainable, settings, gradients, sums)
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(sums)
-        ctx.save_for_backward(*gradients, *inputs, trainable)
-        ctx.settings = settings
-        return *losses.unbind(), sums
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, of_loss: Tensor | None, *of_parts: Tensor | None) -> tuple:
-        *saved, trainable = ctx.saved_tensors
-        gradients, inputs = saved[:3], saved[3:]
-        parts = of_parts[:4]
-        if any(x is not None for x in parts):
-            upstream = torch.stack([torch.zeros(()) if x is None else x for x in (of_loss, *parts)])
-            wanted = [None if g is None else x for g, x in zip(gradients, _leaves(inputs), strict=True)]
-            gradients = _backward(upstream, inputs, trainable, ctx.settings, _gradients_like(wanted))
-        elif of_loss is None:
-            gradients = [None] * 3
-        elif (scale := of_loss.item()) != 1.0:
-            gradients = [None if x is None else x * scale for x in gradients]
-        return *gradients, None, None, None
-
-
-def _leaves(inputs: Sequence[Tensor | None]) -> list[Tensor | None]:
-    return [inputs[i] for i in _DIFFERENTIABLE]
-
-
-def _backward(
-    upstream: Tensor, inputs: Sequence[Tensor | None], trainable: Tensor, settings: _Settings,
-    gradients: list[Tensor | None],
-) -> list[Tensor | None]:  # fmt: skip
-    """Gradients of the sum that upstream [5] makes of the loss and its four parts."""
-    of_loss, *of_parts = upstream.tolist()
-    coefs = tuple(of_loss * coef + part for coef, part in zip(settings.coefs, of_parts, strict=True))
-    sums = torch.empty(_NUM_SUMS, dtype=torch.float64)
-    _run_loss(inputs, trainable, settings._replace(coefs=coefs), gradients, sums)
-    return gradients
-
-
-@torch.library.custom_op("earnest::ppo_loss", mutates_args=())
-def _loss(
-    logp: Tensor, logp_old: Tensor, advantages: Tensor, values: Tensor | None, values_old: Tensor | None,
-    returns: Tensor | None, logp_ref: Tensor | None, entropy: Tensor | None, weights: Tensor | None,
-    token_normalizer: Tensor | None, trainable: Tensor, normalizer: float, clip_low: float, clip_high: float,
-    clip_value: float | None, dual_clip: float | None, kl_estimator: str, policy_coef: float,
-    value_coef: float, kl_coef: float, entropy_coef: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """((loss, policy, value, kl, entropy), sums): what tracers see."""
-    inputs = (
-        logp, logp_old, advantages, values, values_old, returns, logp_ref, entropy, weights, token_normalizer
-    )  # fmt: skip
-    settings = (normalizer, clip_low, clip_high, clip_value, dual_clip, kl_estimator)
-    sums = torch.empty(_NUM_SUMS, dtype=torch.float64)
-    coefs = (policy_coef, value_coef, kl_coef, entropy_coef)
-    return _run_loss(inputs, trainable, _Settings(*settings, coefs), (None, None, None), sums), sums
-
-
-@_loss.register_fake
-def _(logp, *rest):
-    return logp.new_empty(5), logp.new_empty(_NUM_SUMS, dtype=torch.float64)
-
-
-@torch.library.custom_op("earnest::ppo_loss_backward", mutates_args=())
-def _loss_backward(
-    upstream: Tensor, logp: Tensor, logp_old: Tensor, advantages: Tensor, values: Tensor | None,
-    values_old: Tensor | None, returns: Tensor | None, logp_ref: Tensor | None, entropy: Tensor | None,
-    weights: Tensor | None, token_normalizer: Tensor | None, trainable: Tensor, normalizer: float,
-    clip_low: float, clip_high: float, clip_value: float | None, dual_clip: float | None, kl_estimator: str,
-    policy_coef: float, value_coef: float, kl_coef: float, entropy_coef: float,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients with respect to logp, values and entropy; empty for those that are not there."""
-    inputs = (
-        logp, logp_old, advantages, values, values_old, returns, logp_ref, entropy, weights, token_normalizer
-    )  # fmt: skip
-    settings = (normalizer, clip_low, clip_high, clip_value, dual_clip, kl_estimator)
-    settings = _Settings(*settings, (policy_coef, value_coef, kl_coef, entropy_coef))
-    gradients = _backward(upstream, inputs, trainable, settings, _gradients_like(_leaves(inputs)))
-    of_logp, of_values, of_entropy = (logp.new_empty(0) if g is None else g for g in gradients)
-    return of_logp, of_values, of_entropy
-
-
-@_loss_backward.register_fake
-def _(upstream, *inputs):
-    logp = inputs[0]
-    return tuple(logp.new_empty(0 if x is None else x.shape) for x in _leaves(inputs))
-
-
-def _save_inputs(ctx: Any, inputs: tuple, output: tuple) -> None:
-    ctx.save_for_backward(*inputs[:11])
-    ctx.settings = inputs[11:]
-    ctx.mark_non_differentiable(output[1])
-
-
-def _backward_of_op(ctx: Any, upstream: Tensor, _: Tensor) -> tuple:
-    inputs = ctx.saved_tensors
-    gradients = iter(_loss_backward(upstream, *inputs, *ctx.settings))
-    found: list[Tensor | None] = [None] * 21
-    for i in _DIFFERENTIABLE:
-        gradient = next(gradients)
-        found[i] = None if inputs[i] is None else gradient
-    return tuple(found)
-
-
-_loss.register_autograd(_backward_of_op, setup_context=_save_inputs)
