@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times earnest.ops.gae and ppo_loss (forward and backward) against their peers, after checking that all agree.
+"""Times earnest.ops.gae and ppo_loss (with its gradients) against peers, after checking that all agree.
 
     python bench/ppo.py [--threads 1] [--seconds 1.0] [--only NAME]
 
-Advantages: a scan in numba over [steps, sequences] (lanes are sequences, the layout that suits it) and one over
-[sequences, steps]. Losses: the textbook formula in torch, eager and through torch.compile. 80 % of the tokens are
-trainable, in turns with gaps between them. Rounds alternate between all; medians are printed. With one thread the
-clock is the thread's CPU time, so that others' load does not count.
+Advantages: a scan in numba over [steps, sequences] (lanes are sequences, the layout that suits it) and one
+over [sequences, steps]. Losses: the textbook formula in torch, eager and through torch.compile. 80 % of the
+tokens are trainable, in turns with gaps between them. Rounds alternate between all; medians are printed. With
+one thread the clock is the thread's CPU time, so that others' load does not count.
 """
 
 import argparse
@@ -21,7 +21,6 @@ from torch import Tensor
 
 from earnest import _native
 from earnest.ops import gae, ppo_loss
-
 
 GAMMA, LAM = 0.99, 0.95
 SHAPES = {"16x1024": (16, 1024), "512x2048": (512, 2048)}
@@ -84,7 +83,7 @@ def gae_peers(data: dict[str, Tensor], sequences: int, steps: int, threads: int)
     numba.set_num_threads(threads)
     scan_columns = numba.njit(_columns, parallel=threads > 1)
     cu = torch.arange(sequences + 1, dtype=torch.int32) * steps
-    g, l = np.float32(GAMMA), np.float32(LAM)
+    discounts = np.float32(GAMMA), np.float32(LAM)
     inputs = (data["rewards"], data["values"], data["trainable"], cu)
     arrays = tuple(x.numpy() for x in inputs)
     settings = {"gamma": GAMMA, "lam": LAM}
@@ -95,8 +94,8 @@ def gae_peers(data: dict[str, Tensor], sequences: int, steps: int, threads: int)
         "ours, out=": lambda: gae(*inputs, **settings, out=out),
         "ours, numpy, out=": lambda: gae(*arrays, **settings, out=arrays_out),
         "ours, g=l=1, out=": lambda: gae(*inputs, out=out),
-        "numba [T,B]": lambda: scan_columns(*columns, g, l),
-        "numba [B,T]": lambda: scan_rows(r, v, m, g, l),
+        "numba [T,B]": lambda: scan_columns(*columns, *discounts),
+        "numba [B,T]": lambda: scan_rows(r, v, m, *discounts),
     }
     mine, theirs = runs["ours"](), runs["numba [T,B]"]()
     for a, b in zip(mine, theirs, strict=True):
@@ -185,15 +184,14 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     _native.set_num_threads(arguments.threads)
     clock = time.thread_time if arguments.threads == 1 else time.perf_counter
-    print(f"{_native.ppo_which('cpu')}, {arguments.threads} thread(s), torch {torch.__version__}; us, median; x: peer / ours")
+    tier = _native.ppo_which("cpu")
+    print(f"{tier}, {arguments.threads} thread(s), torch {torch.__version__}; us, median; x: peer / ours")
     for shape, (sequences, steps) in SHAPES.items():
         data = batch(sequences, steps)
         for kind in ("gae", "loss"):
             if arguments.only not in f"{kind} {shape}":
                 continue
-            runs = (
-                gae_peers(data, sequences, steps, arguments.threads) if kind == "gae" else loss_peers(data)
-            )
+            runs = gae_peers(data, sequences, steps, arguments.threads) if kind == "gae" else loss_peers(data)
             found = median_times(runs, arguments.seconds, clock)
             row = "  ".join(f"{n} {t * 1e6:.1f} (x{t / found['ours']:.2f})" for n, t in found.items())
             print(f"{kind} {shape}: {row}", flush=True)

@@ -3,15 +3,15 @@
 
 A kernel test takes from here what its arguments allow, instead of inventing a milder list:
 
-- ``LENGTHS``: numbers of rows, tokens or frames, by name: none, one, primes, and both sides of the edges at which
-  kernels change course (vectors of 2 to 64 lanes, blocks of 4,096).
-- ``PACKS``: lengths of the sequences of a packed batch, by name: ragged, with empty sequences at either end and in
-  a row, one long among short ones. ``cu_seqlens`` makes the offsets of one.
-- ``MASKS``: which of n entries count, by name: all, none, the first or last alone, every other one, turns with
-  gaps, random.
-- ``LAYOUTS``: the same numbers somewhere else in memory, by name, each a function tensor -> equal tensor: strided,
-  reversed in memory, one element off, an odd number of bytes off where the dtype allows it. An operator must give
-  the same result for each, bit for bit, or refuse it with a clear error.
+- ``LENGTHS``: numbers of rows, tokens or frames, by name: none, one, primes, and both sides of the edges at
+  which kernels change course (vectors of 2 to 64 lanes, blocks of 4,096).
+- ``PACKS``: lengths of the sequences of a packed batch, by name: ragged, with empty sequences at either end
+  and in a row, one long among short ones. ``cu_seqlens`` makes the offsets of one.
+- ``MASKS``: which of n entries count, by name, each a function n -> bool [n]: all, none, the first or last
+  alone, every other one, turns with gaps, random.
+- ``LAYOUTS``: the same numbers somewhere else in memory, by name, each a function tensor -> equal tensor:
+  strided, transposed, one element off, an odd number of bytes off where the dtype allows it. An operator must
+  give the same result for each, bit for bit, or refuse it with a clear error.
 
     @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
     @pytest.mark.parametrize("lengths", PACKS.values(), ids=PACKS)
@@ -105,8 +105,8 @@ def element_off(x: Tensor) -> Tensor:
 
 
 def odd_bytes(x: Tensor) -> Tensor:
-    """Contiguous, as far from an aligned address as the dtype allows: an odd number of bytes for bytes and flags,
-    one element (whose address is then a multiple of its size and of nothing larger) for the others."""
+    """Contiguous, as far from an aligned address as the dtype allows: an odd number of bytes for bytes and
+    flags, one element (whose address is then a multiple of its size and of nothing larger) for the others."""
     size = x.element_size()
     room = torch.empty(x.numel() * size + 64 + size, dtype=torch.uint8)
     offset = -room.data_ptr() % 64 + size

@@ -23,8 +23,8 @@ MODEL = {
     "cached": 2e-5,
 }
 
-# T1 and T4 of the testbeds. Terms of float32 tokens are computed in float32, sums over tokens in float64; beside
-# these limits, float32 must stay within FACTOR of plain float32 arithmetic.
+# T1 and T4 of the testbeds. Terms of float32 tokens are computed in float32, sums over tokens in float64;
+# beside these limits, float32 must stay within FACTOR of plain float32 arithmetic.
 PPO = {
     "loss": {"float64": 1e-9, "float32": 1e-5},  # relative, losses and gradients against autograd in float64
     "gae": {"float64": 1e-12, "float32": 1e-6},  # absolute, entries of order 1, against the O(n^2) definition

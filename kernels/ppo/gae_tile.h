@@ -4,12 +4,11 @@
 //
 // With u_t = V_t + lam A_t of the next trainable token, both recurrences become one:
 //   A_t = r_t - V_t + gamma u_next      u_t = b_t + c u_next,   b_t = (1 - lam) V_t + lam r_t,  c = gamma lam
-// and a masked token passes u on. Within a vector, with k_i trainable tokens before lane i and n in all, this
-// is
-//   u_i = c^-k_i (sum of b_j c^k_j over trainable j >= i, + c^n u of the vector after)
-// where every term of the sum has its own weight: lanes meet in a plain sum from the end. Only one
-// multiply-add per vector waits for the vector after it, and that one is in double: rounding to float is
-// never carried on.
+// The trainable tokens of a vector move together at its front. If those are n, and u_n belongs to the vector
+// after,
+//   u_i = c^-i (sum of b_j c^j over j >= i, + c^n u_n):
+// every term has a weight of its own, and lanes meet in a plain sum from the end. Only one multiply-add per
+// vector waits for the vector after it, and that one is in double: rounding to float is never carried on.
 #pragma once
 
 #include "kernels/ppo/lanes.h"
@@ -27,64 +26,62 @@ inline V sum_from_end(V x) {
   return x;
 }
 
-// How many of these bytes of 0 or 1 are 1, up to and with each.
-template <int kStep = 1>
-inline Flags counts_up_to(Flags flags) {
-  if constexpr (kStep < 16) return counts_up_to<kStep * 2>(flags + from_later<16 - kStep>(Flags{}, flags));
-  return flags;
-}
-
 #if EARNEST_PPO_BYTES > 16
 template <typename T, bool kCumulative>
 struct GaeScan {
   const GaeParams<T> params;
-  const Vec<T> zero{}, gamma = splat(T(params.gamma)), lam = splat(T(params.lam)),
-                       rest = splat(T(1.0 - params.lam));
-  Vec<T> power{}, inverse{};       // c^k and c^-k of lane k
-  double powers[kLanes<T> + 1]{};  // c^k
+  const Vec<T> zero{}, gamma = splat(T(params.gamma));
+  Vec<T> of_value{}, of_reward{};  // (1 - lam) c^i and lam c^i
+  Vec<T> inverse{};                // c^-i
+  double powers[kLanes<T> + 1]{};  // c^i
   double carry = 0.0;              // u of the first token after the vector
   Vec<T> poison{};                 // 0, or not a number once an entry was not finite
   Mask<T> lost{};                  // rewards that would be lost
 
   explicit GaeScan(const GaeParams<T>& p) : params(p) {
-    double c = 1.0;
-    for (int k = 0; k <= kLanes<T>; ++k, c *= p.gamma * p.lam) {
-      powers[k] = c;
-      if (k == kLanes<T>) break;
-      power[k] = static_cast<T>(c);
-      inverse[k] = static_cast<T>(1.0 / c);
+    powers[0] = 1.0;
+    for (int i = 0; i < kLanes<T>; ++i) {
+      of_value[i] = static_cast<T>((1.0 - p.lam) * powers[i]);
+      of_reward[i] = static_cast<T>(p.lam * powers[i]);
+      inverse[i] = static_cast<T>(1.0 / powers[i]);
+      powers[i + 1] = powers[i] * (p.gamma * p.lam);
     }
   }
 
-  // kCumulative is gamma = lam = 1: b = r, c = 1, and the return is the reverse cumulative reward itself.
   template <typename Lanes>
   void step(int64_t t, Lanes n) {
-    const Flags flags = (load_flags<T>(params.trainable + t, n) != 0) & 1;
-    const Mask<T> mask = mask_of<T>(flags);
-    const Vec<T> reward_in = load<T>(params.rewards + t, n);
-    const Vec<T> reward = keep(mask, reward_in), value = keep(mask, load<T>(params.values + t, n));
-    const Vec<T> surplus = reward - value;
-    poison += surplus * zero;
-    if (params.refuse_masked_rewards) lost |= ~mask & ~(reward_in == zero);
-
-    Vec<T> u;
-    const double after = carry;
+    const Flags flags = load_flags<T>(params.trainable + t, n);
+    const Vec<T> rewards = load<T>(params.rewards + t, n), values = load<T>(params.values + t, n);
+    if (params.refuse_masked_rewards) lost |= ~(mask_of<T>(flags) | (rewards == zero));
     if constexpr (kCumulative) {
-      const Vec<T> total = sum_from_end<1>(reward);
-      u = total + splat(static_cast<T>(after));
-      carry = after + total[0];
+      cumulate(t, n, mask_of<T>(flags), rewards, values);
     } else {
-      const Flags counts = counts_up_to(flags);
-      const Mask<T> rank = widened<T>(counts - flags);
-      const Vec<T> total = sum_from_end<1>((rest * value + lam * reward) * __builtin_shuffle(power, rank));
-      const double faded = after * powers[counts[kLanes<T> - 1]];
-      u = (total + splat(static_cast<T>(faded))) * __builtin_shuffle(inverse, rank);
+      const uint32_t chosen = bits_of(flags);
+      const Vec<T> reward = compressed<T>(chosen, rewards), value = compressed<T>(chosen, values);
+      const Vec<T> surplus = reward - value;
+      poison += surplus * zero;
+      const Vec<T> total = sum_from_end<1>(of_value * value + of_reward * reward);
+      const double faded = carry * powers[__builtin_popcount(chosen)];
+      const Vec<T> u = (total + splat(static_cast<T>(faded))) * inverse;
+      const Vec<T> u_next = from_later<1>(u, splat(static_cast<T>(carry)));
+      const Vec<T> advantage = surplus + gamma * u_next;
       carry = faded + total[0];
+      store<T>(params.advantages + t, expanded<T>(chosen, advantage), n);
+      store<T>(params.returns + t, expanded<T>(chosen, advantage + value), n);
     }
-    const Vec<T> u_next = from_later<1>(u, splat(static_cast<T>(after)));
-    const Vec<T> advantage = kCumulative ? u - value : surplus + gamma * u_next;
-    store<T>(params.advantages + t, keep(mask, advantage), n);
-    store<T>(params.returns + t, keep(mask, kCumulative ? u : advantage + value), n);
+  }
+
+  // gamma = lam = 1: b = r, c = 1, and the return is the reverse cumulative reward itself; nothing has to
+  // move.
+  template <typename Lanes>
+  void cumulate(int64_t t, Lanes n, Mask<T> mask, Vec<T> rewards, Vec<T> values) {
+    const Vec<T> reward = keep(mask, rewards), value = keep(mask, values);
+    poison += (reward - value) * zero;
+    const Vec<T> total = sum_from_end<1>(reward);
+    const Vec<T> u = total + splat(static_cast<T>(carry));
+    carry += total[0];
+    store<T>(params.advantages + t, keep(mask, u - value), n);
+    store<T>(params.returns + t, keep(mask, u), n);
   }
 
   bool run(int64_t first, int64_t last) {

@@ -182,6 +182,60 @@ inline Mask<T> load_mask(const uint8_t* p, int n) {
   return mask_of<T>(load_flags<T>(p, n));
 }
 
+#if EARNEST_PPO_BYTES > 16
+// Bit i is set where byte i is not 0.
+inline uint32_t bits_of(Flags bytes) {
+  return static_cast<uint32_t>(_mm_movemask_epi8(reinterpret_cast<__m128i>(bytes != 0)));
+}
+#endif
+
+// The lanes whose bit is set move together at the front, and back again; the others become 0.
+#if EARNEST_PPO_BYTES == 64
+template <typename T>
+inline Vec<T> compressed(uint32_t bits, Vec<T> x) {
+  if constexpr (sizeof(T) == 4) return _mm512_maskz_compress_ps(static_cast<__mmask16>(bits), x);
+  if constexpr (sizeof(T) == 8) return _mm512_maskz_compress_pd(static_cast<__mmask8>(bits), x);
+}
+template <typename T>
+inline Vec<T> expanded(uint32_t bits, Vec<T> x) {
+  if constexpr (sizeof(T) == 4) return _mm512_maskz_expand_ps(static_cast<__mmask16>(bits), x);
+  if constexpr (sizeof(T) == 8) return _mm512_maskz_expand_pd(static_cast<__mmask8>(bits), x);
+}
+#elif EARNEST_PPO_BYTES == 32
+// For each pattern of bits: where the lanes come from that move together, and where each goes back to. Lanes
+// without a source name lane 128, which stands for 0.
+struct LaneMoves {
+  uint8_t together[256][8], back[256][8];
+  constexpr LaneMoves() : together(), back() {
+    for (int bits = 0; bits < 256; ++bits) {
+      int count = 0;
+      for (int i = 0; i < 8; ++i) together[bits][i] = back[bits][i] = 128;
+      for (int i = 0; i < 8; ++i) {
+        if (bits >> i & 1)
+          back[bits][i] = static_cast<uint8_t>(count), together[bits][count++] = static_cast<uint8_t>(i);
+      }
+    }
+  }
+};
+constexpr LaneMoves kLaneMoves;
+
+template <typename T>
+inline Vec<T> moved(const uint8_t* sources, Vec<T> x) {
+  Flags bytes{};
+  std::memcpy(&bytes, sources, 8);
+  const Mask<T> lanes = widened<T>(bytes);
+  return keep(lanes < 128, __builtin_shuffle(x, lanes));
+}
+template <typename T>
+inline Vec<T> compressed(uint32_t bits, Vec<T> x) {
+  return moved<T>(kLaneMoves.together[bits], x);
+}
+template <typename T>
+inline Vec<T> expanded(uint32_t bits, Vec<T> x) {
+  return moved<T>(kLaneMoves.back[bits], x);
+}
+#endif
+
 // A sum of many numbers, kept in double also where the lanes are float.
 template <typename T>
 struct Total {

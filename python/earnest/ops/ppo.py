@@ -104,7 +104,9 @@ def gae(
     if needs_dispatch(rewards, values):
         found = _gae(*(x.detach() for x in inputs), *settings)
         return found if results is None else (results[0].copy_(found[0]), results[1].copy_(found[1]))
-    results = results or (rewards.new_empty(rewards.shape), rewards.new_empty(rewards.shape))
+    if results is None:
+        shape, dtype = rewards.shape, rewards.dtype
+        results = (torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype))
     _native.ppo_gae(*map(to_dlpack, inputs), *settings, *map(to_dlpack, results))
     return results
 
