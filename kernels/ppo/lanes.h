@@ -137,14 +137,26 @@ inline void store(T* p, Vec<A> x, int n) {
 // A byte for each lane: the first kLanes<T>; the others are 0.
 typedef uint8_t Flags __attribute__((vector_size(16)));
 
+inline Flags flags_of(uint64_t bytes) {
+  typedef uint64_t Halves __attribute__((vector_size(16)));
+  return reinterpret_cast<Flags>(Halves{bytes, 0});
+}
 template <typename T>
 inline Flags load_flags(const uint8_t* p, int n) {
-  Flags x{};
+  if constexpr (kLanes<T> == 16) {
+    Flags x{};
+    if (n == 16)
+      std::memcpy(&x, p, 16);
+    else
+      std::memcpy(&x, p, n);
+    return x;
+  }
+  uint64_t bytes = 0;  // by way of a register: bytes put together in memory would have to wait to be read
   if (n == kLanes<T>)
-    std::memcpy(&x, p, kLanes<T>);
+    std::memcpy(&bytes, p, kLanes<T> < 8 ? kLanes<T> : 8);
   else
-    std::memcpy(&x, p, n);
-  return x;
+    std::memcpy(&bytes, p, n);
+  return flags_of(bytes);
 }
 
 #if EARNEST_PPO_BYTES > 16
@@ -221,9 +233,9 @@ constexpr LaneMoves kLaneMoves;
 
 template <typename T>
 inline Vec<T> moved(const uint8_t* sources, Vec<T> x) {
-  Flags bytes{};
+  uint64_t bytes;
   std::memcpy(&bytes, sources, 8);
-  const Mask<T> lanes = widened<T>(bytes);
+  const Mask<T> lanes = widened<T>(flags_of(bytes));
   return keep(lanes < 128, __builtin_shuffle(x, lanes));
 }
 template <typename T>
