@@ -108,7 +108,8 @@ void loss_equals_oracle(double bound) {
       check_near(mine.values, oracle.values, bound);
       check_near(mine.entropy, oracle.entropy, bound);
       for (int i = 0; i < kRatioMax; ++i)
-        CHECK_NEAR(mine.sums[i], oracle.sums[i], (sizeof(T) == 4 ? bound : 20 * bound) * std::max<double>(1, tokens));
+        CHECK_NEAR(mine.sums[i], oracle.sums[i],
+                   (sizeof(T) == 4 ? bound : 20 * bound) * std::max<double>(1, tokens));
       for (int i = kRatioMax; i < kNumSums; ++i) {
         CHECK(mine.sums[i] == oracle.sums[i] || std::abs(mine.sums[i] / oracle.sums[i] - 1) < 10 * bound);
       }
