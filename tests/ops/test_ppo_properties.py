@@ -187,6 +187,17 @@ def test_float32_advantages_are_as_good_as_plain_float32(gamma, lam, lengths, ti
             assert float(norm(mine - exact)) <= FACTOR * float(norm(theirs - exact)) + floor
 
 
+@pytest.mark.parametrize(("gamma", "lam"), [(1.0, 1.0), (1.0, 0.9999), (0.9999, 1.0)])
+def test_rounding_is_not_carried_along_a_long_sequence(gamma, lam, tier: str) -> None:
+    rewards, values, trainable, bounds = pack((100_000,), "turns")
+    clean = [torch.where(trainable, x, 0.0).double() for x in (rewards, values)]
+    wanted = recurrence(*clean, trainable, bounds, gamma, lam)
+    for mine, exact in zip(
+        gae(rewards, values, trainable, bounds, gamma=gamma, lam=lam), wanted, strict=True
+    ):
+        assert float((mine - exact).abs().max()) <= 4 * PPO["rounding"] * float(exact.abs().max())
+
+
 @pytest.mark.parametrize("kl_estimator", ["k1", "k2", "k3"])
 @pytest.mark.parametrize("shift", [1e-4, 0.4, 5.0])
 def test_float32_losses_are_as_good_as_plain_float32(shift: float, kl_estimator: str, tier: str) -> None:
