@@ -82,8 +82,9 @@ void loss(const Input<T, 1>& logp, const Input<T, 1>& logp_old, const Input<T, 1
           const MaybeInput<T>& logp_ref, const MaybeInput<T>& entropy, const MaybeInput<T>& weights,
           const MaybeInput<T>& token_normalizer, const Flags& trainable, double normalizer, double clip_low,
           double clip_high, std::optional<double> clip_value, std::optional<double> dual_clip,
-          const std::string& kl_estimator, const Output<T, 1>& grad_policy, const MaybeOutput<T>& grad_value,
-          const MaybeOutput<T>& grad_kl, const MaybeOutput<T>& grad_entropy, const Output<double, 1>& sums) {
+          const std::string& kl_estimator, double policy_coef, double value_coef, double kl_coef,
+          double entropy_coef, const MaybeOutput<T>& grad_logp, const MaybeOutput<T>& grad_values,
+          const MaybeOutput<T>& grad_entropy, const Output<T, 1>& losses, const Output<double, 1>& sums) {
   constexpr const char* kOp = "ppo_loss";
   const size_t tokens = logp.shape(0);
   ppo::LossParams<T> params;
@@ -105,20 +106,24 @@ void loss(const Input<T, 1>& logp, const Input<T, 1>& logp_old, const Input<T, 1
   params.clip_value = clip_value.value_or(ppo::kNoClip);
   params.dual_clip = dual_clip.value_or(ppo::kNoClip);
   params.kl_estimator = kl_estimator_of(kl_estimator);
-  params.grad_policy = data_of(kOp, "grad_policy", grad_policy, tokens);
-  params.grad_value = data_of(kOp, "grad_value", grad_value, tokens);
-  params.grad_kl = data_of(kOp, "grad_kl", grad_kl, tokens);
+  params.policy_coef = policy_coef;
+  params.value_coef = value_coef;
+  params.kl_coef = kl_coef;
+  params.entropy_coef = entropy_coef;
+  params.grad_logp = data_of(kOp, "grad_logp", grad_logp, tokens);
+  params.grad_values = data_of(kOp, "grad_values", grad_values, tokens);
   params.grad_entropy = data_of(kOp, "grad_entropy", grad_entropy, tokens);
-  if (params.values && !params.grad_value)
-    raise_if_error(invalid_argument(kOp, "grad_value", "an array", "none"));
   params.sums = data_of(kOp, "sums", sums, ppo::kNumSums);
-  std::vector<double> workspace(ppo::loss_workspace_size(params.tokens) / sizeof(double));
+  T* five = data_of(kOp, "losses", losses, 5);
   Status status;
   {
     nb::gil_scoped_release release;
+    std::vector<double> workspace(ppo::loss_workspace_size(params.tokens) / sizeof(double));
     status = ppo::run_loss(params, workspace.data());
   }
   raise_if_error(status);
+  five[0] = static_cast<T>(ppo::total_loss(params, params.sums));
+  std::copy(params.sums, params.sums + 4, five + 1);
 }
 
 template <typename T>
@@ -232,8 +237,9 @@ void bind(nb::module_& module) {
   module.def("ppo_loss", &loss<T>, array("logp"), array("logp_old"), array("advantages"), maybe("values"),
              maybe("values_old"), maybe("returns"), maybe("logp_ref"), maybe("entropy"), maybe("weights"),
              maybe("token_normalizer"), array("trainable"), "normalizer"_a, "clip_low"_a, "clip_high"_a,
-             "clip_value"_a.none(), "dual_clip"_a.none(), "kl_estimator"_a, array("grad_policy"),
-             maybe("grad_value"), maybe("grad_kl"), maybe("grad_entropy"), array("sums"));
+             "clip_value"_a.none(), "dual_clip"_a.none(), "kl_estimator"_a, "policy_coef"_a, "value_coef"_a,
+             "kl_coef"_a, "entropy_coef"_a, maybe("grad_logp"), maybe("grad_values"), maybe("grad_entropy"),
+             array("losses"), array("sums"));
   module.def("ppo_moments", &moments<T>, array("x"), array("trainable"), array("out"));
   module.def("ppo_whiten", &whiten<T>, array("x"), array("trainable"), array("moments"), "eps"_a, "min_std"_a,
              array("out"));

@@ -16,7 +16,7 @@ struct BlockMoments {
   bool good;
 };
 
-int64_t num_blocks(int64_t tokens) { return (tokens + kBlockTokens - 1) / kBlockTokens; }
+int64_t num_blocks(int64_t tokens) { return tokens / kBlockTokens + (tokens % kBlockTokens != 0); }
 
 template <typename Task>
 void for_each_block(int64_t tokens, const Task& task) {
@@ -94,7 +94,10 @@ Status run_moments(const MomentsParams<T>& p, Moments* moments, void* workspace,
   });
   *moments = {};
   for (int64_t i = 0; i < num_blocks(p.tokens); ++i) {
-    if (!blocks[i].good) return find_bad_entry("whiten", "x", "trainable tokens", p.x, p.trainable, p.tokens);
+    if (!blocks[i].good) {  // or its squares overflow
+      Status status = find_bad_entry("whiten", "x", "trainable tokens", p.x, p.trainable, p.tokens);
+      if (!status.ok()) return status;
+    }
     *moments = join(*moments, blocks[i].moments);
   }
   return {};

@@ -21,7 +21,7 @@
 
 namespace earnest::ppo {
 
-template <typename T>  // float or double; sums are carried in double for both
+template <typename T>  // float or double; what is carried from token to token is in double for both
 struct GaeParams {
   const T* rewards = nullptr;           // [tokens]
   const T* values = nullptr;            // [tokens]
@@ -38,6 +38,10 @@ struct GaeParams {
 
 template <typename T>
 Status run_gae(const GaeParams<T>& params, Device device = Device::kCpu);
+
+// What run_gae refuses before it reads rewards, values or flags: settings, sizes, cu_seqlens.
+template <typename T>
+Status check_gae(const GaeParams<T>& params);
 
 // The oracle: the recurrence above as it is written, one token at a time. Takes checked parameters.
 template <typename T>

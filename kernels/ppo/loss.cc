@@ -12,14 +12,49 @@ namespace earnest::ppo {
 namespace {
 
 constexpr const char* kOp = "ppo_loss";
-constexpr int kBlockDoubles =
-    kNumSums + 1;  // the sums of a block, and 1.0 if an entry there must be reported
+constexpr int kBlockDoubles = kNumSums + 1;  // the sums of a block, and 1.0 if it must be searched
 
-int64_t num_blocks(int64_t tokens) { return (tokens + kBlockTokens - 1) / kBlockTokens; }
+int64_t num_blocks(int64_t tokens) { return tokens / kBlockTokens + (tokens % kBlockTokens != 0); }
+
+// Names the first entry from `begin` on that is not as it must be. None may be wrong: a sum of large numbers
+// can overflow too.
+template <typename T>
+Status find_bad_entry(const LossParams<T>& p, int64_t begin) {
+  const struct {
+    const char* name;
+    const T* x;
+  } inputs[] = {{"logp", p.logp},
+                {"logp_old", p.logp_old},
+                {"advantages", p.advantages},
+                {"values", p.values},
+                {"values_old", p.values && p.clip_value != kNoClip ? p.values_old : nullptr},
+                {"returns", p.values ? p.returns : nullptr},
+                {"logp_ref", p.logp_ref},
+                {"entropy", p.entropy},
+                {"weights", p.weights}};
+  for (int64_t t = begin; t < p.tokens; ++t) {
+    if (!p.trainable[t]) continue;
+    for (const auto& input : inputs) {
+      if (input.x == nullptr || std::isfinite(input.x[t])) continue;
+      return invalid_argument(kOp, input.name, "finite numbers at trainable tokens",
+                              std::to_string(input.x[t]) + " at token " + std::to_string(t));
+    }
+    if (p.token_normalizer && !(p.token_normalizer[t] > T(0) && std::isfinite(p.token_normalizer[t]))) {
+      return invalid_argument(kOp, "normalizer", "numbers above 0 at trainable tokens",
+                              std::to_string(p.token_normalizer[t]) + " at token " + std::to_string(t));
+    }
+  }
+  return {};
+}
+
+}  // namespace
 
 template <typename T>
 Status check_loss(const LossParams<T>& p) {
   const auto number = [](double x) { return std::to_string(x); };
+  if (p.tokens < 0 || p.tokens > kMostTokens) {
+    return invalid_argument(kOp, "tokens", "a number in [0, 2^56]", std::to_string(p.tokens));
+  }
   if (!(p.clip_low >= 0.0 && p.clip_low < 1.0)) {
     return invalid_argument(kOp, "clip", "a number in [0, 1)", number(p.clip_low));
   }
@@ -38,40 +73,11 @@ Status check_loss(const LossParams<T>& p) {
   if (p.values && !p.values_old && p.clip_value != kNoClip) {
     return invalid_argument(kOp, "values_old", "an array beside clip_value", "none");
   }
+  for (double coef : {p.policy_coef, p.value_coef, p.kl_coef, p.entropy_coef}) {
+    if (!std::isfinite(coef)) return invalid_argument(kOp, "coef", "finite numbers", number(coef));
+  }
   return {};
 }
-
-// Names the first entry that made a block fail.
-template <typename T>
-Status find_bad_entry(const LossParams<T>& p, int64_t begin) {
-  const struct {
-    const char* name;
-    const T* x;
-  } inputs[] = {{"logp", p.logp},
-                {"logp_old", p.logp_old},
-                {"advantages", p.advantages},
-                {"values", p.values},
-                {"values_old", p.values ? p.values_old : nullptr},
-                {"returns", p.values ? p.returns : nullptr},
-                {"logp_ref", p.logp_ref},
-                {"entropy", p.entropy},
-                {"weights", p.weights}};
-  for (int64_t t = begin; t < p.tokens; ++t) {
-    if (!p.trainable[t]) continue;
-    for (const auto& input : inputs) {
-      if (input.x == nullptr || std::isfinite(input.x[t])) continue;
-      return invalid_argument(kOp, input.name, "finite numbers at trainable tokens",
-                              std::to_string(input.x[t]) + " at token " + std::to_string(t));
-    }
-    if (p.token_normalizer && !(p.token_normalizer[t] > T(0) && std::isfinite(p.token_normalizer[t]))) {
-      return invalid_argument(kOp, "normalizer", "numbers above 0 at trainable tokens",
-                              std::to_string(p.token_normalizer[t]) + " at token " + std::to_string(t));
-    }
-  }
-  return {StatusCode::kInternal, "[ppo_loss] block: expected a token to report, got none"};
-}
-
-}  // namespace
 
 size_t loss_workspace_size(int64_t tokens) {
   return static_cast<size_t>(num_blocks(tokens)) * kBlockDoubles * sizeof(double);
@@ -126,10 +132,8 @@ Status run_loss(const LossParams<T>& p, void* workspace, Device device) {
   if (Status status = tier_kernels(&tier); !status.ok()) return status;
 
   double n = p.normalizer;
-  if (n == 0.0) {  // one byte a token, read before the pass because every gradient needs it
-    int64_t count = 0;
-    for (int64_t t = 0; t < p.tokens; ++t) count += p.trainable[t] != 0;
-    n = static_cast<double>(std::max<int64_t>(count, 1));
+  if (n == 0.0 && !p.token_normalizer) {  // one byte a token, before the pass: every gradient needs it
+    n = static_cast<double>(std::max<int64_t>(1, tier.count_block(p.trainable, 0, p.tokens)));
   }
   auto* results = static_cast<double*>(workspace);
   const int64_t blocks = num_blocks(p.tokens);
@@ -149,12 +153,24 @@ Status run_loss(const LossParams<T>& p, void* workspace, Device device) {
   p.sums[kRatioMin] = kNoClip;
   for (int64_t i = 0; i < blocks; ++i) {
     const double* result = results + i * kBlockDoubles;
-    if (result[kNumSums] != 0.0) return find_bad_entry(p, i * kBlockTokens);
+    if (result[kNumSums] != 0.0) {
+      if (Status status = find_bad_entry(p, i * kBlockTokens); !status.ok()) return status;
+    }
     join_sums(result, p.sums);
   }
   return {};
 }
 
+template <typename T>
+double total_loss(const LossParams<T>& p, const double* sums) {
+  return p.policy_coef * sums[kPolicyLoss] + p.value_coef * sums[kValueLoss] + p.kl_coef * sums[kKlLoss] +
+         p.entropy_coef * sums[kEntropyLoss];
+}
+
+template Status check_loss<float>(const LossParams<float>&);
+template Status check_loss<double>(const LossParams<double>&);
+template double total_loss<float>(const LossParams<float>&, const double*);
+template double total_loss<double>(const LossParams<double>&, const double*);
 template Status run_loss<float>(const LossParams<float>&, void*, Device);
 template Status run_loss<double>(const LossParams<double>&, void*, Device);
 

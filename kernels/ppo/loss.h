@@ -1,22 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
-// The PPO losses of a batch of tokens, their gradients and their metrics, in one pass over memory.
-// With m = trainable, N_t = normalizer (or token_normalizer[t]), x = clamp(logp - logp_old, -20, 20), rho =
-// exp(x):
+// The PPO losses of a batch of tokens, the gradients of their weighted sum and their metrics, in one pass
+// over memory. With m = trainable, N_t = normalizer (or token_normalizer[t]), x = clamp(logp - logp_old, -20,
+// 20), rho = exp(x):
 //
-//   policy   sum m/N_t w_t min(max(-rho A, -clip(rho, 1 - clip_low, 1 + clip_high) A), dual)   dual =
-//   -dual_clip A
-//            where A < 0, none elsewhere; w = weights (constants, e.g. truncated importance sampling),
-//            default 1
+//   policy   sum m/N_t w_t min(max(-rho A, -clip(rho, 1 - clip_low, 1 + clip_high) A), dual), with
+//            dual = -dual_clip A where A < 0, none elsewhere; w = weights (constants, e.g. truncated
+//            importance sampling), default 1
 //   value    sum m/N_t max((V - R)^2, (clip(V, V_old - clip_value, V_old + clip_value) - R)^2) / 2
-//   kl       sum m/N_t k    k1 = logp - logp_ref,  k2 = k1^2 / 2,  k3 = exp(y) - 1 - y with y = clamp(-k1,
-//   -20, 20) entropy  sum m/N_t (-H)
+//   kl       sum m/N_t k    k1 = logp - logp_ref,  k2 = k1^2 / 2,
+//            k3 = exp(y) - 1 - y with y = clamp(-k1, -20, 20)
+//   entropy  sum m/N_t (-H)
+//   loss     policy_coef policy + value_coef value + kl_coef kl + entropy_coef entropy
 //
 // Conventions at ties, all tested: the gradient flows through the unclipped branch unless the clipped one is
 // strictly larger, so exactly at a clip edge it flows; it flows unless the dual bound is strictly exceeded;
 // the clamp of the log-ratio passes the gradient on the closed interval [-20, 20]. A clip fraction counts
 // tokens whose gradient is cut, not tokens whose ratio is outside. Masked entries are never used, whatever
-// they hold; an entry that is not finite at a trainable token is an error that names it. Arithmetic is double
-// throughout, for float inputs too.
+// they hold; an entry that is not finite at a trainable token is an error that names it.
+//
+// A token's terms are computed in the type of the arrays (edges rounded to it, as autograd would); sums over
+// tokens are in double for both types.
 #pragma once
 
 #include <cstddef>
@@ -88,12 +91,15 @@ struct LossParams {
   double clip_value = kNoClip;  // > 0
   double dual_clip = kNoClip;   // > 1
   KlEstimator kl_estimator = KlEstimator::kK2;
+  double policy_coef = 1.0;  // finite
+  double value_coef = 1.0;
+  double kl_coef = 0.0;
+  double entropy_coef = 0.0;
 
-  // Outputs, each [tokens], 0 where masked; null where the matching input is.
-  T* grad_policy = nullptr;   // d policy / d logp
-  T* grad_value = nullptr;    // d value / d values
-  T* grad_kl = nullptr;       // d kl / d logp
-  T* grad_entropy = nullptr;  // d entropy loss / d entropy
+  // Outputs, each [tokens], 0 where masked; null for those that are not wanted.
+  T* grad_logp = nullptr;     // d loss / d logp
+  T* grad_values = nullptr;   // d loss / d values
+  T* grad_entropy = nullptr;  // d loss / d entropy
   double* sums = nullptr;     // [kNumSums]
 };
 
@@ -102,6 +108,14 @@ size_t loss_workspace_size(int64_t tokens);
 
 template <typename T>
 Status run_loss(const LossParams<T>& params, void* workspace, Device device = Device::kCpu);
+
+// What run_loss refuses before it reads any array but for its being there.
+template <typename T>
+Status check_loss(const LossParams<T>& params);
+
+// The weighted sum of the four losses.
+template <typename T>
+double total_loss(const LossParams<T>& params, const double* sums);
 
 // The oracle: the formulas above, one token at a time. Takes checked parameters.
 template <typename T>

@@ -1,180 +1,242 @@
 // SPDX-License-Identifier: Apache-2.0
-// The PPO losses of one block of tokens. Included once per tier (lanes.h). Each loss is a loop of its own
-// over the block: the block's arrays stay in cache, so memory is still read once, and few sums are alive at a
-// time.
+// The PPO losses of one block of tokens, in the precision of the arrays; sums are in double. Included once
+// per tier (lanes.h). Each loss is a loop of its own over the block: the block's arrays stay in cache, so
+// memory is still read once, and few sums are alive at a time.
+//
+// Entries are not inspected one by one: what is not finite makes a sum so, and a block with such a sum is
+// searched afterwards. Where a sum could not tell (normalisers, old values), the loops look themselves.
 #pragma once
 
+#include <cmath>
+
+#include "kernels/ppo/exponential.h"
 #include "kernels/ppo/lanes.h"
 #include "kernels/ppo/tiers.h"
 
 namespace earnest::ppo::EARNEST_PPO_TIER {
 namespace {
 
-template <typename T>
+// kPerToken: every token has a normaliser of its own. Otherwise sums are divided by it at the end.
+template <typename T, bool kPerToken>
 struct Block {
   const LossParams<T>& params;
   double inverse_n;
   int64_t begin, end;
   double* sums;
-  Mask bad{};
-
-  // m / N of tokens [t, t + n)
-  Vec share(Mask mask, int64_t t, int n) {
-    if (params.token_normalizer == nullptr) return keep(mask, splat(inverse_n));
-    const Vec normalizer = keep(mask, load(params.token_normalizer + t, n));
-    bad |= ~finite(normalizer) | (mask & (normalizer <= splat(0.0)));
-    return keep(mask, splat(1.0) / normalizer);
-  }
+  Mask<T> suspect{};
 
   // Entries of x at trainable tokens; the others read 0.
-  Vec read(const T* x, Mask mask, int64_t t, int n) {
-    const Vec loaded = keep(mask, load(x + t, n));
-    bad |= ~finite(loaded);
-    return loaded;
+  Vec<T> read(const T* x, Mask<T> mask, int64_t t, int n) const { return keep(mask, load<T>(x + t, n)); }
+
+  // What a term of the tokens' losses counts in their sum, before `total`.
+  Vec<T> share(Mask<T> mask, int64_t t, int n) const {
+    if constexpr (!kPerToken) return splat(T(1));
+    return keep(mask, splat(T(1)) / load<T>(params.token_normalizer + t, n));
   }
+  // The same for their gradients, times the weight of the loss.
+  Vec<T> slope(double coef, Vec<T> share) const {
+    return kPerToken ? splat(static_cast<T>(coef)) * share : splat(static_cast<T>(coef * inverse_n));
+  }
+  double total(const Total<T>& loss) const { return loss.value() * (kPerToken ? 1.0 : inverse_n); }
 };
 
-inline Vec one_where(Mask mask) { return keep(mask, splat(1.0)); }
-
-template <typename T>
-void policy_terms(Block<T>& block) {
+template <typename T, bool kPerToken>
+void policy_terms(Block<T, kPerToken>& block) {
   const LossParams<T>& p = block.params;
-  const Vec limit = splat(kLogRatioLimit), low = splat(1.0 - p.clip_low), high = splat(1.0 + p.clip_high);
-  const Vec dual = splat(p.dual_clip), zero = splat(0.0);
-  Vec loss{}, tokens{}, ratio{}, kl{}, distance{}, clamped{}, clip_low{}, clip_high{}, dual_clip{}, weight{},
-      weight2{};
-  Vec ratio_max = splat(-kNoClip), ratio_min = splat(kNoClip), distance_max{};
-  for_each_vector(block.begin, block.end, [&](int64_t t, auto n) {
-    const Mask mask = load_mask(p.trainable + t, n);
-    const Vec share = block.share(mask, t, n);
-    const Vec log_ratio = block.read(p.logp, mask, t, n) - block.read(p.logp_old, mask, t, n);
-    const Vec advantage = block.read(p.advantages, mask, t, n);
-    const Vec w = p.weights ? block.read(p.weights, mask, t, n) : one_where(mask);
-    const Exp rho = exponential(clamp(log_ratio, -limit, limit));
-    const Vec plain = -rho.value * advantage, cut = -clamp(rho.value, low, high) * advantage;
-    const Mask is_clipped = cut > plain, outside = absolute(log_ratio) > limit;
-    Vec worst = select(is_clipped, cut, plain);
-    const Vec bound = -dual * advantage;
-    const Mask is_dual = (advantage < zero) & (worst > bound);
-    worst = select(is_dual, bound, worst);
-    loss += share * w * worst;
-    store(p.grad_policy + t, keep(~(is_clipped | is_dual | outside), share * w * plain), n);
+  const Vec<T> limit = splat(T(kLogRatioLimit)), zero{};
+  const Vec<T> low = splat(T(1.0 - p.clip_low)), high = splat(T(1.0 + p.clip_high)),
+               dual = splat(T(p.dual_clip));
+  const bool has_dual = p.dual_clip != kNoClip;
+  Total<T> loss, ratio, kl, distances, weight, weight2;
+  Counter<T> tokens, clamped, clipped, clipped_high, dual_clipped;
+  Vec<T> ratio_max = splat(T(-kNoClip)), ratio_min = splat(T(kNoClip)), distance_max{};
+  for_each_vector<T>(block.begin, block.end, [&](int64_t t, auto n) {
+    const Mask<T> mask = load_mask<T>(p.trainable + t, n);
+    const Vec<T> share = block.share(mask, t, n);
+    if (kPerToken) block.suspect |= mask & ~((share > zero) & (load<T>(p.token_normalizer + t, n) > zero));
+    const Vec<T> log_ratio = keep(mask, load<T>(p.logp + t, n) - load<T>(p.logp_old + t, n));
+    const Vec<T> cost = -block.read(p.advantages, mask, t, n), distance = absolute(log_ratio);
+    const Exp<Vec<T>> rho = exponential<T>(clamp(log_ratio, -limit, limit));
+    Vec<T> plain = rho.value * cost;
+    const Vec<T> cut = clamp(rho.value, low, high) * cost;
+    const Mask<T> is_clipped = cut > plain, outside = distance > limit;
+    Vec<T> worst = select(is_clipped, cut, plain);
+    Mask<T> flows = mask & ~(is_clipped | outside);
+    if (has_dual) {
+      const Mask<T> is_dual = (cost > zero) & (worst > dual * cost);
+      worst = select(is_dual, dual * cost, worst);
+      flows &= ~is_dual;
+      dual_clipped.add(is_dual);
+    }
+    if (p.weights) {
+      const Vec<T> w = block.read(p.weights, mask, t, n);
+      worst *= w;
+      plain *= w;
+      weight.add(w);
+      weight2.add_squares(w);
+    }
+    loss.add(kPerToken ? share * worst : worst);
+    if (p.grad_logp) store<T>(p.grad_logp + t, keep(flows, block.slope(p.policy_coef, share) * plain), n);
 
-    tokens += one_where(mask);
-    ratio += keep(mask, rho.value);
-    kl += rho.excess;
-    distance += absolute(log_ratio);
-    clamped += one_where(outside);
-    clip_low += one_where(is_clipped & (rho.value < low));
-    clip_high += one_where(is_clipped & (rho.value > high));
-    dual_clip += one_where(is_dual);
-    weight += w;
-    weight2 += w * w;
+    tokens.add(mask);
+    ratio.add(keep(mask, rho.value));
+    kl.add(rho.excess);
+    distances.add(distance);
+    clamped.add(outside);
+    clipped.add(is_clipped);
+    clipped_high.add(is_clipped & (cost < zero));
     ratio_max = larger(ratio_max, select(mask, rho.value, ratio_max));
     ratio_min = smaller(ratio_min, select(mask, rho.value, ratio_min));
-    distance_max = larger(distance_max, absolute(log_ratio));
+    distance_max = larger(distance_max, distance);
   });
   double* sums = block.sums;
-  sums[kPolicyLoss] = sum(loss);
-  sums[kTokens] = sum(tokens);
-  sums[kRatio] = sum(ratio);
-  sums[kApproxKl] = sum(kl);
-  sums[kAbsLogRatio] = sum(distance);
-  sums[kLogRatioClamped] = sum(clamped);
-  sums[kClippedLow] = sum(clip_low);
-  sums[kClippedHigh] = sum(clip_high);
-  sums[kDualClipped] = sum(dual_clip);
-  sums[kWeight] = sum(weight);
-  sums[kWeightSquared] = sum(weight2);
+  sums[kPolicyLoss] = block.total(loss);
+  sums[kTokens] = tokens.value();
+  sums[kRatio] = ratio.value();
+  sums[kApproxKl] = kl.value();
+  sums[kAbsLogRatio] = distances.value();
+  sums[kLogRatioClamped] = clamped.value();
+  sums[kClippedLow] = clipped.value() - clipped_high.value();
+  sums[kClippedHigh] = clipped_high.value();
+  sums[kDualClipped] = dual_clipped.value();
+  sums[kWeight] = p.weights ? weight.value() : tokens.value();
+  sums[kWeightSquared] = p.weights ? weight2.value() : tokens.value();
   sums[kRatioMax] = maximum(ratio_max);
   sums[kRatioMin] = -maximum(-ratio_min);
   sums[kAbsLogRatioMax] = maximum(distance_max);
 }
 
-template <typename T>
-void value_terms(Block<T>& block) {
+template <typename T, bool kPerToken>
+void value_terms(Block<T, kPerToken>& block) {
   const LossParams<T>& p = block.params;
-  const Vec half = splat(0.5), reach = splat(p.clip_value);
-  Vec loss{}, clipped{}, returns{}, returns2{}, residuals{}, residuals2{};
-  for_each_vector(block.begin, block.end, [&](int64_t t, auto n) {
-    const Mask mask = load_mask(p.trainable + t, n);
-    const Vec share = block.share(mask, t, n);
-    const Vec value = block.read(p.values, mask, t, n), target = block.read(p.returns, mask, t, n);
-    const Vec old = p.values_old ? block.read(p.values_old, mask, t, n) : value;
-    const Vec error = value - target, cut_error = clamp(value, old - reach, old + reach) - target;
-    const Mask is_clipped = cut_error * cut_error > error * error;
-    const Vec worst = select(is_clipped, cut_error, error);
-    loss += share * half * worst * worst;
-    store(p.grad_value + t, keep(~is_clipped, share * error), n);
+  const Vec<T> reach = splat(T(p.clip_value));
+  const T* values_old = p.clip_value != kNoClip ? p.values_old : nullptr;
+  Total<T> loss, returns, returns2, residuals, residuals2;
+  Counter<T> clipped;
+  for_each_vector<T>(block.begin, block.end, [&](int64_t t, auto n) {
+    const Mask<T> mask = load_mask<T>(p.trainable + t, n);
+    const Vec<T> share = block.share(mask, t, n);
+    const Vec<T> value = block.read(p.values, mask, t, n), target = block.read(p.returns, mask, t, n);
+    const Vec<T> error = value - target;
+    Vec<T> worst = error;
+    Mask<T> flows = mask;
+    if (values_old) {
+      const Vec<T> old = block.read(values_old, mask, t, n);
+      const Vec<T> cut_error = clamp(value, old - reach, old + reach) - target;
+      const Mask<T> is_clipped = absolute(cut_error) > absolute(error);
+      worst = select(is_clipped, cut_error, error);
+      flows &= ~is_clipped;
+      clipped.add(is_clipped);
+      block.suspect |= ~(old - old == Vec<T>{});
+    }
+    if (p.grad_values) store<T>(p.grad_values + t, keep(flows, block.slope(p.value_coef, share) * error), n);
 
-    clipped += one_where(is_clipped);
-    returns += target;
-    returns2 += target * target;
-    residuals += error;
-    residuals2 += error * error;
+    typename Total<T>::Wide wide;
+    if constexpr (kPerToken) {
+      loss.add(share * (worst * worst));
+    } else {
+      loss.add_squares(worst);
+    }
+    Total<T>::widen(target, wide);
+    returns.add(wide);
+    returns2.add_squares(wide);
+    Total<T>::widen(error, wide);
+    residuals.add(wide);
+    residuals2.add_squares(wide);
   });
   double* sums = block.sums;
-  sums[kValueLoss] = sum(loss);
-  sums[kValueClipped] = sum(clipped);
-  sums[kReturn] = sum(returns);
-  sums[kReturnSquared] = sum(returns2);
-  sums[kResidual] = sum(residuals);
-  sums[kResidualSquared] = sum(residuals2);
+  sums[kValueLoss] = 0.5 * block.total(loss);
+  sums[kValueClipped] = clipped.value();
+  sums[kReturn] = returns.value();
+  sums[kReturnSquared] = returns2.value();
+  sums[kResidual] = residuals.value();
+  sums[kResidualSquared] = residuals2.value();
 }
 
-template <typename T>
-void kl_terms(Block<T>& block) {
+template <typename T, bool kPerToken>
+void kl_terms(Block<T, kPerToken>& block) {
   const LossParams<T>& p = block.params;
-  const Vec limit = splat(kLogRatioLimit), half = splat(0.5), one = splat(1.0);
-  Vec loss{}, k1_sum{}, k3_sum{};
-  for_each_vector(block.begin, block.end, [&](int64_t t, auto n) {
-    const Mask mask = load_mask(p.trainable + t, n);
-    const Vec share = block.share(mask, t, n);
-    const Vec k1 = block.read(p.logp, mask, t, n) - block.read(p.logp_ref, mask, t, n);
-    const Exp inverse = exponential(clamp(-k1, -limit, limit));
-    Vec k = k1, gradient = one;
+  const Vec<T> limit = splat(T(kLogRatioLimit)), half = splat(T(0.5)), one = splat(T(1));
+  Total<T> loss, k1_sum, k3_sum;
+  for_each_vector<T>(block.begin, block.end, [&](int64_t t, auto n) {
+    const Mask<T> mask = load_mask<T>(p.trainable + t, n);
+    const Vec<T> share = block.share(mask, t, n);
+    const Vec<T> k1 = keep(mask, load<T>(p.logp + t, n) - load<T>(p.logp_ref + t, n));
+    const Exp<Vec<T>> inverse = exponential<T>(clamp(-k1, -limit, limit));
+    Vec<T> k = k1, gradient = one;
     if (p.kl_estimator == KlEstimator::kK2) {
       k = half * k1 * k1;
       gradient = k1;
     } else if (p.kl_estimator == KlEstimator::kK3) {
       k = inverse.excess;
-      gradient =
-          keep(absolute(k1) <= limit, k1 - inverse.excess);  // 1 - exp(-k1), without cancellation near 0
+      gradient = keep(absolute(k1) <= limit, k1 - inverse.excess);  // 1 - exp(-k1), small where k1 is
     }
-    loss += share * k;
-    if (p.grad_kl) store(p.grad_kl + t, share * gradient, n);
-    k1_sum += k1;
-    k3_sum += inverse.excess;
+    loss.add(kPerToken ? share * k : k);
+    if (p.grad_logp && p.kl_coef != 0.0) {
+      const Vec<T> slope = keep(mask, block.slope(p.kl_coef, share) * gradient);
+      store<T>(p.grad_logp + t, load<T>(p.grad_logp + t, n) + slope, n);
+    }
+    k1_sum.add(k1);
+    k3_sum.add(inverse.excess);
   });
-  block.sums[kKlLoss] = sum(loss);
-  block.sums[kRefKlK1] = sum(k1_sum);
-  block.sums[kRefKlK3] = sum(k3_sum);
+  block.sums[kKlLoss] = block.total(loss);
+  block.sums[kRefKlK1] = k1_sum.value();
+  block.sums[kRefKlK3] = k3_sum.value();
 }
 
-template <typename T>
-void entropy_terms(Block<T>& block) {
+template <typename T, bool kPerToken>
+void entropy_terms(Block<T, kPerToken>& block) {
   const LossParams<T>& p = block.params;
-  Vec loss{}, total{};
-  for_each_vector(block.begin, block.end, [&](int64_t t, auto n) {
-    const Mask mask = load_mask(p.trainable + t, n);
-    const Vec share = block.share(mask, t, n), entropy = block.read(p.entropy, mask, t, n);
-    loss -= share * entropy;
-    total += entropy;
-    if (p.grad_entropy) store(p.grad_entropy + t, splat(0.0) - share, n);  // 0, not -0, where masked
+  Total<T> shared, all;
+  for_each_vector<T>(block.begin, block.end, [&](int64_t t, auto n) {
+    const Mask<T> mask = load_mask<T>(p.trainable + t, n);
+    const Vec<T> share = block.share(mask, t, n), entropy = block.read(p.entropy, mask, t, n);
+    if (kPerToken) shared.add(share * entropy);
+    all.add(entropy);
+    if (p.grad_entropy) store<T>(p.grad_entropy + t, keep(mask, block.slope(-p.entropy_coef, share)), n);
   });
-  block.sums[kEntropyLoss] = sum(loss);
-  block.sums[kEntropy] = sum(total);
+  block.sums[kEntropyLoss] = -block.total(kPerToken ? shared : all);
+  block.sums[kEntropy] = all.value();
 }
 
-template <typename T>
-bool loss_block(const LossParams<T>& params, double inverse_n, int64_t begin, int64_t end, double* sums) {
+template <typename T, bool kPerToken>
+bool block_terms(const LossParams<T>& params, double inverse_n, int64_t begin, int64_t end, double* sums) {
   for (int i = 0; i < kNumSums; ++i) sums[i] = 0.0;
-  Block<T> block{params, inverse_n, begin, end, sums};
+  Block<T, kPerToken> block{params, inverse_n, begin, end, sums};
   policy_terms(block);
   if (params.values) value_terms(block);
   if (params.logp_ref) kl_terms(block);
   if (params.entropy) entropy_terms(block);
-  return !any(block.bad);
+  bool good = !any(block.suspect);
+  for (int i = 0; i < kRatioMax; ++i) good &= std::isfinite(sums[i]);
+  return good;
+}
+
+template <typename T>
+bool loss_block(const LossParams<T>& params, double inverse_n, int64_t begin, int64_t end, double* sums) {
+  return params.token_normalizer ? block_terms<T, true>(params, inverse_n, begin, end, sums)
+                                 : block_terms<T, false>(params, inverse_n, begin, end, sums);
+}
+
+int64_t count_block(const uint8_t* trainable, int64_t begin, int64_t end) {
+  int64_t count = 0;
+  int64_t t = begin;
+  // Bytes are counted in bytes for as long as those cannot overflow.
+  typedef typename VectorOf<uint8_t, kBytes>::type V;
+  typedef typename VectorOf<uint64_t, kBytes / 8>::type W;
+  while (end - t >= kBytes) {
+    V counts{};
+    for (int i = 0; i < 255 && end - t >= kBytes; ++i, t += kBytes) {
+      V flags;
+      std::memcpy(&flags, trainable + t, sizeof(flags));
+      counts -= reinterpret_cast<V>(flags != 0);
+    }
+    const W words = reinterpret_cast<W>(counts), even = words & 0x00ff00ff00ff00ffu;
+    const W pairs = even + ((words >> 8) & 0x00ff00ff00ff00ffu);
+    count += static_cast<int64_t>(sum((pairs * 0x0001000100010001u) >> 48));
+  }
+  for (; t < end; ++t) count += trainable[t] != 0;
+  return count;
 }
 
 }  // namespace

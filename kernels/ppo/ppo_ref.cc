@@ -31,8 +31,9 @@ void reference_gae(const GaeParams<T>& p) {
 
 namespace {
 
+// Each adds its loss and metrics to the sums and returns the slope of its loss.
 template <typename T>
-void reference_policy(const LossParams<T>& p, int64_t t, double share) {
+double reference_policy(const LossParams<T>& p, int64_t t, double share) {
   double* s = p.sums;
   const double distance = static_cast<double>(p.logp[t]) - p.logp_old[t], advantage = p.advantages[t];
   const double w = p.weights ? p.weights[t] : 1.0;
@@ -47,7 +48,6 @@ void reference_policy(const LossParams<T>& p, int64_t t, double share) {
     flows = false;
     s[kDualClipped] += 1.0;
   }
-  p.grad_policy[t] = static_cast<T>(flows ? share * w * plain : 0.0);
   s[kPolicyLoss] += share * w * loss;
   s[kTokens] += 1.0;
   s[kRatio] += rho;
@@ -59,34 +59,35 @@ void reference_policy(const LossParams<T>& p, int64_t t, double share) {
   s[kRatioMax] = std::max(s[kRatioMax], rho);
   s[kRatioMin] = std::min(s[kRatioMin], rho);
   s[kAbsLogRatioMax] = std::max(s[kAbsLogRatioMax], std::abs(distance));
+  return flows ? share * w * plain : 0.0;
 }
 
 template <typename T>
-void reference_value(const LossParams<T>& p, int64_t t, double share) {
+double reference_value(const LossParams<T>& p, int64_t t, double share) {
   double* s = p.sums;
   const double value = p.values[t], target = p.returns[t], old = p.values_old ? p.values_old[t] : value;
   const double error = value - target;
   const double cut_error = std::clamp(value, old - p.clip_value, old + p.clip_value) - target;
   const bool clipped = cut_error * cut_error > error * error;
-  p.grad_value[t] = static_cast<T>(clipped ? 0.0 : share * error);
   s[kValueLoss] += share * 0.5 * std::max(error * error, cut_error * cut_error);
   s[kValueClipped] += clipped;
   s[kReturn] += target;
   s[kReturnSquared] += target * target;
   s[kResidual] += error;
   s[kResidualSquared] += error * error;
+  return clipped ? 0.0 : share * error;
 }
 
 template <typename T>
-void reference_kl(const LossParams<T>& p, int64_t t, double share) {
+double reference_kl(const LossParams<T>& p, int64_t t, double share) {
   const double k1 = static_cast<double>(p.logp[t]) - p.logp_ref[t];
   const double y = std::clamp(-k1, -kLogRatioLimit, kLogRatioLimit);
   const double k3 = std::expm1(y) - y, k3_slope = y == -k1 ? -std::expm1(y) : 0.0;
   const bool is_k1 = p.kl_estimator == KlEstimator::kK1, is_k2 = p.kl_estimator == KlEstimator::kK2;
   p.sums[kKlLoss] += share * (is_k1 ? k1 : is_k2 ? 0.5 * k1 * k1 : k3);
-  if (p.grad_kl) p.grad_kl[t] = static_cast<T>(share * (is_k1 ? 1.0 : is_k2 ? k1 : k3_slope));
   p.sums[kRefKlK1] += k1;
   p.sums[kRefKlK3] += k3;
+  return share * (is_k1 ? 1.0 : is_k2 ? k1 : k3_slope);
 }
 
 }  // namespace
@@ -99,18 +100,18 @@ void reference_loss(const LossParams<T>& p) {
   double n = p.normalizer;
   if (n == 0.0) n = std::max<double>(1.0, std::count(p.trainable, p.trainable + p.tokens, uint8_t{1}));
   for (int64_t t = 0; t < p.tokens; ++t) {
-    for (T* gradient : {p.grad_policy, p.grad_value, p.grad_kl, p.grad_entropy}) {
-      if (gradient) gradient[t] = T(0);
+    double logp_slope = 0.0, value_slope = 0.0, share = 0.0;
+    if (p.trainable[t]) {
+      share = 1.0 / (p.token_normalizer ? static_cast<double>(p.token_normalizer[t]) : n);
+      logp_slope = p.policy_coef * reference_policy(p, t, share);
+      if (p.logp_ref) logp_slope += p.kl_coef * reference_kl(p, t, share);
+      if (p.values) value_slope = p.value_coef * reference_value(p, t, share);
+      if (p.entropy) p.sums[kEntropyLoss] -= share * p.entropy[t];
+      if (p.entropy) p.sums[kEntropy] += p.entropy[t];
     }
-    if (!p.trainable[t]) continue;
-    const double share = 1.0 / (p.token_normalizer ? static_cast<double>(p.token_normalizer[t]) : n);
-    reference_policy(p, t, share);
-    if (p.values) reference_value(p, t, share);
-    if (p.logp_ref) reference_kl(p, t, share);
-    if (!p.entropy) continue;
-    p.sums[kEntropyLoss] -= share * p.entropy[t];
-    p.sums[kEntropy] += p.entropy[t];
-    if (p.grad_entropy) p.grad_entropy[t] = static_cast<T>(-share);
+    if (p.grad_logp) p.grad_logp[t] = static_cast<T>(logp_slope);
+    if (p.grad_values) p.grad_values[t] = static_cast<T>(value_slope);
+    if (p.grad_entropy) p.grad_entropy[t] = static_cast<T>(-p.entropy_coef * share);
   }
 }
 

@@ -12,7 +12,7 @@ namespace earnest::ppo::EARNEST_PPO_TIER {
 
 template <typename T>
 TierKernels<T> kernels() {
-  return {gae_sequence<T>, loss_block<T>, moments_block<T>, whiten_block<T>};
+  return {gae_sequences<T>, loss_block<T>, count_block, moments_block<T>, whiten_block<T>};
 }
 template TierKernels<float> kernels<float>();
 template TierKernels<double> kernels<double>();

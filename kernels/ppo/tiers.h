@@ -13,15 +13,19 @@
 namespace earnest::ppo {
 
 constexpr int64_t kBlockTokens = 4096;  // one task of the loss and of whitening: its arrays stay in L2
+constexpr int64_t kMostTokens = int64_t{1}
+                                << 56;  // sizes in bytes, eight a token and more, stay far from overflow
+constexpr int64_t kTaskTokens = 16384;  // one task of GAE: the sequences that begin within so many tokens
 constexpr int64_t kParallelTokens = 32 * 1024;  // below this, waking other threads costs more than it saves
 
 template <typename T>
 struct TierKernels {
-  // Sequence [begin, end); false if an entry there must be reported.
-  bool (*gae_sequence)(const GaeParams<T>& params, int64_t begin, int64_t end);
-  // Tokens [begin, end) of the loss; writes gradients and the block's sums; false if an entry must be
-  // reported.
+  // Sequences [first, last); false if an entry there may have to be reported.
+  bool (*gae_sequences)(const GaeParams<T>& params, int64_t first, int64_t last);
+  // Tokens [begin, end) of the loss; writes gradients and the block's sums; false if an entry there may have
+  // to be reported.
   bool (*loss_block)(const LossParams<T>& params, double inverse_n, int64_t begin, int64_t end, double* sums);
+  int64_t (*count_block)(const uint8_t* trainable, int64_t begin, int64_t end);
   bool (*moments_block)(const MomentsParams<T>& params, int64_t begin, int64_t end, Moments* moments);
   void (*whiten_block)(const WhitenParams<T>& params, double scale, int64_t begin, int64_t end);
 };

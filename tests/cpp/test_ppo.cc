@@ -63,7 +63,7 @@ void check_near(const std::vector<T>& a, const std::vector<T>& b, double bound) 
 
 template <typename T>
 struct LossOutputs {
-  std::vector<T> policy, value, kl, entropy;
+  std::vector<T> logp, values, entropy;
   std::vector<double> sums = std::vector<double>(kNumSums);
 };
 
@@ -71,17 +71,18 @@ template <typename T>
 LossParams<T> loss_params(const Batch<T>& batch, LossOutputs<T>* out) {
   LossParams<T> p;
   const size_t tokens = batch.trainable.size();
-  for (auto* gradient : {&out->policy, &out->value, &out->kl, &out->entropy}) gradient->assign(tokens, T(7));
+  for (auto* gradient : {&out->logp, &out->values, &out->entropy}) gradient->assign(tokens, T(7));
   p.logp = batch.x[0].data(), p.logp_old = batch.x[1].data(), p.advantages = batch.x[2].data();
   p.values = batch.x[3].data(), p.values_old = batch.x[4].data(), p.returns = batch.x[5].data();
   p.logp_ref = batch.x[6].data(), p.entropy = batch.x[7].data(), p.weights = batch.x[8].data();
   p.trainable = batch.trainable.data();
   p.tokens = static_cast<int64_t>(tokens);
-  p.grad_policy = out->policy.data(), p.grad_value = out->value.data();
-  p.grad_kl = out->kl.data(), p.grad_entropy = out->entropy.data();
+  p.grad_logp = out->logp.data(), p.grad_values = out->values.data();
+  p.grad_entropy = out->entropy.data();
   p.sums = out->sums.data();
   p.clip_value = 0.3;
   p.dual_clip = 3.0;
+  p.policy_coef = 0.75, p.value_coef = 0.5, p.kl_coef = 0.25, p.entropy_coef = 0.125;
   return p;
 }
 
@@ -103,15 +104,16 @@ void loss_equals_oracle(double bound) {
         params.token_normalizer = wanted.token_normalizer = batch.x[8].data();
       CHECK(run(params).ok());
       reference_loss(wanted);
-      check_near(mine.policy, oracle.policy, bound);
-      check_near(mine.value, oracle.value, bound);
-      check_near(mine.kl, oracle.kl, bound);
+      check_near(mine.logp, oracle.logp, bound);
+      check_near(mine.values, oracle.values, bound);
       check_near(mine.entropy, oracle.entropy, bound);
       for (int i = 0; i < kRatioMax; ++i)
-        CHECK_NEAR(mine.sums[i], oracle.sums[i], 1e-10 * std::max<double>(1, tokens));
+        CHECK_NEAR(mine.sums[i], oracle.sums[i],
+                   (sizeof(T) == 4 ? bound : 20 * bound) * std::max<double>(1, tokens));
       for (int i = kRatioMax; i < kNumSums; ++i) {
-        CHECK(mine.sums[i] == oracle.sums[i] || std::abs(mine.sums[i] / oracle.sums[i] - 1) < 1e-14);
+        CHECK(mine.sums[i] == oracle.sums[i] || std::abs(mine.sums[i] / oracle.sums[i] - 1) < 10 * bound);
       }
+      CHECK_NEAR(total_loss(params, mine.sums.data()), total_loss(wanted, oracle.sums.data()), 1e3 * bound);
     }
   }
 }
@@ -122,7 +124,7 @@ TEST(loss_equals_its_oracle_in_float64) {
   for_each_tier([] { loss_equals_oracle<double>(1e-13); });
 }
 TEST(loss_equals_its_oracle_in_float32) {
-  for_each_tier([] { loss_equals_oracle<float>(2e-7); });
+  for_each_tier([] { loss_equals_oracle<float>(1e-6); });
 }
 
 TEST(loss_may_leave_out_every_optional_part) {
@@ -132,11 +134,11 @@ TEST(loss_may_leave_out_every_optional_part) {
     LossParams<double> params = loss_params(batch, &mine), wanted = loss_params(batch, &oracle);
     for (auto* p : {&params, &wanted}) {
       p->values = p->values_old = p->returns = p->logp_ref = p->entropy = p->weights = nullptr;
-      p->grad_value = p->grad_kl = p->grad_entropy = nullptr;
+      p->grad_values = p->grad_entropy = nullptr;
     }
     CHECK(run(params).ok());
     reference_loss(wanted);
-    check_near(mine.policy, oracle.policy, 1e-13);
+    check_near(mine.logp, oracle.logp, 1e-13);
     CHECK(mine.sums[kValueLoss] == 0.0 && mine.sums[kKlLoss] == 0.0 && mine.sums[kEntropyLoss] == 0.0);
   });
 }
@@ -159,8 +161,8 @@ TEST(a_token_has_the_same_gradient_wherever_it_stands) {
     shifted.tokens = 4100;
     CHECK(run(shifted).ok());
     for (int64_t t = 0; t < shifted.tokens; ++t) {
-      CHECK(part.policy[t] == whole.policy[t + 13] && part.value[t] == whole.value[t + 13] &&
-            part.kl[t] == whole.kl[t + 13]);
+      CHECK(part.logp[t] == whole.logp[t + 13] && part.values[t] == whole.values[t + 13] &&
+            part.entropy[t] == whole.entropy[t + 13]);
     }
   });
 }
@@ -175,7 +177,7 @@ TEST(results_do_not_depend_on_threads) {
   CHECK(run(loss_params(batch, &many)).ok());
   set_num_threads(before);
   CHECK(one.sums == many.sums);
-  CHECK(one.policy == many.policy && one.value == many.value && one.kl == many.kl);
+  CHECK(one.logp == many.logp && one.values == many.values && one.entropy == many.entropy);
 }
 
 TEST(loss_names_the_entry_that_is_not_finite) {
@@ -209,6 +211,44 @@ TEST(loss_refuses_settings_out_of_range) {
   CHECK(refuses([](auto& p) { p.normalizer = -1.0; }));
   CHECK(refuses([](auto& p) { p.returns = nullptr; }));
   CHECK(refuses([](auto& p) { p.values_old = nullptr; }));
+  CHECK(refuses([](auto& p) { p.kl_coef = kNan; }));
+}
+
+TEST(sizes_are_checked_before_they_are_multiplied) {
+  // Nothing of these sizes is ever allocated or read: only the checks run.
+  const Batch<double> batch(4);
+  LossOutputs<double> out;
+  LossParams<double> loss = loss_params(batch, &out);
+  for (int64_t tokens : {int64_t{-1}, std::numeric_limits<int64_t>::min(), kMostTokens + 1,
+                         std::numeric_limits<int64_t>::max()}) {
+    loss.tokens = tokens;
+    CHECK(check_loss(loss).message().rfind("[ppo_loss] tokens: expected a number in [0, 2^56], got", 0) == 0);
+    const Status status = run_loss(loss, nullptr);
+    CHECK(status.code() == StatusCode::kInvalidArgument);
+  }
+  for (int64_t tokens : {int64_t{1} << 31, (int64_t{1} << 32) + 5, kMostTokens}) {
+    loss.tokens = tokens;
+    CHECK(check_loss(loss).ok());
+    CHECK(loss_workspace_size(tokens) >=
+          static_cast<size_t>(tokens) / kBlockTokens * kNumSums * sizeof(double));
+    CHECK(loss_workspace_size(tokens) < static_cast<size_t>(tokens));
+  }
+  // 2^31 tokens do not fit the int32 of cu_seqlens: they cannot be told from fewer, and are refused.
+  const std::vector<int32_t> bounds{0, std::numeric_limits<int32_t>::max()};
+  GaeParams<float> gae;
+  gae.cu_seqlens = bounds.data();
+  gae.sequences = 1;
+  gae.tokens = std::numeric_limits<int32_t>::max();
+  CHECK(check_gae(gae).ok());
+  for (int64_t tokens :
+       {gae.tokens + 1, (int64_t{1} << 32) + gae.tokens, std::numeric_limits<int64_t>::max()}) {
+    gae.tokens = tokens;
+    CHECK(check_gae(gae).message() == "[gae] cu_seqlens: expected " + std::to_string(tokens) +
+                                          " (the number of tokens) at the end, got 2147483647");
+    CHECK(run_gae(gae).code() == StatusCode::kInvalidArgument);
+  }
+  gae.tokens = gae.sequences = -1;
+  CHECK(!check_gae(gae).ok());
 }
 
 namespace {
@@ -245,7 +285,7 @@ TEST(gae_equals_its_oracle_in_float64) {
   for_each_tier([] { gae_equals_oracle<double>(1e-13); });
 }
 TEST(gae_equals_its_oracle_in_float32) {
-  for_each_tier([] { gae_equals_oracle<float>(2e-7); });
+  for_each_tier([] { gae_equals_oracle<float>(1e-6); });
 }
 
 TEST(gae_refuses_a_reward_that_would_be_lost) {

@@ -12,19 +12,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.dlpack import to_dlpack
 
 from earnest import _native
 from earnest.errors import InvalidInput
+from earnest.ops.ppo_autograd import NUM_SUMS, Settings, needs_dispatch, torch_loss
 
 Array = Any  # a torch.Tensor or a numpy.ndarray: all arguments of one call are of one kind
 
 _METRICS: tuple[str, ...] = tuple(_native.ppo_metric_names())
-_NUM_SUMS: int = _native.PPO_NUM_SUMS
+_FLOATS = (torch.float32, torch.float64, np.dtype(np.float32), np.dtype(np.float64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +35,9 @@ class PPOLoss:
     """What :func:`ppo_loss` returns.
 
     ``loss = policy_loss + value_coef * value_loss + kl_coef * kl_loss + entropy_coef * entropy_loss``, where
-    ``entropy_loss`` is minus the mean entropy. All five are scalars with gradients. ``metrics`` are scalars
-    without. ``sums`` (float64) is what metrics are made of: see :func:`join_sums`.
+    ``entropy_loss`` is minus the mean entropy. All five are scalars with gradients; that of ``loss`` is ready
+    when it is asked for, that of another takes a second pass. ``sums`` (float64) is what ``metrics``, scalars
+    without gradients, are made of: see :func:`join_sums`.
     """
 
     loss: Array
@@ -41,8 +45,11 @@ class PPOLoss:
     value_loss: Array
     kl_loss: Array
     entropy_loss: Array
-    metrics: dict[str, Array]
     sums: Array = field(repr=False)
+
+    @cached_property
+    def metrics(self) -> dict[str, Array]:
+        return metrics_of(self.sums)
 
 
 def gae(
@@ -54,6 +61,7 @@ def gae(
     gamma: float = 1.0,
     lam: float = 1.0,
     masked_rewards: str = "ignore",
+    out: tuple[Array, Array] | None = None,
 ) -> tuple[Array, Array]:
     """Generalised advantage estimation over packed multi-turn sequences.
 
@@ -68,6 +76,8 @@ def gae(
         gamma, lam: in [0, 1]. Both 1 takes a shorter path: reverse cumulative reward minus V.
         masked_rewards: "ignore" drops rewards at tokens that are not trainable (per-token KL penalties there
             must not count); "refuse" makes one that is not 0 an error, so that no score can get lost.
+        out: where to write (advantages, returns): contiguous arrays like rewards that share no memory with
+            any other. For large batches, new memory can cost as much time as the computation.
 
     Returns:
         (advantages, returns), each [tokens], 0 where not trainable, constants for autograd.
@@ -84,14 +94,21 @@ def gae(
     values = arrays.floats("values", values)
     trainable = arrays.flags("trainable", trainable)
     cu_seqlens = arrays.integers("cu_seqlens", cu_seqlens, "int32")
-    refuse = masked_rewards == "refuse"
-    if arrays.torch:
-        return _gae(
-            rewards.detach(), values.detach(), trainable, cu_seqlens, float(gamma), float(lam), refuse
-        )
-    advantages, returns = np.empty_like(rewards), np.empty_like(rewards)
-    _native.ppo_gae(rewards, values, trainable, cu_seqlens, gamma, lam, refuse, advantages, returns)
-    return advantages, returns
+    settings = (float(gamma), float(lam), masked_rewards == "refuse")
+    inputs = (rewards, values, trainable, cu_seqlens)
+    results = None if out is None else arrays.outputs(("advantages", "returns"), out)
+    if not arrays.torch:
+        results = results or (np.empty_like(rewards), np.empty_like(rewards))
+        _native.ppo_gae(*inputs, *settings, *results)
+        return results
+    if needs_dispatch(rewards, values):
+        found = _gae(*(x.detach() for x in inputs), *settings)
+        return found if results is None else (results[0].copy_(found[0]), results[1].copy_(found[1]))
+    if results is None:
+        shape, dtype = rewards.shape, rewards.dtype
+        results = (torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype))
+    _native.ppo_gae(*map(to_dlpack, inputs), *settings, *map(to_dlpack, results))
+    return results
 
 
 def ppo_loss(
@@ -149,8 +166,9 @@ def ppo_loss(
     arrays = _Arrays(op, "logp", logp)
     trainable = arrays.flags("trainable", trainable)
     per_token = normalizer if getattr(normalizer, "ndim", 0) > 0 else None
-    if per_token is None and normalizer is not None and not float(normalizer) > 0.0:
-        raise InvalidInput(op, "normalizer", "a number above 0", str(float(normalizer)))
+    divisor = 0.0 if per_token is not None or normalizer is None else float(normalizer)
+    if normalizer is not None and per_token is None and not divisor > 0.0:
+        raise InvalidInput(op, "normalizer", "a number above 0", str(divisor))
     if values is None:
         values_old = returns = None
     elif returns is None:
@@ -159,38 +177,44 @@ def ppo_loss(
         values_old = None
     elif values_old is None:
         raise InvalidInput(op, "values_old", "an array beside clip_value", "None")
-    inputs = {
-        "logp": logp, "logp_old": logp_old, "advantages": advantages, "values": values,
-        "values_old": values_old, "returns": returns, "logp_ref": logp_ref, "entropy": entropy,
-        "weights": weights, "normalizer": per_token,
-    }  # fmt: skip
-    checked = {name: None if x is None else arrays.floats(name, x) for name, x in inputs.items()}
-    settings = (
-        float(normalizer) if normalizer is not None and per_token is None else 0.0,
+    named = (
+        ("logp", logp), ("logp_old", logp_old), ("advantages", advantages), ("values", values),
+        ("values_old", values_old), ("returns", returns), ("logp_ref", logp_ref), ("entropy", entropy),
+        ("weights", weights), ("normalizer", per_token),
+    )  # fmt: skip
+    inputs = [None if x is None else arrays.floats(name, x) for name, x in named]
+    settings = Settings(
+        divisor,
         float(clip),
         float(clip if clip_high is None else clip_high),
         None if clip_value is None else float(clip_value),
         None if dual_clip is None else float(dual_clip),
         kl_estimator,
+        (1.0, float(value_coef), float(kl_coef), float(entropy_coef)),
     )
-    run = _torch_loss if arrays.torch else _numpy_loss
-    (policy_loss, value_loss, kl_loss, entropy_loss), sums, metrics = run(checked, trainable, settings)
-    loss = policy_loss + value_coef * value_loss + kl_coef * kl_loss + entropy_coef * entropy_loss
-    named = dict(zip(_METRICS, metrics, strict=True))
-    return PPOLoss(loss, policy_loss, value_loss, kl_loss, entropy_loss, named, sums)
+    losses: Any
+    sums: Array
+    if arrays.torch:
+        losses, sums = torch_loss(inputs, trainable, settings)
+    else:
+        losses, sums = np.empty(5, logp.dtype), np.empty(NUM_SUMS)
+        _native.ppo_loss(*inputs, trainable, *settings[:-1], *settings.coefs, None, None, None, losses, sums)
+    loss, policy_loss, value_loss, kl_loss, entropy_loss = losses
+    return PPOLoss(loss, policy_loss, value_loss, kl_loss, entropy_loss, sums)
 
 
 def join_sums(parts: Array) -> Array:
     """float64 [sums]: of a whole batch from the ``sums`` [parts, sums] of its parts (micro-batches,
     ranks)."""
-    return _joined("join_sums", "parts", parts, _NUM_SUMS, _native.ppo_join_sums)
+    return _joined("join_sums", "parts", parts, NUM_SUMS, _native.ppo_join_sums)
 
 
 def metrics_of(sums: Array) -> dict[str, Array]:
     """The metrics of ``sums`` (float64), of one call or joined: exactly those of the whole batch."""
     sums = _Arrays("metrics_of", "sums", sums).floats("sums", sums)
     if isinstance(sums, Tensor):
-        return dict(zip(_METRICS, _metrics(sums).unbind(), strict=True))
+        found = _metrics(sums) if needs_dispatch(sums) else _metrics_of(sums)
+        return dict(zip(_METRICS, found.unbind(), strict=True))
     out = np.empty(len(_METRICS))
     _native.ppo_metrics(sums, out)
     return dict(zip(_METRICS, out, strict=True))
@@ -271,8 +295,13 @@ def group_advantage(
 
 
 def _joined(op: str, name: str, parts: Array, columns: int, join: Callable[[Array, Array], None]) -> Array:
-    if _dtype_of(parts) != "float64" or parts.ndim != 2 or parts.shape[0] < 1 or parts.shape[1] != columns:
-        got = f"{_dtype_of(parts)} {list(parts.shape)}"
+    if (
+        _name_of(parts.dtype) != "float64"
+        or parts.ndim != 2
+        or parts.shape[0] < 1
+        or parts.shape[1] != columns
+    ):
+        got = f"{_name_of(parts.dtype)} {list(parts.shape)}"
         raise InvalidInput(op, name, f"float64 [parts >= 1, {columns}]", got)
     if isinstance(parts, Tensor):
         joined = parts.new_empty(columns)
@@ -295,37 +324,46 @@ class _Arrays:
             raise InvalidInput(op, name, "a torch tensor or a numpy array", type(first).__name__)
         if first.ndim != 1:
             raise InvalidInput(op, name, "one dimension", f"shape {list(first.shape)}")
-        self.dtype, self.length = _dtype_of(first), first.shape[0]
-        if self.dtype not in ("float32", "float64"):
-            raise InvalidInput(op, name, "float32 or float64", self.dtype)
+        self.dtype, self.shape = first.dtype, first.shape
+        if self.dtype not in _FLOATS:
+            raise InvalidInput(op, name, "float32 or float64", _name_of(self.dtype))
 
     def floats(self, name: str, x: Array) -> Array:
-        return self._checked(name, x, self.dtype, self.length)
+        return self._checked(name, x, self.dtype, self.shape)
 
     def flags(self, name: str, x: Array) -> Array:
-        return self._checked(name, x, "bool", self.length)
+        return self._checked(name, x, torch.bool if self.torch else np.dtype(bool), self.shape)
 
     def integers(self, name: str, x: Array, dtype: str) -> Array:
-        return self._checked(name, x, dtype, None)
+        return self._checked(name, x, getattr(torch, dtype) if self.torch else np.dtype(dtype), None)
 
-    def _checked(self, name: str, x: Array, dtype: str, length: int | None) -> Array:
+    def outputs(self, names: tuple[str, ...], xs: tuple[Array, ...]) -> tuple[Array, ...]:
+        """Arrays to write into, which must therefore be contiguous as they are."""
+        if not isinstance(xs, tuple | list) or len(xs) != len(names):
+            raise InvalidInput(self.op, "out", f"({', '.join(names)})", type(xs).__name__)
+        for name, x in zip(names, xs, strict=True):
+            if self.floats(f"out: {name}", x) is not x:
+                raise InvalidInput(self.op, f"out: {name}", "a contiguous array", "one with strides")
+        return tuple(xs)
+
+    def _checked(self, name: str, x: Array, dtype: Any, shape: Any) -> Array:
         kind = "a torch tensor" if self.torch else "a numpy array"
         if not isinstance(x, Tensor if self.torch else np.ndarray):
             raise InvalidInput(self.op, name, kind + " like the others", type(x).__name__)
-        if _dtype_of(x) != dtype:
-            raise InvalidInput(self.op, name, dtype, _dtype_of(x))
-        if x.ndim != 1 or (length is not None and x.shape[0] != length):
-            expected = "one dimension" if length is None else f"shape [{length}]"
+        if x.dtype != dtype:
+            raise InvalidInput(self.op, name, _name_of(dtype), _name_of(x.dtype))
+        if x.ndim != 1 or (shape is not None and x.shape != shape):
+            expected = "one dimension" if shape is None else f"shape {list(shape)}"
             raise InvalidInput(self.op, name, expected, f"shape {list(x.shape)}")
         if not isinstance(x, Tensor):
-            return np.ascontiguousarray(x)
-        if x.device.type not in ("cpu", "meta"):
+            return x if x.flags.carray else np.ascontiguousarray(x)
+        if not (x.is_cpu or x.is_meta):
             raise InvalidInput(self.op, name, "a tensor on cpu (built without CUDA)", f"one on {x.device}")
-        return x.contiguous()
+        return x if x.is_contiguous() else x.contiguous()
 
 
-def _dtype_of(x: Array) -> str:
-    return str(x.dtype).removeprefix("torch.")
+def _name_of(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 # ---- torch operators ----
@@ -395,91 +433,17 @@ def _(scores, groups, valid, leave_one_out, normalize_std, eps, min_std):
     return torch.empty_like(scores)
 
 
+def _metrics_of(sums: Tensor) -> Tensor:
+    out = torch.empty(len(_METRICS), dtype=torch.float64)
+    _native.ppo_metrics(to_dlpack(sums), to_dlpack(out))
+    return out
+
+
 @torch.library.custom_op("earnest::ppo_metrics", mutates_args=())
 def _metrics(sums: Tensor) -> Tensor:
-    out = torch.empty(len(_METRICS), dtype=torch.float64)
-    _native.ppo_metrics(sums, out)
-    return out
+    return _metrics_of(sums)
 
 
 @_metrics.register_fake
 def _(sums):
     return sums.new_empty(len(_METRICS))
-
-
-@torch.library.custom_op("earnest::ppo_loss", mutates_args=())
-def _loss(
-    logp: Tensor,
-    logp_old: Tensor,
-    advantages: Tensor,
-    values: Tensor | None,
-    values_old: Tensor | None,
-    returns: Tensor | None,
-    logp_ref: Tensor | None,
-    entropy: Tensor | None,
-    weights: Tensor | None,
-    token_normalizer: Tensor | None,
-    trainable: Tensor,
-    normalizer: float,
-    clip_low: float,
-    clip_high: float,
-    clip_value: float | None,
-    dual_clip: float | None,
-    kl_estimator: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(losses [4], sums, d policy / d logp, d value / d values, d kl / d logp, d entropy / d entropy)."""
-    gradients = [torch.empty_like(logp) if x is not None else None for x in (logp, values, logp_ref, entropy)]
-    sums = torch.empty(_NUM_SUMS, dtype=torch.float64)
-    _native.ppo_loss(
-        logp, logp_old, advantages, values, values_old, returns, logp_ref, entropy, weights, token_normalizer,
-        trainable, normalizer, clip_low, clip_high, clip_value, dual_clip, kl_estimator, *gradients, sums,
-    )  # fmt: skip
-    policy, value, kl, entropy_gradient = (logp.new_empty(0) if g is None else g for g in gradients)
-    return sums[:4].to(logp.dtype, copy=True), sums, policy, value, kl, entropy_gradient
-
-
-@_loss.register_fake
-def _(logp, logp_old, advantages, values, values_old, returns, logp_ref, entropy, *settings):
-    gradients = [
-        logp.new_empty(0) if x is None else torch.empty_like(logp) for x in (values, logp_ref, entropy)
-    ]
-    sums = logp.new_empty(_NUM_SUMS, dtype=torch.float64)
-    return logp.new_empty(4), sums, torch.empty_like(logp), *gradients
-
-
-def _save_gradients(ctx: Any, inputs: tuple, output: tuple) -> None:
-    _, sums, *gradients = output
-    ctx.has = [inputs[i] is not None for i in (3, 6, 7)]  # values, logp_ref, entropy
-    ctx.save_for_backward(*gradients)
-    ctx.mark_non_differentiable(sums, *gradients)
-
-
-def _scale_gradients(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple:
-    policy, value, kl, entropy = ctx.saved_tensors
-    of_policy, of_value, of_kl, of_entropy = upstream.unbind()
-    has_values, has_reference, has_entropy = ctx.has
-    d_logp = of_policy * policy + of_kl * kl if has_reference else of_policy * policy
-    d_values = of_value * value if has_values else None
-    d_entropy = of_entropy * entropy if has_entropy else None
-    return d_logp, None, None, d_values, None, None, None, d_entropy, *[None] * 9
-
-
-_loss.register_autograd(_scale_gradients, setup_context=_save_gradients)
-
-
-def _torch_loss(inputs: dict[str, Tensor | None], trainable: Tensor, settings: tuple) -> tuple:
-    differentiable = ("logp", "values", "entropy")
-    constants = {k: x if x is None or k in differentiable else x.detach() for k, x in inputs.items()}
-    losses, sums, *_ = _loss(*constants.values(), trainable, *settings)
-    return losses.unbind(), sums, _metrics(sums).unbind()
-
-
-def _numpy_loss(inputs: dict[str, np.ndarray | None], trainable: np.ndarray, settings: tuple) -> tuple:
-    logp = inputs["logp"]
-    assert logp is not None
-    names = ("logp", "values", "logp_ref", "entropy")
-    gradients = [None if inputs[name] is None else np.empty_like(logp) for name in names]
-    sums, metrics = np.empty(_NUM_SUMS), np.empty(len(_METRICS))
-    _native.ppo_loss(*inputs.values(), trainable, *settings, *gradients, sums)
-    _native.ppo_metrics(sums, metrics)
-    return tuple(sums[:4].astype(logp.dtype)), sums, tuple(metrics)
