@@ -52,3 +52,10 @@ LOGPROB = {
     "float64": 1e-12,  # results and gradients against the definition, relative to the largest
     "floor": 1e-6,  # float32, beside FACTOR times the error of torch's float32; some units in the last place
 }
+
+LINEAR = {
+    "float64": 1e-13,  # results and gradients against the definition, relative to the largest
+    # Beside FACTOR times the error of torch's own: some units in the last place of the largest.
+    "floor": {"float32": 5e-7, "bfloat16": 2.0**-9},
+    "positive": 2e-6,  # sums of thousands of positive terms, relative
+}

@@ -27,19 +27,20 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Any:
     """x @ weight.T + bias over the last axis of x; differentiable, once, in all three.
 
     x [..., K], weight [N, K] and bias [N] are float32, float64 or bfloat16, all the same, on the CPU; the
-    result is [..., N]. bfloat16 is summed in float32 and rounded once, the bias included. What is not contiguous is
-    copied. numpy arrays (float32, float64) give a numpy array, without gradients. The bits of a row of the
-    result, and of x's gradient, depend on that row, weight and bias alone: not on the other rows, nor on the
-    number of threads.
+    result is [..., N]. bfloat16 is summed in float32 and rounded once, the bias included. What is not
+    contiguous is copied. numpy arrays (float32, float64) give a numpy array, without gradients. The bits of
+    a row of the result, and of x's gradient, depend on that row, weight and bias alone: not on the other
+    rows, nor on the number of threads.
 
     The weight is packed for the kernel when it is first seen, and the packed copy (as large as the weight;
     a second one for x's gradient) is kept as long as the tensor lives. A change of the weight is seen where
     torch counts it: any operation in place on the tensor, its views or ``weight.detach()``, with gradients
     or under ``torch.no_grad()``, such as an optimiser's step, ``copy_`` or ``load_state_dict``; and where
-    the storage moves, as by ``weight.data = other``. A change behind torch's back is not seen: writing to
-    ``weight.data`` in place, through ``weight.numpy()`` or a pointer, or FSDP's gathering of shards into the
-    same memory. After such a change call ``forget_packed(weight)``. Weights made under
-    ``torch.inference_mode()``, whose changes torch does not count, and numpy arrays are packed at each call.
+    the storage moves, as by ``weight.data = other``. torch does not count writes in place to ``weight.data``,
+    through ``weight.numpy()`` or a pointer, or FSDP's gathering of shards into the same memory. These are
+    seen where they change one of 64 numbers spread over the weight, as a change of all of it does; after a
+    change of a part call ``forget_packed(weight)``. Not kept, but packed at each call: float64 weights,
+    those made under ``torch.inference_mode()``, and numpy arrays.
 
     Raises InvalidInput for shapes or types that do not fit.
     """

@@ -22,7 +22,11 @@ class _Entry:
 
 
 class PackedWeights:
-    """Finds the packed copy of a tensor by the tensor's identity, as long as it lives."""
+    """Finds the packed copies of a tensor by the tensor's identity, as long as it lives.
+
+    Not kept: those of inference tensors, whose changes torch does not count, and of float64, which is for
+    checking gradients: gradcheck changes its inputs behind torch's back.
+    """
 
     def __init__(self) -> None:
         self._entries: dict[int, _Entry] = {}
@@ -32,12 +36,12 @@ class PackedWeights:
 
     def of(self, weight: Tensor, *, transposed: bool) -> Tensor:
         """The packed copy of weight [N, K] as it is now: for sums over K or, transposed, over N."""
-        if weight.is_inference():  # torch does not count its changes
+        if weight.is_inference() or weight.dtype == torch.float64:
             return _pack(weight, transposed, None)
         entry = self._entries.get(id(weight))
         if entry is None or entry.tensor() is not weight:
             entry = self._add(weight)
-        state = (weight._version, weight.data_ptr(), weight.shape, weight.stride(), weight.dtype)
+        state = _state(weight)
         if entry.state != state:
             entry.stale |= entry.packed
             entry.packed = {}
@@ -62,6 +66,12 @@ class PackedWeights:
         entry = _Entry(weakref.ref(weight, drop))
         self._entries[key] = entry
         return entry
+
+
+def _state(weight: Tensor) -> tuple:
+    # torch counts changes; a look at a few numbers finds most of those that it does not count.
+    seen = _native.linear_fingerprint(to_dlpack(weight)) if weight.is_contiguous() else 0
+    return weight._version, weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, seen
 
 
 def _pack(weight: Tensor, transposed: bool, memory: Tensor | None) -> Tensor:
