@@ -59,3 +59,10 @@ LOGPROB = {
 # float32 transform of 512 is off by some 1e-7 of its largest value; a peak's place magnifies that by its
 # flatness.
 PITCH = {"voicing": 3e-6, "f0": 1e-4, "energy": 2e-6}
+
+LINEAR = {
+    "float64": 1e-13,  # results and gradients against the definition, relative to the largest
+    # Beside FACTOR times the error of torch's own: some units in the last place of the largest.
+    "floor": {"float32": 5e-7, "bfloat16": 2.0**-9},
+    "positive": 2e-6,  # sums of thousands of positive terms, relative
+}

@@ -88,6 +88,12 @@ size_t packed_size(const Read& source, bool transposed) {
   return bytes;
 }
 
+uint64_t fingerprint(const Read& source) {
+  uint64_t digest = 0;
+  raise_if_error(linear::fingerprint(pack_of(source, false), &digest));
+  return digest;
+}
+
 void pack(const Read& source, bool transposed, const WriteBytes& packed) {
   const Pack job = pack_of(source, transposed);
   size_t bytes = 0;
@@ -160,6 +166,7 @@ void weight_gradient(const Read& grad_output, const Read& input, const std::opti
 
 void bind_linear(nb::module_& module) {
   module.def("linear_packed_size", &packed_size, nb::arg("source").noconvert(), nb::arg("transposed"));
+  module.def("linear_fingerprint", &fingerprint, nb::arg("source").noconvert());
   module.def("linear_pack", &pack, nb::arg("source").noconvert(), nb::arg("transposed"),
              nb::arg("packed").noconvert());
   module.def("linear_product", &product, nb::arg("left").noconvert(), nb::arg("packed").noconvert(),

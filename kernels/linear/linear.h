@@ -38,6 +38,9 @@ struct Pack {
   Device device = Device::kCpu;
 };
 Status packed_size(const Pack& pack, size_t* bytes);
+// A digest of 64 numbers spread over the source: a cheap look whether it is still what was packed. Two that
+// differ mean a change; two that agree do not rule one out.
+Status fingerprint(const Pack& pack, uint64_t* digest);
 Status run(const Pack& pack, void* packed);  // packed: on a 64-byte boundary for full speed
 
 struct Product {

@@ -13,8 +13,11 @@
 namespace earnest::linear {
 namespace {
 
-constexpr int64_t kTaskRows = 192;  // a multiple of every row_tile
-constexpr int64_t kTaskPanels = 6;
+// A rectangle: of rows a multiple of every row_tile; of panels as many as let one block of their depth stay
+// in the second cache, so that the left side is moved into tiles as seldom as can be.
+constexpr int64_t kTaskRows = 96;
+constexpr int64_t kTaskPanels = 18;
+constexpr int64_t kSumsPad = 16;  // keeps the rows of sums out of each other's cache sets
 constexpr size_t kAlignment = 64;
 constexpr size_t kMostLeftBytes = 12 * (kMostDepth + 16) * 8;  // of any tier
 
@@ -50,8 +53,7 @@ class Packing {
   int64_t depth(int64_t block) const { return std::min(block_, depth_ - first(block)); }
   int64_t steps(int64_t block) const { return ceil_div(depth(block), depth_per_step(type_)); }
   size_t offset(int64_t block, int64_t panel) const {
-    const int64_t steps_before =
-        first(block) / depth_per_step(type_) * panels_ + panel * (block < blocks() ? steps(block) : 0);
+    const int64_t steps_before = first(block) / depth_per_step(type_) * panels_ + panel * steps(block);
     return sizeof(PackedHeader) + static_cast<size_t>(steps_before * kPanel) * step_size(type_);
   }
   size_t bytes() const {
@@ -125,7 +127,7 @@ void run_rectangle(const Walk& w, const Packing& packing, const TileKernels& k, 
   char* tile = workspace;
   char* sums = workspace + kMostLeftBytes;
   const size_t size = element_size(w.type);
-  const int64_t sums_stride = r.panels * kPanel, first_column = r.first_panel * kPanel;
+  const int64_t sums_stride = r.panels * kPanel + kSumsPad, first_column = r.first_panel * kPanel;
   const int64_t columns = std::min(r.panels * kPanel, w.columns - first_column);
   for (int64_t block = 0; block < packing.blocks(); ++block) {
     const int64_t depth = packing.depth(block), steps = packing.steps(block);
@@ -147,7 +149,7 @@ void run_rectangle(const Walk& w, const Packing& packing, const TileKernels& k, 
 }
 
 size_t lane_workspace(Type type) {
-  return kMostLeftBytes + static_cast<size_t>(kTaskRows * kTaskPanels * kPanel) * sum_size(type);
+  return kMostLeftBytes + static_cast<size_t>(kTaskRows * (kTaskPanels * kPanel + kSumsPad)) * sum_size(type);
 }
 
 void run_walk(const Walk& w, const TileKernels& kernels, char* workspace) {

@@ -258,23 +258,28 @@ void finish(const void* sums, int64_t sums_stride, int64_t rows, int64_t columns
   }
 }
 
+// Each column in four chains, of every fourth row, which are then added in pairs.
 template <typename P>
 void sum_rows(const void* source, int64_t stride, int64_t rows, int64_t columns, void* sums, bool add) {
   const auto* from = static_cast<const typename P::Stored*>(source);
   auto* to = static_cast<typename P::Sum*>(sums);
-  constexpr int64_t kColumns = 4 * kLanes<P>;  // chains in flight
+  constexpr int64_t kColumns = 2 * kLanes<P>;
   for (int64_t first = 0; first < columns; first += kColumns) {
     const int64_t count = columns - first < kColumns ? columns - first : kColumns;
-    typename P::Sum chain[kColumns] = {};
+    typename P::Sum chains[4][kColumns] = {};
     for (int64_t i = 0; i < rows; ++i) {
       const auto* row = from + i * stride + first;
+      typename P::Sum* chain = chains[i % 4];
       if (count == kColumns) {
         for (int64_t j = 0; j < kColumns; ++j) chain[j] += widen(row[j]);
       } else {
         for (int64_t j = 0; j < count; ++j) chain[j] += widen(row[j]);
       }
     }
-    for (int64_t j = 0; j < count; ++j) to[first + j] = add ? to[first + j] + chain[j] : chain[j];
+    for (int64_t j = 0; j < count; ++j) {
+      const typename P::Sum sum = (chains[0][j] + chains[1][j]) + (chains[2][j] + chains[3][j]);
+      to[first + j] = add ? to[first + j] + sum : sum;
+    }
   }
 }
 

@@ -14,7 +14,7 @@
 namespace earnest::linear {
 
 constexpr int64_t kPanel = 32;       // columns that are packed together: out[step][column]
-constexpr int64_t kMostDepth = 512;  // depth of one chain of multiply-adds
+constexpr int64_t kMostDepth = 256;  // depth of one chain of multiply-adds
 
 struct TileKernels {
   int64_t row_tile;    // rows that the register tile takes together
@@ -38,7 +38,7 @@ struct TileKernels {
   void (*finish)(const void* sums, int64_t sums_stride, int64_t rows, int64_t columns, const void* bias,
                  void* output, int64_t output_stride);
 
-  // sums[column] = or += the sum of `rows` rows of source, taken from zero in their order.
+  // sums[column] = or += the sum of up to kMostDepth rows of source.
   void (*sum_rows)(const void* source, int64_t stride, int64_t rows, int64_t columns, void* sums, bool add);
 };
 

@@ -38,10 +38,11 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Any:
     a second one for x's gradient) is kept as long as the tensor lives. A change of the weight is seen where
     torch counts it: any operation in place on the tensor, its views or ``weight.detach()``, with gradients
     or under ``torch.no_grad()``, such as an optimiser's step, ``copy_`` or ``load_state_dict``; and where
-    the storage moves, as by ``weight.data = other``. A change behind torch's back is not seen: writing to
-    ``weight.data`` in place, through ``weight.numpy()`` or a pointer, or FSDP's gathering of shards into the
-    same memory. After such a change call ``forget_packed(weight)``. Weights made under
-    ``torch.inference_mode()``, whose changes torch does not count, and numpy arrays are packed at each call.
+    the storage moves, as by ``weight.data = other``. torch does not count writes in place to ``weight.data``,
+    through ``weight.numpy()`` or a pointer, or FSDP's gathering of shards into the same memory. These are
+    seen where they change one of 64 numbers spread over the weight, as a change of all of it does; after a
+    change of a part call ``forget_packed(weight)``. Not kept, but packed at each call: float64 weights,
+    those made under ``torch.inference_mode()``, and numpy arrays.
 
     Raises InvalidInput for shapes or types that do not fit.
     """

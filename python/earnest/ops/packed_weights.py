@@ -25,7 +25,11 @@ class _Entry:
 
 
 class PackedWeights:
-    """Finds the packed copy of tensors by their identity, as long as they live."""
+    """Finds the packed copy of tensors by their identity, as long as they live.
+
+    Not kept: those of inference tensors, whose changes torch does not count, and of float64, which is for
+    checking gradients: gradcheck changes its inputs behind torch's back.
+    """
 
     def __init__(self) -> None:
         self._entries: dict[tuple[int, ...], _Entry] = {}
@@ -36,7 +40,7 @@ class PackedWeights:
     def of(self, weights: Sequence[Tensor], dtype: torch.dtype, *, transposed: bool) -> Tensor:
         """The packed copy, rounded to `dtype`, of the weights [N_i, K] one below the other, as they are now:
         for sums over K or, transposed, over N."""
-        if any(weight.is_inference() for weight in weights):  # torch does not count its changes
+        if any(weight.is_inference() or weight.dtype == torch.float64 for weight in weights):
             return _pack(weights, dtype, transposed, None)
         key = tuple(map(id, weights))
         entry = self._entries.get(key)
@@ -44,7 +48,7 @@ class PackedWeights:
             ref() is not weight for ref, weight in zip(entry.tensors, weights, strict=True)
         ):
             entry = self._add(key, weights)
-        state = tuple((w._version, w.data_ptr(), w.shape, w.stride(), w.dtype) for w in weights)
+        state = tuple(map(_state, weights))
         if entry.state != state:
             entry.stale |= entry.packed
             entry.packed = {}
@@ -69,6 +73,12 @@ class PackedWeights:
         entry = _Entry([weakref.ref(weight, drop) for weight in weights])
         self._entries[key] = entry
         return entry
+
+
+def _state(weight: Tensor) -> tuple:
+    # torch counts changes; a look at a few numbers finds most of those that it does not count.
+    seen = _native.linear_fingerprint(to_dlpack(weight)) if weight.is_contiguous() else 0
+    return weight._version, weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, seen
 
 
 def _pack(weights: Sequence[Tensor], dtype: torch.dtype, transposed: bool, memory: Tensor | None) -> Tensor:
