@@ -267,7 +267,7 @@ def test_a_second_derivative_is_refused():
         ({"weight": torch.zeros(0, 4)}, "got [0, 4]"),
         ({"weight": torch.zeros(5, 4).double()}, "weight: expected torch.float32 on cpu as x"),
         ({"weight": np.zeros((5, 4), np.float32)}, "weight: expected a torch tensor like x, got ndarray"),
-        ({"bias": torch.zeros(4)}, "bias: expected [5] to match weight [5, 4], got [4]"),
+        ({"bias": torch.zeros(4)}, "bias: expected [5] to match weight [[5, 4]], got [4]"),
         ({"bias": torch.zeros(1, 5)}, "bias: expected [5]"),
         ({"bias": 0.0}, "bias: expected a torch tensor like x, got float"),
         ({"x": np.zeros((3, 4), np.float32)}, "weight: expected a float32 or float64 numpy array"),

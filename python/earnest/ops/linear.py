@@ -101,7 +101,7 @@ def _check_shapes(x: Any, weights: Any, bias: Any) -> None:
             _wrong("x", f"[..., {weight[1]}] to match weight {list(weight)}", list(x))
     outputs = sum(weight[0] for weight in weights)
     if bias is not None and tuple(bias) != (outputs,):
-        _wrong("bias", f"[{outputs}], one per row of the weight", list(bias))
+        _wrong("bias", f"[{outputs}] to match weight {[list(w) for w in weights]}", list(bias))
 
 
 def _needs_dispatch(x: Tensor, weights: tuple[Tensor, ...], bias: Tensor | None) -> bool:
