@@ -150,8 +150,15 @@ void load_left(const void* source, int64_t stride, bool transposed, int64_t rows
   const int64_t whole_depth = depth / kStep * kStep;
   if (transposed) {
     for (int64_t k = 0; k < depth; k += kStep, from += kStep * stride, to += kRowTile) {
-      for (int64_t i = 0; i < rows; ++i) {
-        to[i] = step_of<P, true>(from + i, stride, k < whole_depth, P::left);
+      const auto fill = [&](int64_t count, bool whole) {
+        for (int64_t i = 0; i < count; ++i) to[i] = step_of<P, true>(from + i, stride, whole, P::left);
+      };
+      if (rows < kRowTile || k >= whole_depth) {
+        fill(rows, k < whole_depth);
+      } else if constexpr (kStep == 1) {
+        std::memcpy(to, from, kRowTile * sizeof *to);
+      } else {
+        fill(kRowTile, true);  // a count that the compiler knows
       }
     }
     return;
