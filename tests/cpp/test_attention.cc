@@ -107,7 +107,7 @@ void agrees_with_reference(int64_t dim, bool causal, double bound) {
   slow.point();
   CHECK(reference_forward(slow.params, slow.output()).ok());
   CHECK(reference_backward(slow.params, slow.gradients()).ok());
-  for (const std::string& tier : usable_tiers(CpuTier::kAvx512)) {
+  for (const std::string& tier : usable_tiers()) {
     CHECK(force_cpu_tier(tier).ok());
     CHECK(forward(fast.params, fast.output()).ok());
     CHECK(backward(fast.params, fast.gradients()).ok());
@@ -208,10 +208,12 @@ TEST(wrong_arguments_are_named) {
 
 TEST(which_names_the_tier_or_the_reason) {
   std::string name;
-  for (const std::string& tier : usable_tiers(CpuTier::kAvx512)) {
+  for (const std::string& tier : usable_tiers()) {
     CHECK(force_cpu_tier(tier).ok());
-    CHECK(which(Device::kCpu, Type::kFloat32, 64, &name).ok());
+    CHECK(which(Device::kCpu, Type::kBFloat16, 64, &name).ok());
     CHECK(name == "cpu/" + tier);
+    CHECK(which(Device::kCpu, Type::kFloat32, 64, &name).ok());
+    CHECK(name == (tier == "avx512_bf16" ? "cpu/avx512" : "cpu/" + tier));  // the last is bfloat16's alone
   }
   CHECK(force_cpu_tier("").ok());
   CHECK(!which(Device::kCuda, Type::kFloat32, 64, &name).ok());

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+// The one product that all of attention is made of, held in registers. Included inside the tier's own
+// namespace, after attention_simd.h.
+
+// c[m][:] = keep[:] * c[m][:] + sum_i a[m * a_m + i * a_i] * b[i * b_i + :], a number of `a` against whole
+// vectors of b. The sum starts from 0, i ascending, one fused multiply-add (or vdpbf16ps) each, and is added
+// to c as a whole: an element's bits do not depend on the shape of the block it is computed in, and long sums
+// are made of short ones. A null keep does not read c. Steps and counts are in units of T, which are pairs of
+// bfloat16 in a and b where kPairs.
+template <typename T>
+struct Product {
+  const T* a;
+  int64_t a_m, a_i;
+  const T* b;
+  int64_t b_i;
+  int64_t count;
+  T* c;
+  int64_t c_m;
+  const T* keep;
+};
+
+template <bool kPairs, typename V>
+EARNEST_INLINE V multiply_add(V a, V b, V c) {
+  if constexpr (kPairs) {
+    return dot_pairs(a, b, c);
+  } else {
+    return fma(a, b, c);
+  }
+}
+
+template <typename V, bool kPairs, int kRows, int kVectors>
+static void multiply_block(const Product<Element<V>>& p, int64_t row, int64_t column) {
+  using T = Element<V>;
+  V sums[kRows][kVectors] = {};
+  const T* a = p.a + row * p.a_m;
+  const T* b = p.b + column;
+  const int64_t a_m = p.a_m, a_i = p.a_i, b_i = p.b_i;
+  for (int64_t i = p.count; i > 0; --i, a += a_i, b += b_i) {
+    V columns[kVectors];
+#pragma GCC unroll 4
+    for (int n = 0; n < kVectors; ++n) columns[n] = load<V>(b + n * kLanes<V>);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      T factor;  // may lie unaligned
+      __builtin_memcpy(&factor, a + r * a_m, sizeof factor);
+#pragma GCC unroll 4
+      for (int n = 0; n < kVectors; ++n)
+        sums[r][n] = multiply_add<kPairs>(splat<V>(factor), columns[n], sums[r][n]);
+    }
+  }
+  T* c = p.c + row * p.c_m + column;
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int n = 0; n < kVectors; ++n) {
+      T* to = c + r * p.c_m + n * kLanes<V>;
+      if (p.keep == nullptr) {
+        store(to, sums[r][n]);
+      } else {
+        store(to, fma(load<V>(to), load<V>(p.keep + column + n * kLanes<V>), sums[r][n]));
+      }
+    }
+  }
+}
+
+constexpr int kManyRegisters = kVectorBytes == 64;  // 32 of them, else 16
+constexpr int kRowGroup = 8;                        // rows of products come in multiples of this
+
+template <typename V, bool kPairs, int kRows, int kVectors>
+static int64_t multiply_rows(const Product<Element<V>>& p, int64_t row, int64_t rows, int64_t column) {
+  for (; row + kRows <= rows; row += kRows) multiply_block<V, kPairs, kRows, kVectors>(p, row, column);
+  return row;
+}
+
+// The product for a multiple of kRowGroup rows and any number of vectors.
+template <typename V, bool kPairs>
+static void multiply(const Product<Element<V>>& p, int64_t rows, int64_t vectors) {
+  constexpr int kRows = kManyRegisters ? 8 : 4;
+  int64_t n = 0;
+  for (; vectors - n >= 3 && vectors - n != 4; n += 3)
+    multiply_rows<V, kPairs, kRows, 3>(p, 0, rows, n * kLanes<V>);
+  for (; vectors - n >= 2; n += 2) multiply_rows<V, kPairs, kRows, 2>(p, 0, rows, n * kLanes<V>);
+  if (vectors - n == 1) {  // more rows, for there must be enough sums in flight
+    const int64_t done =
+        kManyRegisters ? multiply_rows<V, kPairs, 16, 1>(p, 0, rows, n * kLanes<V>) : int64_t{0};
+    multiply_rows<V, kPairs, 8, 1>(p, done, rows, n * kLanes<V>);
+  }
+}
