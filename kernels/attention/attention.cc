@@ -258,7 +258,7 @@ size_t forward_scratch_bytes(int64_t dim) {
 }
 size_t backward_scratch_bytes(int64_t dim) {
   const int64_t elements =
-      (5 * kBackwardRows + 3 * kTileKeys + 1) * padded_dim(dim) + 5 * kTileKeys * 48 + 8 * kBackwardRows;
+      (5 * kBackwardRows + 5 * kTileKeys + 1) * padded_dim(dim) + 5 * kTileKeys * 48 + 8 * kBackwardRows;
   return static_cast<size_t>(elements) * sizeof(double) + 4096;
 }
 size_t partial_bytes(Type type, int64_t dim, int64_t rows) {

@@ -12,10 +12,10 @@ namespace earnest::attention {
 
 // Functions in this header are static, so that each tier compiles its own copy with its own instructions.
 
-constexpr int kTileKeys = 64;      // keys per tile, counted from the sequence's first key
-constexpr int kPartKeys = 512;     // keys of one partial softmax, counted likewise: a rule for every row
-constexpr int kForwardRows = 192;  // query rows that share one pass over the keys
-constexpr int kBackwardRows = 96;  // query rows that share one pass over the keys backward
+constexpr int kTileKeys = 64;       // keys per tile, counted from the sequence's first key
+constexpr int kPartKeys = 512;      // keys of one partial softmax, counted likewise: a rule for every row
+constexpr int kForwardRows = 192;   // query rows that share one pass over the keys
+constexpr int kBackwardRows = 192;  // query rows that share one pass over the keys backward
 constexpr int64_t kDimPadding = 16;
 
 static inline int64_t padded_dim(int64_t dim) { return (dim + kDimPadding - 1) / kDimPadding * kDimPadding; }

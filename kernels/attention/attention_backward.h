@@ -12,6 +12,7 @@ struct BackwardBuffers {
   T *q_rows, *grad_out_rows;           // [blocks][lanes / kPack][width]
   T* grad_q;                           // [blocks][width][lanes]
   T *keys, *values, *keys_across;      // tiles
+  T *grad_k, *grad_v;                  // their sums over the rows: [kTileKeys][width]
   T *weights, *grad_scores;            // [kTileKeys][lanes]: s, then p; dp, then ds
   T *weight_words, *grad_score_words;  // the same rounded, words along rows: [kTileKeys][lanes / 2]
   T* grad_score_pairs;                 // and words across keys: [kTileKeys / 2][lanes]
@@ -28,7 +29,7 @@ static BackwardBuffers<Element<V>> take_backward_buffers(const Rows<V>& rows, in
   BackwardBuffers<T> b;
   for (T** rows_of : {&b.q_lanes, &b.grad_out_lanes, &b.q_rows, &b.grad_out_rows, &b.grad_q})
     *rows_of = take(lanes * width);
-  for (T** tile : {&b.keys, &b.values, &b.keys_across}) *tile = take(kTileKeys * width);
+  for (T** tile : {&b.keys, &b.values, &b.keys_across, &b.grad_k, &b.grad_v}) *tile = take(kTileKeys * width);
   for (T** scores : {&b.weights, &b.grad_scores, &b.weight_words, &b.grad_score_words, &b.grad_score_pairs})
     *scores = take(square);
   for (T** numbers : {&b.delta, &b.shift, &b.shift_low}) *numbers = take(lanes);
@@ -111,13 +112,12 @@ static void differentiate_lanes(const Differentiate<V>& row, const BackwardBuffe
   }
 }
 
-// One block of rows against one tile of keys, of which it sees `columns` (padded). grad_k and grad_v are the
-// tile's sums, [keys][width].
+// One block of rows against one tile of keys, of which it sees `columns` (padded).
 template <typename V, bool kPairs>
 static void backward_block(const Params& p, const Rows<V>& rows, int64_t block, int64_t tile_begin,
                            int64_t columns, const Operand<Element<V>>& keys,
                            const Operand<Element<V>>& values, const Operand<Element<V>>& keys_across,
-                           const BackwardBuffers<Element<V>>& b, Element<V>* grad_k, Element<V>* grad_v) {
+                           const BackwardBuffers<Element<V>>& b) {
   using T = Element<V>;
   constexpr int kWord = kPack<kPairs>;
   const int64_t width = padded_dim(p.dim), lanes = rows.lanes, vectors = rows.vectors(block);
@@ -146,11 +146,19 @@ static void backward_block(const Params& p, const Rows<V>& rows, int64_t block, 
                       p.dim, vectors);
   const int64_t along_dim = (p.dim + kLanes<V> - 1) / kLanes<V>, count = (rows.in(block) + kWord - 1) / kWord;
   multiply<V, kPairs>({kPairs ? b.grad_score_words : b.grad_scores, lanes / kWord, 1,
-                       b.q_rows + at * width / kWord, width, count, grad_k, width, b.ones},
+                       b.q_rows + at * width / kWord, width, count, b.grad_k, width, b.ones},
                       columns, along_dim);
   multiply<V, kPairs>({kPairs ? b.weight_words : b.weights, lanes / kWord, 1,
-                       b.grad_out_rows + at * width / kWord, width, count, grad_v, width, b.ones},
+                       b.grad_out_rows + at * width / kWord, width, count, b.grad_v, width, b.ones},
                       columns, along_dim);
+}
+
+template <typename V>
+static void add_and_clear(Element<V>* from, int64_t count, Element<V>* to) {
+  for (int64_t i = 0; i < count; i += kLanes<V>) {
+    store(to + i, load<V>(to + i) + load<V>(from + i));
+    store(from + i, V{});
+  }
 }
 
 // One group of rows against every key that it sees.
@@ -171,6 +179,9 @@ static void backward_rows(const Params& p, const Gradients& g, const Unit& unit,
   row_constants<V, E>(p, g, rows, b);
   for (int64_t i = 0; i < rows.blocks * rows.lanes * width; i += kLanes<V>) store(b.grad_q + i, V{});
 
+  for (int64_t i = 0; i < kTileKeys * width; i += kLanes<V>)
+    store(b.grad_k + i, V{}), store(b.grad_v + i, V{});
+
   const int64_t seen = rows.most_visible(rows.blocks - 1);
   int64_t skipped = 0;  // blocks that see nothing of the tile
   for (int64_t begin = 0; begin < seen; begin += kTileKeys) {
@@ -182,12 +193,19 @@ static void backward_rows(const Params& p, const Gradients& g, const Unit& unit,
     const Operand<T> keys_across_rows =
         kPairs ? keys_across<V, kPairs>(k, stride, tile, p.dim, true, b.keys_across) : keys;
     while (rows.most_visible(skipped) <= begin) ++skipped;
+    const int64_t after = seen - begin - kTileKeys, then = after < kTileKeys ? after : kTileKeys;
+    LinesAhead next_keys = lines_ahead(k + kTileKeys * stride, stride, then, p.dim);
+    LinesAhead next_values = lines_ahead(v + kTileKeys * stride, stride, then, p.dim);
+    const int64_t lines_per_block = next_keys.left / (rows.blocks - skipped) + 1;
     for (int64_t block = skipped; block < rows.blocks; ++block) {
       const int64_t sees = rows.most_visible(block) - begin;
+      next_keys.ask(lines_per_block), next_values.ask(lines_per_block);
       if (begin == 0) ahead.ask(unit.kv_head * rows.blocks + block, p.kv_heads * rows.blocks);
       backward_block<V, kPairs>(p, rows, block, begin, round_up(sees < tile ? sees : tile, kRowGroup), keys,
-                                values, keys_across_rows, b, grad_k + begin * width, grad_v + begin * width);
+                                values, keys_across_rows, b);
     }
+    add_and_clear<V>(b.grad_k, round_up(tile, kRowGroup) * width, grad_k + begin * width);
+    add_and_clear<V>(b.grad_v, round_up(tile, kRowGroup) * width, grad_v + begin * width);
   }
   for (int64_t block = 0; block < rows.blocks; ++block) {
     unpack_lanes<V>(b.grad_q + block * width * rows.lanes, b.ones, rows, block, p.dim,

@@ -109,14 +109,19 @@ static void forward_part(const Params& p, const Unit& unit, const Rows<V>& rows,
     const Operand<T> keys = keys_along<V, kPairs>(k, stride, tile, p.dim, often, b.keys);
     const Operand<T> values = keys_across<V, kPairs>(v, stride, tile, p.dim, often, b.values);
     while (rows.most_visible(first) <= begin) ++first;
+    const int64_t after = unit.keys - begin - kTileKeys, then = after < kTileKeys ? after : kTileKeys;
+    LinesAhead next_keys = lines_ahead(k + kTileKeys * stride, stride, then, p.dim);
+    LinesAhead next_values = lines_ahead(v + kTileKeys * stride, stride, then, p.dim);
+    const int64_t lines_per_block = next_keys.left / (rows.blocks - first) + 1;
     for (int64_t block = first; block < rows.blocks; ++block) {
       const int64_t sees = rows.most_visible(block) - begin;
       const int64_t columns = round_up(sees < tile ? sees : tile, kRowGroup);
       const int64_t vectors = rows.vectors(block);
       const bool masked = rows.least_visible(block) - begin < columns;
+      if (often) next_keys.ask(lines_per_block), next_values.ask(lines_per_block);
       if (begin == 0) ahead.ask(unit.kv_head * rows.blocks + block, p.kv_heads * rows.blocks);
       multiply<V, kPairs>({keys.words, keys.row, 1, b.q + block * width / kPack<kPairs> * lanes, lanes,
-                           p.dim / kPack<kPairs>, b.scores, lanes, nullptr},
+                           p.dim / kPack<kPairs>, b.scores, lanes, nullptr, often ? nullptr : &next_keys},
                           columns, vectors);
       for (int64_t n = 0; n < vectors * kLanes<V>; n += kLanes<V>) {
         const int64_t lane = block * lanes + n;
@@ -125,9 +130,10 @@ static void forward_part(const Params& p, const Unit& unit, const Rows<V>& rows,
                                load<Integers<V>>(rows.visible + lane) - static_cast<Integer<T>>(begin),
                                to_base2, partial.maximum + lane, partial.total + lane));
       }
-      multiply<V, kPairs>({values.words, 1, values.row, kPairs ? b.pairs : b.scores, lanes,
-                           columns / kPack<kPairs>, partial.sums + block * width * lanes, lanes, b.alpha},
-                          p.dim, vectors);
+      multiply<V, kPairs>(
+          {values.words, 1, values.row, kPairs ? b.pairs : b.scores, lanes, columns / kPack<kPairs>,
+           partial.sums + block * width * lanes, lanes, b.alpha, often ? nullptr : &next_values},
+          p.dim, vectors);
     }
   }
 }

@@ -2,6 +2,34 @@
 // The one product that all of attention is made of, held in registers. Included inside the tier's own
 // namespace, after attention_simd.h.
 
+// Lines of rows that will be read soon, asked for a few at a time while something else is computed.
+struct LinesAhead {
+  const char* line = nullptr;
+  int64_t left = 0;                // lines
+  int64_t in_row = 0, of_row = 0;  // lines of the row asked for, and all of them
+  int64_t gap = 0;                 // bytes from the end of a row to the next
+
+  // Inlined by force: GCC takes a function that only prefetches for one without effect and drops the call.
+  __attribute__((always_inline)) void ask() {
+    if (left <= 0) return;
+    --left;
+    __builtin_prefetch(line, 0, 2);
+    line += 64;
+    if (++in_row == of_row) in_row = 0, line += gap;
+  }
+  __attribute__((always_inline)) void ask(int64_t count) {
+    for (int64_t i = 0; i < count; ++i) ask();
+  }
+};
+
+template <typename E>
+EARNEST_INLINE LinesAhead lines_ahead(const E* rows, int64_t stride, int64_t count, int64_t dim) {
+  const int64_t bytes = dim * static_cast<int64_t>(sizeof(E)), lines = (bytes + 63) / 64;
+  if (count <= 0) return {};
+  return {reinterpret_cast<const char*>(rows), count * lines, 0, lines,
+          stride * static_cast<int64_t>(sizeof(E)) - lines * 64};
+}
+
 // c[m][:] = keep[:] * c[m][:] + sum_i a[m * a_m + i * a_i] * b[i * b_i + :], a number of `a` against whole
 // vectors of b. The sum starts from 0, i ascending, one fused multiply-add (or vdpbf16ps) each, and is added
 // to c as a whole: an element's bits do not depend on the shape of the block it is computed in, and long sums
@@ -17,6 +45,7 @@ struct Product {
   T* c;
   int64_t c_m;
   const T* keep;
+  LinesAhead* ahead = nullptr;  // a line is asked for with every 16 numbers of a, where rows are few
 };
 
 template <bool kPairs, typename V>
@@ -35,8 +64,11 @@ static void multiply_block(const Product<Element<V>>& p, int64_t row, int64_t co
   const T* a = p.a + row * p.a_m;
   const T* b = p.b + column;
   const int64_t a_m = p.a_m, a_i = p.a_i, b_i = p.b_i;
+  LinesAhead ahead;
+  if (kRows == 16 && p.ahead != nullptr) ahead = *p.ahead;
   for (int64_t i = p.count; i > 0; --i, a += a_i, b += b_i) {
     V columns[kVectors];
+    if constexpr (kRows == 16) ahead.ask();
 #pragma GCC unroll 4
     for (int n = 0; n < kVectors; ++n) columns[n] = load<V>(b + n * kLanes<V>);
 #pragma GCC unroll 16
@@ -48,6 +80,7 @@ static void multiply_block(const Product<Element<V>>& p, int64_t row, int64_t co
         sums[r][n] = multiply_add<kPairs>(splat<V>(factor), columns[n], sums[r][n]);
     }
   }
+  if (kRows == 16 && p.ahead != nullptr) *p.ahead = ahead;
   T* c = p.c + row * p.c_m + column;
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
