@@ -112,6 +112,10 @@ static void forward_part(const Params& p, const Unit& unit, const Rows<V>& rows,
     const int64_t after = unit.keys - begin - kTileKeys, then = after < kTileKeys ? after : kTileKeys;
     LinesAhead next_keys = lines_ahead(k + kTileKeys * stride, stride, then, p.dim);
     LinesAhead next_values = lines_ahead(v + kTileKeys * stride, stride, then, p.dim);
+    RowsAhead rows_ahead;
+    if (!often && then == kTileKeys)
+      rows_ahead = {next_keys.line, next_values.line, stride * static_cast<int64_t>(sizeof(E)),
+                    next_keys.of_row};
     const int64_t lines_per_block = next_keys.left / (rows.blocks - first) + 1;
     for (int64_t block = first; block < rows.blocks; ++block) {
       const int64_t sees = rows.most_visible(block) - begin;
@@ -121,7 +125,7 @@ static void forward_part(const Params& p, const Unit& unit, const Rows<V>& rows,
       if (often) next_keys.ask(lines_per_block), next_values.ask(lines_per_block);
       if (begin == 0) ahead.ask(unit.kv_head * rows.blocks + block, p.kv_heads * rows.blocks);
       multiply<V, kPairs>({keys.words, keys.row, 1, b.q + block * width / kPack<kPairs> * lanes, lanes,
-                           p.dim / kPack<kPairs>, b.scores, lanes, nullptr, often ? nullptr : &next_keys},
+                           p.dim / kPack<kPairs>, b.scores, lanes, nullptr},
                           columns, vectors);
       for (int64_t n = 0; n < vectors * kLanes<V>; n += kLanes<V>) {
         const int64_t lane = block * lanes + n;
@@ -132,7 +136,7 @@ static void forward_part(const Params& p, const Unit& unit, const Rows<V>& rows,
       }
       multiply<V, kPairs>(
           {values.words, 1, values.row, kPairs ? b.pairs : b.scores, lanes, columns / kPack<kPairs>,
-           partial.sums + block * width * lanes, lanes, b.alpha, often ? nullptr : &next_values},
+           partial.sums + block * width * lanes, lanes, b.alpha, rows_ahead},
           p.dim, vectors);
     }
   }

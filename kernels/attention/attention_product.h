@@ -2,6 +2,9 @@
 // The one product that all of attention is made of, held in registers. Included inside the tier's own
 // namespace, after attention_simd.h.
 
+template <bool kPairs>
+constexpr int kPack = kPairs ? 2 : 1;  // elements in one operand of a product
+
 // Lines of rows that will be read soon, asked for a few at a time while something else is computed.
 struct LinesAhead {
   const char* line = nullptr;
@@ -30,6 +33,13 @@ EARNEST_INLINE LinesAhead lines_ahead(const E* rows, int64_t stride, int64_t cou
           stride * static_cast<int64_t>(sizeof(E)) - lines * 64};
 }
 
+// Two arrays of rows that lie alike, as many as the product sums over, of which a line each is asked for with
+// every 16 numbers of a; only where there is one vector of columns and memory is what takes the time.
+struct RowsAhead {
+  const char *first = nullptr, *second = nullptr;
+  int64_t row = 0, lines = 0;  // bytes from one to the next, lines in one
+};
+
 // c[m][:] = keep[:] * c[m][:] + sum_i a[m * a_m + i * a_i] * b[i * b_i + :], a number of `a` against whole
 // vectors of b. The sum starts from 0, i ascending, one fused multiply-add (or vdpbf16ps) each, and is added
 // to c as a whole: an element's bits do not depend on the shape of the block it is computed in, and long sums
@@ -45,7 +55,7 @@ struct Product {
   T* c;
   int64_t c_m;
   const T* keep;
-  LinesAhead* ahead = nullptr;  // a line is asked for with every 16 numbers of a, where rows are few
+  RowsAhead ahead = {};
 };
 
 template <bool kPairs, typename V>
@@ -57,18 +67,27 @@ EARNEST_INLINE V multiply_add(V a, V b, V c) {
   }
 }
 
-template <typename V, bool kPairs, int kRows, int kVectors>
+template <typename V, bool kPairs, int kRows, int kVectors, bool kAhead = false>
 static void multiply_block(const Product<Element<V>>& p, int64_t row, int64_t column) {
   using T = Element<V>;
   V sums[kRows][kVectors] = {};
   const T* a = p.a + row * p.a_m;
   const T* b = p.b + column;
   const int64_t a_m = p.a_m, a_i = p.a_i, b_i = p.b_i;
-  LinesAhead ahead;
-  if (kRows == 16 && p.ahead != nullptr) ahead = *p.ahead;
+  const char *first = p.ahead.first, *second = p.ahead.second;
+  const int64_t ahead_i = p.ahead.row * kPack<kPairs>;
+  if constexpr (kAhead) {
+    const int64_t group = row / 16;
+    const int64_t begin = group / p.ahead.lines * p.ahead.row + group % p.ahead.lines * 64;
+    first += begin, second += begin;
+  }
   for (int64_t i = p.count; i > 0; --i, a += a_i, b += b_i) {
     V columns[kVectors];
-    if constexpr (kRows == 16) ahead.ask();
+    if constexpr (kAhead) {
+      __builtin_prefetch(first, 0, 2);
+      __builtin_prefetch(second, 0, 2);
+      first += ahead_i, second += ahead_i;
+    }
 #pragma GCC unroll 4
     for (int n = 0; n < kVectors; ++n) columns[n] = load<V>(b + n * kLanes<V>);
 #pragma GCC unroll 16
@@ -80,28 +99,33 @@ static void multiply_block(const Product<Element<V>>& p, int64_t row, int64_t co
         sums[r][n] = multiply_add<kPairs>(splat<V>(factor), columns[n], sums[r][n]);
     }
   }
-  if (kRows == 16 && p.ahead != nullptr) *p.ahead = ahead;
   T* c = p.c + row * p.c_m + column;
+  const int64_t c_m = p.c_m;
+  if (p.keep != nullptr) {
+    V keep[kVectors];
+#pragma GCC unroll 4
+    for (int n = 0; n < kVectors; ++n) keep[n] = load<V>(p.keep + column + n * kLanes<V>);
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (int n = 0; n < kVectors; ++n)
+        sums[r][n] = fma(load<V>(c + r * c_m + n * kLanes<V>), keep[n], sums[r][n]);
+    }
+  }
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-    for (int n = 0; n < kVectors; ++n) {
-      T* to = c + r * p.c_m + n * kLanes<V>;
-      if (p.keep == nullptr) {
-        store(to, sums[r][n]);
-      } else {
-        store(to, fma(load<V>(to), load<V>(p.keep + column + n * kLanes<V>), sums[r][n]));
-      }
-    }
+    for (int n = 0; n < kVectors; ++n) store(c + r * c_m + n * kLanes<V>, sums[r][n]);
   }
 }
 
 constexpr int kManyRegisters = kVectorBytes == 64;  // 32 of them, else 16
 constexpr int kRowGroup = 8;                        // rows of products come in multiples of this
 
-template <typename V, bool kPairs, int kRows, int kVectors>
+template <typename V, bool kPairs, int kRows, int kVectors, bool kAhead = false>
 static int64_t multiply_rows(const Product<Element<V>>& p, int64_t row, int64_t rows, int64_t column) {
-  for (; row + kRows <= rows; row += kRows) multiply_block<V, kPairs, kRows, kVectors>(p, row, column);
+  for (; row + kRows <= rows; row += kRows)
+    multiply_block<V, kPairs, kRows, kVectors, kAhead>(p, row, column);
   return row;
 }
 
@@ -114,8 +138,11 @@ static void multiply(const Product<Element<V>>& p, int64_t rows, int64_t vectors
     multiply_rows<V, kPairs, kRows, 3>(p, 0, rows, n * kLanes<V>);
   for (; vectors - n >= 2; n += 2) multiply_rows<V, kPairs, kRows, 2>(p, 0, rows, n * kLanes<V>);
   if (vectors - n == 1) {  // more rows, for there must be enough sums in flight
-    const int64_t done =
-        kManyRegisters ? multiply_rows<V, kPairs, 16, 1>(p, 0, rows, n * kLanes<V>) : int64_t{0};
+    int64_t done = 0;
+    if constexpr (kManyRegisters) {
+      done = p.ahead.first != nullptr ? multiply_rows<V, kPairs, 16, 1, true>(p, 0, rows, n * kLanes<V>)
+                                      : multiply_rows<V, kPairs, 16, 1>(p, 0, rows, n * kLanes<V>);
+    }
     multiply_rows<V, kPairs, 8, 1>(p, done, rows, n * kLanes<V>);
   }
 }

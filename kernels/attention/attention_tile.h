@@ -5,8 +5,6 @@
 // namespace, after attention_product.h.
 
 constexpr int kBlockVectors = 3;  // vectors of rows that share one product
-template <bool kPairs>
-constexpr int kPack = kPairs ? 2 : 1;  // elements in one operand of a product
 
 // Cuts 64-byte-aligned arrays from a block of scratch.
 struct Scratch {
