@@ -34,15 +34,18 @@ struct Rows {
   int64_t most_visible(int64_t block) const { return visible[(block + 1) * lanes - 1]; }
 };
 
+// Few rows that each see a different number of keys are dealt one vector at a time, so that a block computes
+// little of what it has to mask.
 template <typename V>
-static int64_t lanes_for(int64_t rows) {
+static int64_t lanes_for(const Params& p, int64_t rows) {
+  if (p.causal && p.heads < 3 * p.kv_heads && rows <= 128) return kLanes<V>;
   return rows < kBlockVectors * kLanes<V> ? round_up(rows, kLanes<V>) : kBlockVectors * kLanes<V>;
 }
 
 // Rows [first, first + count) of the unit.
 template <typename V>
 static Rows<V> list_rows(const Params& p, const Unit& unit, int64_t first, int64_t count, Scratch* scratch) {
-  const int64_t group = p.heads / p.kv_heads, lanes = lanes_for<V>(count);
+  const int64_t group = p.heads / p.kv_heads, lanes = lanes_for<V>(p, count);
   const int64_t blocks = (count + lanes - 1) / lanes;
   Rows<V> rows{count, lanes, blocks, scratch->take<int64_t>(count),
                scratch->take<Integer<Element<V>>>(blocks * lanes)};
