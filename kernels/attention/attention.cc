@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Chooses the CPU tier and deals out the work: a unit is one sequence, one key head and a block of query
-// rows.
+// Chooses the CPU tier and deals out the work.
 #include "kernels/attention/attention.h"
 
 #include <algorithm>
@@ -36,24 +35,29 @@ struct ThreadScratch {
   }
 };
 thread_local ThreadScratch thread_scratch;
+thread_local ThreadScratch caller_scratch;  // for what the threads of one call share
 
-Status choose(Type type, int64_t dim, Backend* backend, CpuTier* tier) {
-  if (Status status = current_cpu_tier(tier, CpuTier::kAvx512); !status.ok()) return status;
-  *backend = *tier == CpuTier::kAvx512 ? avx512_backend(type, dim)
-             : *tier == CpuTier::kAvx2 ? avx2_backend(type, dim)
-                                       : scalar_backend(type, dim);
+// bfloat16 alone has code for the last tier; the other types run the one before it there.
+Status choose(Type type, Backend* backend, CpuTier* tier) {
+  const CpuTier highest = type == Type::kBFloat16 ? CpuTier::kAvx512Bf16 : CpuTier::kAvx512;
+  if (Status status = current_cpu_tier(tier, highest); !status.ok()) return status;
+  *backend = *tier == CpuTier::kAvx512Bf16 ? avx512_bf16_backend()
+             : *tier == CpuTier::kAvx512   ? avx512_backend(type)
+             : *tier == CpuTier::kAvx2     ? avx2_backend(type)
+                                           : scalar_backend(type);
   if (backend->forward == nullptr)
     return unsupported("attention", "EARNEST_CPU_TIER", "a tier in this build", name_of(*tier));
   return {};
 }
 
 // Multiply-adds, counting a row's worth of work for reading each key.
-int64_t work_of(const Params& p, int64_t* longest) {
+int64_t work_of(const Params& p, int64_t* longest, int64_t* most_keys) {
   int64_t work = 0;
-  *longest = 0;
+  *longest = *most_keys = 0;
   for (int64_t n = 0; n < p.sequences; ++n) {
     const Unit unit = unit_of(p, n, 0);
     *longest = std::max(*longest, unit.queries);
+    *most_keys = std::max(*most_keys, unit.keys);
     work += (unit.queries * (p.heads / p.kv_heads) * 2 + 16) * unit.keys;
   }
   return work * p.dim * p.kv_heads;
@@ -84,7 +88,152 @@ Status for_each_chunk(int64_t units, int64_t work, size_t scratch_bytes, const R
   return {};
 }
 
-size_t size_of(Type type) { return type == Type::kFloat64 ? sizeof(double) : sizeof(float); }
+const Status kOutOfMemory{StatusCode::kOutOfMemory, "[attention] workspace: out of memory"};
+
+int64_t size_of(Type type) { return type == Type::kFloat64 ? sizeof(double) : sizeof(float); }
+
+int64_t round_up(int64_t x, int64_t multiple) { return (x + multiple - 1) / multiple * multiple; }
+
+// Keys that the unit's last row sees, which is the one that sees most.
+int64_t keys_seen(const Params& p, const Unit& unit) {
+  if (!p.causal) return unit.keys;
+  const int64_t tokens = (unit.row_end + p.heads / p.kv_heads - 1) / (p.heads / p.kv_heads);
+  return std::max<int64_t>(0, tokens + unit.keys - unit.queries);
+}
+
+// ---- forward: a unit is one sequence, one key head and up to kForwardRows rows ----
+
+struct ForwardUnits {
+  const Params& p;
+  int64_t pairs, blocks;
+
+  int64_t count() const { return pairs * blocks; }
+  Unit operator[](int64_t i) const {
+    const int64_t block = blocks - 1 - i / pairs, pair = i % pairs;  // the longest rows first
+    Unit unit = unit_of(p, pair / p.kv_heads, pair % p.kv_heads);
+    unit.row_begin = block * kForwardRows;
+    unit.row_end = std::min<int64_t>(unit.row_end, unit.row_begin + kForwardRows);
+    return unit;
+  }
+};
+
+// Where there are fewer units than would keep the threads busy, each part of the keys is a task.
+Status forward_by_parts(const Params& p, const Output& output, const Backend& backend,
+                        const ForwardUnits& units, int64_t work, int64_t parts, int64_t most_rows) {
+  const size_t bytes = partial_bytes(p.type, p.dim, most_rows);
+  char* memory =
+      static_cast<char*>(caller_scratch.reserve(static_cast<size_t>(units.count() * parts) * bytes));
+  if (memory == nullptr) return kOutOfMemory;
+  const auto partials = [&](int64_t unit) { return memory + static_cast<size_t>(unit * parts) * bytes; };
+  const auto part = [&](int64_t begin, int64_t end, void* scratch) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t part = i / units.count(), at = i % units.count();  // heads of the same keys together
+      const Unit unit = units[at];
+      if (unit.row_begin < unit.row_end && (part == 0 || part * kPartKeys < keys_seen(p, unit)))
+        backend.forward_part(p, unit, part, partials(at) + static_cast<size_t>(part) * bytes, scratch);
+    }
+  };
+  const auto join = [&](int64_t begin, int64_t end, void* scratch) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Unit unit = units[i];
+      if (unit.row_begin < unit.row_end) backend.forward_join(p, output, unit, partials(i), bytes, scratch);
+    }
+  };
+  const size_t scratch_bytes = forward_scratch_bytes(p.dim);
+  if (Status status = for_each_chunk(units.count() * parts, work, scratch_bytes, part); !status.ok())
+    return status;
+  return for_each_chunk(units.count(), work / kPartKeys, scratch_bytes, join);
+}
+
+// ---- backward: a unit is one sequence, one key head and a share of the queries ----
+
+constexpr int64_t kShareQueries = 512, kMostShares = 8;
+constexpr int64_t kOwnKeys = 2048;  // up to here a sequence of one share is summed in the thread's own memory
+
+// A rule of the sequence alone, since it decides the order of sums.
+int64_t shares_of(int64_t queries) {
+  return std::clamp<int64_t>((queries + kShareQueries - 1) / kShareQueries, 1, kMostShares);
+}
+
+struct BackwardPlan {
+  struct Sequence {
+    int64_t first_unit, first_sum;  // of the sequences before it
+    bool joined;                    // whether its sums lie in the workspace until all of them are there
+  };
+  const Params& p;
+  std::unique_ptr<Sequence[]> sequences;
+  int64_t units = 0, sums = 0, own_keys = 0;
+
+  explicit BackwardPlan(const Params& params)
+      : p(params), sequences(new (std::nothrow) Sequence[static_cast<size_t>(params.sequences) + 1]) {
+    if (sequences == nullptr) return;
+    for (int64_t n = 0; n < p.sequences; ++n) {
+      const Unit unit = unit_of(p, n, 0);
+      const int64_t shares = shares_of(unit.queries);
+      sequences[n] = {units, sums, shares > 1 || unit.keys > kOwnKeys};
+      units += shares * p.kv_heads;
+      if (sequences[n].joined) {
+        sums += shares * p.kv_heads * sums_per_share(unit.keys);
+      } else {
+        own_keys = std::max(own_keys, unit.keys);
+      }
+    }
+  }
+
+  int64_t sums_per_share(int64_t keys) const { return 2 * round_up(keys, 8) * padded_dim(p.dim); }
+
+  int64_t sequence_of(int64_t unit) const {
+    const auto* after =
+        std::upper_bound(sequences.get(), sequences.get() + p.sequences, unit,
+                         [](int64_t i, const Sequence& sequence) { return i < sequence.first_unit; });
+    return after - sequences.get() - 1;
+  }
+
+  static Unit share_of(const Params& p, Unit unit, int64_t share) {
+    const int64_t shares = shares_of(unit.queries), group = p.heads / p.kv_heads;
+    const int64_t rows = (unit.queries + shares - 1) / shares * group;
+    unit.row_begin = std::min(share * rows, unit.row_end);
+    unit.row_end = std::min(unit.row_begin + rows, unit.row_end);
+    return unit;
+  }
+
+  // Unit i and its share of the sequence, the last and longest first.
+  Unit unit_at(int64_t i, int64_t sequence, int64_t* share) const {
+    const int64_t local = i - sequences[sequence].first_unit;
+    const Unit unit = unit_of(p, sequence, local % p.kv_heads);
+    *share = shares_of(unit.queries) - 1 - local / p.kv_heads;
+    return share_of(p, unit, *share);
+  }
+
+  KeySums sums_of(const Unit& unit, int64_t sequence, int64_t share, char* workspace) const {
+    const int64_t slot = unit.kv_head * shares_of(unit.queries) + share;
+    const int64_t at = sequences[sequence].first_sum + slot * sums_per_share(unit.keys);
+    return {workspace + at * size_of(p.type), keys_seen(p, unit)};
+  }
+};
+
+// Adds up the shares of the sequences that have several.
+Status join_shares(const Params& p, const Gradients& g, const Backend& backend, const BackwardPlan& plan,
+                   char* workspace) {
+  for (int64_t n = 0; n < p.sequences; ++n) {
+    if (!plan.sequences[n].joined) continue;
+    const int64_t capacity = unit_of(p, n, 0).capacity, blocks = (capacity + kTileKeys - 1) / kTileKeys;
+    const auto run = [&](int64_t begin, int64_t end, void*) {
+      for (int64_t i = begin; i < end; ++i) {
+        const Unit unit = unit_of(p, n, i % p.kv_heads);
+        KeySums sums[kMostShares];
+        for (int64_t share = 0; share < shares_of(unit.queries); ++share)
+          sums[share] = plan.sums_of(BackwardPlan::share_of(p, unit, share), n, share, workspace);
+        const int64_t first = i / p.kv_heads * kTileKeys;
+        backend.write_key_gradients(p, g, unit, first, std::min(first + kTileKeys, capacity),
+                                    shares_of(unit.queries), sums);
+      }
+    };
+    const int64_t work = capacity * p.kv_heads * p.dim * 4;
+    if (Status status = for_each_chunk(blocks * p.kv_heads, work, 64, run); !status.ok()) return status;
+  }
+  return {};
+}
 
 }  // namespace
 
@@ -101,25 +250,27 @@ Unit unit_of(const Params& p, int64_t sequence, int64_t kv_head) {
   return unit;
 }
 
+// As attention_forward.h and attention_backward.h cut them, in numbers of the largest type.
 size_t forward_scratch_bytes(int64_t dim) {
-  const int64_t width = padded_dim(dim);
   const int64_t elements =
-      2 * kForwardRows * width + 2 * kTileKeys * width + 8 * kTileKeys + 4 * kForwardRows;
-  return static_cast<size_t>(elements) * sizeof(double) + 1024;
+      (3 * kForwardRows + 2 * kTileKeys) * padded_dim(dim) + 2 * kTileKeys * 48 + 8 * kForwardRows;
+  return static_cast<size_t>(elements) * sizeof(double) + 4096;
 }
-
 size_t backward_scratch_bytes(int64_t dim) {
-  const int64_t width = padded_dim(dim);
-  const int64_t elements = (2 * kBackwardRows + 5 * kTileKeys + 8) * width +
-                           (2 * kBackwardRows + 1) * kTileKeys + 2 * kBackwardRows;
-  return static_cast<size_t>(elements) * sizeof(double) + 1024;
+  const int64_t elements =
+      (5 * kBackwardRows + 5 * kTileKeys + 1) * padded_dim(dim) + 5 * kTileKeys * 48 + 8 * kBackwardRows;
+  return static_cast<size_t>(elements) * sizeof(double) + 4096;
+}
+size_t partial_bytes(Type type, int64_t dim, int64_t rows) {
+  const int64_t lanes = rows <= 8 ? 16 : round_up(rows, 48);
+  return static_cast<size_t>((padded_dim(dim) + 2) * lanes * size_of(type) + 3 * 64);
 }
 
-Status which(Device device, Type type, int64_t dim, std::string* name) {
+Status which(Device device, Type type, int64_t, std::string* name) {
   if (device == Device::kCuda) return unsupported_cuda();
   Backend backend;
   CpuTier tier;
-  if (Status status = choose(type, dim, &backend, &tier); !status.ok()) return status;
+  if (Status status = choose(type, &backend, &tier); !status.ok()) return status;
   *name = std::string("cpu/") + name_of(tier);
   return {};
 }
@@ -128,49 +279,60 @@ Status forward(const Params& p, const Output& output) {
   if (Status status = check(p, output); !status.ok()) return status;
   Backend backend;
   CpuTier tier;
-  if (Status status = choose(p.type, p.dim, &backend, &tier); !status.ok()) return status;
-  int64_t longest;
-  const int64_t work = work_of(p, &longest);
-  const int64_t pairs = p.sequences * p.kv_heads;
-  const int64_t blocks = (longest * (p.heads / p.kv_heads) + kForwardRows - 1) / kForwardRows;
-  const auto unit_at = [&](int64_t i) {
-    const int64_t block = blocks - 1 - i / pairs, pair = i % pairs;  // the longest rows first
-    Unit unit = unit_of(p, pair / p.kv_heads, pair % p.kv_heads);
-    unit.row_begin = block * kForwardRows;
-    unit.row_end = std::min<int64_t>(unit.row_end, unit.row_begin + kForwardRows);
-    return unit;
-  };
+  if (Status status = choose(p.type, &backend, &tier); !status.ok()) return status;
+  int64_t longest, most_keys;
+  const int64_t work = work_of(p, &longest, &most_keys);
+  const int64_t most_rows = longest * (p.heads / p.kv_heads);
+  const ForwardUnits units{p, p.sequences * p.kv_heads, (most_rows + kForwardRows - 1) / kForwardRows};
+  const int64_t parts = parts_of(most_keys);
+  if (parts > 1 && num_threads() > 1 && work >= kWorthThreads && units.count() < 4 * num_threads()) {
+    return forward_by_parts(p, output, backend, units, work, parts,
+                            std::min<int64_t>(most_rows, kForwardRows));
+  }
   const auto run = [&](int64_t begin, int64_t end, void* scratch) {
     for (int64_t i = begin; i < end; ++i) {
-      const Unit unit = unit_at(i), next = i + p.kv_heads < end ? unit_at(i + p.kv_heads) : Unit{};
+      const Unit unit = units[i], next = i + p.kv_heads < end ? units[i + p.kv_heads] : Unit{};
       if (unit.row_begin < unit.row_end)
         backend.forward(p, output, unit, next.keys > 0 ? &next : nullptr, scratch);
     }
   };
-  return for_each_chunk(pairs * blocks, work, forward_scratch_bytes(p.dim), run);
+  return for_each_chunk(units.count(), work, forward_scratch_bytes(p.dim), run);
 }
 
 Status backward(const Params& p, const Gradients& gradients) {
   if (Status status = check(p, gradients); !status.ok()) return status;
   Backend backend;
   CpuTier tier;
-  if (Status status = choose(p.type, p.dim, &backend, &tier); !status.ok()) return status;
-  int64_t longest;
-  const int64_t work = work_of(p, &longest);
-  const size_t rows = static_cast<size_t>(p.tokens_q * p.heads);
-  const size_t row_bytes =
-      size_of(p.type) * static_cast<size_t>(backend.needs_grad_q ? 1 + padded_dim(p.dim) : 1);
-  std::unique_ptr<char[]> memory(new (std::nothrow) char[rows * row_bytes]);
-  if (memory == nullptr) return {StatusCode::kOutOfMemory, "[attention] workspace: out of memory"};
-  const Workspace workspace{memory.get(), memory.get() + rows * size_of(p.type)};
-  const auto unit_at = [&](int64_t i) { return unit_of(p, i / p.kv_heads, i % p.kv_heads); };
+  if (Status status = choose(p.type, &backend, &tier); !status.ok()) return status;
+  int64_t longest, most_keys;
+  const int64_t work = work_of(p, &longest, &most_keys);
+  const BackwardPlan plan(p);
+  if (plan.sequences == nullptr) return kOutOfMemory;
+  char* workspace =
+      static_cast<char*>(caller_scratch.reserve(static_cast<size_t>(plan.sums * size_of(p.type) + 64)));
+  if (workspace == nullptr) return kOutOfMemory;
+  const size_t scratch_bytes = (backward_scratch_bytes(p.dim) + 63) / 64 * 64;
+  const size_t own_bytes = static_cast<size_t>(plan.sums_per_share(plan.own_keys) * size_of(p.type));
   const auto run = [&](int64_t begin, int64_t end, void* scratch) {
     for (int64_t i = begin; i < end; ++i) {
-      const Unit next = i + p.kv_heads < end ? unit_at(i + p.kv_heads) : Unit{};
-      backend.backward(p, gradients, workspace, unit_at(i), next.keys > 0 ? &next : nullptr, scratch);
+      const int64_t sequence = plan.sequence_of(i);
+      int64_t share;
+      const Unit unit = plan.unit_at(i, sequence, &share);
+      if (plan.sequences[sequence].joined) {
+        backend.backward(p, gradients, unit, plan.sums_of(unit, sequence, share, workspace), nullptr,
+                         scratch);
+        continue;
+      }
+      const KeySums sums{static_cast<char*>(scratch) + scratch_bytes, keys_seen(p, unit)};
+      const int64_t after = i + p.kv_heads;
+      const Unit next = after < end ? plan.unit_at(after, plan.sequence_of(after), &share) : Unit{};
+      backend.backward(p, gradients, unit, sums, next.keys > 0 ? &next : nullptr, scratch);
+      backend.write_key_gradients(p, gradients, unit, 0, unit.capacity, 1, &sums);
     }
   };
-  return for_each_chunk(p.sequences * p.kv_heads, work, backward_scratch_bytes(p.dim), run);
+  if (Status status = for_each_chunk(plan.units, work, scratch_bytes + own_bytes, run); !status.ok())
+    return status;
+  return join_shares(p, gradients, backend, plan, workspace);
 }
 
 }  // namespace earnest::attention

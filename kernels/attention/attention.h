@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Scaled dot-product attention over packed variable-length sequences, forward and backward.
 //
-//   s_ij = scale * <q_i, k_j>      p_ij = exp(s_ij - lse_i)      lse_i = log sum_j exp(s_ij)      o_i = sum_j
-//   p_ij v_j
+//   s_ij = scale * <q_i, k_j>    p_ij = exp(s_ij - lse_i)    lse_i = log sum_j exp(s_ij)
+//   o_i = sum_j p_ij v_j
 //
 // Sequence n owns query rows [cu_seqlens_q[n], cu_seqlens_q[n + 1]) and the first keys of
 // [cu_seqlens_k[n], cu_seqlens_k[n + 1]): all of them, or seqused_k[n] (a KV cache that is partly filled;
@@ -25,7 +25,8 @@
 
 namespace earnest::attention {
 
-// bfloat16 is storage only: arithmetic and sums are float32.
+// Of bfloat16, sums and softmax are float32. On the tier avx512_bf16 products multiply bfloat16:
+// probabilities (and, backward, the gradients of scores) are rounded to it; on the others they are not.
 enum class Type { kFloat32, kFloat64, kBFloat16 };
 
 constexpr int64_t kMaxDim = 256;

@@ -17,6 +17,8 @@ namespace earnest::attention {
 namespace avx512 {
 #include "kernels/attention/attention_simd.h"
 //
+#include "kernels/attention/attention_product.h"
+//
 #include "kernels/attention/attention_tile.h"
 //
 #include "kernels/attention/attention_forward.h"
@@ -26,14 +28,19 @@ namespace avx512 {
 #include "kernels/attention/attention_table.h"
 }  // namespace avx512
 
-Backend avx512_backend(Type type, int64_t dim) { return avx512::backend(type, dim); }
+Backend avx512_backend(Type type) {
+  using namespace avx512;
+  return type == Type::kFloat64    ? functions_for<double, double, false>()
+         : type == Type::kBFloat16 ? functions_for<float, BFloat16, false>()
+                                   : functions_for<float, float, false>();
+}
 
 }  // namespace earnest::attention
 
 #else
 
 namespace earnest::attention {
-Backend avx512_backend(Type, int64_t) { return {}; }
+Backend avx512_backend(Type) { return {}; }
 }  // namespace earnest::attention
 
 #endif

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the attention kernels ask of their arguments.
 #include <cmath>
+#include <cstdint>
 #include <string>
 #include <tuple>
 
@@ -60,6 +61,13 @@ Status check(const Params& p) {
     return status;
   if (Status status = check_sequences("cu_seqlens_k", p.cu_seqlens_k, p.sequences, p.tokens_k); !status.ok())
     return status;
+  for (const auto& [argument, cu_seqlens, tokens] :
+       {std::tuple{"q", p.cu_seqlens_q, p.tokens_q}, std::tuple{"k", p.cu_seqlens_k, p.tokens_k}}) {
+    constexpr int64_t kMost = INT32_MAX;  // positions are compared as int32 in the lanes of vectors
+    if (cu_seqlens == nullptr && p.sequences > 0 && tokens / p.sequences > kMost)
+      return wrong(argument, "sequences of at most " + std::to_string(kMost) + " tokens",
+                   std::to_string(tokens / p.sequences));
+  }
   for (int64_t n = 0; p.seqused_k != nullptr && n < p.sequences; ++n) {
     const int64_t capacity = unit_of(p, n, 0).capacity;
     if (p.seqused_k[n] < 0 || p.seqused_k[n] > capacity) {

@@ -1,129 +1,233 @@
 // SPDX-License-Identifier: Apache-2.0
-// Forward pass of one unit: for each tile of keys, scores of a few rows at a time, a softmax that rescales
-// what was summed before (online softmax, Milakov and Gimelshein 2018), and their weighted sum of values.
-// Scores live in base 2: x = scale * log2(e) * <q, k>. Included inside the tier's own namespace, after
-// attention_tile.h.
+// Forward pass of one unit: for each tile of keys, scores of a block of rows, a softmax that rescales what
+// was summed before (online softmax, Milakov and Gimelshein 2018), and their weighted sum of values. Every
+// part of kPartKeys keys is summed for itself and the parts are joined in ascending order, whether one thread
+// takes them in turn or many take one each. Scores live in base 2: x = scale * log2(e) * <q, k>. Included
+// inside the tier's own namespace, after attention_tile.h.
 
 constexpr double kLog2E = 1.4426950408889634074;
 
-// Running state of each row: the largest dot product so far, the sum of weights relative to it, and how many
-// keys the row sees.
+// What is known of each row after some keys: the largest dot product, the sum of weights relative to it, and
+// the weighted sum of values.
 template <typename T>
-struct RowState {
-  T* maximum;
-  T* total;
-  int64_t* visible;
+struct Partial {
+  T *maximum, *total;  // [blocks * lanes]
+  T* sums;             // [blocks][width][lanes]
 };
+template <typename V>
+static Partial<Element<V>> take_partial(const Rows<V>& rows, int64_t width, Scratch* scratch) {
+  using T = Element<V>;
+  const int64_t lanes = rows.blocks * rows.lanes;
+  return {scratch->take<T>(lanes), scratch->take<T>(lanes), scratch->take<T>(lanes * width)};
+}
 
-// Turns the dot products s of up to kRowBlock rows with one tile into 2^((s - maximum) * to_base2), in place,
-// 0 where masked. alpha[r] is the factor by which what row r summed before has to shrink.
 template <typename T>
-static void softmax_rows(T* scores, int rows, int vectors, int64_t tile_begin, T to_base2,
-                         const RowState<T>& state, T* alpha) {
-  const Vector<T> none = splat<T>(-__builtin_inf());
-  const Vector<T> factor = splat<T>(to_base2);
-  alignas(64) T shrink[kRowBlock + kLanes<T>] = {};
-  for (int r = 0; r < rows; ++r) {
-    T* row = scores + r * kTileKeys;
-    const int64_t columns = state.visible[r] - tile_begin;
-    if (columns <= 0) continue;
-    Vector<T> highest = none;
-    for (int n = 0; n < vectors; ++n) {
-      Vector<T> x = load<T>(row + n * kLanes<T>);
-      if (columns < (n + 1) * kLanes<T>) {
-        x = keep_first<T>(x, columns - n * kLanes<T>, none);
-        store<T>(row + n * kLanes<T>, x);
+struct ForwardBuffers {
+  T* q;               // [blocks][width / kPack][lanes]
+  T *keys, *values;   // tiles, where they cannot be read in place
+  T *scores, *pairs;  // [kTileKeys][lanes] and, rounded, [kTileKeys / 2][lanes]
+  T* alpha;           // [lanes]
+};
+template <typename V>
+static ForwardBuffers<Element<V>> take_forward_buffers(const Rows<V>& rows, int64_t width, Scratch* scratch) {
+  using T = Element<V>;
+  return {scratch->take<T>(rows.blocks * rows.lanes * width),
+          scratch->take<T>(kTileKeys * width),
+          scratch->take<T>(kTileKeys * width),
+          scratch->take<T>(kTileKeys * rows.lanes),
+          scratch->take<T>(kTileKeys * rows.lanes),
+          scratch->take<T>(rows.lanes)};
+}
+
+template <typename V>
+EARNEST_INLINE V finite_or_zero(V x) {  // for -inf, of which nothing can be subtracted
+  return x == splat<V>(static_cast<Element<V>>(-__builtin_inf())) ? V{} : x;
+}
+
+// Turns dot products of one vector of rows with `columns` keys into 2^((s - maximum) * to_base2), 0 where
+// masked: in place, or rounded to pairs of neighbouring keys. Sums of weights run over every fourth key, so
+// that four are in flight. Returns the factor by which what each row summed before has to shrink.
+template <typename V, bool kPairs>
+static V softmax_lanes(Element<V>* scores, Element<V>* pairs, int64_t lanes, int64_t columns, bool masked,
+                       Integers<V> visible, Element<V> to_base2, Element<V>* maximum, Element<V>* total) {
+  using T = Element<V>;
+  const V none = splat<V>(static_cast<T>(-__builtin_inf())), factor = splat<V>(to_base2);
+  V highest[2] = {none, none};
+  for (int64_t j = 0; j < columns; j += 2) {
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      V x = load<V>(scores + (j + i) * lanes);
+      if (masked) {
+        x = visible > static_cast<Integer<T>>(j + i) ? x : none;
+        store(scores + (j + i) * lanes, x);
       }
-      highest = max<T>(highest, x);
+      highest[i] = max(highest[i], x);
     }
-    const T before = state.maximum[r], here = maximum<T>(highest);
-    state.maximum[r] = before > here ? before : here;
-    shrink[r] = (before - state.maximum[r]) * to_base2;
   }
-  for (int r = 0; r < rows; r += kLanes<T>) store<T>(alpha + r, exp2<T>(load<T>(shrink + r)));
-  for (int r = 0; r < rows; ++r) {
-    T* row = scores + r * kTileKeys;
-    if (state.visible[r] <= tile_begin) {
-      for (int n = 0; n < vectors; ++n) store<T>(row + n * kLanes<T>, Vector<T>{});
-      continue;
+  const V before = load<V>(maximum), now = max(before, max(highest[0], highest[1]));
+  const V base = finite_or_zero(now), alpha = exp2((before - base) * factor);
+  V totals[4] = {};
+  for (int64_t j = 0; j < columns; j += 4) {
+    V weights[4];
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      weights[i] = exp2<kPairs>((load<V>(scores + (j + i) * lanes) - base) * factor);
+      totals[i] += weights[i];
+      if constexpr (!kPairs) store(scores + (j + i) * lanes, weights[i]);
     }
-    const Vector<T> highest = splat<T>(state.maximum[r]);
-    Vector<T> total{};
-    for (int n = 0; n < vectors; ++n) {
-      const Vector<T> weight = exp2<T>((load<T>(row + n * kLanes<T>) - highest) * factor);
-      store<T>(row + n * kLanes<T>, weight);
-      total += weight;
+    if constexpr (kPairs) {
+      store(pairs + j / 2 * lanes, same_bits<V>(pair_up(round_two(weights[0], weights[1]))));
+      store(pairs + (j / 2 + 1) * lanes, same_bits<V>(pair_up(round_two(weights[2], weights[3]))));
     }
-    state.total[r] = state.total[r] * alpha[r] + sum<T>(total);
   }
+  store(maximum, now);
+  store(total, fma(load<V>(total), alpha, (totals[0] + totals[1]) + (totals[2] + totals[3])));
+  return alpha;
 }
 
-template <typename T, typename E>
-static void write_rows(const Params& p, const Output& output, const int64_t* at, int64_t rows, const T* sums,
-                       const RowState<T>& state) {
-  const int64_t width = padded_dim(p.dim);
-  for (int64_t i = 0; i < rows; ++i) {
-    const bool empty = state.visible[i] <= 0;
-    const Vector<T> inverse = splat<T>(empty ? T(0) : T(1) / state.total[i]);
-    E* out = static_cast<E*>(output.out) + at[i] * p.dim;
-    for (int64_t d = 0; d < p.dim; d += kLanes<T>)
-      store_elements<T>(out + d, load<T>(sums + i * width + d) * inverse, p.dim - d);
-    if (output.lse == nullptr) continue;
-    output.lse[at[i]] = empty ? -__builtin_inf()
-                              : static_cast<double>(state.maximum[i]) * p.scale +
-                                    std::log(static_cast<double>(state.total[i]));
-  }
-}
-
-template <typename T, typename E>
-static void forward_unit(const Params& p, const Output& output, const Unit& unit, const Unit* next,
-                         void* memory) {
-  const int64_t rows = unit.row_end - unit.row_begin, width = padded_dim(p.dim), stride = p.kv_heads * p.dim;
-  Scratch scratch{static_cast<char*>(memory)};
-  T* q = scratch.take<T>(kForwardRows * width);
-  T* sums = scratch.take<T>(kForwardRows * width);
-  T* keys_transposed = scratch.take<T>(kTileKeys * width);
-  T* values_packed = scratch.take<T>(kTileKeys * width);
-  T* scores = scratch.take<T>(kRowBlock * kTileKeys);
-  RowState<T> state{scratch.take<T>(kForwardRows), scratch.take<T>(kForwardRows),
-                    scratch.take<int64_t>(kForwardRows)};
-  int64_t* at = scratch.take<int64_t>(kForwardRows);
-  list_rows(p, unit, unit.row_begin, rows, at, state.visible);
-  pack_rows<T, E>(p.q, at, rows, p.dim, q);
-  for (int64_t i = 0; i < rows; ++i) {
-    state.maximum[i] = static_cast<T>(-__builtin_inf());
-    state.total[i] = 0;
-  }
-  for (int64_t i = 0; i < rows * width; i += kLanes<T>) store<T>(sums + i, Vector<T>{});
-
+// The unit's rows over keys [begin, end) alone. Skips what no row sees.
+template <typename V, typename E, bool kPairs>
+static void forward_part(const Params& p, const Unit& unit, const Rows<V>& rows, int64_t begin, int64_t end,
+                         const ForwardBuffers<Element<V>>& b, const Partial<Element<V>>& partial,
+                         const Ahead& ahead) {
+  using T = Element<V>;
+  const int64_t width = padded_dim(p.dim), stride = p.kv_heads * p.dim, lanes = rows.lanes;
   const T to_base2 = static_cast<T>(p.scale * kLog2E);
-  const int64_t most_visible = state.visible[rows - 1];
-  const int dim_vectors = vectors_for<T>(p.dim);
-  const Ahead ahead = sequence_ahead<E>(p, next);
-  const int64_t blocks = (rows + kRowBlock - 1) / kRowBlock;
-  int64_t first = 0;  // rows before it see nothing of the tile
-  for (int64_t begin = 0; begin < most_visible; begin += kTileKeys) {
-    const int64_t tile = most_visible - begin < kTileKeys ? most_visible - begin : kTileKeys;
+  for (int64_t i = 0; i < rows.blocks * lanes; i += kLanes<V>) {
+    store(partial.maximum + i, splat<V>(static_cast<T>(-__builtin_inf())));
+    store(partial.total + i, V{});
+  }
+  for (int64_t i = 0; i < rows.blocks * lanes * width; i += kLanes<V>) store(partial.sums + i, V{});
+  const int64_t seen = rows.most_visible(rows.blocks - 1);
+  const bool often = rows.blocks > 1;
+  end = seen < end ? seen : end;
+  int64_t first = 0;  // blocks before it see nothing of the tile
+  for (; begin < end; begin += kTileKeys) {
+    const int64_t tile = end - begin < kTileKeys ? end - begin : kTileKeys;
     const int64_t offset = (unit.key_begin + begin) * stride + unit.kv_head * p.dim;
     const E *k = static_cast<const E*>(p.k) + offset, *v = static_cast<const E*>(p.v) + offset;
-    pack_transposed<T, E>(k, stride, tile, p.dim, keys_transposed);
-    int64_t value_row;
-    const T* values = pack_keys<T, E>(v, stride, tile, p.dim, values_packed, &value_row);
-    while (state.visible[first] <= begin) ++first;
-    for (int64_t row = first; row < rows; row += kRowBlock) {
-      const int block = static_cast<int>(rows - row < kRowBlock ? rows - row : kRowBlock);
-      const int64_t seen = state.visible[row + block - 1] - begin;
-      const int64_t columns = seen < tile ? seen : tile;
-      const int vectors = vectors_for<T>(columns);
-      if (begin == 0) ahead.ask(unit.kv_head * blocks + row / kRowBlock, p.kv_heads * blocks);
-      alignas(64) T alpha[kRowBlock + kLanes<T>];
-      multiply<T>({q + row * width, width, 1, keys_transposed, kTileKeys, p.dim, scores, kTileKeys, nullptr},
-                  block, vectors);
-      softmax_rows<T>(scores, block, vectors, begin, to_base2,
-                      {state.maximum + row, state.total + row, state.visible + row}, alpha);
-      multiply<T>({scores, kTileKeys, 1, values, value_row, columns, sums + row * width, width, alpha}, block,
-                  dim_vectors);
+    const Operand<T> keys = keys_along<V, kPairs>(k, stride, tile, p.dim, often, b.keys);
+    const Operand<T> values = keys_across<V, kPairs>(v, stride, tile, p.dim, often, b.values);
+    while (rows.most_visible(first) <= begin) ++first;
+    const int64_t after = unit.keys - begin - kTileKeys, then = after < kTileKeys ? after : kTileKeys;
+    LinesAhead next_keys = lines_ahead(k + kTileKeys * stride, stride, then, p.dim);
+    LinesAhead next_values = lines_ahead(v + kTileKeys * stride, stride, then, p.dim);
+    RowsAhead rows_ahead;
+    if (!often && then == kTileKeys)
+      rows_ahead = {next_keys.line, next_values.line, stride * static_cast<int64_t>(sizeof(E)),
+                    next_keys.of_row};
+    const int64_t lines_per_block = next_keys.left / (rows.blocks - first) + 1;
+    for (int64_t block = first; block < rows.blocks; ++block) {
+      const int64_t sees = rows.most_visible(block) - begin;
+      const int64_t columns = round_up(sees < tile ? sees : tile, kRowGroup);
+      const int64_t vectors = rows.vectors(block);
+      const bool masked = rows.least_visible(block) - begin < columns;
+      if (often) next_keys.ask(lines_per_block), next_values.ask(lines_per_block);
+      if (begin == 0) ahead.ask(unit.kv_head * rows.blocks + block, p.kv_heads * rows.blocks);
+      multiply<V, kPairs>({keys.words, keys.row, 1, b.q + block * width / kPack<kPairs> * lanes, lanes,
+                           p.dim / kPack<kPairs>, b.scores, lanes, nullptr},
+                          columns, vectors);
+      for (int64_t n = 0; n < vectors * kLanes<V>; n += kLanes<V>) {
+        const int64_t lane = block * lanes + n;
+        store(b.alpha + n, softmax_lanes<V, kPairs>(
+                               b.scores + n, b.pairs + n, lanes, columns, masked,
+                               load<Integers<V>>(rows.visible + lane) - static_cast<Integer<T>>(begin),
+                               to_base2, partial.maximum + lane, partial.total + lane));
+      }
+      multiply<V, kPairs>(
+          {values.words, 1, values.row, kPairs ? b.pairs : b.scores, lanes, columns / kPack<kPairs>,
+           partial.sums + block * width * lanes, lanes, b.alpha, rows_ahead},
+          p.dim, vectors);
     }
   }
-  write_rows<T, E>(p, output, at, rows, sums, state);
+}
+
+// whole = whole and part, each relative to the larger of their maxima.
+template <typename V>
+static void join_parts(const Rows<V>& rows, int64_t dim, Element<V> to_base2, const Partial<Element<V>>& part,
+                       const Partial<Element<V>>& whole) {
+  const int64_t width = padded_dim(dim), lanes = rows.lanes;
+  for (int64_t lane = 0; lane < rows.blocks * lanes; lane += kLanes<V>) {
+    const V before = load<V>(whole.maximum + lane), here = load<V>(part.maximum + lane);
+    const V now = max(before, here), base = finite_or_zero(now), factor = splat<V>(to_base2);
+    const V alpha = exp2((before - base) * factor), beta = exp2((here - base) * factor);
+    store(whole.maximum + lane, now);
+    store(whole.total + lane, fma(load<V>(whole.total + lane), alpha, load<V>(part.total + lane) * beta));
+    const int64_t at = lane / lanes * width * lanes + lane % lanes;
+    for (int64_t d = 0; d < dim; ++d) {
+      Element<V>* sum = whole.sums + at + d * lanes;
+      store(sum, fma(load<V>(sum), alpha, load<V>(part.sums + at + d * lanes) * beta));
+    }
+  }
+}
+
+template <typename V, typename E>
+static void write_rows(const Params& p, const Output& output, const Rows<V>& rows,
+                       const Partial<Element<V>>& whole) {
+  using T = Element<V>;
+  if (output.lse != nullptr) {
+    for (int64_t i = 0; i < rows.count; ++i) {
+      output.lse[rows.at[i]] = rows.visible[i] <= 0 ? -__builtin_inf()
+                                                    : static_cast<double>(whole.maximum[i]) * p.scale +
+                                                          std::log(static_cast<double>(whole.total[i]));
+    }
+  }
+  for (int64_t i = 0; i < rows.count; ++i)
+    whole.total[i] = rows.visible[i] <= 0 ? T(0) : T(1) / whole.total[i];
+  for (int64_t block = 0; block < rows.blocks; ++block) {
+    unpack_lanes<V>(whole.sums + block * padded_dim(p.dim) * rows.lanes, whole.total + block * rows.lanes,
+                    rows, block, p.dim, static_cast<E*>(output.out));
+  }
+}
+
+template <typename V, bool kPairs, typename E>
+static void pack_all_lanes(const E* from, const Rows<V>& rows, int64_t dim, Element<V>* to) {
+  for (int64_t block = 0; block < rows.blocks; ++block)
+    pack_lanes<V, kPairs>(from, rows, block, dim, to + block * padded_dim(dim) / kPack<kPairs> * rows.lanes);
+}
+
+template <typename V, typename E, bool kPairs>
+static void forward_whole(const Params& p, const Output& output, const Unit& unit, const Unit* next,
+                          void* memory) {
+  using T = Element<V>;
+  Scratch scratch{static_cast<char*>(memory)};
+  const Rows<V> rows = list_rows<V>(p, unit, unit.row_begin, unit.row_end - unit.row_begin, &scratch);
+  const int64_t width = padded_dim(p.dim), seen = rows.most_visible(rows.blocks - 1);
+  const ForwardBuffers<T> b = take_forward_buffers(rows, width, &scratch);
+  const Partial<T> whole = take_partial(rows, width, &scratch), part = take_partial(rows, width, &scratch);
+  pack_all_lanes<V, kPairs>(static_cast<const E*>(p.q), rows, p.dim, b.q);
+  forward_part<V, E, kPairs>(p, unit, rows, 0, kPartKeys, b, whole, sequence_ahead<E>(p, next));
+  for (int64_t begin = kPartKeys; begin < seen; begin += kPartKeys) {
+    forward_part<V, E, kPairs>(p, unit, rows, begin, begin + kPartKeys, b, part, {});
+    join_parts(rows, p.dim, static_cast<T>(p.scale * kLog2E), part, whole);
+  }
+  write_rows<V, E>(p, output, rows, whole);
+}
+
+// One part of a unit's keys, into memory of partial_bytes; and the unit's rows from all its parts, one behind
+// the other.
+template <typename V, typename E, bool kPairs>
+static void forward_one_part(const Params& p, const Unit& unit, int64_t part, void* partial, void* memory) {
+  Scratch scratch{static_cast<char*>(memory)}, place{static_cast<char*>(partial)};
+  const Rows<V> rows = list_rows<V>(p, unit, unit.row_begin, unit.row_end - unit.row_begin, &scratch);
+  const auto b = take_forward_buffers(rows, padded_dim(p.dim), &scratch);
+  pack_all_lanes<V, kPairs>(static_cast<const E*>(p.q), rows, p.dim, b.q);
+  forward_part<V, E, kPairs>(p, unit, rows, part * kPartKeys, (part + 1) * kPartKeys, b,
+                             take_partial(rows, padded_dim(p.dim), &place), {});
+}
+template <typename V, typename E>
+static void forward_join(const Params& p, const Output& output, const Unit& unit, void* partials,
+                         size_t partial_bytes, void* memory) {
+  using T = Element<V>;
+  Scratch scratch{static_cast<char*>(memory)};
+  const Rows<V> rows = list_rows<V>(p, unit, unit.row_begin, unit.row_end - unit.row_begin, &scratch);
+  const int64_t width = padded_dim(p.dim), parts = parts_of(rows.most_visible(rows.blocks - 1));
+  char* place = static_cast<char*>(partials);
+  Scratch first{place};
+  const Partial<T> whole = take_partial(rows, width, &first);
+  for (int64_t i = 1; i < parts; ++i) {
+    Scratch other{place + static_cast<size_t>(i) * partial_bytes};
+    join_parts(rows, p.dim, static_cast<T>(p.scale * kLog2E), take_partial(rows, width, &other), whole);
+  }
+  write_rows<V, E>(p, output, rows, whole);
 }

@@ -12,6 +12,8 @@ namespace earnest::attention {
 namespace scalar {
 #include "kernels/attention/attention_simd.h"
 //
+#include "kernels/attention/attention_product.h"
+//
 #include "kernels/attention/attention_tile.h"
 //
 #include "kernels/attention/attention_forward.h"
@@ -21,6 +23,11 @@ namespace scalar {
 #include "kernels/attention/attention_table.h"
 }  // namespace scalar
 
-Backend scalar_backend(Type type, int64_t dim) { return scalar::backend(type, dim); }
+Backend scalar_backend(Type type) {
+  using namespace scalar;
+  return type == Type::kFloat64    ? functions_for<double, double, false>()
+         : type == Type::kBFloat16 ? functions_for<float, BFloat16, false>()
+                                   : functions_for<float, float, false>();
+}
 
 }  // namespace earnest::attention

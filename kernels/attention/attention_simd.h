@@ -10,166 +10,168 @@ constexpr int kVectorBytes = 32;
 constexpr int kVectorBytes = 16;
 #endif
 
-template <typename T>
-struct VectorOf {
-  typedef T Type __attribute__((vector_size(kVectorBytes)));
-  typedef std::conditional_t<sizeof(T) == 4, int32_t, int64_t> Integer;
-  typedef Integer Mask __attribute__((vector_size(kVectorBytes)));
-};
-template <typename T>
-using Vector = typename VectorOf<T>::Type;
-template <typename T>
-using Mask = typename VectorOf<T>::Mask;
-template <typename T>
-constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(T));
-
 #define EARNEST_INLINE static inline __attribute__((always_inline))
 
+template <typename T, int kBytes = kVectorBytes>
+struct VectorOf {
+  typedef T Type __attribute__((vector_size(kBytes)));
+};
+template <typename T, int kBytes = kVectorBytes>
+using Vector = typename VectorOf<T, kBytes>::Type;
+
+template <typename V>
+using Element = std::remove_reference_t<decltype(std::declval<V&>()[0])>;
+template <typename V>
+constexpr int kLanes = static_cast<int>(sizeof(V) / sizeof(Element<V>));
+// Integers as wide as T: a comparison of vectors of T selects by vectors of these.
 template <typename T>
-EARNEST_INLINE Vector<T> load(const T* from) {
-  Vector<T> x;
+using Integer = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+template <typename V>
+using Integers = Vector<Integer<Element<V>>, sizeof(V)>;
+
+template <typename V, typename T>
+EARNEST_INLINE V load(const T* from) {
+  static_assert(sizeof(T) == sizeof(Element<V>));
+  V x;
   __builtin_memcpy(&x, from, sizeof x);
   return x;
 }
-template <typename T>
-EARNEST_INLINE void store(T* to, Vector<T> x) {
+template <typename V, typename T>
+EARNEST_INLINE void store(T* to, V x) {
   __builtin_memcpy(to, &x, sizeof x);
 }
-template <typename T>
-EARNEST_INLINE Vector<T> splat(T x) {
-  return x - Vector<T>{};
+template <typename V, size_t... kLane>
+EARNEST_INLINE V fill(Element<V> x, std::index_sequence<kLane...>) {
+  return V{((void)kLane, x)...};
+}
+template <typename V>
+EARNEST_INLINE V splat(Element<V> x) {
+  return fill<V>(x, std::make_index_sequence<kLanes<V>>());
+}
+template <typename To, typename From>
+EARNEST_INLINE To same_bits(From x) {
+  static_assert(sizeof(To) == sizeof(From));
+  To y;
+  __builtin_memcpy(&y, &x, sizeof y);
+  return y;
 }
 
-EARNEST_INLINE Vector<float> fma(Vector<float> a, Vector<float> b, Vector<float> c) {
+// a * b + c; b where either of a and b is NaN; x to the nearest integer; x * 2^n for an integer n.
+template <typename V>
+EARNEST_INLINE V fma(V a, V b, V c) {
 #if defined(__AVX512F__)
-  return _mm512_fmadd_ps(a, b, c);
-#elif defined(__AVX2__)
-  return _mm256_fmadd_ps(a, b, c);
-#else
-  return a * b + c;
+  if constexpr (std::is_same_v<V, Vector<float>>) return _mm512_fmadd_ps(a, b, c);
+  if constexpr (std::is_same_v<V, Vector<double>>) return _mm512_fmadd_pd(a, b, c);
 #endif
-}
-EARNEST_INLINE Vector<double> fma(Vector<double> a, Vector<double> b, Vector<double> c) {
-#if defined(__AVX512F__)
-  return _mm512_fmadd_pd(a, b, c);
-#elif defined(__AVX2__)
-  return _mm256_fmadd_pd(a, b, c);
-#else
-  return a * b + c;
+#if defined(__AVX2__)
+  if constexpr (std::is_same_v<V, Vector<float, 32>>) return _mm256_fmadd_ps(a, b, c);
+  if constexpr (std::is_same_v<V, Vector<double, 32>>) return _mm256_fmadd_pd(a, b, c);
 #endif
+  return a * b + c;
 }
-
-template <typename T>
-EARNEST_INLINE Vector<T> max(Vector<T> a, Vector<T> b) {  // b where either is NaN
+template <typename V>
+EARNEST_INLINE V max(V a, V b) {
+#if defined(__AVX512F__)  // the forms with a full mask keep GCC 12 from warning
+  if constexpr (std::is_same_v<V, Vector<float>>) return _mm512_maskz_max_ps(0xffff, a, b);
+  if constexpr (std::is_same_v<V, Vector<double>>) return _mm512_maskz_max_pd(0xff, a, b);
+  if constexpr (std::is_same_v<V, Vector<float, 32>>) return _mm256_max_ps(a, b);
+#endif
   return a > b ? a : b;
 }
+#if defined(__AVX512F__)
+template <typename V>
+EARNEST_INLINE V nearest(V x) {
+  if constexpr (std::is_same_v<V, Vector<float>>) return _mm512_maskz_roundscale_ps(0xffff, x, 8);
+  if constexpr (std::is_same_v<V, Vector<double>>) return _mm512_maskz_roundscale_pd(0xff, x, 8);
+  if constexpr (std::is_same_v<V, Vector<float, 32>>) return _mm256_roundscale_ps(x, 8);
+}
+template <typename V>
+EARNEST_INLINE V scale_by_power(V x, V n) {
+  if constexpr (std::is_same_v<V, Vector<float>>) return _mm512_maskz_scalef_ps(0xffff, x, n);
+  if constexpr (std::is_same_v<V, Vector<double>>) return _mm512_maskz_scalef_pd(0xff, x, n);
+  if constexpr (std::is_same_v<V, Vector<float, 32>>) return _mm256_maskz_scalef_ps(0xff, x, n);
+}
+#endif
 
-// Lane numbers 0, 1, 2, ...
-template <typename T, size_t... kLane>
-EARNEST_INLINE Mask<T> lane_numbers(std::index_sequence<kLane...>) {
-  return Mask<T>{static_cast<typename VectorOf<T>::Integer>(kLane)...};
+// Sum over the lanes, as a tree that halves the vector at each step: one order for every caller.
+template <typename V, size_t... kLane>
+EARNEST_INLINE V swap_lanes(V x, int distance, std::index_sequence<kLane...>) {
+  using I = Integer<Element<V>>;
+  return __builtin_shuffle(x, Integers<V>{static_cast<I>(kLane)...} ^ static_cast<I>(distance));
 }
-// x in the first `count` lanes, `other` in the rest.
-template <typename T>
-EARNEST_INLINE Vector<T> keep_first(Vector<T> x, int64_t count, Vector<T> other) {
-  const Mask<T> lanes = lane_numbers<T>(std::make_index_sequence<kLanes<T>>());
-  return lanes < static_cast<typename VectorOf<T>::Integer>(count) ? x : other;
-}
-
-// Sum and maximum over the lanes, as a tree that halves the vector at each step: one order for every caller.
-template <typename T, size_t... kLane>
-EARNEST_INLINE Vector<T> swap_lanes(Vector<T> x, int distance, std::index_sequence<kLane...>) {
-  return __builtin_shuffle(x, Mask<T>{static_cast<typename VectorOf<T>::Integer>(kLane)...} ^
-                                  static_cast<typename VectorOf<T>::Integer>(distance));
-}
-template <typename T>
-EARNEST_INLINE T sum(Vector<T> x) {
+template <typename V>
+EARNEST_INLINE Element<V> sum(V x) {
 #pragma GCC unroll 4
-  for (int distance = kLanes<T> / 2; distance >= 1; distance /= 2)
-    x = x + swap_lanes<T>(x, distance, std::make_index_sequence<kLanes<T>>());
-  return x[0];
-}
-template <typename T>
-EARNEST_INLINE T maximum(Vector<T> x) {
-#pragma GCC unroll 4
-  for (int distance = kLanes<T> / 2; distance >= 1; distance /= 2)
-    x = max<T>(x, swap_lanes<T>(x, distance, std::make_index_sequence<kLanes<T>>()));
+  for (int distance = kLanes<V> / 2; distance >= 1; distance /= 2)
+    x = x + swap_lanes(x, distance, std::make_index_sequence<kLanes<V>>());
   return x[0];
 }
 
 // Transposes kLanes x kLanes: log2(kLanes) rounds of perfect shuffles of the rows i and i + kLanes / 2.
-template <typename T, size_t... kLane>
-EARNEST_INLINE Vector<T> zip_low(Vector<T> a, Vector<T> b, std::index_sequence<kLane...>) {
-  return __builtin_shufflevector(a, b, (kLane % 2 ? kLanes<T> + kLane / 2 : kLane / 2)...);
+template <typename V, size_t... kLane>
+EARNEST_INLINE V zip_low(V a, V b, std::index_sequence<kLane...>) {
+  return __builtin_shufflevector(a, b, (kLane % 2 ? kLanes<V> + kLane / 2 : kLane / 2)...);
 }
-template <typename T, size_t... kLane>
-EARNEST_INLINE Vector<T> zip_high(Vector<T> a, Vector<T> b, std::index_sequence<kLane...>) {
-  return __builtin_shufflevector(a, b, (kLanes<T> / 2 + (kLane % 2 ? kLanes<T> + kLane / 2 : kLane / 2))...);
+template <typename V, size_t... kLane>
+EARNEST_INLINE V zip_high(V a, V b, std::index_sequence<kLane...>) {
+  return __builtin_shufflevector(a, b, (kLanes<V> / 2 + (kLane % 2 ? kLanes<V> + kLane / 2 : kLane / 2))...);
 }
-template <typename T>
-EARNEST_INLINE void transpose(Vector<T> (&rows)[kLanes<T>]) {
-  constexpr auto kSequence = std::make_index_sequence<kLanes<T>>();
+template <typename V>
+EARNEST_INLINE void transpose(V (&rows)[kLanes<V>]) {
+  constexpr auto kSequence = std::make_index_sequence<kLanes<V>>();
 #pragma GCC unroll 4
-  for (int round = 1; round < kLanes<T>; round *= 2) {
-    Vector<T> zipped[kLanes<T>];
+  for (int round = 1; round < kLanes<V>; round *= 2) {
+    V zipped[kLanes<V>];
 #pragma GCC unroll 16
-    for (int i = 0; i < kLanes<T> / 2; ++i) {
-      zipped[2 * i] = zip_low<T>(rows[i], rows[i + kLanes<T> / 2], kSequence);
-      zipped[2 * i + 1] = zip_high<T>(rows[i], rows[i + kLanes<T> / 2], kSequence);
+    for (int i = 0; i < kLanes<V> / 2; ++i) {
+      zipped[2 * i] = zip_low(rows[i], rows[i + kLanes<V> / 2], kSequence);
+      zipped[2 * i + 1] = zip_high(rows[i], rows[i + kLanes<V> / 2], kSequence);
     }
 #pragma GCC unroll 16
-    for (int i = 0; i < kLanes<T>; ++i) rows[i] = zipped[i];
+    for (int i = 0; i < kLanes<V>; ++i) rows[i] = zipped[i];
   }
 }
 
 // 2^x for x <= 1: x = n + f with integer n and |f| <= 1/2, 2^f by a minimax polynomial with value 1 at 0.
-// Relative error at most 1.2e-7 (float; the polynomial's own is 2e-9) and 2.3e-16 (double; 3.4e-18) where the
-// result is a normal number; 0 or a
-// denormal number below; NaN stays NaN.
-template <typename T>
-EARNEST_INLINE Vector<T> two_to_fraction(Vector<T> f) {
-  if constexpr (sizeof(T) == 4) {
-    Vector<T> y = splat<T>(1.53533606293e-4f);
-    for (float c : {1.33988748666e-3f, 9.61843736642e-3f, 5.55033246969e-2f, 2.40226479135e-1f,
-                    6.93147202856e-1f, 1.0f})
-      y = fma(y, f, splat<T>(c));
+// Relative error at most 1.2e-7 (float; the polynomial's own is 2e-9, or 9e-8 where `kShort`) and 2.3e-16
+// (double; 3.4e-18) where the result is a normal number; exactly 0 from 2^-200 (float) on down and for -inf;
+// NaN stays NaN.
+template <bool kShort, typename V>
+EARNEST_INLINE V two_to_fraction(V f) {
+  const auto horner = [&](auto highest, auto... lower) {
+    V y = splat<V>(highest);
+    ((y = fma(y, f, splat<V>(lower))), ...);
     return y;
+  };
+  if constexpr (sizeof(Element<V>) == 8) {
+    return horner(4.4347708103775014815e-10, 7.0737832854020625193e-9, 1.0178199575306790033e-7,
+                  1.3215435282068186062e-6, 1.5252733493118438132e-5, 1.5403530457112641239e-4,
+                  1.333355814677463106e-3, 9.6181291075945197620e-3, 5.5504108664820083176e-2,
+                  2.4022650695910131262e-1, 6.9314718055994532581e-1, 1.0);
+  } else if constexpr (kShort) {
+    return horner(1.32647276300e-3f, 9.67151264624e-3f, 5.55073374175e-2f, 2.40222420853e-1f,
+                  6.93146977600e-1f, 1.0f);
   } else {
-    Vector<T> y = splat<T>(4.4347708103775014815e-10);
-    for (double c : {7.0737832854020625193e-9, 1.0178199575306790033e-7, 1.3215435282068186062e-6,
-                     1.5252733493118438132e-5, 1.5403530457112641239e-4, 1.333355814677463106e-3,
-                     9.6181291075945197620e-3, 5.5504108664820083176e-2, 2.4022650695910131262e-1,
-                     6.9314718055994532581e-1, 1.0})
-      y = fma(y, f, splat<T>(c));
-    return y;
+    return horner(1.53533606293e-4f, 1.33988748666e-3f, 9.61843736642e-3f, 5.55033246969e-2f,
+                  2.40226479135e-1f, 6.93147202856e-1f, 1.0f);
   }
 }
-template <typename T>
-EARNEST_INLINE Vector<T> exp2(Vector<T> x) {
+template <bool kShort = false, typename V>
+EARNEST_INLINE V exp2(V x) {
+  constexpr bool kSingle = sizeof(Element<V>) == 4;
 #if defined(__AVX512F__)
-  // reduce gives 0 for an infinity, and scalef then 2^-inf = 0. The forms with a full mask keep GCC 12 from
-  // warning.
-  if constexpr (sizeof(T) == 4) {
-    const Vector<T> fraction = _mm512_maskz_reduce_ps(0xffff, x, 0);
-    return _mm512_maskz_scalef_ps(0xffff, two_to_fraction<T>(fraction),
-                                  _mm512_maskz_roundscale_ps(0xffff, x, 0));
-  } else {
-    const Vector<T> fraction = _mm512_maskz_reduce_pd(0xff, x, 0);
-    return _mm512_maskz_scalef_pd(0xff, two_to_fraction<T>(fraction), _mm512_maskz_roundscale_pd(0xff, x, 0));
-  }
+  x = max(splat<V>(kSingle ? -200 : -1200), x);
+  const V n = nearest(x);
+  return scale_by_power(two_to_fraction<kShort>(x - n), n);
 #else
-  constexpr bool kSingle = sizeof(T) == 4;
-  const Vector<T> lowest = splat<T>(kSingle ? -127 : -1023);  // 2^lowest comes out as 0
+  using T = Element<V>;
+  const V lowest = splat<V>(kSingle ? -127 : -1023);  // 2^lowest comes out as 0
   x = x < lowest ? lowest : x;
-  const Vector<T> magic = splat<T>(kSingle ? static_cast<T>(12582912.0) : static_cast<T>(6755399441055744.0));
-  const Vector<T> shifted = x + magic;  // rounds x to an integer, held in the low bits
-  const Vector<T> fraction = x - (shifted - magic);
-  Mask<T> exponent;
-  __builtin_memcpy(&exponent, &shifted, sizeof exponent);
-  exponent = (exponent + (kSingle ? 127 : 1023)) << (kSingle ? 23 : 52);
-  Vector<T> power;
-  __builtin_memcpy(&power, &exponent, sizeof power);
-  return two_to_fraction<T>(fraction) * power;
+  const V magic = splat<V>(kSingle ? static_cast<T>(12582912.0) : static_cast<T>(6755399441055744.0));
+  const V shifted = x + magic;  // rounds x to an integer, held in the low bits
+  const Integers<V> exponent = (same_bits<Integers<V>>(shifted) + (kSingle ? 127 : 1023))
+                               << (kSingle ? 23 : 52);
+  return two_to_fraction<kShort>(x - (shifted - magic)) * same_bits<V>(exponent);
 #endif
 }
 
@@ -177,51 +179,62 @@ EARNEST_INLINE Vector<T> exp2(Vector<T> x) {
 struct BFloat16 {
   uint16_t bits;
 };
-EARNEST_INLINE float to_arithmetic(float x) { return x; }
-EARNEST_INLINE double to_arithmetic(double x) { return x; }
-EARNEST_INLINE float to_arithmetic(BFloat16 x) {
-  const uint32_t wide = static_cast<uint32_t>(x.bits) << 16;
-  float y;
-  __builtin_memcpy(&y, &wide, sizeof y);
-  return y;
-}
-EARNEST_INLINE void assign(float* to, float x) { *to = x; }
-EARNEST_INLINE void assign(double* to, double x) { *to = x; }
-EARNEST_INLINE void assign(BFloat16* to, float x) {  // to nearest, ties to even
-  uint32_t wide;
-  __builtin_memcpy(&wide, &x, sizeof wide);
-  const uint32_t rounded = (wide + 0x7fff + ((wide >> 16) & 1)) >> 16;
-  to->bits = static_cast<uint16_t>(x == x ? rounded : (wide >> 16) | 0x40);
-}
 
 // kLanes elements, of which the first `count` exist; the others read as 0.
-template <typename T, typename E>
-EARNEST_INLINE Vector<T> load_elements(const E* from, int64_t count) {
-  if constexpr (std::is_same_v<T, E>) {
-    if (count >= kLanes<T>) return load<T>(from);
+template <typename V, typename E>
+EARNEST_INLINE V load_elements(const E* from, int64_t count) {
+  E present[kLanes<V>];
+  if (count < kLanes<V>) {
+    __builtin_memset(present, 0, sizeof present);
+    if (count > 0) __builtin_memcpy(present, from, static_cast<size_t>(count) * sizeof(E));
+    from = present;
+  }
+  if constexpr (std::is_same_v<Element<V>, E>) {
+    return load<V>(from);
   } else {
-    if (count >= kLanes<T>) {
-      typedef uint16_t Narrow __attribute__((vector_size(kVectorBytes / 2)));
-      typedef uint32_t Wide __attribute__((vector_size(kVectorBytes)));
-      Narrow narrow;
-      __builtin_memcpy(&narrow, from, sizeof narrow);
-      const Wide wide = __builtin_convertvector(narrow, Wide) << 16;
-      Vector<T> x;
-      __builtin_memcpy(&x, &wide, sizeof x);
-      return x;
-    }
+    const auto narrow = load<Vector<uint16_t, sizeof(V) / 2>>(&from->bits);
+    return same_bits<V>(__builtin_convertvector(narrow, Vector<uint32_t, sizeof(V)>) << 16);
   }
-  T values[kLanes<T>] = {};
-  for (int64_t i = 0; i < count; ++i) values[i] = to_arithmetic(from[i]);
-  return load<T>(values);
 }
-template <typename T, typename E>
-EARNEST_INLINE void store_elements(E* to, Vector<T> x, int64_t count) {
-  if constexpr (std::is_same_v<T, E>) {
-    if (count >= kLanes<T>) return store<T>(to, x);
+template <typename V, typename E>
+EARNEST_INLINE void store_elements(E* to, V x, int64_t count) {
+  E values[kLanes<V>];
+  E* first = count < kLanes<V> ? values : to;
+  if constexpr (std::is_same_v<Element<V>, E>) {
+    store(first, x);
+  } else {  // to nearest, ties to even
+    const auto wide = same_bits<Vector<uint32_t, sizeof(V)>>(x);
+    const auto rounded = x == x ? (wide + 0x7fff + ((wide >> 16) & 1)) >> 16 : (wide >> 16) | 0x40;
+    store(&first->bits, __builtin_convertvector(rounded, Vector<uint16_t, sizeof(V) / 2>));
   }
-  T values[kLanes<T>];
-  store<T>(values, x);
-  const int64_t present = count < kLanes<T> ? count : kLanes<T>;
-  for (int64_t i = 0; i < present; ++i) assign(to + i, values[i]);
+  if (count < kLanes<V> && count > 0) __builtin_memcpy(to, values, static_cast<size_t>(count) * sizeof(E));
+}
+
+// ---- pairs of bfloat16 in the bits of a float: what vdpbf16ps multiplies and adds, two at a time ----
+// kPairs says throughout whether the operands of products are such pairs; else they are the type of sums.
+
+#if defined(__AVX512BF16__)
+// a[0] * b[0] + a[1] * b[1] + c in every lane.
+EARNEST_INLINE Vector<float> dot_pairs(Vector<float> a, Vector<float> b, Vector<float> c) {
+  return _mm512_dpbf16_ps(c, same_bits<__m512bh>(a), same_bits<__m512bh>(b));
+}
+EARNEST_INLINE Vector<float, 32> dot_pairs(Vector<float, 32> a, Vector<float, 32> b, Vector<float, 32> c) {
+  return _mm256_dpbf16_ps(c, same_bits<__m256bh>(a), same_bits<__m256bh>(b));
+}
+// low, then high, rounded.
+EARNEST_INLINE Vector<uint16_t> round_two(Vector<float> low, Vector<float> high) {
+  return same_bits<Vector<uint16_t>>(_mm512_cvtne2ps_pbh(high, low));
+}
+EARNEST_INLINE Vector<uint16_t, 32> round_two(Vector<float, 32> low, Vector<float, 32> high) {
+  return same_bits<Vector<uint16_t, 32>>(_mm256_cvtne2ps_pbh(high, low));
+}
+#endif
+
+// From round_two's order to pairs (low[i], high[i]).
+template <typename V>
+EARNEST_INLINE V pair_up(V halves) {
+  constexpr int kCount = static_cast<int>(sizeof(V) / 2);
+  return [&]<size_t... kLane>(std::index_sequence<kLane...>) {
+    return __builtin_shuffle(halves, V{static_cast<uint16_t>(kLane / 2 + kLane % 2 * (kCount / 2))...});
+  }(std::make_index_sequence<kCount>());
 }

@@ -1,93 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// The two building blocks of both passes: a small matrix product held in registers, and the packing of rows.
-// Included inside the tier's own namespace, after attention_simd.h.
+// How rows and keys are laid out for the products. Query rows lie in the lanes of vectors: everything that
+// softmax does is then the same work in every lane, keys and values are read number by number in the order
+// they lie in memory, and a row does not notice which rows share its vector. Included inside the tier's own
+// namespace, after attention_product.h.
 
-constexpr int kRowBlock = 6;  // rows of one product
-constexpr int kColumnBlock =
-    kVectorBytes == 64 ? 4 : 2;  // vectors of one product: all sums stay in registers
-
-// c[r][:] = alpha[r] * c[r][:] + sum_i a[r * a_row + i * a_step] * b[i * b_step + :]. The sum starts from 0,
-// i ascending, one fused multiply-add each, and is added to c as a whole: an element's bits do not depend on
-// the shape of the block it is computed in, and long sums are made of short ones. A null alpha does not read
-// c.
-template <typename T>
-struct Product {
-  const T* a;
-  int64_t a_row, a_step;
-  const T* b;
-  int64_t b_step;
-  int64_t count;
-  T* c;
-  int64_t c_row;
-  const T* alpha;
-};
-
-template <typename T, int kRows, int kVectors>
-static void multiply_block(const Product<T>& p, int64_t row, int64_t column) {
-  Vector<T> sums[kRows][kVectors] = {};
-  const T* a = p.a + row * p.a_row;
-  const T* b = p.b + column;
-  const int64_t a_row = p.a_row, a_step = p.a_step, b_step = p.b_step;
-  for (int64_t i = p.count; i > 0; --i, a += a_step, b += b_step) {
-    Vector<T> columns[kVectors];
-#pragma GCC unroll 8
-    for (int n = 0; n < kVectors; ++n) columns[n] = load<T>(b + n * kLanes<T>);
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const Vector<T> factor = splat<T>(a[r * a_row]);
-#pragma GCC unroll 8
-      for (int n = 0; n < kVectors; ++n) sums[r][n] = fma(factor, columns[n], sums[r][n]);
-    }
-  }
-  T* c = p.c + row * p.c_row + column;
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 8
-    for (int n = 0; n < kVectors; ++n) {
-      T* to = c + r * p.c_row + n * kLanes<T>;
-      store<T>(to,
-               p.alpha == nullptr ? sums[r][n] : fma(load<T>(to), splat<T>(p.alpha[row + r]), sums[r][n]));
-    }
-  }
-}
-
-template <typename T, int kRows>
-static void multiply_rows(const Product<T>& p, int64_t row, int vectors) {
-  int n = 0;
-  for (; n + kColumnBlock <= vectors; n += kColumnBlock)
-    multiply_block<T, kRows, kColumnBlock>(p, row, n * kLanes<T>);
-  if constexpr (kColumnBlock == 4) {
-    if (vectors - n == 3) return multiply_block<T, kRows, 3>(p, row, n * kLanes<T>);
-    if (vectors - n == 2) return multiply_block<T, kRows, 2>(p, row, n * kLanes<T>);
-  }
-  if (vectors - n == 1) multiply_block<T, kRows, 1>(p, row, n * kLanes<T>);
-}
-
-// The product for any number of rows and of vectors of columns.
-template <typename T>
-static void multiply(const Product<T>& p, int64_t rows, int vectors) {
-  int64_t row = 0;
-  for (; row + kRowBlock <= rows; row += kRowBlock) multiply_rows<T, kRowBlock>(p, row, vectors);
-  switch (rows - row) {
-    case 1:
-      return multiply_rows<T, 1>(p, row, vectors);
-    case 2:
-      return multiply_rows<T, 2>(p, row, vectors);
-    case 3:
-      return multiply_rows<T, 3>(p, row, vectors);
-    case 4:
-      return multiply_rows<T, 4>(p, row, vectors);
-    case 5:
-      return multiply_rows<T, 5>(p, row, vectors);
-    default:
-      return;
-  }
-}
-
-template <typename T>
-EARNEST_INLINE int vectors_for(int64_t columns) {
-  return static_cast<int>((columns + kLanes<T> - 1) / kLanes<T>);
-}
+constexpr int kBlockVectors = 3;  // vectors of rows that share one product
 
 // Cuts 64-byte-aligned arrays from a block of scratch.
 struct Scratch {
@@ -100,18 +17,177 @@ struct Scratch {
   }
 };
 
-// to[i][:dim] = row i, padded with zeros to whole vectors.
-template <typename T, typename E>
-EARNEST_INLINE void pack_row(const E* from, int64_t dim, T* to) {
-  for (int64_t d = 0; d < dim; d += kLanes<T>) store<T>(to + d, load_elements<T>(from + d, dim - d));
+EARNEST_INLINE int64_t round_up(int64_t x, int64_t multiple) {
+  return (x + multiple - 1) / multiple * multiple;
 }
 
-// Rows at[0], at[1], ... of q or of anything shaped like it.
-template <typename T, typename E>
-static void pack_rows(const void* from, const int64_t* at, int64_t rows, int64_t dim, T* to) {
+// Stacked rows dealt into blocks of `lanes` (whole vectors). Spare lanes of the last block compute the zeros
+// they are given.
+template <typename V>
+struct Rows {
+  int64_t count, lanes, blocks;
+  int64_t* at;                   // where each row lies among the [tokens_q, heads] rows of q
+  Integer<Element<V>>* visible;  // [blocks * lanes]: keys that it sees, never decreasing
+  int64_t in(int64_t block) const { return count - block * lanes < lanes ? count - block * lanes : lanes; }
+  int64_t vectors(int64_t block) const { return (in(block) + kLanes<V> - 1) / kLanes<V>; }
+  int64_t least_visible(int64_t block) const { return visible[block * lanes]; }
+  int64_t most_visible(int64_t block) const { return visible[(block + 1) * lanes - 1]; }
+};
+
+// Few rows that each see a different number of keys are dealt one vector at a time, so that a block computes
+// little of what it has to mask.
+template <typename V>
+static int64_t lanes_for(const Params& p, int64_t rows) {
+  if (p.causal && p.heads < 3 * p.kv_heads && rows <= 128) return kLanes<V>;
+  return rows < kBlockVectors * kLanes<V> ? round_up(rows, kLanes<V>) : kBlockVectors * kLanes<V>;
+}
+
+// Rows [first, first + count) of the unit.
+template <typename V>
+static Rows<V> list_rows(const Params& p, const Unit& unit, int64_t first, int64_t count, Scratch* scratch) {
+  const int64_t group = p.heads / p.kv_heads, lanes = lanes_for<V>(p, count);
+  const int64_t blocks = (count + lanes - 1) / lanes;
+  Rows<V> rows{count, lanes, blocks, scratch->take<int64_t>(count),
+               scratch->take<Integer<Element<V>>>(blocks * lanes)};
+  int64_t token = first / group, member = first % group;
+  for (int64_t i = 0; i < blocks * lanes; ++i) {
+    if (i >= count) {
+      rows.visible[i] = rows.visible[count - 1];
+      continue;
+    }
+    const int64_t seen = p.causal ? token + 1 + unit.keys - unit.queries : unit.keys;
+    rows.at[i] = (unit.query_begin + token) * p.heads + unit.kv_head * group + member;
+    rows.visible[i] = static_cast<Integer<Element<V>>>(seen < 0 ? 0 : seen);
+    if (++member == group) member = 0, ++token;
+  }
+  return rows;
+}
+
+// ---- operands: elements converted to the type of sums, or two bfloat16 side by side in one word ----
+
+// Words [word, word + kLanes) of a row of `words`; zeros beyond.
+template <typename V, bool kPairs, typename E>
+EARNEST_INLINE V load_words(const E* row, int64_t word, int64_t words) {
+  if constexpr (kPairs) {
+    typedef Vector<uint16_t, sizeof(V)> Halves;
+    const int64_t count = 2 * (words - word);
+    uint16_t present[kLanes<V> * 2];
+    const uint16_t* from = &row[2 * word].bits;
+    if (count < 2 * kLanes<V>) {
+      __builtin_memset(present, 0, sizeof present);
+      __builtin_memcpy(present, from, static_cast<size_t>(count) * 2);
+      from = present;
+    }
+    return same_bits<V>(load<Halves>(from));
+  } else {
+    return load_elements<V>(row + word, words - word);
+  }
+}
+
+// Words (a[d], b[d]) of two rows.
+template <typename V>
+EARNEST_INLINE V load_zipped(const BFloat16* a, const BFloat16* b, int64_t count) {
+  typedef Vector<uint32_t, sizeof(V)> Words;
+  const auto low = same_bits<Words>(load_elements<V>(a, count)) >> 16;
+  return same_bits<V>(low | same_bits<Words>(load_elements<V>(b, count)));
+}
+
+// to[keys][width / kPack]: rows as they are, words along the row. Rows up to `padded` are zeros.
+template <typename V, bool kPairs, typename E>
+static void pack_along(const E* from, int64_t from_row, int64_t keys, int64_t padded, int64_t dim,
+                       Element<V>* to) {
+  const int64_t words = dim / kPack<kPairs>, to_row = padded_dim(dim) / kPack<kPairs>;
+  for (int64_t j = 0; j < padded; ++j) {
+    for (int64_t w = 0; w < words; w += kLanes<V>)
+      store(to + j * to_row + w, j < keys ? load_words<V, kPairs>(from + j * from_row, w, words) : V{});
+  }
+}
+
+// to[rows / kPack][width]: words across neighbouring rows, row(i) says where each begins. Rows up to `padded`
+// are zeros.
+template <typename V, bool kPairs, typename Row>
+static void pack_across(const Row& row, int64_t rows, int64_t padded, int64_t dim, Element<V>* to) {
   const int64_t width = padded_dim(dim);
-  for (int64_t i = 0; i < rows; ++i)
-    pack_row<T, E>(static_cast<const E*>(from) + at[i] * dim, dim, to + i * width);
+  for (int64_t i = 0; i < padded; i += kPack<kPairs>, to += width) {
+    for (int64_t d = 0; d < dim; d += kLanes<V>) {
+      V x{};
+      if constexpr (kPairs) {
+        if (i < rows) x = load_zipped<V>(row(i) + d, row(i + 1 < rows ? i + 1 : i) + d, dim - d);
+        if (i + 1 == rows) x = same_bits<V>(same_bits<Integers<V>>(x) & 0xffff);
+      } else {
+        if (i < rows) x = load_elements<V>(row(i) + d, dim - d);
+      }
+      store(to + d, x);
+    }
+  }
+}
+
+// to[width / kPack][lanes]: one block of rows of q, or of anything shaped like it, in lanes; spare lanes 0.
+template <typename V, bool kPairs, typename E>
+static void pack_lanes(const E* from, const Rows<V>& rows, int64_t block, int64_t dim, Element<V>* to) {
+  const int64_t words = dim / kPack<kPairs>, first = block * rows.lanes;
+  for (int64_t r = 0; r < rows.vectors(block) * kLanes<V>; r += kLanes<V>) {
+    for (int64_t w = 0; w < words; w += kLanes<V>) {
+      V square[kLanes<V>];
+      for (int i = 0; i < kLanes<V>; ++i) {
+        const int64_t row = first + r + i;
+        square[i] = row < rows.count ? load_words<V, kPairs>(from + rows.at[row] * dim, w, words) : V{};
+      }
+      transpose(square);
+      for (int i = 0; i < kLanes<V> && w + i < words; ++i) store(to + (w + i) * rows.lanes + r, square[i]);
+    }
+  }
+}
+
+// The way back: row i of the block = sums[:dim][i] * factor[i].
+template <typename V, typename E>
+static void unpack_lanes(const Element<V>* sums, const Element<V>* factor, const Rows<V>& rows, int64_t block,
+                         int64_t dim, E* to) {
+  const int64_t first = block * rows.lanes;
+  for (int64_t r = 0; r < rows.in(block); r += kLanes<V>) {
+    const V scale = load<V>(factor + r);
+    for (int64_t d = 0; d < dim; d += kLanes<V>) {
+      V square[kLanes<V>];
+      for (int i = 0; i < kLanes<V>; ++i)
+        square[i] = d + i < dim ? load<V>(sums + (d + i) * rows.lanes + r) * scale : V{};
+      transpose(square);
+      for (int i = 0; i < kLanes<V> && r + i < rows.in(block); ++i)
+        store_elements<V>(to + rows.at[first + r + i] * dim + d, square[i], dim - d);
+    }
+  }
+}
+
+// A tile of keys or values as an operand: where it begins, and words from one row to the next.
+template <typename T>
+struct Operand {
+  const T* words;
+  int64_t row;
+};
+
+// Words along each key: read in place, unless they have to be converted, padded, or are worth bringing
+// together because they are read often.
+template <typename V, bool kPairs, typename E>
+static Operand<Element<V>> keys_along(const E* from, int64_t from_row, int64_t keys, int64_t dim, bool often,
+                                      Element<V>* to) {
+  if constexpr (kPairs || std::is_same_v<Element<V>, E>) {
+    if (!often && keys % kRowGroup == 0)
+      return {reinterpret_cast<const Element<V>*>(from), from_row / kPack<kPairs>};
+  }
+  pack_along<V, kPairs>(from, from_row, keys, round_up(keys, kRowGroup), dim, to);
+  return {to, padded_dim(dim) / kPack<kPairs>};
+}
+
+// Words across neighbouring keys.
+template <typename V, bool kPairs, typename E>
+static Operand<Element<V>> keys_across(const E* from, int64_t from_row, int64_t keys, int64_t dim, bool often,
+                                       Element<V>* to) {
+  if constexpr (kPairs) {
+    const auto row = [&](int64_t j) { return from + j * from_row; };
+    pack_across<V, kPairs>(row, keys, round_up(keys, kRowGroup), dim, to);
+    return {to, padded_dim(dim)};
+  } else {
+    return keys_along<V, kPairs>(from, from_row, keys, dim, often, to);
+  }
 }
 
 // A sequence that will be read soon, all heads of it, asked for a share at a time while another is computed.
@@ -150,44 +226,4 @@ static Ahead sequence_ahead(const Params& p, const Unit* unit, const void* third
   if (third != nullptr) ahead.ranges[3] = {static_cast<const char*>(third) + query_begin, query_bytes / 64};
   if (fourth != nullptr) ahead.ranges[4] = {static_cast<const char*>(fourth) + query_begin, query_bytes / 64};
   return ahead;
-}
-
-// The rows of k or v for one tile. `to` is used only where the elements cannot be read in place.
-template <typename T, typename E>
-static const T* pack_keys(const E* from, int64_t from_row, int64_t keys, int64_t dim, T* to, int64_t* row) {
-  if constexpr (std::is_same_v<T, E>) {
-    if (dim % kLanes<T> == 0) {
-      *row = from_row;
-      return from;
-    }
-  }
-  *row = padded_dim(dim);
-  for (int64_t j = 0; j < keys; ++j) pack_row<T, E>(from + j * from_row, dim, to + j * *row);
-  return to;
-}
-
-// to[d][j] = from[j][d], j < kTileKeys; keys beyond `keys` read as 0 up to a whole vector.
-template <typename T, typename E>
-static void pack_transposed(const E* from, int64_t from_row, int64_t keys, int64_t dim, T* to) {
-  for (int64_t j = 0; j < keys; j += kLanes<T>) {
-    for (int64_t d = 0; d < dim; d += kLanes<T>) {
-      Vector<T> square[kLanes<T>];
-      const int64_t width = dim - d < kLanes<T> ? dim - d : kLanes<T>;
-      if (keys - j >= kLanes<T>) {
-#pragma GCC unroll 16
-        for (int i = 0; i < kLanes<T>; ++i)
-          square[i] = load_elements<T>(from + (j + i) * from_row + d, width);
-      } else {
-        for (int i = 0; i < kLanes<T>; ++i)
-          square[i] = j + i < keys ? load_elements<T>(from + (j + i) * from_row + d, width) : Vector<T>{};
-      }
-      transpose<T>(square);
-      if (width == kLanes<T>) {
-#pragma GCC unroll 16
-        for (int i = 0; i < kLanes<T>; ++i) store<T>(to + (d + i) * kTileKeys + j, square[i]);
-      } else {
-        for (int i = 0; i < width; ++i) store<T>(to + (d + i) * kTileKeys + j, square[i]);
-      }
-    }
-  }
 }

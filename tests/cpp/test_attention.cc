@@ -107,7 +107,7 @@ void agrees_with_reference(int64_t dim, bool causal, double bound) {
   slow.point();
   CHECK(reference_forward(slow.params, slow.output()).ok());
   CHECK(reference_backward(slow.params, slow.gradients()).ok());
-  for (const std::string& tier : usable_tiers(CpuTier::kAvx512)) {
+  for (const std::string& tier : usable_tiers()) {
     CHECK(force_cpu_tier(tier).ok());
     CHECK(forward(fast.params, fast.output()).ok());
     CHECK(backward(fast.params, fast.gradients()).ok());
@@ -149,9 +149,10 @@ TEST(keys_beyond_the_used_ones_are_never_read) {
   for (size_t i = 3 * 2 * 40; i < dirty.q.size(); ++i) CHECK(dirty.out[i] == 0 && dirty.grad_q[i] == 0);
 }
 
-TEST(threads_change_nothing) {
-  Case<float> one({40, 150, 1, 99}, {40, 150, 60, 99}, 6, 2, 32, true);
-  Case<float> many = one;
+template <typename T>
+void threads_change_nothing() {  // one sequence for each way of dealing out the work
+  Case<T> one({40, 600, 1, 1}, {40, 650, 60, 1100}, 6, 2, 32, true);
+  Case<T> many = one;
   many.point();
   const int before = num_threads();
   set_num_threads(1);
@@ -163,6 +164,27 @@ TEST(threads_change_nothing) {
   set_num_threads(before);
   CHECK(one.out == many.out && one.lse == many.lse);
   CHECK(one.grad_q == many.grad_q && one.grad_k == many.grad_k && one.grad_v == many.grad_v);
+}
+
+TEST(threads_change_nothing) {
+  threads_change_nothing<float>();
+  threads_change_nothing<uint16_t>();
+}
+
+// Keys in parts for as many threads as there may be, of bfloat16 that lies as badly as it can.
+TEST(decoding_reads_a_long_cache_in_parts_wherever_it_lies) {
+  Case<uint16_t> one({1}, {1300}, 7, 1, 64, true);
+  CHECK(forward(one.params, one.output()).ok());
+  const std::vector<uint16_t> expected = one.out;
+  for (std::vector<uint16_t>* x : {&one.q, &one.k, &one.v}) x->insert(x->begin(), uint16_t{0x7fff});
+  one.params.q = one.q.data() + 1, one.params.k = one.k.data() + 1, one.params.v = one.v.data() + 1;
+  const int before = num_threads();
+  for (int threads : {1, 4}) {
+    set_num_threads(threads);
+    CHECK(forward(one.params, one.output()).ok());
+    CHECK(one.out == expected);
+  }
+  set_num_threads(before);
 }
 
 TEST(sequences_of_equal_length_need_no_bounds) {
@@ -202,16 +224,21 @@ TEST(wrong_arguments_are_named) {
   CHECK(names(message([](auto& one) { one.cu_q[0] = 1; }), "cu_seqlens_q: expected a first entry of 0"));
   CHECK(names(message([](auto& one) { one.cu_k[1] = 5; }), "cu_seqlens_k: expected a last entry of 4"));
   CHECK(names(message([](auto& one) { one.used = {5}, one.point(); }), "seqused_k: expected 0 to 4"));
+  CHECK(names(
+      message([](auto& one) { one.params.cu_seqlens_k = nullptr, one.params.tokens_k = int64_t{1} << 31; }),
+      "at most 2147483647 tokens, got 2147483648"));
   CHECK(names(message([](auto& one) { one.params.cu_seqlens_q = nullptr, one.params.sequences = 3; }),
               "equal"));
 }
 
 TEST(which_names_the_tier_or_the_reason) {
   std::string name;
-  for (const std::string& tier : usable_tiers(CpuTier::kAvx512)) {
+  for (const std::string& tier : usable_tiers()) {
     CHECK(force_cpu_tier(tier).ok());
-    CHECK(which(Device::kCpu, Type::kFloat32, 64, &name).ok());
+    CHECK(which(Device::kCpu, Type::kBFloat16, 64, &name).ok());
     CHECK(name == "cpu/" + tier);
+    CHECK(which(Device::kCpu, Type::kFloat32, 64, &name).ok());
+    CHECK(name == (tier == "avx512_bf16" ? "cpu/avx512" : "cpu/" + tier));  // the last is bfloat16's alone
   }
   CHECK(force_cpu_tier("").ok());
   CHECK(!which(Device::kCuda, Type::kFloat32, 64, &name).ok());

@@ -14,12 +14,13 @@ from earnest import _native
 from earnest.errors import InvalidInput
 from earnest.ops.attention import _attention_op, attention, which
 from reference import attention as reference
+from tiers import TIERS as ALL_TIERS
 from tiers import usable_tiers
 from tolerances import ATTENTION, FACTOR
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 TIERS = usable_tiers("attention")
-# Lengths of queries and keys of each sequence, around the sizes of rows (6), tiles (64), blocks (48, 192).
+# Lengths of queries and keys of each sequence, around the sizes of vectors (16), blocks (48) and tiles (64).
 SHAPES = {
     "short": ([3, 1, 7], [3, 1, 7]),
     "empty": ([0, 5, 0, 2], [0, 5, 4, 0]),
@@ -179,6 +180,52 @@ def test_nothing_depends_on_the_batch_or_on_threads(dtype) -> None:
         assert all(torch.equal(a, b[part]) for a, b in zip(alone, results[0], strict=True)), lengths[n]
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_long_caches_give_the_rows_of_prefill_whoever_takes_their_parts(dtype) -> None:
+    length = 1100  # three parts of keys, the last one short
+    for heads, kv_heads, dim in ((7, 1, 64), (4, 4, 40)):
+        q, k, v = random_inputs([length], [length], heads, kv_heads, dim, dtype)
+        prefill = attention(q, k, v, causal=True)
+        true = exact(q, k, v, causal=True, cu_seqlens_q=[0, length])
+        assert (prefill.double() - true).abs().max() <= ATTENTION["forward"][name_of(dtype)]
+        for threads in (1, 3):  # one thread takes the parts in turn, several one each
+            _native.set_num_threads(threads)
+            for used in (511, 512, 513, 1024, 1025, 1100):
+                count = torch.tensor([used], dtype=torch.int32)
+                row = attention(q[None, used - 1 : used], k[None], v[None], causal=True, seqused_k=count)
+                assert torch.equal(row[0, 0], prefill[used - 1]), (heads, threads, used)
+            late = attention(q[1090:], k, v, causal=True)
+            assert torch.equal(late, prefill[1090:]), (heads, threads)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_gradients_of_a_long_sequence_are_exact_and_depend_on_nothing_else(dtype) -> None:
+    lengths_q, lengths_k = [1030, 20, 3], [1100, 20, 2100]  # several shares; one; one with many keys
+    cu_q, cu_k = bounds(lengths_q), bounds(lengths_k)
+    inputs = random_inputs(lengths_q, lengths_k, 2, 1, 16, dtype)
+    grad_out = inputs[0].flip(0)
+    for causal in (True, False):
+        options = {"causal": causal, "cu_seqlens_q": cu_q, "cu_seqlens_k": cu_k}
+        results = []
+        for threads in (1, 3):
+            _native.set_num_threads(threads)
+            results.append(run(inputs, grad_out, **options))
+        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+        parts = [slice(0, 1030), slice(0, 1100), slice(0, 1100)]
+        alone = run([x[part] for x, part in zip(inputs, parts, strict=True)], grad_out[:1030], causal=causal)
+        assert all(
+            torch.equal(a, b[part]) for a, b, part in zip(alone, results[0], [parts[0], *parts], strict=True)
+        )
+        true = run([x.double() for x in inputs], grad_out.double(), exact, **options)
+        honest = run(inputs, grad_out, plain, **options)
+        for i, (a, b, c) in enumerate(zip(results[0], true, honest, strict=True)):
+            error, plain_error = ((x.double() - b).abs().max().item() for x in (a, c))
+            floor = ATTENTION["backward" if i else "forward"][name_of(dtype)]
+            assert error <= floor, (causal, i, error)
+            if dtype != torch.float64:  # there the reference is no more exact than what it judges
+                assert error <= FACTOR * plain_error + floor / 10, (causal, i, error, plain_error)
+
+
 @pytest.mark.parametrize("tier", TIERS)
 def test_keys_beyond_seqused_are_never_read_and_get_no_gradient(tier) -> None:
     _native.force_cpu_tier(tier)
@@ -287,7 +334,9 @@ def test_strided_tensors_give_what_their_copies_give() -> None:
 def test_which_names_the_forced_tier_and_refuses_cuda() -> None:
     for tier in TIERS:
         _native.force_cpu_tier(tier)
-        assert which() == f"cpu/{tier}"
+        assert which(dtype="bfloat16") == f"cpu/{tier}"
+        for dtype in ("float32", "float64"):  # which have no code of their own for the last tier
+            assert which(dtype=dtype) == f"cpu/{min(tier, 'avx512', key=ALL_TIERS.index)}"
     with pytest.raises(RuntimeError, match=r"expected cpu \(this is built without CUDA\)"):
         which("cuda")
 

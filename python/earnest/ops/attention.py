@@ -45,7 +45,7 @@ def attention(
     causal aligns the last query with the last valid key. Rows that see no key give 0, and gradients of 0.
 
     dim: a multiple of 8 up to 256; scale defaults to 1/sqrt(dim). dtype float32, float64 or bfloat16
-    (computed in float32), the same for q, k, v and the result, which has q's shape. Inputs that are not
+    (sums in float32), the same for q, k, v and the result, which has q's shape. Inputs that are not
     contiguous are copied. numpy arrays (float32, float64) give a numpy array, without gradients. The bits of
     a row depend neither on the batch, nor on the threads, nor on whether its keys come from a cache.
     Raises InvalidInput.
