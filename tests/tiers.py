@@ -4,7 +4,7 @@
 from earnest import _native
 
 TIERS = ("scalar", "avx2", "avx512", "avx512_bf16")
-HIGHEST = {"attention": "avx512", "logmel": "avx512", "logprob": "avx512", "ppo": "avx512"}
+HIGHEST = {"attention": "avx512", "logmel": "avx512", "logprob": "avx512_bf16", "ppo": "avx512"}
 
 
 def tier_of(family: str, tier: str) -> str:

@@ -89,7 +89,7 @@ void compare_with_reference(double row_bound, double gradient_bound) {
     Case<Stored, Row> oracle(shape[0], shape[1], shape[2], 0.7);
     CHECK(run_reference(oracle.forward).ok());
     CHECK(run_reference(oracle.backward).ok());
-    for (const std::string& tier : usable_tiers(CpuTier::kAvx512)) {
+    for (const std::string& tier : usable_tiers()) {
       CHECK(force_cpu_tier(tier).ok());
       Case<Stored, Row> c(shape[0], shape[1], shape[2], 0.7);
       CHECK(run_in_dirt(c.forward).ok());
@@ -119,7 +119,7 @@ TEST(bfloat16_is_float_arithmetic_on_rounded_input) {
 }
 
 TEST(threads_change_no_bit) {
-  for (const std::string& tier : usable_tiers(CpuTier::kAvx512)) {
+  for (const std::string& tier : usable_tiers()) {
     CHECK(force_cpu_tier(tier).ok());
     FloatCase one(1601, 19, 1361, 1.3), many(1601, 19, 1361, 1.3);
     set_num_threads(1);
@@ -134,7 +134,7 @@ TEST(threads_change_no_bit) {
 }
 
 TEST(a_row_alone_equals_the_row_in_a_batch) {
-  for (const std::string& tier : usable_tiers(CpuTier::kAvx512)) {
+  for (const std::string& tier : usable_tiers()) {
     CHECK(force_cpu_tier(tier).ok());
     FloatCase batch(1543, 43, 211, 1.0);
     CHECK(run_in_dirt(batch.forward).ok() && run_in_dirt(batch.backward).ok());
@@ -219,7 +219,7 @@ TEST(bad_input_is_an_error_with_a_sentence) {
 
 TEST(which_names_the_back_end) {
   std::string name;
-  for (const std::string& tier : usable_tiers(CpuTier::kAvx512)) {
+  for (const std::string& tier : usable_tiers()) {
     CHECK(force_cpu_tier(tier).ok());
     CHECK(which(Device::kCpu, &name).ok() && name == "cpu/" + tier);
   }
