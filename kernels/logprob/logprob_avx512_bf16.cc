@@ -42,6 +42,11 @@ struct Pair {
       std::memcpy(pairs + j, &words, sizeof words);
     }
   }
+  static inline float lost(float value) {
+    BFloat16 rounded;
+    narrow(value, &rounded);
+    return value - widen(rounded);
+  }
 
  private:
   typedef uint16_t Halves __attribute__((vector_size(32)));

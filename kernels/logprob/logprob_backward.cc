@@ -20,9 +20,16 @@ void narrow_all(const float* from, int64_t count, void* to) {
   });
 }
 
+// The target's dz is the largest of most rows: what its rounding to bfloat16 took is given back here, so that
+// a gradient's error stays near that of its own rounding.
+template <typename T>
+void add_row(const BFloat16* row, T factor, int64_t count, T* sums) {
+  for (int64_t i = 0; i < count; ++i) sums[i] += factor * widen(row[i]);
+}
+
 // Offsets into scratch memory.
 struct Layout {
-  size_t hidden, hidden_rows, weight, weight_rows, dz, dz_pairs, grad_hidden, grad_weight, bytes;
+  size_t hidden, hidden_rows, weight, weight_rows, dz, dz_pairs, lost, grad_hidden, grad_weight, bytes;
 
   Layout(const Backward& b, const Extent& extent, int64_t pair) {
     const Problem& p = b.problem;
@@ -37,6 +44,7 @@ struct Layout {
     weight_rows = offsets.take(b.grad_hidden ? extent.slab / pair * depth : 0, size);
     dz = offsets.take(dz_words, size);
     dz_pairs = pair == 1 ? dz : offsets.take(dz_words, size);
+    lost = offsets.take(pair == 1 ? 0 : extent.chunk, size);
     grad_hidden = offsets.take(widened && b.grad_hidden ? p.rows * p.depth : 0, size);
     grad_weight = offsets.take(widened && b.grad_weight ? extent.slab * p.depth : 0, size);
     bytes = offsets.total();
@@ -45,7 +53,7 @@ struct Layout {
 
 template <typename T>
 struct Buffers {
-  T *hidden, *hidden_rows, *weight, *weight_rows, *dz, *dz_pairs, *grad_hidden, *grad_weight;
+  T *hidden, *hidden_rows, *weight, *weight_rows, *dz, *dz_pairs, *lost, *grad_hidden, *grad_weight;
 };
 
 // One (slab, chunk) of the backward pass.
@@ -109,7 +117,7 @@ class BackwardStep {
                        kept_.at(static_cast<const T*>(b_.logits), column_ / kTile + tile, row_ + first),
                        {rows_from(b_.lse), rows_from(b_.entropy), rows_from(b_.grad_logp),
                         rows_from(b_.grad_entropy), rows_from(b_.grad_lse)},
-                       to_.dz + offset, to_.dz_pairs + offset);
+                       to_.dz + offset, to_.dz_pairs + offset, to_.lost + first);
     });
   }
 
@@ -123,6 +131,7 @@ class BackwardStep {
                            to_.grad_hidden + (row_ + first) * p_.depth, extent_.chunk,
                            ceil_div(columns_, k_.pair), p_.depth, std::min(kRowBlock, rows_ - first),
                            p_.depth, columns_, column_ > 0});
+        add_lost_to_hidden(first, std::min(kRowBlock, rows_ - first));
         return;
       }
       task -= hidden_tasks;
@@ -132,10 +141,30 @@ class BackwardStep {
                                    to_.hidden_rows, to_.grad_weight + first * p_.depth, 0,
                                    ceil_div(rows_, k_.pair), p_.depth, std::min(kTile / 2, columns_ - first),
                                    p_.depth, rows_, row_ > 0});
+      add_lost_to_weight(first, std::min(kTile / 2, columns_ - first));
     });
   }
 
  private:
+  void add_lost_to_hidden(int64_t first, int64_t rows) const {
+    if (k_.pair == 1) return;
+    const auto* weight = static_cast<const BFloat16*>(p_.weight);
+    for (int64_t n = first; n < first + rows; ++n) {
+      const int64_t target = p_.targets[row_ + n];
+      if (target < column_ || target >= column_ + columns_) continue;
+      add_row(weight + target * p_.depth, to_.lost[n], p_.depth, to_.grad_hidden + (row_ + n) * p_.depth);
+    }
+  }
+  void add_lost_to_weight(int64_t first, int64_t columns) const {
+    if (k_.pair == 1) return;
+    const auto* hidden = static_cast<const BFloat16*>(p_.hidden);
+    for (int64_t n = 0; n < rows_; ++n) {
+      const int64_t column = p_.targets[row_ + n] - column_;
+      if (column < first || column >= first + columns) continue;
+      add_row(hidden + (row_ + n) * p_.depth, to_.lost[n], p_.depth, to_.grad_weight + column * p_.depth);
+    }
+  }
+
   const Backward& b_;
   const Problem& p_;
   const TileKernels<T>& k_;
@@ -172,6 +201,7 @@ void run_backward(const Backward& b, const TileKernels<T>& kernels, void* worksp
                         at(layout.weight_rows),
                         at(layout.dz),
                         at(layout.dz_pairs),
+                        at(layout.lost),
                         widened ? at(layout.grad_hidden) : static_cast<T*>(b.grad_hidden),
                         nullptr};
   const bool chunks = p.rows > extent.chunk;  // then hidden is packed for each of them, slab after slab

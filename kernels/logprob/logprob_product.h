@@ -160,16 +160,16 @@ EARNEST_INLINE void register_tile_of(const T* left, int64_t row_stride, int64_t 
 }
 
 // Dot products of the tile's rows with its columns, before the temperature: out [rows, kTile], where rows are
-// rounded up to a row group. Depth is the outer loop: a block of the tile's weight stays in the second cache
-// while all rows pass over it.
+// rounded up to a row group. Depth is the outer loop: a block of the tile's weight stays in the second cache,
+// and one panel of it near the first, while all rows pass over it.
 template <typename O, typename T = typename O::Number>
 EARNEST_INLINE void dot_products(const LogitTile<T>& tile, T* out) {
   for (int64_t k = 0; k < tile.depth; k += kDepthBlock) {
     const int64_t depth = tile.depth - k < kDepthBlock ? tile.depth - k : kDepthBlock;
-    for (int64_t row = 0; row < tile.rows; row += kRowGroup) {
-      const T* hidden = tile.hidden + row * tile.depth + k * kRowGroup;
-      for (int64_t column = 0; column < tile.columns; column += kPanel<T>) {
-        const T* weight = tile.weight + column * tile.depth + k * kPanel<T>;
+    for (int64_t column = 0; column < tile.columns; column += kPanel<T>) {
+      const T* weight = tile.weight + column * tile.depth + k * kPanel<T>;
+      for (int64_t row = 0; row < tile.rows; row += kRowGroup) {
+        const T* hidden = tile.hidden + row * tile.depth + k * kRowGroup;
         register_tile<O>(hidden, 1, kRowGroup, weight, depth, out + row * kTile + column, kTile, k > 0);
       }
     }
@@ -181,13 +181,13 @@ template <typename O, typename T = typename O::Number>
 void multiply_tiles(const Product<T>& p) {
   for (int64_t column = 0; column < p.columns; column += kPanel<T>) {
     const T* right = p.right + column * p.right_depth;
-    for (int64_t row = 0; row < p.rows; row += kRowGroup) {
-      T* out = p.output + row * p.output_stride + column;
-      const T* left = p.left + row * kTile / O::kPair;
-      for (int64_t k = 0; k < p.depth; k += kTile, left += p.left_rows * kTile / O::kPair) {
-        const int64_t depth = p.depth - k < kTile ? p.depth - k : kTile;
-        register_tile_of<O>(left, kTile / O::kPair, 1, right + k / O::kPair * kPanel<T>,
-                            (depth + O::kPair - 1) / O::kPair, out, p.output_stride, p.add || k > 0,
+    for (int64_t k = 0; k < p.depth; k += kTile) {
+      const int64_t depth = p.depth - k < kTile ? p.depth - k : kTile;
+      const T* left = p.left + k * p.left_rows / O::kPair;
+      for (int64_t row = 0; row < p.rows; row += kRowGroup) {
+        register_tile_of<O>(left + row * kTile / O::kPair, kTile / O::kPair, 1,
+                            right + k / O::kPair * kPanel<T>, (depth + O::kPair - 1) / O::kPair,
+                            p.output + row * p.output_stride + column, p.output_stride, p.add || k > 0,
                             p.rows - row, p.columns - column);
       }
     }
@@ -199,13 +199,12 @@ template <typename O, typename T = typename O::Number>
 void multiply_tile_transposed(const Product<T>& p) {
   for (int64_t column = 0; column < p.columns; column += kPanel<T>) {
     const T* right = p.right + column * p.right_depth;
-    for (int64_t row = 0; row < p.rows; row += kRowGroup) {
-      T* out = p.output + row * p.output_stride + column;
-      for (int64_t k = 0; k < p.depth; k += kTile) {
-        const int64_t depth = p.depth - k < kTile ? p.depth - k : kTile;
+    for (int64_t k = 0; k < p.depth; k += kTile) {
+      const int64_t depth = p.depth - k < kTile ? p.depth - k : kTile;
+      for (int64_t row = 0; row < p.rows; row += kRowGroup) {
         register_tile_of<O>(p.left + k / O::kPair * kTile + row, 1, kTile, right + k / O::kPair * kPanel<T>,
-                            (depth + O::kPair - 1) / O::kPair, out, p.output_stride, p.add || k > 0,
-                            p.rows - row, p.columns - column);
+                            (depth + O::kPair - 1) / O::kPair, p.output + row * p.output_stride + column,
+                            p.output_stride, p.add || k > 0, p.rows - row, p.columns - column);
       }
     }
   }

@@ -82,7 +82,7 @@ EARNEST_INLINE void row_gradient(const T* z, const LogitTile<T>& tile, const Row
 
 template <typename O, typename T = typename O::Number>
 void backward_tile(const LogitTile<T>& tile, const T* kept, const RowGradients<T>& gradients, T* dz,
-                   T* dz_pairs) {
+                   [[maybe_unused]] T* dz_pairs, [[maybe_unused]] T* lost) {
   alignas(64) T scratch[kRowBlock * kTile];
   T* z = O::kPair == 1 ? dz : scratch;
   if (kept == nullptr) dot_products<O>(tile, z);
@@ -90,8 +90,12 @@ void backward_tile(const LogitTile<T>& tile, const T* kept, const RowGradients<T
     alignas(64) T gradient[O::kPair][kTile] = {};
     for (int64_t i = row; i < row + O::kPair && i < tile.rows; ++i) {
       if (kept == nullptr) finish_logits<T>(z + i * kTile, tile.columns, tile.inverse_temperature);
-      row_gradient<T>(kept == nullptr ? z + i * kTile : kept + i * kTile, tile, gradients, i,
-                      O::kPair == 1 ? dz + i * kTile : gradient[i - row]);
+      T* out = O::kPair == 1 ? dz + i * kTile : gradient[i - row];
+      row_gradient<T>(kept == nullptr ? z + i * kTile : kept + i * kTile, tile, gradients, i, out);
+      if constexpr (O::kPair == 2) {
+        const int64_t target = tile.targets[i] - tile.first_column;
+        if (target >= 0 && target < tile.columns) lost[i] = O::lost(out[target]);
+      }
     }
     if constexpr (O::kPair == 2) {
       O::narrow_rows(gradient[0], gradient[1], dz + row * kTile / 2, dz_pairs + row * kTile / 2);

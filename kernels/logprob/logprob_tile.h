@@ -81,9 +81,10 @@ struct TileKernels {
   void (*forward_tile)(const LogitTile<T>& tile, T* kept, TileSums<T>* sums, T* target_logits);
   // dz [rows, kTile] with the temperature's factor applied; columns past the end become 0. The logits are
   // read from `kept`, or made again where it is null. With pairs, dz holds rows of kTile / 2 words, and
-  // dz_pairs the same numbers with two rows in a word; without, dz_pairs is left alone.
+  // dz_pairs the same numbers with two rows in a word, and lost[row] is what rounding took from dz of the
+  // row's target if that lies in the tile. Without, dz_pairs and lost are left alone.
   void (*backward_tile)(const LogitTile<T>& tile, const T* kept, const RowGradients<T>& gradients, T* dz,
-                        T* dz_pairs);
+                        T* dz_pairs, T* lost);
   // output rows are rows of logits; depth runs over the tiles' columns.
   void (*multiply_tiles)(const Product<T>& product);
   // output rows are columns of one tile; depth runs over rows of logits.
