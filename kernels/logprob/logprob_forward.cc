@@ -10,50 +10,26 @@
 namespace earnest::logprob {
 namespace {
 
-// What a row has gathered of its logits so far: the same three numbers as TileSums, in double.
-struct RowState {
-  double max = -std::numeric_limits<double>::infinity(), sum = 0, product = 0;
-
-  template <typename T>
-  void add(const TileSums<T>& tile) {
-    if (tile.sum == 0) return;
-    if (sum == 0) {
-      *this = {tile.max, tile.sum, tile.product};
-      return;
-    }
-    // product holds sum of (z - max) e^(z - max): moving the maximum by d adds d times the sum.
-    if (tile.max > max) {
-      const double down = max - tile.max, factor = std::exp(down);
-      product = factor == 0 ? 0 : factor * (product + down * sum);
-      sum *= factor;
-      max = tile.max;
-    }
-    const double down = tile.max - max, factor = down == 0 ? 1 : std::exp(down);
-    product += factor == 0 ? 0 : factor * (tile.product + down * tile.sum);
-    sum += factor * tile.sum;
-  }
-};
-
 template <typename T>
-void finish_row(const Forward& f, int64_t row, const RowState& state, T target_logit) {
-  const double log_sum = std::log(state.sum);
-  static_cast<T*>(f.lse)[row] = static_cast<T>(state.max + log_sum);
-  static_cast<T*>(f.logp)[row] = static_cast<T>(static_cast<double>(target_logit) - state.max - log_sum);
-  static_cast<T*>(f.entropy)[row] = static_cast<T>(log_sum - state.product / state.sum);
+void finish_row(const Forward& f, int64_t row, double max, double sum, double product, T target_logit) {
+  const double log_sum = std::log(sum);
+  static_cast<T*>(f.lse)[row] = static_cast<T>(max + log_sum);
+  static_cast<T*>(f.logp)[row] = static_cast<T>(static_cast<double>(target_logit) - max - log_sum);
+  static_cast<T*>(f.entropy)[row] = static_cast<T>(log_sum - product / sum);
 }
 
 // Offsets into scratch memory.
 struct Layout {
-  size_t hidden, weight, sums, target_logits, states, bytes;
+  size_t hidden, weight, tile_sums, target_logits, row_sums, bytes;
 
   Layout(const Problem& p, const Extent& extent) {
     const int64_t size = size_of_row(p.type);
     Offsets offsets;
     hidden = offsets.take(extent.chunk * extent.words, size);
     weight = offsets.take(extent.slab * extent.words, size);
-    sums = offsets.take(3 * extent.chunk * extent.slab / kTile, size);
+    tile_sums = offsets.take(3 * extent.chunk * extent.slab / kTile, size);
     target_logits = offsets.take(p.rows, size);
-    states = offsets.take(p.rows, sizeof(RowState));
+    row_sums = offsets.take(3 * round_up(p.rows, kRowPad), sizeof(double));
     bytes = offsets.total();
   }
 };
@@ -71,9 +47,9 @@ class ForwardStep {
         kept_(f.problem),
         hidden_(reinterpret_cast<T*>(base + layout.hidden)),
         weight_(reinterpret_cast<T*>(base + layout.weight)),
-        sums_(reinterpret_cast<TileSums<T>*>(base + layout.sums)),
+        tile_sums_(reinterpret_cast<T*>(base + layout.tile_sums)),
         target_logits_(reinterpret_cast<T*>(base + layout.target_logits) + row),
-        states_(reinterpret_cast<RowState*>(base + layout.states) + row),
+        row_sums_(row_sums(base, layout, p_.rows, row)),
         column_(column),
         row_(row),
         columns_(std::min(extent.slab, p_.vocabulary - column)),
@@ -104,30 +80,44 @@ class ForwardStep {
       k_.forward_tile(
           logit_tile<T>(p_, extent_, hidden_ + first * extent_.words, weight_ + tile * kTile * extent_.words,
                         row_ + first, rows, column_ + tile * kTile),
-          kept, sums_ + tile * extent_.chunk + first, target_logits_ + first);
+          kept, tile_sums(tile, first), target_logits_ + first);
     });
   }
 
   void join() const {
     const bool last = column_ + columns_ == p_.vocabulary;
     parallel_for(blocks_, [&](int64_t block) {
-      for (int64_t i = block * kRowBlock; i < std::min(rows_, (block + 1) * kRowBlock); ++i) {
-        for (int64_t tile = 0; tile < tiles_; ++tile) states_[i].add(sums_[tile * extent_.chunk + i]);
-        if (last) finish_row<T>(f_, row_ + i, states_[i], target_logits_[i]);
+      const int64_t first = block * kRowBlock, end = std::min(rows_, first + kRowBlock);
+      const TileSums<double> rows = {row_sums_.max + first, row_sums_.sum + first, row_sums_.product + first};
+      for (int64_t tile = 0; tile < tiles_; ++tile) k_.join_tile(tile_sums(tile, first), rows, end - first);
+      for (int64_t i = first; last && i < end; ++i) {
+        finish_row<T>(f_, row_ + i, row_sums_.max[i], row_sums_.sum[i], row_sums_.product[i],
+                      target_logits_[i]);
       }
     });
   }
 
+  static TileSums<double> row_sums(char* base, const Layout& layout, int64_t rows, int64_t row) {
+    auto* sums = reinterpret_cast<double*>(base + layout.row_sums) + row;
+    rows = round_up(rows, kRowPad);
+    return {sums, sums + rows, sums + 2 * rows};
+  }
+
  private:
+  TileSums<T> tile_sums(int64_t tile, int64_t row) const {
+    T* sums = tile_sums_ + 3 * tile * extent_.chunk + row;
+    return {sums, sums + extent_.chunk, sums + 2 * extent_.chunk};
+  }
+
   const Forward& f_;
   const Problem& p_;
   const TileKernels<T>& k_;
   const Extent& extent_;
   const Kept kept_;
   T *hidden_, *weight_;
-  TileSums<T>* sums_;
+  T* tile_sums_;
   T* target_logits_;
-  RowState* states_;
+  TileSums<double> row_sums_;
   const int64_t column_, row_, columns_, rows_, tiles_, blocks_;
 };
 
@@ -143,7 +133,9 @@ void run_forward(const Forward& f, const TileKernels<T>& kernels, void* workspac
   const Extent extent(p, kernels.pair);
   const Layout layout(p, extent);
   char* base = Offsets::aligned(workspace);
-  std::fill_n(reinterpret_cast<RowState*>(base + layout.states), p.rows, RowState{});
+  const TileSums<double> sums = ForwardStep<T>::row_sums(base, layout, p.rows, 0);
+  std::fill(sums.max, sums.sum, -std::numeric_limits<double>::infinity());
+  std::fill_n(sums.sum, 2 * (sums.sum - sums.max), 0.0);
   for (int64_t column = 0; column < p.vocabulary; column += extent.slab) {
     for (int64_t row = 0; row < p.rows; row += extent.chunk) {
       const ForwardStep<T> step(f, kernels, extent, layout, base, column, row);

@@ -55,8 +55,8 @@ struct Kept {
   int64_t rows;  // of a tile
 
   explicit Kept(const Problem& p) {
-    rows = round_up(p.rows, kRowsOfKept);
-    const int64_t bytes = std::max(rows, kRowsOfKept) * size_of_row(p.type);
+    rows = round_up(p.rows, kRowPad);
+    const int64_t bytes = std::max(rows, kRowPad) * size_of_row(p.type);
     tiles = std::min(kKeptBytes / kTile / bytes, ceil_div(p.vocabulary, kTile));
   }
   // Where the logits of a tile begin; null if they are not kept. T may be const.

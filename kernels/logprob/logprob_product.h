@@ -15,7 +15,8 @@ constexpr int64_t kPanelVectors = EARNEST_PANEL_VECTORS;
 template <typename T>
 constexpr int64_t kPanel = kPanelVectors * kLanes<T>;
 
-static_assert(kRowBlock % kRowGroup == 0 && kTile % kRowGroup == 0 && kRowsOfKept % kRowGroup == 0);
+static_assert(kRowBlock % kRowGroup == 0 && kTile % kRowGroup == 0 && kRowPad % kRowGroup == 0 &&
+              kRowPad % kLanes<double> == 0);
 static_assert(kTile % kPanel<float> == 0 && kTile % kPanel<double> == 0);
 
 // Operands of type T, one to a word, whatever they are stored as. A kind of operand says how many follow each

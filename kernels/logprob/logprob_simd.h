@@ -27,36 +27,74 @@ EARNEST_INLINE Vec<T> finish_logits(T* z, int64_t columns, T factor) {
   return largest;
 }
 
-// Where all logits are -inf, all sums are 0.
+// Sum of e^(z - max) and of (z - max) e^(z - max), lane by lane. Where all logits are -inf, both are 0.
 template <typename T>
-EARNEST_INLINE TileSums<T> tile_sums(const T* z, int64_t columns, T max) {
+EARNEST_INLINE void row_sums(const T* z, int64_t columns, T max, Vec<T>* sum, Vec<T>* product) {
   const T finite = max == -static_cast<T>(INFINITY) ? 0 : max;
-  Vec<T> sum = {}, product = {};
+  Vec<T> sums = {}, products = {};
   for (int64_t j = 0; j < columns; j += kLanes<T>) {
-    const Vec<T> zero = {}, difference = load(z + j) - finite, e = exp_of<T>(difference);
-    sum += e;
-    product += difference < Exp<T>::kLowest ? zero : difference * e;
+    const Vec<T> difference = load(z + j) - finite, e = exp_of<T>(difference);
+    sums += e;
+    products += clamp_for_exp<T>(difference) * e;  // 0 where e is
   }
-  return {max, sum_lanes<T>(sum), sum_lanes<T>(product)};
+  *sum = sums;
+  *product = products;
 }
 
 template <typename O, typename T = typename O::Number>
-void forward_tile(const LogitTile<T>& tile, T* kept, TileSums<T>* sums, T* target_logits) {
+void forward_tile(const LogitTile<T>& tile, T* kept, const TileSums<T>& sums, T* target_logits) {
   alignas(64) T scratch[kRowBlock * kTile];
   T* z = kept == nullptr ? scratch : kept;
   dot_products<O>(tile, z);
   for (int64_t row = 0; row < tile.rows; row += kRowGroup) {
-    const int64_t rows = tile.rows - row < kRowGroup ? tile.rows - row : kRowGroup;
-    Vec<T> largest[kRowGroup];
-    for (int64_t i = 0; i < rows; ++i) {
+    // All rows of the group, that is of `z`, though the last may be padding.
+    Vec<T> largest[kRowGroup], both[2 * kRowGroup];
+    T joined[2 * kRowGroup];
+    for (int64_t i = 0; i < kRowGroup; ++i) {
       largest[i] = finish_logits<T>(z + (row + i) * kTile, tile.columns, tile.inverse_temperature);
     }
-    for (int64_t i = 0; i < rows; ++i) {
-      const T* logits = z + (row + i) * kTile;
-      sums[row + i] = tile_sums<T>(logits, tile.columns, max_lanes<T>(largest[i]));
-      const int64_t target = tile.targets[row + i] - tile.first_column;
-      if (target >= 0 && target < tile.columns) target_logits[row + i] = logits[target];
+    join_lanes<T>(largest, kRowGroup, joined, [](Vec<T> a, Vec<T> b) { return a > b ? a : b; });
+    std::memcpy(sums.max + row, joined, kRowGroup * sizeof(T));
+    for (int64_t i = 0; i < kRowGroup; ++i) {
+      row_sums<T>(z + (row + i) * kTile, tile.columns, joined[i], &both[i], &both[kRowGroup + i]);
     }
+    join_lanes<T>(both, 2 * kRowGroup, joined, [](Vec<T> a, Vec<T> b) { return a + b; });
+    std::memcpy(sums.sum + row, joined, kRowGroup * sizeof(T));
+    std::memcpy(sums.product + row, joined + kRowGroup, kRowGroup * sizeof(T));
+  }
+  for (int64_t row = 0; row < tile.rows; ++row) {
+    const int64_t target = tile.targets[row] - tile.first_column;
+    if (target >= 0 && target < tile.columns) target_logits[row] = z[row * kTile + target];
+  }
+}
+
+// Sums of a tile join those of the tiles before it. product holds sum of (z - max) e^(z - max): moving the
+// maximum by d adds d times the sum.
+template <typename T>
+void join_tile(const TileSums<T>& tile, const TileSums<double>& rows, int64_t count) {
+  typedef T Narrow __attribute__((vector_size(kLanes<double> * sizeof(T))));
+  using Wide = Vec<double>;
+  const auto widen_lanes = [](const T* from) {
+    Narrow lanes;
+    std::memcpy(&lanes, from, sizeof lanes);
+    return __builtin_convertvector(lanes, Wide);
+  };
+  for (int64_t i = 0; i < count; i += kLanes<double>) {
+    const Wide none = {}, tile_max = widen_lanes(tile.max + i), row_max = load(rows.max + i);
+    const Wide max = row_max > tile_max ? row_max : tile_max;
+    const Wide finite = max == -INFINITY ? none : max;
+    const auto moved = [&](Wide old_max, Wide sum, Wide product, Wide* moved_product) {
+      const Wide down = old_max - finite, factor = exp_of<double>(down);
+      *moved_product = factor == 0 ? none : factor * (product + down * sum);
+      return factor * sum;
+    };
+    Wide row_product, tile_product;
+    const Wide row_sum = moved(row_max, load(rows.sum + i), load(rows.product + i), &row_product);
+    const Wide tile_sum =
+        moved(tile_max, widen_lanes(tile.sum + i), widen_lanes(tile.product + i), &tile_product);
+    store(rows.max + i, max);
+    store(rows.sum + i, row_sum + tile_sum);
+    store(rows.product + i, row_product + tile_product);
   }
 }
 
@@ -104,9 +142,9 @@ void backward_tile(const LogitTile<T>& tile, const T* kept, const RowGradients<T
 }
 
 template <typename O, typename T = typename O::Number>
-constexpr TileKernels<T> kKernels = {kRowGroup,           kPanel<T>,          O::kPair,
-                                     &pack_transposed<O>, &pack_rows<O>,      &forward_tile<O>,
-                                     &backward_tile<O>,   &multiply_tiles<O>, &multiply_tile_transposed<O>};
+constexpr TileKernels<T> kKernels = {
+    kRowGroup,        kPanel<T>,     O::kPair,          &pack_transposed<O>, &pack_rows<O>,
+    &forward_tile<O>, &join_tile<T>, &backward_tile<O>, &multiply_tiles<O>,  &multiply_tile_transposed<O>};
 
 }  // namespace
 }  // namespace earnest::logprob::EARNEST_TIER

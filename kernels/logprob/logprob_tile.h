@@ -22,8 +22,9 @@ constexpr int64_t kPackedBytes = int64_t{8} << 20;
 constexpr int64_t kKeptBytes = int64_t{16} << 20;
 // A multiple of every tier's row_group, so that rows can be cut into tasks anywhere on it.
 constexpr int64_t kRowBlock = 96;
-// Rows of kept logits are rounded up to a multiple of it: again one of every tier's row_group.
-constexpr int64_t kRowsOfKept = 8;
+// Rows of kept logits, and of sums, are rounded up to a multiple of it: one of every tier's row_group and
+// lanes.
+constexpr int64_t kRowPad = 8;
 
 // One tile of logits: `rows` rows from a row group's start against the columns [first_column, first_column +
 // columns).
@@ -37,10 +38,11 @@ struct LogitTile {
   T inverse_temperature;
 };
 
-// What a row keeps of one tile: max, sum of exp(z - max), sum of (z - max) exp(z - max).
+// What rows keep of one tile, or of all tiles so far, an array each: max, sum of exp(z - max), sum of (z -
+// max) exp(z - max).
 template <typename T>
 struct TileSums {
-  T max, sum, product;
+  T *max, *sum, *product;
 };
 
 // Of these rows; null gradients mean zeros.
@@ -76,9 +78,12 @@ struct TileKernels {
   // out[k * panel + j] = word of column j and row(s) k for j < count, 0 beyond.
   void (*pack_rows)(const void* source, bool bfloat16, int64_t stride, int64_t depth, int64_t count, T* out);
 
-  // sums[row]; target_logits[row] is written if the row's target lies in the tile. The logits are left in
-  // `kept` [rows rounded up to a row group, kTile], unless it is null.
-  void (*forward_tile)(const LogitTile<T>& tile, T* kept, TileSums<T>* sums, T* target_logits);
+  // Of whole row groups, though some of the last one's rows may be padding; target_logits[row] is written if
+  // the row's target lies in the tile. The logits are left in `kept` [rows rounded up to a row group, kTile],
+  // unless it is null.
+  void (*forward_tile)(const LogitTile<T>& tile, T* kept, const TileSums<T>& sums, T* target_logits);
+  // Adds the tile's sums to the rows', which begin as -inf, 0 and 0; `count` is rounded up to kRowPad.
+  void (*join_tile)(const TileSums<T>& tile, const TileSums<double>& rows, int64_t count);
   // dz [rows, kTile] with the temperature's factor applied; columns past the end become 0. The logits are
   // read from `kept`, or made again where it is null. With pairs, dz holds rows of kTile / 2 words, and
   // dz_pairs the same numbers with two rows in a word, and lost[row] is what rounding took from dz of the

@@ -41,30 +41,6 @@ EARNEST_INLINE void store(T* to, Vec<T> value) {
   *reinterpret_cast<typename Vector<T>::Unaligned*>(to) = value;
 }
 
-// Sum and maximum over lanes, always in the same tree.
-template <typename T>
-EARNEST_INLINE T sum_lanes(Vec<T> value) {
-  T lanes[kLanes<T>];
-  store(lanes, value);
-#pragma GCC unroll 8
-  for (int64_t half = kLanes<T> / 2; half > 0; half /= 2) {
-#pragma GCC unroll 8
-    for (int64_t i = 0; i < half; ++i) lanes[i] += lanes[i + half];
-  }
-  return lanes[0];
-}
-template <typename T>
-EARNEST_INLINE T max_lanes(Vec<T> value) {
-  T lanes[kLanes<T>];
-  store(lanes, value);
-#pragma GCC unroll 8
-  for (int64_t half = kLanes<T> / 2; half > 0; half /= 2) {
-#pragma GCC unroll 8
-    for (int64_t i = 0; i < half; ++i) lanes[i] = lanes[i] > lanes[i + half] ? lanes[i] : lanes[i + half];
-  }
-  return lanes[0];
-}
-
 // One step of turning a square of kLanes vectors: swaps the blocks of `half` lanes off the diagonal.
 template <typename T, int64_t half, size_t... lane>
 EARNEST_INLINE void swap_blocks(Vec<T>* a, Vec<T>* b, std::index_sequence<lane...>) {
@@ -81,6 +57,23 @@ EARNEST_INLINE void transpose_square(Vec<T>* rows) {
       swap_blocks<T, half>(rows + i, rows + i + half, std::make_index_sequence<kLanes<T>>());
   }
   if constexpr (half > 1) transpose_square<T, half / 2>(rows);
+}
+
+// out[i] = the lanes of values[i] joined two by two, in the same order for every i.
+template <typename T, typename Join>
+EARNEST_INLINE void join_lanes(const Vec<T>* values, int64_t count, T* out, Join join) {
+  for (int64_t first = 0; first < count; first += kLanes<T>) {
+    const int64_t rows = count - first < kLanes<T> ? count - first : kLanes<T>;
+    Vec<T> square[kLanes<T>] = {};
+    for (int64_t i = 0; i < rows; ++i) square[i] = values[first + i];
+    transpose_square<T>(square);
+#pragma GCC unroll 8
+    for (int64_t half = kLanes<T> / 2; half > 0; half /= 2) {
+#pragma GCC unroll 8
+      for (int64_t i = 0; i < half; ++i) square[i] = join(square[i], square[i + half]);
+    }
+    std::memcpy(out + first, &square[0], static_cast<size_t>(rows) * sizeof(T));
+  }
 }
 
 // exp(x) for x at most a little above 0, to about 1 unit in the last place. Exactly 0 below kLowest; NaN
@@ -112,12 +105,14 @@ struct Exp<double> {
       1 / 720.0,        1 / 120.0,       1 / 24.0,       1 / 6.0,       1 / 2.0,      1.0,         1.0};
 };
 template <typename T>
+EARNEST_INLINE Vec<T> clamp_for_exp(Vec<T> x) {
+  return x < Exp<T>::kLowest ? Vec<T>{} + Exp<T>::kLowest : x;
+}
+template <typename T>
 EARNEST_INLINE Vec<T> exp_of(Vec<T> x) {
   using E = Exp<T>;
   using Int = typename Vector<T>::Int;
-  const Vec<T> zero = {};
-  const auto below = x < E::kLowest;
-  const Vec<T> clamped = below ? zero + E::kLowest : x;
+  const Vec<T> zero = {}, clamped = clamp_for_exp<T>(x);
   const Vec<T> shifted = clamped * E::kLog2E + E::kShift;
   const Vec<T> n = shifted - E::kShift;
   const Vec<T> r = (clamped - n * E::kLn2High) - n * E::kLn2Low;
@@ -127,7 +122,7 @@ EARNEST_INLINE Vec<T> exp_of(Vec<T> x) {
   const Int scale = (reinterpret_cast<Int>(shifted) << E::kExponentBits) +
                     (static_cast<decltype(Int{}[0] + 0)>(E::kBias) << E::kExponentBits);
   value *= reinterpret_cast<Vec<T>>(scale);
-  return below ? zero : value;
+  return x < E::kLowest ? zero : value;
 }
 
 }  // namespace
