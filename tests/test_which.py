@@ -12,12 +12,8 @@ from earnest import _native
 from earnest.errors import InvalidInput
 from tiers import tier_of, usable_tiers
 
-<<<<<<< HEAD
 FAMILIES = ("attention", "linear", "logmel", "logprob", "pitch", "ppo", "rowwise")
-=======
-FAMILIES = ("attention", "logmel", "logprob", "ppo")
 DETAILS = {"attention": {"dtype": "bfloat16"}}  # where the last tier has code for one dtype alone
->>>>>>> attention
 
 
 @pytest.fixture(params=usable_tiers())

@@ -8,7 +8,7 @@ HIGHEST = {
     "attention": "avx512_bf16",
     "linear": "avx512_bf16",
     "logmel": "avx512",
-    "logprob": "avx512",
+    "logprob": "avx512_bf16",
     "pitch": "avx512",
     "ppo": "avx512",
     "rowwise": "avx512",

@@ -69,7 +69,7 @@ void check_size(const char* argument, size_t expected, size_t got) {
 template <typename Stored, typename Row>
 void forward(const Input<Stored, 2>& hidden, const Input<Stored, 2>& weight, const Input<int64_t, 1>& targets,
              double temperature, const Output<Row, 1>& logp, const Output<Row, 1>& entropy,
-             const Output<Row, 1>& lse) {
+             const Output<Row, 1>& lse, const std::optional<Output<Row, 1>>& logits) {
   Forward job;
   job.problem = problem_of<Stored>(hidden, weight, targets, temperature);
   check_size("logp", hidden.shape(0), logp.shape(0));
@@ -78,25 +78,37 @@ void forward(const Input<Stored, 2>& hidden, const Input<Stored, 2>& weight, con
   job.logp = logp.data();
   job.entropy = entropy.data();
   job.lse = lse.data();
+  if (logits) {
+    check_size("logits", static_cast<size_t>(logprob::kept_size(job.problem)), logits->size());
+    job.logits = logits->data();
+  }
   run_with_workspace(job);
 }
 
 template <typename Stored, typename Row>
-void backward(const Input<Row, 1>& grad_logp, const Input<Row, 1>& grad_entropy,
-              const Input<Row, 1>& grad_lse, const Input<Stored, 2>& hidden, const Input<Stored, 2>& weight,
-              const Input<int64_t, 1>& targets, const Input<Row, 1>& entropy, const Input<Row, 1>& lse,
-              double temperature, const std::optional<Output<Stored, 2>>& grad_hidden,
+void backward(const std::optional<Input<Row, 1>>& grad_logp, const std::optional<Input<Row, 1>>& grad_entropy,
+              const std::optional<Input<Row, 1>>& grad_lse, const Input<Stored, 2>& hidden,
+              const Input<Stored, 2>& weight, const Input<int64_t, 1>& targets, const Input<Row, 1>& entropy,
+              const Input<Row, 1>& lse, const std::optional<Input<Row, 1>>& logits, double temperature,
+              const std::optional<Output<Stored, 2>>& grad_hidden,
               const std::optional<Output<Stored, 2>>& grad_weight) {
   Backward job;
   job.problem = problem_of<Stored>(hidden, weight, targets, temperature);
-  for (const Input<Row, 1>* rows : {&grad_logp, &grad_entropy, &grad_lse, &entropy, &lse}) {
-    check_size("row gradients", hidden.shape(0), rows->shape(0));
-  }
+  const auto rows_of = [&](const std::optional<Input<Row, 1>>& rows) {
+    if (rows) check_size("row gradients", hidden.shape(0), rows->shape(0));
+    return rows ? rows->data() : nullptr;
+  };
+  check_size("entropy", hidden.shape(0), entropy.shape(0));
+  check_size("lse", hidden.shape(0), lse.shape(0));
   job.entropy = entropy.data();
   job.lse = lse.data();
-  job.grad_logp = grad_logp.data();
-  job.grad_entropy = grad_entropy.data();
-  job.grad_lse = grad_lse.data();
+  if (logits) {
+    check_size("logits", static_cast<size_t>(logprob::kept_size(job.problem)), logits->size());
+    job.logits = logits->data();
+  }
+  job.grad_logp = rows_of(grad_logp);
+  job.grad_entropy = rows_of(grad_entropy);
+  job.grad_lse = rows_of(grad_lse);
   if (grad_hidden) {
     check_size("grad_hidden", hidden.size(), grad_hidden->size());
     job.grad_hidden = grad_hidden->data();
@@ -112,12 +124,14 @@ template <typename Stored, typename Row>
 void bind_type(nb::module_& module) {
   module.def("logprob_forward", &forward<Stored, Row>, nb::arg("hidden").noconvert(),
              nb::arg("weight").noconvert(), nb::arg("targets").noconvert(), nb::arg("temperature"),
-             nb::arg("logp").noconvert(), nb::arg("entropy").noconvert(), nb::arg("lse").noconvert());
-  module.def("logprob_backward", &backward<Stored, Row>, nb::arg("grad_logp").noconvert(),
-             nb::arg("grad_entropy").noconvert(), nb::arg("grad_lse").noconvert(),
+             nb::arg("logp").noconvert(), nb::arg("entropy").noconvert(), nb::arg("lse").noconvert(),
+             nb::arg("logits").noconvert().none());
+  module.def("logprob_backward", &backward<Stored, Row>, nb::arg("grad_logp").noconvert().none(),
+             nb::arg("grad_entropy").noconvert().none(), nb::arg("grad_lse").noconvert().none(),
              nb::arg("hidden").noconvert(), nb::arg("weight").noconvert(), nb::arg("targets").noconvert(),
-             nb::arg("entropy").noconvert(), nb::arg("lse").noconvert(), nb::arg("temperature"),
-             nb::arg("grad_hidden").noconvert().none(), nb::arg("grad_weight").noconvert().none());
+             nb::arg("entropy").noconvert(), nb::arg("lse").noconvert(), nb::arg("logits").noconvert().none(),
+             nb::arg("temperature"), nb::arg("grad_hidden").noconvert().none(),
+             nb::arg("grad_weight").noconvert().none());
 }
 
 }  // namespace
@@ -126,6 +140,20 @@ void bind_logprob(nb::module_& module) {
   bind_type<float, float>(module);
   bind_type<double, double>(module);
   bind_type<int16_t, float>(module);
+  module.def(
+      "logprob_kept_size",
+      [](int64_t rows, int64_t vocabulary, bool float64) {
+        if (rows < 0 || vocabulary < 1) {
+          raise_if_error(invalid_argument("logprob", "sizes", "N >= 0 and V >= 1",
+                                          std::to_string(rows) + " and " + std::to_string(vocabulary)));
+        }
+        Problem problem;
+        problem.type = float64 ? Type::kFloat64 : Type::kFloat32;
+        problem.rows = rows;
+        problem.vocabulary = vocabulary;
+        return logprob::kept_size(problem);
+      },
+      nb::arg("rows"), nb::arg("vocabulary"), nb::arg("float64"));
   module.def(
       "logprob_which",
       [](const std::string& device) {

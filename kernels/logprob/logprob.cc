@@ -7,7 +7,7 @@
 
 #include "kernels/common/cpu_tier.h"
 #include "kernels/logprob/logprob_backend.h"
-#include "kernels/logprob/logprob_cpu.h"
+#include "kernels/logprob/logprob_packing.h"
 
 namespace earnest::logprob {
 namespace {
@@ -26,29 +26,27 @@ Status check_targets(const Problem& p) {
   return {};
 }
 
-template <typename T>
-const TileKernels<T>& kernels_of(CpuTier tier, const TileKernels<T>& (*scalar_kernels)(),
-                                 [[maybe_unused]] const TileKernels<T>& (*avx2_kernels)(),
-                                 [[maybe_unused]] const TileKernels<T>& (*avx512_kernels)()) {
 #if defined(__x86_64__)
-  if (tier == CpuTier::kAvx512) return avx512_kernels();
-  if (tier == CpuTier::kAvx2) return avx2_kernels();
-#endif
-  (void)tier;
-  return scalar_kernels();
-}
-
-#if defined(__x86_64__)
-const TileKernels<float>& float_kernels(CpuTier tier) {
-  return kernels_of<float>(tier, scalar::kernels_float, avx2::kernels_float, avx512::kernels_float);
+const TileKernels<float>& float_kernels(CpuTier tier, Type type) {
+  if (tier == CpuTier::kAvx512Bf16 && type == Type::kBFloat16) return avx512_bf16::kernels_bfloat16();
+  if (tier >= CpuTier::kAvx512) return avx512::kernels_float();
+  return tier == CpuTier::kAvx2 ? avx2::kernels_float() : scalar::kernels_float();
 }
 const TileKernels<double>& double_kernels(CpuTier tier) {
-  return kernels_of<double>(tier, scalar::kernels_double, avx2::kernels_double, avx512::kernels_double);
+  if (tier >= CpuTier::kAvx512) return avx512::kernels_double();
+  return tier == CpuTier::kAvx2 ? avx2::kernels_double() : scalar::kernels_double();
 }
 #else
-const TileKernels<float>& float_kernels(CpuTier) { return scalar::kernels_float(); }
+const TileKernels<float>& float_kernels(CpuTier, Type) { return scalar::kernels_float(); }
 const TileKernels<double>& double_kernels(CpuTier) { return scalar::kernels_double(); }
 #endif
+
+// Numbers in a word of packed operands.
+int64_t pair_of(Type type) {
+  CpuTier tier;
+  if (type == Type::kFloat64 || !current_cpu_tier(&tier).ok()) return 1;  // run() reports the error
+  return float_kernels(tier, type).pair;
+}
 
 }  // namespace
 
@@ -80,8 +78,12 @@ Status check(const Problem& p) {
   return check_targets(p);
 }
 
-size_t workspace_size(const Forward& forward) { return layout(forward).bytes; }
-size_t workspace_size(const Backward& backward) { return layout(backward).bytes; }
+int64_t kept_size(const Problem& p) {
+  const Kept kept(p);
+  return kept.tiles * kept.rows * kTile;
+}
+size_t workspace_size(const Forward& f) { return workspace_size(f, pair_of(f.problem.type)); }
+size_t workspace_size(const Backward& b) { return workspace_size(b, pair_of(b.problem.type)); }
 
 Status run(const Forward& f, void* workspace) {
   if (Status status = check(f.problem); !status.ok()) return status;
@@ -91,11 +93,11 @@ Status run(const Forward& f, void* workspace) {
   }
   if (Status status = check_pointer("workspace", workspace); !status.ok()) return status;
   CpuTier tier;
-  if (Status status = current_cpu_tier(&tier, CpuTier::kAvx512); !status.ok()) return status;
+  if (Status status = current_cpu_tier(&tier); !status.ok()) return status;
   if (f.problem.type == Type::kFloat64) {
     run_forward(f, double_kernels(tier), workspace);
   } else {
-    run_forward(f, float_kernels(tier), workspace);
+    run_forward(f, float_kernels(tier, f.problem.type), workspace);
   }
   return {};
 }
@@ -108,11 +110,11 @@ Status run(const Backward& b, void* workspace) {
   }
   if (Status status = check_pointer("workspace", workspace); !status.ok()) return status;
   CpuTier tier;
-  if (Status status = current_cpu_tier(&tier, CpuTier::kAvx512); !status.ok()) return status;
+  if (Status status = current_cpu_tier(&tier); !status.ok()) return status;
   if (b.problem.type == Type::kFloat64) {
     run_backward(b, double_kernels(tier), workspace);
   } else {
-    run_backward(b, float_kernels(tier), workspace);
+    run_backward(b, float_kernels(tier, b.problem.type), workspace);
   }
   return {};
 }
@@ -120,7 +122,7 @@ Status run(const Backward& b, void* workspace) {
 Status which(Device device, std::string* name) {
   if (device == Device::kCuda) return unsupported_cuda();
   CpuTier tier;
-  if (Status status = current_cpu_tier(&tier, CpuTier::kAvx512); !status.ok()) return status;
+  if (Status status = current_cpu_tier(&tier); !status.ok()) return status;
   *name = std::string("cpu/") + name_of(tier);
   return {};
 }

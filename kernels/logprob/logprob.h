@@ -7,7 +7,8 @@
 //   logp[n]    = z[n, targets[n]] - lse[n]
 //   entropy[n] = -sum_v p[n, v] log p[n, v],   p[n, v] = exp(z[n, v] - lse[n])            (nats)
 //
-// Backward recomputes z tile by tile from lse. With a, e and l the gradients of logp, entropy and lse:
+// Backward recomputes z tile by tile, but for the first columns, whose z forward may keep. With a, e and l
+// the gradients of logp, entropy and lse:
 //   dz[n, v]       = a[n] [v = targets[n]] - p[n, v] (a[n] - l[n] + e[n] (log p[n, v] + entropy[n]))
 //   grad_hidden[n] = sum_v dz[n, v] weight[v] / temperature,   grad_weight[v] = sum_n dz[n, v] hidden[n] /
 //   temperature
@@ -26,7 +27,8 @@
 
 namespace earnest::logprob {
 
-// Arithmetic and row outputs are float for kFloat32 and kBFloat16, double for kFloat64.
+// Row outputs and sums are float for kFloat32 and kBFloat16, double for kFloat64. The tier avx512_bf16
+// multiplies bfloat16 as it is, and rounds dz to it; others widen it first.
 enum class Type { kFloat32, kFloat64, kBFloat16 };
 
 struct Problem {
@@ -46,12 +48,14 @@ struct Forward {
   void* logp = nullptr;     // [N], float or double
   void* entropy = nullptr;  // [N]
   void* lse = nullptr;      // [N]
+  void* logits = nullptr;   // [kept_size(problem)] for backward; null: not wanted
 };
 
 struct Backward {
   Problem problem;
   const void* entropy = nullptr;       // [N], from the forward run
   const void* lse = nullptr;           // [N], from the forward run
+  const void* logits = nullptr;        // [kept_size(problem)], from the forward run; null: made again
   const void* grad_logp = nullptr;     // [N]; a null gradient means zeros
   const void* grad_entropy = nullptr;  // [N]
   const void* grad_lse = nullptr;      // [N]
@@ -59,8 +63,13 @@ struct Backward {
   void* grad_weight = nullptr;         // [V, H], written; null: not wanted
 };
 
+// Elements (of a row output's type) that forward can keep for backward: the logits of as many of the first
+// columns as 16 MiB hold, so a small vocabulary is kept whole. They change no bit.
+int64_t kept_size(const Problem& problem);
+
 // Bytes of scratch memory a run needs, all of it; README.md gives the formula. Bounded in N V: see kSlab and
-// kChunk in logprob_tile.h. `workspace` needs no alignment and no particular content.
+// kChunk in logprob_tile.h. It depends on the tier in force. `workspace` needs no alignment and no particular
+// content.
 size_t workspace_size(const Forward& forward);
 size_t workspace_size(const Backward& backward);
 
@@ -71,7 +80,8 @@ Status run(const Backward& backward, void* workspace);
 Status run_reference(const Forward& forward);
 Status run_reference(const Backward& backward);
 
-// The back end that would run: "cpu/scalar", "cpu/avx2", "cpu/avx512"; an error where there is none.
+// The back end that would run: "cpu/scalar", "cpu/avx2", "cpu/avx512",
+// "cpu/avx512_bf16"; an error where there is none.
 Status which(Device device, std::string* name);
 
 // What both directions check first: device, sizes, pointers, temperature, targets.

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The walk over tiles, the same for every CPU tier.
+// The walk over tiles, the same for every CPU tier. Outer loop: slabs of columns; inner loop: chunks of rows.
+// Within one (slab, chunk), tasks own whole outputs, and what a task computes does not depend on how the rows
+// were cut, so neither threads nor batch mates change a bit.
 #pragma once
 
 #include <cstddef>
@@ -9,15 +11,9 @@
 
 namespace earnest::logprob {
 
-// Elements of scratch memory, laid one after another from a 64-byte boundary.
-struct ForwardLayout {
-  size_t hidden, weight, sums, target_logits, states, bytes;
-};
-struct BackwardLayout {
-  size_t hidden, hidden_rows, weight, weight_rows, dz, grad_hidden, grad_weight, bytes;
-};
-ForwardLayout layout(const Forward& forward);
-BackwardLayout layout(const Backward& backward);
+// Bytes of scratch memory for kernels with `pair` numbers in a word.
+size_t workspace_size(const Forward& forward, int64_t pair);
+size_t workspace_size(const Backward& backward, int64_t pair);
 
 // The problem has been checked; T is the type of the arithmetic.
 template <typename T>

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Every tier against the plain loops, on sizes that leave remainders everywhere; workspace and errors.
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <limits>
 #include <random>
@@ -89,7 +90,7 @@ void compare_with_reference(double row_bound, double gradient_bound) {
     Case<Stored, Row> oracle(shape[0], shape[1], shape[2], 0.7);
     CHECK(run_reference(oracle.forward).ok());
     CHECK(run_reference(oracle.backward).ok());
-    for (const std::string& tier : usable_tiers(CpuTier::kAvx512)) {
+    for (const std::string& tier : usable_tiers()) {
       CHECK(force_cpu_tier(tier).ok());
       Case<Stored, Row> c(shape[0], shape[1], shape[2], 0.7);
       CHECK(run_in_dirt(c.forward).ok());
@@ -119,7 +120,7 @@ TEST(bfloat16_is_float_arithmetic_on_rounded_input) {
 }
 
 TEST(threads_change_no_bit) {
-  for (const std::string& tier : usable_tiers(CpuTier::kAvx512)) {
+  for (const std::string& tier : usable_tiers()) {
     CHECK(force_cpu_tier(tier).ok());
     FloatCase one(1601, 19, 1361, 1.3), many(1601, 19, 1361, 1.3);
     set_num_threads(1);
@@ -134,7 +135,7 @@ TEST(threads_change_no_bit) {
 }
 
 TEST(a_row_alone_equals_the_row_in_a_batch) {
-  for (const std::string& tier : usable_tiers(CpuTier::kAvx512)) {
+  for (const std::string& tier : usable_tiers()) {
     CHECK(force_cpu_tier(tier).ok());
     FloatCase batch(1543, 43, 211, 1.0);
     CHECK(run_in_dirt(batch.forward).ok() && run_in_dirt(batch.backward).ok());
@@ -173,6 +174,29 @@ TEST(gradients_may_be_left_out) {
   CHECK(part.grad_weight[0] == 5.0f);
 }
 
+TEST(kept_logits_change_no_bit) {
+  const int64_t shapes[][3] = {{5, 3, 131}, {97, 31, 1401}, {1543, 5, 3001}};
+  for (const std::string& tier : usable_tiers()) {
+    CHECK(force_cpu_tier(tier).ok());
+    for (const auto& shape : shapes) {
+      FloatCase again(shape[0], shape[1], shape[2], 1.0), kept(shape[0], shape[1], shape[2], 1.0);
+      std::vector<float> logits(static_cast<size_t>(kept_size(kept.forward.problem)), std::nanf(""));
+      kept.forward.logits = logits.data();
+      kept.backward.logits = logits.data();
+      CHECK(run_in_dirt(again.forward).ok() && run_in_dirt(again.backward).ok());
+      CHECK(run_in_dirt(kept.forward).ok() && run_in_dirt(kept.backward).ok());
+      CHECK(same_bits(again.logp, kept.logp) && same_bits(again.entropy, kept.entropy));
+      CHECK(same_bits(again.grad_hidden, kept.grad_hidden));
+      CHECK(same_bits(again.grad_weight, kept.grad_weight));
+      // They are read: without them the gradient is another.
+      std::fill(logits.begin(), logits.end(), -1e30f);
+      CHECK(run_in_dirt(kept.backward).ok());
+      CHECK(!same_bits(again.grad_hidden, kept.grad_hidden));
+    }
+  }
+  CHECK(force_cpu_tier("").ok());
+}
+
 TEST(no_rows_give_a_zero_weight_gradient) {
   FloatCase c(0, 3, 5, 1.0);
   std::fill(c.grad_weight.begin(), c.grad_weight.end(), 5.0f);
@@ -190,6 +214,20 @@ TEST(scratch_memory_does_not_grow_with_rows_times_vocabulary) {
   };
   CHECK(bytes(1 << 20, 1 << 20) == bytes(1 << 12, 1 << 12));
   CHECK(bytes(1 << 20, 1 << 20) < (20u << 20));
+}
+
+TEST(scratch_memory_and_kept_logits_stay_under_64_mebibytes) {
+  static float gradient;
+  for (Type type : {Type::kFloat32, Type::kBFloat16}) {
+    for (const auto& [rows, depth, vocabulary] :
+         {std::array<int64_t, 3>{2048, 576, 32000}, {1024, 2048, 151936}, {1024, 2048, int64_t{1} << 30}}) {
+      Backward b;
+      b.problem = {type, rows, depth, vocabulary, 1.0, nullptr, nullptr, nullptr};
+      b.grad_hidden = b.grad_weight = &gradient;
+      const size_t kept = static_cast<size_t>(kept_size(b.problem)) * sizeof(float);
+      CHECK(workspace_size(b) + kept < (64u << 20));
+    }
+  }
 }
 
 TEST(bad_input_is_an_error_with_a_sentence) {
@@ -219,7 +257,7 @@ TEST(bad_input_is_an_error_with_a_sentence) {
 
 TEST(which_names_the_back_end) {
   std::string name;
-  for (const std::string& tier : usable_tiers(CpuTier::kAvx512)) {
+  for (const std::string& tier : usable_tiers()) {
     CHECK(force_cpu_tier(tier).ok());
     CHECK(which(Device::kCpu, &name).ok() && name == "cpu/" + tier);
   }

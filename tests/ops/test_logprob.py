@@ -19,7 +19,7 @@ from tiers import usable_tiers
 from tolerances import FACTOR, LOGPROB
 
 TIERS = usable_tiers("logprob")
-# Remainders of every block: rows 1536 and 96, columns 1152 and 192, depth 384.
+# Remainders of every block: rows 1536 and 96, columns 1152 and 192, depth 384 (768 for pairs of bfloat16).
 SHAPES = [(1, 1, 1), (1, 7, 2), (7, 1, 5), (31, 389, 193), (97, 16, 1153), (1601, 5, 13), (12, 64, 2311)]
 
 
@@ -99,6 +99,20 @@ def test_rounding_stays_within_the_budget_of_plain_float32(tier: str, shape, dty
         assert error(got, want) <= FACTOR * error(rounded, want) + LOGPROB["floor"]
 
 
+@pytest.mark.parametrize("shape", [(64, 769, 601), (193, 97, 1201), (5, 64, 3)])
+def test_bfloat16_is_at_most_twice_as_far_off_as_torch(tier: str, shape):
+    hidden, weight, targets = problem(*shape, dtype=torch.bfloat16, seed=int(torch.randint(99, ()).item()))
+    grads = row_gradients(shape[0], torch.float32)
+    exact = reference.logprob(hidden, weight, targets), reference.gradients(hidden, weight, targets, *grads)
+    plain = (
+        reference.logprob(hidden, weight, targets, dtype=torch.bfloat16),
+        reference.gradients(hidden, weight, targets, *grads, dtype=torch.bfloat16),
+    )
+    ours = logprob(hidden, weight, targets), kernel_gradients(hidden, weight, targets, *grads)
+    for got, same_precision, want in zip(sum(ours, ()), sum(plain, ()), sum(exact, ()), strict=True):
+        assert error(got, want) <= FACTOR * error(same_precision, want) + LOGPROB["floor"]
+
+
 @pytest.mark.parametrize("which_result", [0, 1])
 def test_gradcheck(tier: str, which_result: int):
     hidden, weight, targets = problem(5, 7, 41)
@@ -164,6 +178,26 @@ def test_the_path_without_gradients_gives_the_same_bits():
         assert not logprob(hidden.clone().requires_grad_(), weight, targets)[0].requires_grad
 
 
+# One tile that is not whole, all tiles, some of many, and none because a tile alone is too large.
+@pytest.mark.parametrize("shape", [(5, 9, 131), (97, 33, 1500), (1543, 5, 3001), (21847, 2, 300)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kept_logits_change_no_bit(shape, dtype: torch.dtype):
+    hidden, weight, targets = problem(*shape, dtype=dtype)
+    grads = row_gradients(shape[0], torch.float32)
+    seen = []
+    for keep in (True, False):
+        inputs = [x.clone().requires_grad_() for x in (hidden, weight)]
+        results = torch.ops.earnest.logprob.default(*inputs, targets, 0.8, keep)
+        assert not results[3].requires_grad
+        assert results[3].numel() * 4 <= 16 << 20
+        assert (results[3].numel() > 0) == (keep and shape[0] < 21846)
+        for _ in range(2):  # backward leaves what was kept as it was
+            gradients = torch.autograd.grad(results[:2], inputs, grads, retain_graph=True)
+            seen.append((*results[:2], *gradients))
+    for other in seen[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(seen[0], other, strict=True))
+
+
 def test_gradients_only_where_they_are_wanted():
     hidden, weight, targets = problem(9, 6, 31)
     both = kernel_gradients(hidden, weight, targets, torch.ones(9).double(), torch.zeros(9).double())
@@ -221,6 +255,14 @@ def test_a_logit_of_minus_infinity_has_no_weight(tier: str):
     logp, entropy = logprob(hidden, weight, torch.tensor([1]))
     torch.testing.assert_close(logp, torch.tensor([-math.log(2)]))
     torch.testing.assert_close(entropy, torch.tensor([math.log(2)]))
+
+
+def test_a_whole_tile_of_minus_infinities_has_no_weight(tier: str):
+    weight = torch.full((400, 1), -1e20)
+    weight[397:] = 0.0
+    logp, entropy = logprob(torch.full((1, 1), 1e20), weight, torch.tensor([398]))
+    torch.testing.assert_close(logp, torch.tensor([-math.log(3)]))
+    torch.testing.assert_close(entropy, torch.tensor([math.log(3)]))
 
 
 def test_no_rows():

@@ -210,9 +210,8 @@ def _push(n_mels: int) -> Callable[..., Any]:
     room = {k: np.empty((n_mels, k), np.float32) for k in range(20)}
 
     def push(chunk: np.ndarray) -> np.ndarray:
-        stream.push(chunk)
-        out = room[stream.ready()]
-        stream.read(out)
+        out = room[stream.ready(chunk.size)]
+        stream.push(chunk, out)
         return out
 
     return push

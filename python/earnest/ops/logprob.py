@@ -23,7 +23,7 @@ _ROW_TYPE = {torch.float32: torch.float32, torch.float64: torch.float64, torch.b
 _NUMPY_TYPES = (np.dtype(np.float32), np.dtype(np.float64))
 _SENTENCE = re.compile(r"\[(.*?)\] (.*?): expected (.*), got (.*)", re.DOTALL)
 
-Rows = tuple[Tensor, Tensor, Tensor]
+Results = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def logprob(hidden: Any, weight: Any, targets: Any, *, temperature: float = 1.0) -> tuple[Any, Any]:
@@ -32,14 +32,15 @@ def logprob(hidden: Any, weight: Any, targets: Any, *, temperature: float = 1.0)
 
     hidden [N, H] and weight [V, H] are float32, float64 or bfloat16, both the same; targets [N] are int64 in
     [0, V). Torch tensors on the CPU, or numpy arrays (float32, float64), which give numpy arrays, without
-    gradients. Returns (logp [N], entropy [N]) in float32, or float64 for float64; bfloat16 is computed in
-    float32.
+    gradients. Returns (logp [N], entropy [N]) in float32, or float64 for float64; bfloat16 is summed
+    in float32.
 
     Differentiable, once, in hidden and weight through both results: the backward pass recomputes the logits
-    tile by tile. Scratch memory does not grow with N V (formula: kernels/logprob/README.md); arrays that are
-    not contiguous are copied. A row's results, and its gradient, depend on that row and ``weight`` alone, bit
-    for bit: not on the rest of the batch, nor on the number of threads. A row of hidden that holds NaN or Inf
-    gives NaN for itself only.
+    tile by tile, but for at most 16 MiB of them that are kept where gradients are wanted (a small vocabulary
+    is kept whole). Scratch memory does not grow with N V (formula: kernels/logprob/README.md); arrays that
+    are not contiguous are copied. A row's results, and its gradient, depend on that row and ``weight`` alone,
+    bit for bit: not on the rest of the batch, nor on the number of threads. A row of hidden that holds NaN or
+    Inf gives NaN for itself only.
 
     Raises InvalidInput for shapes or types that do not fit, a target outside [0, V) (there is no "ignore"
     index: select the rows instead), or a temperature that is not a finite number above 0.
@@ -49,10 +50,12 @@ def logprob(hidden: Any, weight: Any, targets: Any, *, temperature: float = 1.0)
     _check_tensors(hidden, weight, targets)
     _check_shapes(hidden, weight, targets, temperature)
     if _needs_dispatch(hidden, weight, targets):
-        logp, entropy, _ = _logprob_op(hidden, weight, targets, float(temperature))
+        # A compiled graph keeps no logits: how many there are would bind it to the number of rows.
+        keep = _wants_gradient(hidden, weight) and not torch.compiler.is_compiling()
+        results = _logprob_op(hidden, weight, targets, float(temperature), keep)
     else:
-        logp, entropy, _ = _forward(hidden, weight, targets, float(temperature))
-    return logp, entropy
+        results = _forward(hidden, weight, targets, float(temperature), keep=False)
+    return results[0], results[1]
 
 
 def which(device: str = "cpu") -> str:
@@ -90,10 +93,14 @@ def _check_shapes(hidden: Any, weight: Any, targets: Any, temperature: float) ->
         _wrong("temperature", "a finite number above 0", temperature)
 
 
+def _wants_gradient(hidden: Tensor, weight: Tensor) -> bool:
+    return torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+
+
 def _needs_dispatch(hidden: Tensor, weight: Tensor, targets: Tensor) -> bool:
     """False for plain tensors that need no gradient: they go to the kernel without torch's machinery."""
     return (
-        (torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad))
+        _wants_gradient(hidden, weight)
         or torch.compiler.is_compiling()
         or any(type(x) not in (Tensor, torch.nn.Parameter) for x in (hidden, weight, targets))
         or hidden.is_meta
@@ -122,11 +129,28 @@ def _raw(x: Tensor) -> Tensor:
     return x.view(torch.int16) if x.dtype == torch.bfloat16 else x
 
 
-def _forward(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> Rows:
-    rows = [torch.empty(hidden.shape[0], dtype=_ROW_TYPE[hidden.dtype]) for _ in range(3)]
+def _kept_size(hidden: Tensor, weight: Tensor) -> int:
+    return _native.logprob_kept_size(
+        int(hidden.shape[0]), int(weight.shape[0]), hidden.dtype == torch.float64
+    )
+
+
+def _forward(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, keep: bool) -> Results:
+    row_type = _ROW_TYPE[hidden.dtype]
+    logp, entropy, lse = (torch.empty(hidden.shape[0], dtype=row_type) for _ in range(3))
+    logits = torch.empty(_kept_size(hidden, weight) if keep else 0, dtype=row_type)
     with _kernel_errors():
-        _native.logprob_forward(_raw(hidden), _raw(weight), _raw(targets), temperature, *rows)
-    return rows[0], rows[1], rows[2]
+        _native.logprob_forward(
+            _raw(hidden),
+            _raw(weight),
+            _raw(targets),
+            temperature,
+            logp,
+            entropy,
+            lse,
+            logits if keep else None,
+        )
+    return logp, entropy, lse, logits
 
 
 def _logprob_numpy(
@@ -145,42 +169,50 @@ def _logprob_numpy(
     rows = [np.empty(hidden.shape[0], dtype=hidden.dtype) for _ in range(3)]
     arrays = [np.ascontiguousarray(x) for x in (hidden, weight, targets)]
     with _kernel_errors():
-        _native.logprob_forward(*arrays, float(temperature), *rows)
+        _native.logprob_forward(*arrays, float(temperature), *rows, None)
     return rows[0], rows[1]
 
 
 @torch.library.custom_op("earnest::logprob", mutates_args=())
-def _logprob_op(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> Rows:
-    """logp, entropy and log-sum-exp, each [N]; all three are differentiable."""
-    return _forward(hidden, weight, targets, temperature)
+def _logprob_op(
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, keep: bool = False
+) -> Results:
+    """logp, entropy and log-sum-exp, each [N]; all three are differentiable. The fourth is what backward
+    need not make again: some logits in the kernel's own layout, or nothing."""
+    return _forward(hidden, weight, targets, temperature, keep)
 
 
 @_logprob_op.register_fake
-def _(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float) -> Rows:
-    logp, entropy, lse = (hidden.new_empty(hidden.shape[0], dtype=_ROW_TYPE[hidden.dtype]) for _ in range(3))
-    return logp, entropy, lse
+def _(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, keep: bool = False) -> Results:
+    row_type = _ROW_TYPE[hidden.dtype]
+    logp, entropy, lse = (hidden.new_empty(hidden.shape[0], dtype=row_type) for _ in range(3))
+    return logp, entropy, lse, hidden.new_empty(_kept_size(hidden, weight) if keep else 0, dtype=row_type)
 
 
 @torch.library.custom_op("earnest::logprob_backward", mutates_args=())
 def _backward_op(
-    grad_logp: Tensor,
-    grad_entropy: Tensor,
-    grad_lse: Tensor,
+    grad_logp: Tensor | None,
+    grad_entropy: Tensor | None,
+    grad_lse: Tensor | None,
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
     entropy: Tensor,
     lse: Tensor,
+    logits: Tensor,
     temperature: float,
     need_hidden: bool,
     need_weight: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of hidden [N, H] and weight [V, H]; one that is not needed has no elements."""
+    """Gradients of hidden [N, H] and weight [V, H]; one that is not needed has no elements. A gradient
+    that is None is zero."""
     grad_hidden = torch.empty(hidden.shape if need_hidden else (0,), dtype=hidden.dtype)
     grad_weight = torch.empty(weight.shape if need_weight else (0,), dtype=weight.dtype)
-    inputs = [_raw(x) for x in (grad_logp, grad_entropy, grad_lse, hidden, weight, targets, entropy, lse)]
+    grads = [None if x is None else _raw(x) for x in (grad_logp, grad_entropy, grad_lse)]
     _native.logprob_backward(
-        *inputs,
+        *grads,
+        *(_raw(x) for x in (hidden, weight, targets, entropy, lse)),
+        logits if logits.numel() else None,
         temperature,
         _raw(grad_hidden) if need_hidden else None,
         _raw(grad_weight) if need_weight else None,
@@ -190,14 +222,15 @@ def _backward_op(
 
 @_backward_op.register_fake
 def _(
-    grad_logp: Tensor,
-    grad_entropy: Tensor,
-    grad_lse: Tensor,
+    grad_logp: Tensor | None,
+    grad_entropy: Tensor | None,
+    grad_lse: Tensor | None,
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
     entropy: Tensor,
     lse: Tensor,
+    logits: Tensor,
     temperature: float,
     need_hidden: bool,
     need_weight: bool,
@@ -208,17 +241,20 @@ def _(
     )
 
 
-def _save_for_backward(ctx: Any, inputs: tuple, output: Rows) -> None:
-    hidden, weight, targets, ctx.temperature = inputs
-    ctx.save_for_backward(hidden, weight, targets, output[1], output[2])
+def _save_for_backward(ctx: Any, inputs: tuple, output: Results) -> None:
+    hidden, weight, targets, ctx.temperature, _ = inputs
+    _, entropy, lse, logits = output
+    ctx.mark_non_differentiable(logits)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(hidden, weight, targets, entropy, lse, logits)
 
 
-def _differentiate(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+def _differentiate(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None, None]:
     need_hidden, need_weight = ctx.needs_input_grad[:2]
     grad_hidden, grad_weight = _backward_op(
-        *grads, *ctx.saved_tensors, ctx.temperature, need_hidden, need_weight
+        *grads[:3], *ctx.saved_tensors, ctx.temperature, need_hidden, need_weight
     )
-    return grad_hidden if need_hidden else None, grad_weight if need_weight else None, None, None
+    return grad_hidden if need_hidden else None, grad_weight if need_weight else None, None, None, None
 
 
 _logprob_op.register_autograd(_differentiate, setup_context=_save_for_backward)
