@@ -20,6 +20,15 @@ Status check_pointer(const char* argument, const void* pointer) {
   return invalid_argument("linear", argument, "an array", "null");
 }
 
+// Packed memory holds words of up to eight bytes.
+Status check_packed_memory(const void* packed) {
+  if (Status status = check_pointer("packed", packed); !status.ok()) return status;
+  const auto past = reinterpret_cast<uintptr_t>(packed) % 8;
+  if (past == 0) return {};
+  return invalid_argument("linear", "packed", "memory on an 8-byte boundary",
+                          std::to_string(past) + " bytes past one");
+}
+
 // Sizes in bytes must not overflow, those of padded and packed arrays included.
 Status check_area(const char* argument, int64_t rows, int64_t columns) {
   constexpr int64_t kMost = std::numeric_limits<int64_t>::max() / 64;
@@ -45,7 +54,7 @@ Status check_threads(int threads) {
 }
 
 Status check_packed(const Product& p) {
-  if (Status status = check_pointer("packed", p.packed); !status.ok()) return status;
+  if (Status status = check_packed_memory(p.packed); !status.ok()) return status;
   PackedHeader header;
   std::memcpy(&header, p.packed, sizeof header);
   if (header.magic == PackedHeader::kMagic && header.type == static_cast<int64_t>(p.type) &&
@@ -119,7 +128,7 @@ size_t workspace_size(const WeightGradient& g) {
 Status run(const Pack& pack, void* packed) {
   if (Status status = check(pack); !status.ok()) return status;
   if (Status status = check_pointer("source", pack.source); !status.ok()) return status;
-  if (Status status = check_pointer("packed", packed); !status.ok()) return status;
+  if (Status status = check_packed_memory(packed); !status.ok()) return status;
   CpuTier tier;
   if (Status status = current_cpu_tier(&tier); !status.ok()) return status;
   run_pack(pack, kernels_of(tier, pack.type), packed);

@@ -41,7 +41,7 @@ Status packed_size(const Pack& pack, size_t* bytes);
 // A digest of 64 numbers spread over the source: a cheap look whether it is still what was packed. Two that
 // differ mean a change; two that agree do not rule one out.
 Status fingerprint(const Pack& pack, uint64_t* digest);
-Status run(const Pack& pack, void* packed);  // packed: on a 64-byte boundary for full speed
+Status run(const Pack& pack, void* packed);  // packed: on an 8-byte boundary, a 64-byte one for full speed
 
 struct Product {
   Type type = Type::kFloat32;

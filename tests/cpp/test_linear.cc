@@ -24,11 +24,13 @@ constexpr Type kType = sizeof(T) == 8   ? Type::kFloat64
                        : sizeof(T) == 4 ? Type::kFloat32
                                         : Type::kBFloat16;
 
-// Scratch and packed memory one element off the allocator's alignment, filled with NaN.
+// Memory off the allocator's alignment, filled with NaN: scratch may lie anywhere, packed matrices by eight
+// bytes.
 struct Dirty {
-  explicit Dirty(size_t bytes) : memory(bytes + 1, 0xff) {}
-  void* data() { return memory.data() + 1; }
+  explicit Dirty(size_t bytes, size_t offset = 1) : memory(bytes + offset, 0xff), offset(offset) {}
+  void* data() { return memory.data() + offset; }
   std::vector<unsigned char> memory;
+  size_t offset;
 };
 
 template <typename T>
@@ -67,7 +69,7 @@ struct Case {
     }
     size_t bytes = 0;
     CHECK(packed_size(pack, &bytes).ok());
-    Dirty packed(bytes), workspace(workspace_size(p));
+    Dirty packed(bytes, 8), workspace(workspace_size(p));
     CHECK(run(pack, packed.data()).ok());
     p.packed = packed.data();
     CHECK(run(p, workspace.data()).ok());
@@ -206,6 +208,8 @@ TEST(bad_input_is_an_error_with_a_sentence) {
   CHECK(message([](Product* p) { p->rows = -1; }) == "[linear] rows: expected at least 0, got -1");
   CHECK(message([](Product* p) { p->depth = 0; }) == "[linear] depth: expected at least 1, got 0");
   CHECK(message([](Product* p) { p->threads = 0; }) == "[linear] threads: expected 1 to 4096, got 0");
+  CHECK(message([](Product* p) { p->packed = static_cast<const char*>(p->packed) + 3; }) ==
+        "[linear] packed: expected memory on an 8-byte boundary, got 3 bytes past one");
   CHECK(message([](Product* p) { p->left = nullptr; }) == "[linear] left: expected an array, got null");
   for (auto change : {+[](Product* p) { p->columns = 4; }, +[](Product* p) { p->depth = 3; },
                       +[](Product* p) { p->type = Type::kBFloat16; }}) {
