@@ -13,7 +13,7 @@ from earnest.bench.harness import Settings
 from earnest.bench.limits import Limits
 from earnest.bench.timing import Pace
 
-BLINK = Pace(seconds=0.0, sample=1e-5, rounds=3, most_rounds=3)
+BLINK = Pace(seconds=0.0, sample=1e-5, rounds=3, most_rounds=3, rest=0.0)
 
 
 def doubled(x: np.ndarray) -> np.ndarray:

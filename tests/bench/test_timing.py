@@ -49,16 +49,27 @@ def test_rounds_alternate_and_times_are_of_one_call():
         "slow": Caller(time.taking("slow", 0.5), [()]),
         "fast": Caller(time.taking("fast", 0.125), [()]),
     }
-    found = interleave(callers, Pace(seconds=1.0, sample=0.1, rounds=4, most_rounds=4), time)
+    found = interleave(callers, Pace(seconds=1.0, sample=0.1, rounds=4, most_rounds=4, rest=0.0), time)
     assert found["slow"] == Times((0.5,) * 4, 1)
     assert found["fast"] == Times((0.125,) * 4, 1)
     measured = [name for name, *_ in time.calls][-8:]
     assert measured == ["slow", "fast", "fast", "slow", "slow", "fast", "fast", "slow"]
 
 
+def test_after_a_rest_everybody_wakes_their_own_threads_untimed(monkeypatch):
+    time = FakeTime()
+    rests = []
+    monkeypatch.setattr("time.sleep", lambda seconds: (rests.append(seconds), time.calls.append(("rest",))))
+    callers = {name: Caller(time.taking(name, 0.5), [()]) for name in "ab"}
+    found = interleave(callers, Pace(seconds=1.0, sample=0.1, rounds=2, most_rounds=2, rest=0.03), time)
+    assert found["a"] == found["b"] == Times((0.5, 0.5), 1)
+    assert rests == [0.03] * 4
+    assert [name for name, *_ in time.calls][-6:] == ["rest", "b", "b", "rest", "a", "a"]
+
+
 def test_short_calls_are_looped_to_the_least_sample():
     time = FakeTime()
-    found = interleave({"a": Caller(time.taking("a", 0.001), [()])}, Pace(0.0, sample=0.5, rounds=2), time)
+    found = interleave({"a": Caller(time.taking("a", 0.001), [()])}, Pace(0.0, sample=0.5, rounds=2, rest=0.0), time)
     assert 500 <= found["a"].repeats <= 1024
     assert found["a"].median == pytest.approx(0.001)
 
@@ -67,9 +78,9 @@ def test_who_has_spent_the_time_leaves_and_the_others_go_on():
     time = FakeTime()
     callers = {name: Caller(time.taking(name, took), [()]) for name, took in (("slow", 10.0), ("fast", 1.0))}
     # The budget is wall time, which this fake does not spend: only the number of rounds can end it.
-    found = interleave(callers, Pace(seconds=1e9, sample=0.5, rounds=2, most_rounds=6), time)
+    found = interleave(callers, Pace(seconds=1e9, sample=0.5, rounds=2, most_rounds=6, rest=0.0), time)
     assert len(found["slow"].samples) == len(found["fast"].samples) == 6
-    found = interleave(callers, Pace(seconds=0.0, sample=0.5, rounds=3, most_rounds=6), time)
+    found = interleave(callers, Pace(seconds=0.0, sample=0.5, rounds=3, most_rounds=6, rest=0.0), time)
     assert len(found["slow"].samples) == 3
 
 

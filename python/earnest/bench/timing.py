@@ -17,15 +17,19 @@ PATIENCE = 5
 @dataclass(frozen=True)
 class Pace:
     """seconds: for each implementation of a case. sample: the least time of one sample; shorter calls are
-    looped. rounds: the fewest samples of each; three will do where they take PATIENCE times the seconds."""
+    looped. rounds: the fewest samples of each; three will do where they take PATIENCE times the seconds.
+    rest: seconds before each turn, in which the threads of whoever ran before go to sleep. Those of OpenMP look
+    for work for milliseconds after their last and would hold the core of the next one's; a call that is not
+    timed then wakes one's own."""
 
     seconds: float = 2.0
     sample: float = 0.02
     rounds: int = 5
     most_rounds: int = 200
+    rest: float = 0.02
 
 
-QUICK = Pace(seconds=0.2, sample=0.004, rounds=3, most_rounds=25)
+QUICK = Pace(seconds=0.2, sample=0.004, rounds=3, most_rounds=25, rest=0.0)
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,9 @@ def interleave(callers: Mapping[str, Caller], pace: Pace, clock: Clock) -> dict[
             if not due:
                 break
             for name in due:
+                if pace.rest and len(callers) > 1:
+                    time.sleep(pace.rest)
+                    callers[name](1)
                 began, wall = clock(), time.perf_counter()
                 callers[name](repeats[name])
                 samples[name].append((clock() - began) / repeats[name])
