@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+// From a row of logits to a token: penalties, temperature, what is cut off, and one draw.
+//
+//   l_v  the logits, lowered where v was said before:
+//        repetition r   l_v > 0 ? l_v / r : l_v r   of tokens in the prompt or the reply   (arXiv 1909.05858)
+//        presence, frequency   l_v - presence - frequency * times v stands in the reply    (OpenAI's
+//        definition)
+//   p_v = exp(l_v / temperature) / sum
+//   cut  min_p: p_v < min_p max p;  top_k: all but the k likeliest;  top_p: what comes after the likeliest
+//   whose
+//        sum reaches top_p (arXiv 1904.09751); each of what the one before left. Ties: the smaller id is
+//        likelier.
+//   draw the first token, by id, whose cumulative p exceeds uniform * sum: inverse transform sampling
+//
+// Arithmetic in double. The same logits, history and uniform number give the same token on every machine
+// whose exp agrees, whatever else runs beside.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "kernels/common/status.h"
+
+namespace earnest::engine {
+
+struct Sampling {
+  double temperature = 1.0;         // 0: the likeliest, no draw
+  int32_t top_k = 0;                // 0: off
+  double top_p = 1.0;               // in (0, 1]
+  double min_p = 0.0;               // in [0, 1]
+  double repetition_penalty = 1.0;  // above 0
+  double presence_penalty = 0.0, frequency_penalty = 0.0;
+  std::vector<int32_t> suppressed = {};  // never drawn, such as rows of the vocabulary that mean nothing
+};
+
+// Whether every number is in its range and every id in the vocabulary.
+Status check_sampling(const Sampling& sampling, int64_t vocabulary);
+
+// A number in [0, 1) that depends on (seed, index) alone: SplitMix64 of Steele, Lea and Flood (OOPSLA 2014).
+double uniform(uint64_t seed, uint64_t index);
+
+class Sampler {
+ public:
+  Sampler(Sampling sampling, int64_t vocabulary);  // checked before
+
+  void heard(std::span<const int32_t> prompt);  // counts for the repetition penalty
+  void said(int32_t token);                     // counts for all penalties
+
+  // uniform in [0, 1). An error where a logit is NaN, all are -inf or one is +inf; the token then stays as it
+  // was.
+  Status draw(std::span<const float> logits, double uniform, int32_t* token);
+
+ private:
+  struct Candidate {
+    double weight;  // relative to the likeliest's
+    int32_t id;
+  };
+  double penalised(double logit, int32_t id) const;
+  Status weigh(std::span<const float> logits);
+  void cut();
+
+  const Sampling sampling_;
+  std::vector<uint8_t> heard_, suppressed_;  // [vocabulary] or empty where nobody asks
+  std::vector<uint32_t> said_;               // [vocabulary], times; or empty
+  std::vector<Candidate> candidates_;
+};
+
+}  // namespace earnest::engine
