@@ -92,10 +92,12 @@ struct Walk {
   int64_t threads;
 };
 
-// How the output is cut: rectangles of `rows` by `panels`, as equal as can be.
+// How the output is cut: row_tasks times panel_tasks rectangles of whole tiles and panels, none larger than
+// another by more than one of them, so that no thread is left with a last large one.
 struct Grid {
-  int64_t rows, panels, row_tasks, panel_tasks, lanes;
+  int64_t row_tasks, panel_tasks, lanes;
 };
+int64_t cut(int64_t part, int64_t parts, int64_t whole) { return part * whole / parts; }
 
 Grid grid_of(const Walk& w, const Packing& packing, int64_t row_tile) {
   // Under some 15 microseconds of arithmetic or reading, another thread would come too late.
@@ -110,10 +112,8 @@ Grid grid_of(const Walk& w, const Packing& packing, int64_t row_tile) {
   // Cut rows first: it costs no second copy of the left side.
   row_tasks = std::max(row_tasks, std::min(ceil_div(wanted, panel_tasks), ceil_div(w.rows, 2 * row_tile)));
   panel_tasks = std::max(panel_tasks, std::min(ceil_div(wanted, row_tasks), ceil_div(packing.panels(), 2)));
-  grid.rows = round_up(ceil_div(w.rows, row_tasks), row_tile);
-  grid.panels = ceil_div(packing.panels(), panel_tasks);
-  grid.row_tasks = ceil_div(w.rows, grid.rows);
-  grid.panel_tasks = ceil_div(packing.panels(), grid.panels);
+  grid.row_tasks = std::min(row_tasks, ceil_div(w.rows, row_tile));
+  grid.panel_tasks = panel_tasks;
   grid.lanes = std::min(grid.lanes, grid.row_tasks * grid.panel_tasks);
   return grid;
 }
@@ -156,12 +156,14 @@ void run_walk(const Walk& w, const TileKernels& kernels, char* workspace) {
   if (w.rows == 0) return;
   const Packing packing(w.type, w.columns, w.depth);
   const Grid grid = grid_of(w, packing, kernels.row_tile);
+  const int64_t tiles = ceil_div(w.rows, kernels.row_tile);
   run_in_lanes(grid.row_tasks * grid.panel_tasks, grid.lanes, [&](int64_t task, int64_t lane) {
+    const int64_t row = task % grid.row_tasks, panel = task / grid.row_tasks;
     Rectangle r;
-    r.first_row = task % grid.row_tasks * grid.rows;
-    r.rows = std::min(grid.rows, w.rows - r.first_row);
-    r.first_panel = task / grid.row_tasks * grid.panels;
-    r.panels = std::min(grid.panels, packing.panels() - r.first_panel);
+    r.first_row = cut(row, grid.row_tasks, tiles) * kernels.row_tile;
+    r.rows = std::min(cut(row + 1, grid.row_tasks, tiles) * kernels.row_tile, w.rows) - r.first_row;
+    r.first_panel = cut(panel, grid.panel_tasks, packing.panels());
+    r.panels = cut(panel + 1, grid.panel_tasks, packing.panels()) - r.first_panel;
     run_rectangle(w, packing, kernels, r, workspace + static_cast<size_t>(lane) * lane_workspace(w.type));
   });
 }
