@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from earnest.evaluate.calibration import fit_temperature, judge_report
+from earnest.evaluate.calibration import fit_position, fit_temperature, judge_report
 from earnest.learn.judge import PHI
 
 LEVELS = sorted(PHI)
@@ -63,6 +63,22 @@ def test_a_planted_position_bias_is_seen_with_its_size():
     gap = (logits + first).softmax(1) @ first + (logits.flip(1) + first).softmax(1) @ first
     assert report["swap_bias"] == pytest.approx(float(gap.mean()), abs=1e-6)
     assert report["swap_bias_standard_error"] == pytest.approx(float(gap.std() / math.sqrt(2000)), rel=1e-5)
+
+
+def test_what_standing_first_is_worth_is_found_on_other_comparisons_and_taken_off():
+    first = 0.3 * torch.tensor([PHI[level] for level in LEVELS])
+    (known, _), (fresh, pairs) = verdicts(30, 3000), verdicts(40, 3000)
+    raw = judge_report(fresh + first, fresh.flip(1) + first, pairs, PHI)
+    position = fit_position(known + first, known.flip(1) + first, PHI)
+    freed = judge_report(fresh + first, fresh.flip(1) + first, pairs, PHI, position)
+    assert raw["swap_bias"] > 10 * raw["swap_bias_standard_error"]
+    assert abs(freed["swap_bias"]) < 3 * freed["swap_bias_standard_error"]
+    assert freed["swap_bias"] == pytest.approx(raw["swap_bias"] - 2 * position[0], abs=1e-6)
+    both = math.hypot(raw["swap_bias_standard_error"], 2 * position[1])  # the offset is no better known
+    assert freed["swap_bias_standard_error"] == pytest.approx(both, rel=1e-6)
+    assert freed["position_offset"] == position[0]
+    assert freed["accuracy"] == raw["accuracy"]
+    assert freed["ece"] == raw["ece"]
 
 
 def test_a_judge_that_knows_its_chances_is_calibrated_and_a_bold_one_is_not():

@@ -58,10 +58,11 @@ def test_a_reply_cannot_forge_a_turn_or_a_verdict():
 class Biased(Judge):
     """Reads nothing; always prefers the first reply, more so where it is longer."""
 
-    def __init__(self, taste):
+    def __init__(self, taste, position_offset=0.0):
         self.phi, self.taste, self.tokenizer = dict(PHI), taste, WORDS
+        self.position_offset = position_offset
 
-    def expected_phi(self, dialogues, questions):
+    def _expected_phi(self, dialogues, questions):
         return torch.tensor(
             [self.taste(WORDS.decode(question_ids(question, WORDS))) for question in questions]
         )
@@ -78,6 +79,16 @@ def test_asking_both_orders_cancels_a_preference_for_the_first_place():
     r, gap = ask(Biased(lambda text: 0.6), "3.", "4.")
     assert r == 0.0
     assert gap == pytest.approx(1.2)
+
+
+def test_what_standing_first_is_worth_is_taken_off_every_scalar_and_no_order_free_one():
+    judge = Biased(lambda text: 0.6 + (0.5 if text.index("3") < text.index("second:") else -0.5), 0.6)
+    r, gap = ask(judge, "3.", "4.")
+    assert r == pytest.approx(0.5)
+    assert gap == pytest.approx(0.0, abs=1e-6)
+    question = Question(CASES[0], "3.", "4.")
+    assert float(judge.expected_phi([None], [question])) == pytest.approx(0.5)
+    assert float(judge.expected_phi([None], [question.swapped()])) == pytest.approx(-0.5)
 
 
 def test_a_real_preference_survives_swapping_with_its_sign():

@@ -18,9 +18,9 @@ PATIENCE = 5
 class Pace:
     """seconds: for each implementation of a case. sample: the least time of one sample; shorter calls are
     looped. rounds: the fewest samples of each; three will do where they take PATIENCE times the seconds.
-    rest: seconds before each turn, in which the threads of whoever ran before go to sleep. Those of OpenMP look
-    for work for milliseconds after their last and would hold the core of the next one's; a call that is not
-    timed then wakes one's own."""
+    rest: seconds before each turn, in which the threads of whoever ran before go to sleep. Those of OpenMP
+    look for work for milliseconds after their last and would hold the core of the next one's; a call that is
+    not timed then wakes one's own."""
 
     seconds: float = 2.0
     sample: float = 0.02

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -31,19 +32,32 @@ def fit_temperature(logits: Tensor, classes: Tensor) -> float:
     return float(grid[int(losses.argmin())])
 
 
+def fit_position(forward: Tensor, backward: Tensor, phi: dict[int, float]) -> tuple[float, float]:
+    """(what standing first is worth to a judge, as a scalar; its standard error), from the verdict logits [n,
+    levels] of pairs and of the same pairs swapped: half of mean phi(a, b) + phi(b, a)."""
+    gap = _scalar(forward, phi) + _scalar(backward, phi)
+    return float(gap.mean()) / 2, _standard_error(gap) / 2
+
+
 def judge_report(
-    forward: Tensor, backward: Tensor, compared: Sequence[Rated], phi: dict[int, float]
+    forward: Tensor,
+    backward: Tensor,
+    compared: Sequence[Rated],
+    phi: dict[int, float],
+    position: tuple[float, float] = (0.0, 0.0),
 ) -> dict[str, Any]:
-    """`forward`, `backward`: verdict logits [n, levels] of each pair and of the pair swapped. Rates are in
-    0..1.
+    """`forward`, `backward`: verdict logits [n, levels] of each pair and of the pair swapped; `position`:
+    what fit_position found on other comparisons. Rates are in 0..1.
 
     accuracy: the order-free verdict has the rater's sign, where the rater names a winner. accuracy_true: the
-    same against the rater without noise. swap_bias: mean of phi(a, b) + phi(b, a), zero without position
-    bias, with its standard error. ece: expected calibration error of P(first wins | somebody wins)."""
-    scale = torch.tensor([phi[level] for level in sorted(phi)])
+    same against the rater without noise. position_offset: what standing first is worth, taken off every
+    scalar. swap_bias: mean of what is left of phi(a, b) + phi(b, a), zero without position bias, with its
+    standard error, that of the offset included. ece: expected calibration error of P(first wins | somebody
+    wins)."""
+    offset, offset_error = position
     ahead, behind = forward.softmax(-1), backward.softmax(-1)
-    scalar = (ahead @ scale - behind @ scale) / 2
-    gap = ahead @ scale + behind @ scale
+    scalar = (_scalar(forward, phi) - _scalar(backward, phi)) / 2
+    gap = _scalar(forward, phi) + _scalar(backward, phi) - 2 * offset
     levels = torch.tensor([pair.level for pair in compared])
     report: dict[str, Any] = {"comparisons": len(compared), "accuracy": _signs(scalar, levels)}
     report["accuracy_by_distance"] = {
@@ -58,13 +72,22 @@ def judge_report(
         report["rater_agrees_with_itself"] = float(
             agree.float().mean()
         )  # what the rater's noise leaves reachable
+    report["position_offset"] = offset
     report["swap_bias"] = float(gap.mean())
-    report["swap_bias_standard_error"] = float(gap.std() / max(len(gap), 2) ** 0.5)
+    report["swap_bias_standard_error"] = math.hypot(_standard_error(gap), 2 * offset_error)
     report["swap_disagree"] = float(gap.abs().mean())
     report["ties_judged"] = float((scalar.abs() < 0.25).float().mean())
     report["ties_rated"] = float((levels == 0).float().mean())
     report["ece"], report["calibration_curve"] = _calibration(ahead, behind, levels)
     return report
+
+
+def _scalar(logits: Tensor, phi: dict[int, float]) -> Tensor:
+    return logits.softmax(-1) @ torch.tensor([phi[level] for level in sorted(phi)])
+
+
+def _standard_error(values: Tensor) -> float:
+    return float(values.std() / max(len(values), 2) ** 0.5)
 
 
 def _signs(scalar: Tensor, levels: Tensor) -> float:

@@ -114,8 +114,9 @@ def _full_stop(tokenizer: Tokenizer) -> list[int]:
 
 
 class Judge:
-    """Reads verdict distributions from a trained judge. `temperature` is the calibration of its logits;
-    `findings`: whether it writes down what it finds out about each reply before the verdict."""
+    """Reads verdict distributions from a trained judge. `temperature` is the calibration of its logits,
+    `position_offset` what standing first is worth to it, which its scalars are freed of; `findings`: whether
+    it writes down what it finds out about each reply before the verdict."""
 
     def __init__(
         self,
@@ -125,12 +126,14 @@ class Judge:
         *,
         phi: dict[int, float] | None = None,
         temperature: float = 1.0,
+        position_offset: float = 0.0,
         findings: bool = False,
         max_tokens: int = 8192,
     ) -> None:
         self.model, self.tokenizer, self.hearing = model, tokenizer, hearing
         self.phi = check_levels(dict(PHI if phi is None else phi))
-        self.temperature, self.findings, self.max_tokens = temperature, findings, max_tokens
+        self.temperature, self.position_offset = temperature, position_offset
+        self.findings, self.max_tokens = findings, max_tokens
         self._scale = torch.tensor([self.phi[level] for level in sorted(self.phi)])
         self._verdicts = verdict_ids(tokenizer, self.phi)
 
@@ -163,15 +166,19 @@ class Judge:
 
     def expected_phi(self, dialogues: Sequence[Prompt], questions: Sequence[Question]) -> Tensor:
         """The expected scalar [n] of the first reply against the second."""
+        return self._expected_phi(dialogues, questions) - self.position_offset
+
+    def _expected_phi(self, dialogues: Sequence[Prompt], questions: Sequence[Question]) -> Tensor:
         return (self.distribution(dialogues, questions) * self._scale).sum(-1)
 
     def compare(self, dialogues: Sequence[Prompt], questions: Sequence[Question]) -> tuple[Tensor, Tensor]:
         """(r [n], gap [n]): the order-free scalar of the first reply, and how far the two orders are from
-        mirroring each other (phi(a, b) + phi(b, a), zero for a judge without position bias)."""
+        mirroring each other (phi(a, b) + phi(b, a), zero for a judge without position bias). The offset of
+        position takes no part in r, where it would cancel."""
         swapped = [question.swapped() for question in questions]
         # Interleaved, so that both orders of a question stand in the forward pass that reads its dialogue.
-        both = self.expected_phi(
+        both = self._expected_phi(
             [dialogue for dialogue in dialogues for _ in range(2)],
             [question for pair in zip(questions, swapped, strict=True) for question in pair],
         )
-        return (both[0::2] - both[1::2]) / 2, both[0::2] + both[1::2]
+        return (both[0::2] - both[1::2]) / 2, both[0::2] + both[1::2] - 2 * self.position_offset

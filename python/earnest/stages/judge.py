@@ -4,8 +4,8 @@
 Both orders of each pair stand in the same batch with mirrored verdicts, so that a preference for a position
 costs as much as it could gain. The verdict's loss is cross-entropy over the ordinal levels; where a case
 knows its reasoning, the notes are learnt too, since at reward time the judge writes them itself. After
-training, the temperature of the verdict logits is fitted on the validation split, and everything reported is
-measured on the held-out one.
+training, the temperature of the verdict logits and what standing first is worth are fitted on the validation
+split, and everything reported is measured on the held-out one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from earnest.checkpoint import write_atomic
 from earnest.dialogue import Tokenizer
-from earnest.evaluate.calibration import fit_temperature, judge_report
+from earnest.evaluate.calibration import fit_position, fit_temperature, judge_report
 from earnest.learn.hearing import Hearing
 from earnest.learn.judge import PHI, Judge, Question, findings_ids, noted, question_ids, verdict_ids
 from earnest.learn.policy import Packed, pack
@@ -85,6 +85,7 @@ def load_judge(folder: str | Path) -> Judge:
         tokenizer,
         Hearing(model),
         temperature=kept.get("temperature", 1.0),
+        position_offset=kept.get("position_offset", 0.0),
         findings=kept.get("findings", False),
     )
 
@@ -216,12 +217,13 @@ def check(settings: Settings, judge: Judge, n_mels: int) -> dict:
     forward, backward, compared = logs["validation"]
     levels = torch.tensor([sorted(PHI).index(pair.level) for pair in compared])
     temperature = fit_temperature(torch.cat([forward, backward]), torch.cat([levels, len(PHI) - 1 - levels]))
+    position = fit_position(forward / temperature, backward / temperature, PHI)
     forward, backward, compared = logs.get("heldout", logs["validation"])
     judge.model.train()
     return {
         "temperature": temperature,
         "findings": judge.findings,
-        **judge_report(forward / temperature, backward / temperature, compared, PHI),
+        **judge_report(forward / temperature, backward / temperature, compared, PHI, position),
     }
 
 
