@@ -25,7 +25,6 @@ from earnest.playground.sound import (
     activity,
     classify,
     label,
-    median_f0,
     voiced_f0,
 )
 from earnest.playground.speakers import (
@@ -172,9 +171,8 @@ class RecordedSpeaker:
             # higher voices have shorter tracts: a fifth of an octave per octave
             moved = [warp(word.pcm, pitch=shift, time=time, tract=self.tract * shift**0.2) for word in words]
             pcm, placed = _join(moved, words_of(sentence), gaps, rng)
-            pcm = in_room(pcm, wanted_db, rng)
-            final = activity(pcm)
-            f0, measured = median_f0(pcm, final.active), syllables / max(final.seconds, 0.05)
+            pcm, final = in_room(pcm, wanted_db, rng)
+            f0, measured = final.f0_hz, syllables / max(final.seconds, 0.05)
             sound = classify(f0, measured, final.level_db, RATE_OF_WORDS)
             if sound is not None and (sound.pitch, sound.rate, sound.loudness) == (pitch, rate, loudness):
                 return Utterance(augment.noise(pcm, sound.level_db, rng), placed, sound)
