@@ -53,9 +53,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def questions(tmp_path: Path) -> Path:
-    tone = np.sin(2 * np.pi * 150 * np.arange(8000) / 16000)
-    soundfile.write(tmp_path / "quiet.wav", 0.01 * tone, 16000)
-    soundfile.write(tmp_path / "loud.wav", 0.5 * np.repeat(tone, 2), 16000)  # an octave lower
+    phase = 2 * np.pi * 150 * np.arange(8000) / 16000
+    buzz = sum(np.sin(k * phase) / k for k in range(1, 10))
+    buzz /= np.sqrt(np.mean(np.square(buzz)))
+    soundfile.write(tmp_path / "quiet.wav", 0.01 * buzz, 16000)
+    soundfile.write(tmp_path / "loud.wav", 0.2 * np.repeat(buzz, 2), 16000)  # an octave lower
     soundfile.write(tmp_path / "silence.wav", np.zeros(3200), 16000)
 
     def line(text: str, clip: str = "quiet.wav", **more: object) -> str:
@@ -125,8 +127,8 @@ def test_files_are_measured_and_accuracy_told_by_how_they_sound(
     assert pitch["low"]["from"] == pytest.approx(75, rel=0.01)
     assert pitch["high"]["to"] == pytest.approx(150, rel=0.01)
     assert (pitch["none"]["accuracy"], pitch["low"]["accuracy"]) == (0.0, 1.0)
-    assert level["low"]["from"] == pytest.approx(20 * np.log10(0.01 / np.sqrt(2)), abs=0.3)
-    assert level["high"]["from"] == pytest.approx(20 * np.log10(0.5 / np.sqrt(2)), abs=0.3)
+    assert level["low"]["from"] == pytest.approx(20 * np.log10(0.01), abs=0.3)
+    assert level["high"]["from"] == pytest.approx(20 * np.log10(0.2), abs=0.3)
     assert "75 to 75 Hz (1)" in captured.err
     kept = list((tmp_path / "out").glob("sft-*.json"))
     answers = json.loads(kept[0].read_text())

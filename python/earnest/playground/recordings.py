@@ -112,7 +112,8 @@ def _decode(manifest: str, recording: Recording) -> Spoken:
         ) from None
     speech = activity(pcm)
     run = spoken_run(speech.active)
-    if run is None or speech.level_db < -70 or run[1] - run[0] < 5:
+    shortest = 5 if speech.f0_hz else 10  # frames: a click is short and has no pitch
+    if run is None or speech.level_db < -70 or run[1] - run[0] < shortest:
         raise BadLine("recordings", manifest, recording.line, "a spoken word", "a recording without speech")
     hop = SAMPLE_RATE // 100
     pcm = pcm[max(run[0] * hop - hop // 2, 0) : (run[1] + 1) * hop + hop // 2].copy()
