@@ -6,7 +6,7 @@ Importing this loads no torch. Use it through earnest.features, where its names 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,27 @@ class PitchTrack:
     voicing: Any
     energy: Any
 
+    @staticmethod
+    def join(tracks: Iterable[PitchTrack]) -> PitchTrack:
+        """One track of the frames of several, in their order; of the kind (numpy or torch) of the first.
+
+        Joined parts of a stream are the frames of its clip so far, with f0, voicing and energy final, bit for
+        bit. Nuclei and speaking rate are those of the clip so far: how loud a syllable has to be depends on
+        the loudest frames of the track, so that both may change for frames long past when somebody speaks up.
+        When all of the clip is joined, they too are exactly those of the whole clip.
+        """
+        parts = list(tracks)
+        wrong = next((part for part in parts if not isinstance(part, PitchTrack)), None)
+        if wrong is not None:
+            raise InvalidInput("pitch", "tracks", "PitchTracks", type(wrong).__name__)
+        if not parts:
+            return PitchTrack(*np.empty((3, 0), np.float32))
+        values = [
+            np.concatenate([np.asarray(getattr(part, name)) for part in parts])
+            for name in ("f0", "voicing", "energy")
+        ]
+        return PitchTrack(*(like(parts[0].f0, joined) for joined in values))
+
     @property
     def syllable_nuclei(self) -> np.ndarray:
         """The frames of the syllables' nuclei, int64 [nuclei]: voiced peaks of the level with dips of 2 dB
@@ -40,7 +61,10 @@ class PitchTrack:
 
     @property
     def speaking_rate(self) -> float:
-        """Syllable nuclei per second of speaking, silences above 150 ms left out; 0 where nobody speaks."""
+        """Syllable nuclei per second of speaking, silences above 150 ms left out; 0 where nobody speaks.
+
+        An estimate: fast speech is taken for slower than it is (kernels/pitch has the figures).
+        """
         nuclei, seconds = self._nuclei()
         return len(nuclei) / seconds if seconds else 0.0
 
@@ -120,8 +144,10 @@ class Pitch:
 class PitchStream:
     """Push chunks of any size, take the frames that were decided, finish.
 
-    What push and finish return, concatenated, equals Pitch of the whole clip bit for bit. With f0_min 65 a
-    frame is decided 225 ms after its centre. Made by Pitch.stream(); one owner, no threads.
+    What push and finish return, joined (PitchTrack.join), equals Pitch of the whole clip bit for bit; what
+    they have returned so far, joined, has the nuclei and the speaking rate of the clip so far. The stream
+    keeps no frame that it has returned. With f0_min 65 a frame is decided 225 ms after its centre. Made by
+    Pitch.stream(); one owner, no threads.
     """
 
     def __init__(self, settings: _native.PitchSettings) -> None:

@@ -21,6 +21,7 @@ def test_replies_are_drawn_as_asked_with_sound_and_without(monkeypatch, temperat
     monkeypatch.setattr(playground, "load_model", lambda folder, train: (None, None))
     monkeypatch.setattr(playground, "answer", answer)
     monkeypatch.setattr(playground, "rate", lambda answers, cases, listener: answers)
+    monkeypatch.setattr(playground, "with_measures", lambda answers, cases: answers)
     monkeypatch.setattr(playground, "silenced", lambda cases: [("silenced", case) for case in cases])
     playground.evaluate_model(Path("model"), [spoken, written], 5, "sft", temperature)
     assert asked == [

@@ -53,17 +53,21 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def questions(tmp_path: Path) -> Path:
-    soundfile.write(tmp_path / "a.wav", np.zeros(3200), 16000)
-    turn = [{"type": "audio", "audio": "a.wav"}]
+    phase = 2 * np.pi * 150 * np.arange(8000) / 16000
+    buzz = sum(np.sin(k * phase) / k for k in range(1, 10))
+    buzz /= np.sqrt(np.mean(np.square(buzz)))
+    soundfile.write(tmp_path / "quiet.wav", 0.01 * buzz, 16000)
+    soundfile.write(tmp_path / "loud.wav", 0.2 * np.repeat(buzz, 2), 16000)  # an octave lower
+    soundfile.write(tmp_path / "silence.wav", np.zeros(3200), 16000)
 
-    def line(text: str, **more: object) -> str:
-        content = [*turn, {"type": "text", "text": text}]
+    def line(text: str, clip: str = "quiet.wav", **more: object) -> str:
+        content = [{"type": "audio", "audio": clip}, {"type": "text", "text": text}]
         return json.dumps({"messages": [{"role": "user", "content": content}], **more})
 
     lines = [
         line("q0", answer=8, task="sums"),
-        line("q1", answer="drums", choices=["piano", "drums"], task="music"),
-        line("q2", answer="fast", task="sums"),
+        line("q1", "loud.wav", answer="drums", choices=["piano", "drums"], task="music"),
+        line("q2", "silence.wav", answer="fast", task="sums"),
         line("q0", task="no answer"),
     ]
     path = tmp_path / "questions.jsonl"
@@ -103,6 +107,57 @@ def test_files_with_answers_are_scored_and_kept(
     assert cli.main(command) == 0
     assert cli.main([*command, "--fresh"]) == 0
     assert len(asked) == 4
+
+
+def test_files_are_measured_and_accuracy_told_by_how_they_sound(
+    asked: list[str], questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    command = ["evaluate", model_folder(tmp_path / "sft"), "--set", f"data.files=[{questions}]"]
+    command += ["--run", str(tmp_path / "out")]
+    assert cli.main([*command, "--json"]) == 0
+    captured = capsys.readouterr()
+    row = json.loads(captured.out)["stages"]["sft"]["accuracy_by_measured"]
+    assert row.keys() == {"f0_hz", "syllables_per_second", "level_db"}
+    pitch, level = row["f0_hz"], row["level_db"]
+    assert [(third, group["cases"]) for third, group in pitch.items()] == [
+        ("none", 1),
+        ("low", 1),
+        ("high", 1),
+    ]
+    assert pitch["low"]["from"] == pytest.approx(75, rel=0.01)
+    assert pitch["high"]["to"] == pytest.approx(150, rel=0.01)
+    assert (pitch["none"]["accuracy"], pitch["low"]["accuracy"]) == (0.0, 1.0)
+    assert level["low"]["from"] == pytest.approx(20 * np.log10(0.01), abs=0.3)
+    assert level["high"]["from"] == pytest.approx(20 * np.log10(0.2), abs=0.3)
+    assert "75 to 75 Hz (1)" in captured.err
+    kept = list((tmp_path / "out").glob("sft-*.json"))
+    answers = json.loads(kept[0].read_text())
+    assert [round(a["f0_hz"]) for a in answers["heard"]] == [150, 75, 0]
+    assert {a["f0_hz"] for a in answers["unheard"]} == {None}  # to silence: nothing of the clip was heard
+    assert cli.main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["stages"]["sft"]["accuracy_by_measured"] == row
+    assert len(asked) == 1
+
+
+def test_answers_kept_before_anything_was_measured_are_still_read(
+    asked: list[str], questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    command = ["evaluate", model_folder(tmp_path / "sft"), "--set", f"data.files=[{questions}]"]
+    command += ["--run", str(tmp_path / "out"), "--json"]
+    assert cli.main(command) == 0
+    kept = next((tmp_path / "out").glob("sft-*.json"))
+    answers = json.loads(kept.read_text())
+    for given in (*answers["heard"], *answers["unheard"]):
+        del given["f0_hz"], given["syllables_per_second"], given["level_db"]
+    kept.write_text(json.dumps(answers))
+    capsys.readouterr()
+    assert cli.main(command) == 0
+    captured = capsys.readouterr()
+    row = json.loads(captured.out)["stages"]["sft"]
+    assert row["accuracy"] == pytest.approx(2 / 3)
+    assert "accuracy_by_measured" not in row
+    assert "by pitch" not in captured.err
+    assert len(asked) == 1
 
 
 def test_several_models_share_a_table(

@@ -102,7 +102,7 @@ def test_answers_come_back_from_plain_values():
 
 def clip(name: str, frames: int, seed: int) -> Clip:
     mel = np.random.default_rng(seed).normal(size=(128, frames)).astype(np.float32)
-    return Clip(name, mel, (("seven", 0.0, 0.3),), ("fast", "low", "loud"))
+    return Clip(name, mel, (("seven", 0.0, 0.3),), ("fast", "low", "loud"), (110.0, 6.5, -20.0))
 
 
 def test_silence_is_as_long_and_tells_nothing():
@@ -114,7 +114,7 @@ def test_silence_is_as_long_and_tells_nothing():
     assert [case.id for case in silent] == ["a", "b"]
     chunks = [chunk for case in silent for clip in case.clips for chunk in clip]
     assert [chunk.mel.shape for chunk in chunks] == [(128, 40), (128, 25), (128, 40), (128, 40)]
-    assert all(chunk.words == () for chunk in chunks)
+    assert all(chunk.words == () and chunk.measured == () for chunk in chunks)
     assert chunks[0].id == chunks[2].id == chunks[3].id != chunks[1].id  # what is kept for one serves all
     assert np.array_equal(chunks[0].mel, chunks[3].mel)
     nothing = LogMel(n_mels=128)(np.zeros(40 * HOP, np.float32))

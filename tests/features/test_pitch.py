@@ -171,8 +171,7 @@ def test_short_and_constant_clips_are_unvoiced(samples: int, value: float) -> No
 
 def streamed(pcm: np.ndarray, cuts: list[int], pitch: Pitch) -> PitchTrack:
     stream, bounds = pitch.stream(), [0, *sorted(cuts), len(pcm)]
-    parts = [stream.push(pcm[a:b]) for a, b in pairwise(bounds)] + [stream.finish()]
-    return PitchTrack(*(np.concatenate([getattr(p, n) for p in parts]) for n in ("f0", "voicing", "energy")))
+    return PitchTrack.join([*(stream.push(pcm[a:b]) for a, b in pairwise(bounds)), stream.finish()])
 
 
 @settings(max_examples=50, deadline=None)
@@ -181,7 +180,10 @@ def test_chunks_give_the_bits_of_the_whole(data: st.DataObject, samples: int, f0
     pcm = voice(7, snr_db=20).pcm[3000 : 3000 + samples]
     cuts = data.draw(st.lists(st.integers(0, samples), max_size=12))
     pitch = Pitch(f0_min)
-    same_bits(streamed(pcm, cuts, pitch), pitch(pcm))
+    whole, joined = pitch(pcm), streamed(pcm, cuts, pitch)
+    same_bits(joined, whole)
+    assert joined.speaking_rate == whole.speaking_rate
+    np.testing.assert_array_equal(joined.syllable_nuclei, whole.syllable_nuclei)
 
 
 @pytest.mark.usefixtures("tier")
@@ -195,6 +197,23 @@ def test_a_stream_decides_each_frame_as_soon_as_its_samples_are_in() -> None:
     counts = [len(stream.push(pcm[i : i + 1]).f0) for i in range(len(pcm))]
     assert [i + 1 for i, count in enumerate(counts) if count] == [160 * t + 3594 for t in range(11)]
     assert len(stream.finish().f0) == 32 - 11
+
+
+def test_tracks_are_joined_in_order_and_keep_their_kind() -> None:
+    pcm = voice(3).pcm[:9000]
+    whole, stream = Pitch()(pcm), Pitch().stream()
+    parts = [stream.push(torch.from_numpy(pcm[:5000])), stream.push(pcm[5000:]), stream.finish()]
+    joined = PitchTrack.join(iter(parts))
+    assert isinstance(joined.f0, torch.Tensor)
+    same_bits(PitchTrack(*(np.asarray(v) for v in (joined.f0, joined.voicing, joined.energy))), whole)
+    assert isinstance(PitchTrack.join(parts[1:]).energy, np.ndarray)
+    same_bits(PitchTrack.join([whole]), whole)
+    nothing = PitchTrack.join([])
+    assert nothing.f0.shape == nothing.voicing.shape == nothing.energy.shape == (0,)
+    assert nothing.f0.dtype == np.float32
+    assert (nothing.speaking_rate, nothing.syllable_nuclei.size) == (0.0, 0)
+    with pytest.raises(InvalidInput, match=r"^\[pitch\] tracks: expected PitchTracks, got ndarray"):
+        PitchTrack.join([whole, whole.f0])  # type: ignore[list-item]
 
 
 def test_a_batch_gives_what_its_clips_give_alone_whatever_the_threads() -> None:
@@ -258,6 +277,47 @@ def test_syllables_of_a_steady_pace_are_counted(rate: float, hz: float) -> None:
     expected = np.concatenate([1 + centres, 6 + centres])
     nearest = np.abs(track.syllable_nuclei[:, None] / 100 - expected[None]).min(1)
     assert nearest.max() < 0.06
+
+
+def test_a_stream_knows_the_rate_of_what_it_has_heard_so_far() -> None:
+    """Four syllables a second, then two a second: the rate follows, and in the end is the whole clip's."""
+    rng = np.random.default_rng(5)
+    t = np.arange(6 * 16000) / 16000
+    swell = np.concatenate([np.sin(np.pi * 4 * t) ** 2, np.sin(np.pi * 2 * t) ** 2])
+    wave = buzz(np.full(swell.size, 140.0), 16000) * (0.04 + swell)
+    pcm = (wave + 1e-4 * rng.standard_normal(swell.size)).astype(np.float32)
+    whole, stream = Pitch()(pcm), Pitch().stream()
+    parts: list[PitchTrack] = []
+    rates = []
+    for start in range(0, len(pcm), 1600):
+        parts.append(stream.push(pcm[start : start + 1600]))
+        so_far = PitchTrack.join(parts)
+        frames = len(so_far.f0)
+        heard = PitchTrack(whole.f0[:frames], whole.voicing[:frames], whole.energy[:frames])
+        same_bits(so_far, heard)
+        assert so_far.speaking_rate == heard.speaking_rate
+        rates.append(so_far.speaking_rate)
+    assert rates[0] == 0.0  # nothing is decided yet
+    assert rates[29] == pytest.approx(4, rel=0.1)  # after three seconds
+    assert rates[59] == pytest.approx(4, rel=0.05)
+    assert rates[89] == pytest.approx(30 / 9, rel=0.08)
+    joined = PitchTrack.join([*parts, stream.finish()])
+    same_bits(joined, whole)
+    assert joined.speaking_rate == whole.speaking_rate == pytest.approx(3, rel=0.05)
+
+
+def test_somebody_who_speaks_up_changes_what_was_speech_before() -> None:
+    """Why a stream's rate is only of the clip so far: the loudest frames say what is loud enough."""
+    t = np.arange(3 * 16000) / 16000
+    spoken = buzz(np.full(t.size, 140.0), 16000) * (0.04 + np.sin(np.pi * 3 * t) ** 2)
+    pcm = np.concatenate([0.01 * spoken, spoken]).astype(np.float32)
+    stream = Pitch().stream()
+    murmur = stream.push(pcm[: 3 * 16000])
+    assert abs(len(murmur.syllable_nuclei) - 8) <= 1
+    all_of_it = PitchTrack.join([murmur, stream.push(pcm[3 * 16000 :]), stream.finish()])
+    assert all_of_it.syllable_nuclei.min() > 290
+    assert abs(len(all_of_it.syllable_nuclei) - 9) <= 1
+    assert all_of_it.speaking_rate == pytest.approx(3, rel=0.1)
 
 
 def test_hiss_has_no_syllables() -> None:

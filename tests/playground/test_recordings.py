@@ -230,7 +230,7 @@ def test_labels_are_what_the_clip_measures_and_words_lie_where_they_sound(sample
             assert measured.label(measured.RATE_OF_WORDS, sound.syllables_per_second) == sound.rate
             assert measured.label(measured.LEVEL_DB, sound.level_db) == sound.loudness
             # labels are measured before noise is added
-            assert measured.median_f0(pcm) == pytest.approx(sound.f0_hz, rel=0.12)
+            assert measured.activity(pcm).f0_hz == pytest.approx(sound.f0_hz, rel=0.12)
             inside = np.zeros(len(pcm), bool)
             for (_, start, end), (_, after, _) in itertools.pairwise([*words, ("", len(pcm) / 16000, 0.0)]):
                 assert start < end < after

@@ -91,7 +91,7 @@ def test_labels_are_what_the_clip_measures(samples):
             assert measured.label(measured.RATE_SYLLABLES, sound.syllables_per_second) == sound.rate
             speech = np.concatenate([pcm[int(a * 16000) : int(b * 16000)] for _, a, b in words])
             assert 10 * np.log10(np.mean(np.square(speech))) == pytest.approx(sound.level_db, abs=2.5)
-            assert measured.median_f0(pcm) == pytest.approx(sound.f0_hz, rel=0.12)
+            assert measured.activity(pcm).f0_hz == pytest.approx(sound.f0_hz, rel=0.12)
 
 
 def test_measurement_finds_pitch_rate_and_level_of_a_known_wave():

@@ -18,6 +18,7 @@ def stage_row(accuracy: float, utility: float, words: float, wins: dict[str, flo
         "accuracy": accuracy,
         "accuracy_by_task": {task: min(accuracy + 0.01 * i, 1.0) for i, task in enumerate(TASKS)},
         "accuracy_audio_zeroed": 0.11,
+        "accuracy_by_measured": by_measured(accuracy),
         "listener_utility": utility,
         "reply_words": words,
         "acknowledges_speaker": words / 20,
@@ -32,6 +33,29 @@ def stage_row(accuracy: float, utility: float, words: float, wins: dict[str, flo
             f"win_rate_vs_{other}_high": high,
         }
     return row
+
+
+def by_measured(accuracy: float) -> dict[str, Any]:
+    """Three measures in thirds; two cases have no voice to measure the pitch of."""
+    ranges = {
+        "f0_hz": {"none": (0.0, 0.0), "low": (91.6, 118.2), "middle": (118.4, 183.0), "high": (183.2, 301.0)},
+        "syllables_per_second": {"low": (1.94, 3.31), "middle": (3.32, 5.03), "high": (5.04, 7.75)},
+        "level_db": {"low": (-40.2, -33.9), "middle": (-33.8, -24.6), "high": (-24.5, -16.1)},
+    }
+    return {
+        measure: {
+            third: {
+                "from": low,
+                "to": high,
+                "cases": 2 if third == "none" else 160,
+                "accuracy": accuracy + 0.01 * place,
+                "accuracy_low": accuracy + 0.01 * place - 0.05,
+                "accuracy_high": accuracy + 0.01 * place + 0.05,
+            }
+            for place, (third, (low, high)) in enumerate(thirds.items())
+        }
+        for measure, thirds in ranges.items()
+    }
 
 
 def fake_metrics(seed: int = 0) -> dict[str, Any]:

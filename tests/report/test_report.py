@@ -137,6 +137,37 @@ def test_every_number_of_the_table_stands_in_it(run_dir: Path, spoken: type[Fake
         assert words in text
 
 
+def test_accuracy_stands_beside_how_the_question_sounds(run_dir: Path, spoken: type[FakeWorld]):
+    text = page_of(run_dir).text
+    assert "How it sounds, and what is right" in text
+    for words in (
+        "by pitch",
+        "nothing to measure (2)",
+        "92 to 118 Hz (160)",
+        "183 to 301 Hz (160)",
+        "by rate",
+        "3.3 to 5.0 syllables/s (160)",
+        "by level",
+        "-40 to -34 dB (160)",
+        "78.0% 73 to 83",  # RLVR on the highest voices
+    ):
+        assert words in text, words
+
+
+@pytest.mark.parametrize("third", [None, {}, {"accuracy": "<img src=x>", "from": HOSTILE}])
+def test_a_run_that_measured_nothing_or_nonsense_shows_nothing_of_it(
+    run_dir: Path, spoken: type[FakeWorld], third: object
+):
+    metrics = json.loads((run_dir / "metrics.json").read_text())
+    for row in metrics["stages"].values():
+        row["accuracy_by_measured"] = None if third is None else {"f0_hz": {"low": third, HOSTILE: third}}
+    (run_dir / "metrics.json").write_text(json.dumps(metrics))
+    page = page_of(run_dir)
+    assert "How it sounds" not in page.text
+    assert "60.0%" in page.text
+    assert page.named("img") == []
+
+
 def test_there_is_a_chart_of_everything_that_was_logged(run_dir: Path, spoken: type[FakeWorld]):
     page = page_of(run_dir)
     charts = [a["aria-label"] or "" for a in page.named("svg") if "aria-label" in a]

@@ -10,7 +10,7 @@ import pytest
 from fake_run import TASKS, fake_metrics, make_run
 
 from earnest import cli
-from earnest.report import markdown, plot, table, table_of_runs
+from earnest.report import markdown, plot, table, table_by_manner, table_of_runs
 from earnest.report.chart import Line, line_chart, ticks
 from earnest.report.columns import mean_and_spread
 from earnest.report.summary import accuracy_change, summary
@@ -46,6 +46,32 @@ def test_figures_that_nobody_knows_have_no_column_and_single_ones_a_dash():
     assert "takes up voice" not in text
     assert columns(text.splitlines()[-1]) == ["RLHF", "79.0% [75, 83]", "83.0% [79, 87]", "-", "18.0"]
     assert table({"stages": {}}) == table({})
+
+
+def test_accuracy_by_how_it_sounds_has_a_column_for_each_third():
+    pitch, rate, level = (part.splitlines() for part in table_by_manner(fake_metrics()).split("\n\n"))
+    assert columns(pitch[0]) == [
+        "by pitch",
+        "nothing to measure (2)",
+        "92 to 118 Hz (160)",
+        "118 to 183 Hz (160)",
+        "183 to 301 Hz (160)",
+    ]
+    assert columns(rate[0])[1] == "1.9 to 3.3 syllables/s (160)"
+    assert columns(level[4]) == ["RLVR", "75.0% [70, 80]", "76.0% [71, 81]", "77.0% [72, 82]"]
+    assert max(len(line) for line in (*pitch, *rate, *level)) <= 110
+    metrics = fake_metrics()
+    for row in metrics["stages"].values():
+        del row["accuracy_by_measured"]
+    assert table_by_manner(metrics) == ""
+    assert table(metrics) == table(fake_metrics())
+
+
+def test_thirds_of_different_cases_are_not_named_by_the_values_of_one():
+    metrics = fake_metrics()
+    metrics["stages"]["rlvr"]["accuracy_by_measured"]["f0_hz"]["low"]["to"] = 130.0
+    lines = table_by_manner(metrics).splitlines()
+    assert columns(lines[0])[2:4] == ["lowest third", "118 to 183 Hz (160)"]
 
 
 def test_markdown_has_the_same_cells():

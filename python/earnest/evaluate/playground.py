@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from earnest.evaluate.manner import accuracy_by_measured, with_measures
 from earnest.evaluate.stage import Answer, answer, silenced, summarise, win_rate
 from earnest.learn.types import Case
 from earnest.playground import Listener, acknowledges
@@ -36,7 +37,8 @@ def evaluate_model(
     model, tokenizer = load_model(folder, train=False)
     listener = Listener(seed)
     drawn: dict[str, Any] = {"temperature": temperature, "seed": seed}
-    heard = rate(answer(model, tokenizer, cases, what=f"{name}: answering", **drawn), cases, listener)
+    given = answer(model, tokenizer, cases, what=f"{name}: answering", **drawn)
+    heard = with_measures(rate(given, cases, listener), cases)
     with_audio = [case for case in cases if case.clips]
     unheard = answer(model, tokenizer, silenced(with_audio), what=f"{name}: answering silence", **drawn)
     return heard, unheard
@@ -45,10 +47,14 @@ def evaluate_model(
 def stage_metrics(
     answers: dict[str, list[Answer]], unheard: dict[str, list[Answer]]
 ) -> dict[str, dict[str, Any]]:
-    """The table: one row for each stage, each win rate with its 95% interval beside it."""
+    """The table: one row for each stage, each win rate with its 95% interval beside it. Where clips were
+    measured, a row has its accuracy by pitch, speaking rate and level too (see manner.py)."""
     rows = {}
     for stage, given in answers.items():
         row = summarise(given)
+        by_measured = accuracy_by_measured(given)
+        if by_measured:
+            row["accuracy_by_measured"] = by_measured
         silent = summarise(unheard[stage])
         row["accuracy_audio_zeroed"] = silent["accuracy"]
         row["accuracy_audio_zeroed_by_task"] = silent["accuracy_by_task"]

@@ -36,6 +36,10 @@ class Answer:
     reasoning_tokens: int
     utility: float | None = None  # the listener's, in the playground
     acknowledges: bool | None = None
+    # How the turn it answers sounds, as measured (see manner.py); None: without a clip, or before this was.
+    f0_hz: float | None = None
+    syllables_per_second: float | None = None
+    level_db: float | None = None
 
 
 def answer(
@@ -92,7 +96,7 @@ def silenced(cases: Sequence[Case]) -> list[Case]:
         if (bins, frames) not in silent:
             mel = LogMel(n_mels=bins)(np.zeros(frames * HOP, np.float32))
             silent[bins, frames] = np.ascontiguousarray(np.resize(mel, (bins, frames)))
-        return replace(clip, id=f"silence.{bins}.{frames}", mel=silent[bins, frames], words=())
+        return replace(clip, id=f"silence.{bins}.{frames}", mel=silent[bins, frames], words=(), measured=())
 
     return [
         replace(case, clips=tuple(tuple(silence(chunk) for chunk in clip) for clip in case.clips))

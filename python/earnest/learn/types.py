@@ -27,6 +27,7 @@ class Clip:
     mel: np.ndarray  # float32 [mel bins, frames]
     words: tuple[tuple[str, float, float], ...] = ()  # (word, start, end in seconds), where known
     manner: tuple[str, ...] = ()  # how it is said: rate, pitch, loudness, where measured
+    measured: tuple[float, ...] = ()  # for evaluation: F0 in Hz, syllables a second, level in dB
 
 
 @dataclass(frozen=True, eq=False)

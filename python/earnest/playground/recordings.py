@@ -25,7 +25,6 @@ from earnest.playground.sound import (
     activity,
     classify,
     label,
-    median_f0,
     voiced_f0,
 )
 from earnest.playground.speakers import (
@@ -113,7 +112,8 @@ def _decode(manifest: str, recording: Recording) -> Spoken:
         ) from None
     speech = activity(pcm)
     run = spoken_run(speech.active)
-    if run is None or speech.level_db < -70 or run[1] - run[0] < 5:
+    shortest = 5 if speech.f0_hz else 10  # frames: a click is short and has no pitch
+    if run is None or speech.level_db < -70 or run[1] - run[0] < shortest:
         raise BadLine("recordings", manifest, recording.line, "a spoken word", "a recording without speech")
     hop = SAMPLE_RATE // 100
     pcm = pcm[max(run[0] * hop - hop // 2, 0) : (run[1] + 1) * hop + hop // 2].copy()
@@ -172,9 +172,8 @@ class RecordedSpeaker:
             # higher voices have shorter tracts: a fifth of an octave per octave
             moved = [warp(word.pcm, pitch=shift, time=time, tract=self.tract * shift**0.2) for word in words]
             pcm, placed = _join(moved, words_of(sentence), gaps, rng)
-            pcm = in_room(pcm, wanted_db, rng)
-            final = activity(pcm)
-            f0, measured = median_f0(pcm, final.active), syllables / max(final.seconds, 0.05)
+            pcm, final = in_room(pcm, wanted_db, rng)
+            f0, measured = final.f0_hz, syllables / max(final.seconds, 0.05)
             sound = classify(f0, measured, final.level_db, RATE_OF_WORDS)
             if sound is not None and (sound.pitch, sound.rate, sound.loudness) == (pitch, rate, loudness):
                 return Utterance(augment.noise(pcm, sound.level_db, rng), placed, sound)

@@ -3,6 +3,11 @@
 
 The classes are ranges in these units, the same for every voice, with a gap between neighbours: an utterance
 that falls into a gap has no clear label, and the playground speaks it again.
+
+Pitch, level and the time spent speaking are read off one `earnest.pitch.PitchTrack`. The syllables are not
+counted in it: the sentences of the playground are known, so that a rate is the sentence's syllables, exactly,
+by the time measured. `PitchTrack.speaking_rate`, which has to find the syllables too, is for speech whose
+words nobody knows (kernels/pitch/README.md says how far it is off).
 """
 
 from __future__ import annotations
@@ -11,10 +16,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from earnest.pitch import Pitch
+from earnest.pitch import Pitch, PitchTrack
 from earnest.playground.samples import Sound
 
 SAMPLE_RATE = 16000
+SILENCE_DB = -120.0  # the level of a clip in which nobody speaks
 Ranges = tuple[tuple[str, float, float], ...]
 
 # (label, lowest, highest) of each property; what lies between two ranges is unclear.
@@ -34,49 +40,49 @@ def label(ranges: Ranges, value: float) -> str | None:
     return next((name for name, low, high in ranges if low <= value <= high), None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Activity:
-    """When speech is on. active bool [frames] of 10 ms; level_db over those; seconds less pauses."""
+    """When speech is on, and how it sounds then.
+
+    active: bool [frames of 10 ms]. level_db: mean over those. seconds: of speaking, pauses left out. f0_hz:
+    median fundamental frequency of the voiced frames from the first active one to the last; 0 where none is.
+    """
 
     active: np.ndarray
     level_db: float
     seconds: float
+    f0_hz: float
 
 
 def activity(pcm: np.ndarray) -> Activity:
-    """Where ``pcm`` (float32 [samples] at 16 kHz) speaks, by its energy in frames of 10 ms."""
-    hop = SAMPLE_RATE // 100
-    frames = max(len(pcm) // hop, 1)
-    padded = np.zeros(frames * hop, np.float32)
-    padded[: min(len(pcm), len(padded))] = pcm[: len(padded)]
-    energy = np.square(padded.reshape(frames, hop)).mean(1, dtype=np.float64)
-    # over 30 ms, so that the frames between two glottal pulses of a low voice are not silence
-    energy = np.convolve(energy, np.full(3, 1 / 3), "same")
-    active = energy > max(energy.max() * 10 ** (-_ACTIVE_DB / 10), 1e-12)
+    """Where and how ``pcm`` (float32 [samples] at 16 kHz) speaks."""
+    return speaking(_pitch(pcm, SAMPLE_RATE))
+
+
+def speaking(track: PitchTrack) -> Activity:
+    """The same of a clip that was measured already."""
+    at = np.asarray(track.energy, np.float64)
+    # The track's frames are 20 ms around every hundredth of a second. Two neighbours are 30 ms around the
+    # 10 ms between their centres: shorter ones would be silence between two glottal pulses of a low voice.
+    energy = (at + np.append(at[1:], at[-1:])) / 2
+    active = energy > max(energy.max(initial=0.0) * 10 ** (-_ACTIVE_DB / 10), 1e-12)
     if not active.any():
-        return Activity(active, -120.0, 0.0)
+        return Activity(active, SILENCE_DB, 0.0, 0.0)
     on = np.flatnonzero(active)
     gaps = np.diff(on)
     seconds = (1 + gaps[gaps <= _PAUSE_FRAMES].sum() + (gaps > _PAUSE_FRAMES).sum()) / 100
-    return Activity(active, float(10 * np.log10(energy[active].mean())), float(seconds))
+    # CPU tiers differ in the last bits of a track's energy. Gains are made of this level: rounded, they do
+    # not, and a world speaks the same samples on all of them.
+    level_db = round(float(10 * np.log10(energy[active].mean())), 2)
+    f0 = np.asarray(track.f0)[on[0] : on[-1] + 1]
+    voiced = f0[f0 > 0]
+    return Activity(active, level_db, float(seconds), float(np.median(voiced)) if voiced.size else 0.0)
 
 
 def voiced_f0(pcm: np.ndarray) -> np.ndarray:
     """Fundamental frequency in Hz, float32 [voiced frames of 10 ms], of 16 kHz speech."""
     f0 = _pitch(pcm, SAMPLE_RATE).f0
     return f0[f0 > 0]
-
-
-def median_f0(pcm: np.ndarray, active: np.ndarray | None = None) -> float:
-    """Median fundamental frequency in Hz over the voiced frames of 16 kHz speech; 0 where none is.
-
-    active: bool [frames] of ``activity``; nothing before the first or after the last of these is looked at.
-    """
-    if active is not None and active.any():
-        on = np.flatnonzero(active) * (SAMPLE_RATE // 100)
-        pcm = pcm[on[0] : on[-1] + SAMPLE_RATE // 100]
-    voiced = voiced_f0(pcm)
-    return float(np.median(voiced)) if voiced.size else 0.0
 
 
 def classify(
@@ -95,4 +101,4 @@ def measure(pcm: np.ndarray, syllables: int) -> Sound | None:
     speech = activity(pcm)
     if not speech.seconds:
         return None
-    return classify(median_f0(pcm, speech.active), syllables / speech.seconds, speech.level_db)
+    return classify(speech.f0_hz, syllables / speech.seconds, speech.level_db)

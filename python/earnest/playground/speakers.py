@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -17,10 +17,10 @@ from earnest.playground.sound import (
     PITCH_HZ,
     RATE_SYLLABLES,
     SAMPLE_RATE,
+    Activity,
     activity,
     classify,
     label,
-    median_f0,
 )
 
 # Where targets are drawn: inside the classes of sound.py, away from their edges.
@@ -95,10 +95,8 @@ class EspeakSpeaker:
                 ask_rate *= wanted_rate / measured
                 continue
             pcm, words = _cut(pcm, spoken.active, align(sentence, speech, self.tract, spoken.active), rng)
-            pcm = in_room(pcm, wanted_db, rng)
-            final = activity(pcm)
-            measured_f0 = median_f0(pcm, final.active)
-            measured = syllables / final.seconds
+            pcm, final = in_room(pcm, wanted_db, rng)
+            measured_f0, measured = final.f0_hz, syllables / final.seconds
             sound = classify(measured_f0, measured, final.level_db)
             if sound is not None and (sound.pitch, sound.rate, sound.loudness) == (pitch, rate, loudness):
                 return Utterance(augment.noise(pcm, sound.level_db, rng), words, sound)
@@ -165,10 +163,16 @@ def spoken_run(active: np.ndarray) -> tuple[int, int] | None:
     return int(firsts[longest]), int(lasts[longest])
 
 
-def in_room(pcm: np.ndarray, level_db: float, rng: np.random.Generator) -> np.ndarray:
-    """``pcm`` as a microphone has it in some room, at a level of ``level_db`` while speech is on."""
+def in_room(pcm: np.ndarray, level_db: float, rng: np.random.Generator) -> tuple[np.ndarray, Activity]:
+    """``pcm`` as a microphone has it in some room, at a level of ``level_db`` while speech is on, and how it
+    speaks then."""
     pcm = augment.room_and_band(pcm, rng)
-    return np.clip(pcm * np.float32(10 ** ((level_db - activity(pcm).level_db) / 20)), -1, 1)
+    speech = activity(pcm)
+    pcm = pcm * np.float32(10 ** ((level_db - speech.level_db) / 20))
+    if np.abs(pcm).max() > 1:
+        pcm = np.clip(pcm, -1, 1)
+        return pcm, activity(pcm)
+    return pcm, replace(speech, level_db=level_db)  # all else about it is relative to its own level
 
 
 def _cut(

@@ -3,6 +3,6 @@
 
 from earnest.report.page import write_report
 from earnest.report.plot import plot
-from earnest.report.table import markdown, table, table_of_runs
+from earnest.report.table import markdown, table, table_by_manner, table_of_runs
 
-__all__ = ["markdown", "plot", "table", "table_of_runs", "write_report"]
+__all__ = ["markdown", "plot", "table", "table_by_manner", "table_of_runs", "write_report"]

@@ -117,6 +117,45 @@ def table_parts(rows: Iterable[Metrics]) -> list[tuple[str, list[Column]]]:
     ]
 
 
+MANNER = {
+    "f0_hz": ("pitch", "Hz", 0),
+    "syllables_per_second": ("rate", "syllables/s", 1),
+    "level_db": ("level", "dB", 0),
+}
+THIRDS = {
+    "none": "nothing to measure",
+    "low": "lowest third",
+    "middle": "middle third",
+    "high": "highest third",
+}
+
+
+def manner_parts(rows: Iterable[Metrics]) -> list[tuple[str, list[Column]]]:
+    """(measure, columns) of the accuracy by how the question sounds. A column is named by the range of values
+    in its third, or, where the rows are of different cases, only by which third it is."""
+    rows = list(rows)
+    return [
+        (f"by {name}", columns)
+        for measure, (name, unit, digits) in MANNER.items()
+        if (columns := [c for third in THIRDS if (c := _third(rows, measure, third, unit, digits))])
+    ]
+
+
+def _third(rows: Sequence[Metrics], measure: str, third: str, unit: str, digits: int) -> Column | None:
+    path = ("accuracy_by_measured", measure, third)
+    known = [row for row in rows if _number(row, (*path, "accuracy")) is not None]
+    if not known:
+        return None
+    ends = {tuple(_number(row, (*path, end)) for end in ("from", "to", "cases")) for row in known}
+    title = THIRDS[third]
+    if len(ends) == 1 and None not in (found := ends.pop()):
+        low, high, cases = found
+        if third != "none":
+            title = f"{low:.{digits}f} to {high:.{digits}f} {unit}"
+        title += f" ({cases:.0f})"
+    return Column((*path, "accuracy"), title, f"accuracy on these cases, {THIRDS[third]}", "rate", True)
+
+
 def stages_of(metrics: Metrics) -> dict[str, Metrics]:
     """The rows of the table, in the order of the recipe. How often a stage wins against itself says nothing
     and is left out."""

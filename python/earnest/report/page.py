@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from earnest.report.columns import (
     STAGE_NAMES,
     Column,
     Metrics,
+    manner_parts,
     read_metrics_file,
     stages_of,
     table_parts,
@@ -55,6 +56,9 @@ def page(run_dir: Path, metrics: Metrics, together: Sequence[Path] = ()) -> str:
         ("What it showed", "".join(paragraph(text) for text in summary(metrics))),
         ("The stages", _tables(metrics)),
     ]
+    by_manner = _by_manner(metrics)
+    if by_manner:
+        sections.append(("How it sounds, and what is right", by_manner))
     if len(together) > 1:
         sections.append((f"{len(together)} runs", _runs_together(together)))
     sections += [
@@ -84,6 +88,13 @@ DIALOGUES_NOTE = paragraph(
     "for looks: each is the case of its family in which RLHF's reply is liked more than RLVR's by the median "
     "amount. Reasoning is dim, the reply is plain; ✓ and ✗ say whether it holds the verified answer.",
     "note",
+)
+
+
+MANNER_NOTE = (
+    "Verified accuracy by how the question sounds, measured from what the model heard, noise and all: median "
+    "fundamental frequency, estimated speaking rate, level while somebody speaks. Every measure parts the "
+    "cases into thirds; how many cases there are stands in brackets."
 )
 
 
@@ -140,7 +151,21 @@ def _tables(metrics: Metrics) -> str:
     stages = stages_of(metrics)
     if not stages:
         return paragraph("metrics.json holds no stages.", "missing")
+    notes = "Small figures are 95% intervals (Wilson); a tie counts as half a win."
+    parts = table_parts(stages.values())
+    return _html_tables(list(stages), parts, _with_interval(stages)) + paragraph(notes, "note")
 
+
+def _by_manner(metrics: Metrics) -> str:
+    """Accuracy by the measured pitch, speaking rate and level of the question; "" where none was measured."""
+    stages = stages_of(metrics)
+    parts = manner_parts(stages.values())
+    if not parts:
+        return ""
+    return paragraph(MANNER_NOTE, "note") + _html_tables(list(stages), parts, _with_interval(stages))
+
+
+def _with_interval(stages: Mapping[str, Metrics]) -> Callable[[str, Column], str]:
     def cell(stage: str, column: Column) -> str:
         bounds = column.bounds(stages[stage])
         value = escape(column.text(column.value(stages[stage])))
@@ -148,8 +173,7 @@ def _tables(metrics: Metrics) -> str:
             return value
         return f"{value} <small>{100 * bounds[0]:.0f} to {100 * bounds[1]:.0f}</small>"
 
-    notes = "Small figures are 95% intervals (Wilson); a tie counts as half a win."
-    return _html_tables(list(stages), table_parts(stages.values()), cell) + paragraph(notes, "note")
+    return cell
 
 
 def _runs_together(run_dirs: Sequence[Path]) -> str:

@@ -11,6 +11,7 @@ from earnest.report.columns import (
     STAGE_NAMES,
     Column,
     Metrics,
+    manner_parts,
     mean_and_spread,
     read_metrics_file,
     stages_of,
@@ -25,6 +26,13 @@ def table(metrics: Metrics) -> str:
     """One row per stage: what is right, and under it what is liked. Made for 100 columns of plain text."""
     stages = stages_of(metrics)
     return _text_table(list(stages), table_parts(stages.values()), lambda s, column: column.cell(stages[s]))
+
+
+def table_by_manner(metrics: Metrics) -> str:
+    """Accuracy by how the question sounds: its pitch, speaking rate and level; "" where none was measured."""
+    stages = stages_of(metrics)
+    parts = manner_parts(stages.values())
+    return _text_table(list(stages), parts, lambda s, column: column.cell(stages[s]))
 
 
 def markdown(metrics: Metrics) -> str:

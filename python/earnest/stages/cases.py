@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SAMPLE_RATE = 16000
 CASES_PER_JOB = 50
+HELD_OUT = "heldout"  # the split that is evaluated: its clips are measured too
 
 
 def hear(
@@ -33,16 +34,18 @@ def hear(
     name: str,
     words: Sequence[tuple[str, float, float]] = (),
     manner: Sequence[str] = (),
+    *,
+    measured: bool = False,
 ) -> tuple[Clip, ...]:
     """The chunks of one clip as log-mel features. What is known about it goes with the first (such clips are
-    short)."""
+    short), and with `measured` also how the whole clip sounds."""
     from earnest.features import LogMel
     from earnest.model import chunk_audio
 
     log_mel = _log_mel(LogMel, n_mels)
     chunks = chunk_audio(np.ascontiguousarray(pcm, dtype=np.float32))
     mels = [np.ascontiguousarray(log_mel(chunk)) for chunk in chunks]
-    first = Clip(f"{name}.0", mels[0], tuple(words), tuple(manner))
+    first = Clip(f"{name}.0", mels[0], tuple(words), tuple(manner), _measure(pcm) if measured else ())
     return (first, *(Clip(f"{name}.{index}", mel) for index, mel in enumerate(mels[1:], 1)))
 
 
@@ -51,10 +54,16 @@ def _log_mel(kind: type, n_mels: int):  # building the mel matrix costs more tha
     return kind(n_mels=n_mels, padding="step_audio")
 
 
+def _measure(pcm: np.ndarray) -> tuple[float, ...]:
+    from earnest.evaluate.manner import measure
+
+    return measure(np.ascontiguousarray(pcm, dtype=np.float32))
+
+
 # ---- the playground ----
 
 
-def case_of(sample: Sample, n_mels: int) -> Case:
+def case_of(sample: Sample, n_mels: int, *, measured: bool = False) -> Case:
     """The case of a playground sample. The samples of sound are dropped once they are features: the world can
     make them again from the sample's id."""
     from earnest.playground import looked_up, verify
@@ -69,8 +78,9 @@ def case_of(sample: Sample, n_mels: int) -> Case:
                 assert part.pcm is not None
                 sound = sample.sounds[index]
                 manner = (sound.rate, sound.pitch, sound.loudness)
-                clips.append(hear(part.pcm, n_mels, f"{sample.id}/{index}", sample.words[index], manner))
-                parts.append(Audio(path=f"{sample.id}/{index}"))
+                name, words = f"{sample.id}/{index}", sample.words[index]
+                clips.append(hear(part.pcm, n_mels, name, words, manner, measured=measured))
+                parts.append(Audio(path=name))
             else:
                 parts.append(part)
         history.append(replace(message, parts=tuple(parts)))
@@ -92,7 +102,7 @@ def case_of(sample: Sample, n_mels: int) -> Case:
 
 def _make_cases(world: World, kind: str, split: str, n_mels: int, indices: Sequence[int]) -> list[Case]:
     make = {"dialogue": world.sample, "dictation": world.dictation}[kind]
-    return [case_of(make(split, index), n_mels) for index in indices]
+    return [case_of(make(split, index), n_mels, measured=split == HELD_OUT) for index in indices]
 
 
 @functools.lru_cache(maxsize=8)
@@ -147,7 +157,7 @@ def _in_processes(
 # ---- JSON-lines files ----
 
 
-def file_cases(paths: Iterable[str | Path], n_mels: int) -> list[Case]:
+def file_cases(paths: Iterable[str | Path], n_mels: int, *, measured: bool = False) -> list[Case]:
     """Cases of dialogue files (the format of `earnest.dialogue`). The last assistant turn, where there is
     one, is the reply to learn; a dialogue that ends with the user's turn is a case without one."""
     from earnest.dialogue import read_dialogues
@@ -164,7 +174,7 @@ def file_cases(paths: Iterable[str | Path], n_mels: int) -> list[Case]:
                     id=f"{Path(path).name}:{number}",
                     task=str(dialogue.extra.get("task", "dialogue")),
                     history=tuple(history),
-                    clips=heard(history, n_mels),
+                    clips=heard(history, n_mels, measured=measured),
                     reasoning=last.reasoning if last else None,
                     replies=(last.text,) if last else (),
                     answer=answer,
@@ -195,7 +205,7 @@ def preference_cases(path: Path, n_mels: int) -> list[tuple[Case, Preference]]:
     ]
 
 
-def heard(history: Sequence[Message], n_mels: int) -> tuple[tuple[Clip, ...], ...]:
+def heard(history: Sequence[Message], n_mels: int, *, measured: bool = False) -> tuple[tuple[Clip, ...], ...]:
     """The features of every clip of a dialogue. Raises what load_audio raises."""
     from earnest.audio import load_audio
 
@@ -203,7 +213,8 @@ def heard(history: Sequence[Message], n_mels: int) -> tuple[tuple[Clip, ...], ..
     for audio in (part for message in history for part in message.audios):
         pcm = load_audio(audio.path, SAMPLE_RATE) if audio.path is not None else audio.pcm
         assert pcm is not None  # an Audio has one of the two
-        clips.append(hear(pcm, n_mels, hashlib.sha256(pcm.tobytes()).hexdigest()[:24]))
+        name = hashlib.sha256(pcm.tobytes()).hexdigest()[:24]
+        clips.append(hear(pcm, n_mels, name, measured=measured))
     return tuple(clips)
 
 

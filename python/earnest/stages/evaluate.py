@@ -22,7 +22,7 @@ from earnest.dialogue.records import parse_line, read_dialogues, read_records
 from earnest.errors import InvalidInput
 from earnest.evaluate import step_benchmarks
 from earnest.evaluate.matching import choice_right, short_answer_right
-from earnest.report.table import table
+from earnest.report.table import table, table_by_manner
 from earnest.settings import RunSettings, setting, to_plain
 from earnest.stages.source import DataSettings, PlaygroundSettings, load_cases, load_model
 
@@ -68,6 +68,9 @@ def main(settings: Settings, run_dir: Path) -> dict[str, Any]:
     results = {"stages": case_results(given)}
     write_atomic(run_dir / "results.json", json.dumps(results, indent=1) + "\n")
     print(table(results))
+    by_manner = table_by_manner(results)
+    if by_manner:
+        print(f"\n{by_manner}")
     return results
 
 
@@ -84,6 +87,7 @@ def names_of(folders: Sequence[str]) -> dict[str, str]:
 
 def case_answers(settings: Settings, folder: str, run_dir: Path, name: str) -> dict[str, list[Answer]]:
     """ "heard" and "unheard" answers of a model, from an earlier call where nothing has changed since."""
+    from earnest.evaluate.manner import with_measures
     from earnest.evaluate.playground import evaluate_model
     from earnest.evaluate.stage import Answer, answer, silenced, to_plain
 
@@ -97,7 +101,8 @@ def case_answers(settings: Settings, folder: str, run_dir: Path, name: str) -> d
     if data.files:
         cases = answered_cases(data, n_mels)
         limit = settings.max_new_tokens or 512
-        heard = answer(model, tokenizer, cases, max_new_tokens=limit, what=f"{name}: answering")
+        given = answer(model, tokenizer, cases, max_new_tokens=limit, what=f"{name}: answering")
+        heard = with_measures(given, cases)
         silent = silenced([case for case in cases if case.clips])
         unheard = answer(model, tokenizer, silent, max_new_tokens=limit, what=f"{name}: answering silence")
     else:
@@ -140,7 +145,7 @@ def answered_cases(data: DataSettings, n_mels: int) -> list[Case]:
     """The cases of files whose lines have an `answer`; a line may name its `choices`."""
     dialogues = [dialogue for path in data.files for dialogue in read_dialogues(path)]
     cases = []
-    for case, dialogue in zip(load_cases(data, n_mels), dialogues, strict=True):
+    for case, dialogue in zip(load_cases(data, n_mels, split="heldout"), dialogues, strict=True):
         if dialogue.answer is None:
             continue
         wanted, choices = str(dialogue.answer), dialogue.extra.get("choices")

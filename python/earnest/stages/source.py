@@ -17,7 +17,7 @@ from earnest.learn.types import Case
 from earnest.model import AudioLM
 from earnest.run import Run
 from earnest.settings import setting
-from earnest.stages.cases import case_of, file_cases, playground_cases
+from earnest.stages.cases import HELD_OUT, case_of, file_cases, playground_cases
 
 if TYPE_CHECKING:
     from earnest.playground import World
@@ -55,9 +55,10 @@ def load_cases(
     """The cases of a stage, audio as features. Raises InvalidInput where there are none.
 
     split, of the playground: reinforcement learning asks for "practice", whose voices, sentences and sums
-    have an answer to be verified, but no one's reasoning to be copied."""
+    have an answer to be verified, but no one's reasoning to be copied. Evaluation asks for "heldout": these
+    cases, of files too, say how each clip sounds."""
     cases = (
-        file_cases(data.files, n_mels)
+        file_cases(data.files, n_mels, measured=split == HELD_OUT)
         if data.files
         else _spoken(data, data.cases, "dialogue", n_mels, split, phase)
     )
