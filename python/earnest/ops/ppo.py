@@ -180,7 +180,7 @@ def ppo_loss(
         ValueError: a setting out of range; an entry that is not finite at a trainable token.
     """
     op = "ppo_loss"
-    per_token = normalizer if getattr(normalizer, "ndim", 0) > 0 else None
+    per_token: Array = normalizer if getattr(normalizer, "ndim", 0) > 0 else None
     divisor = 0.0 if per_token is not None or normalizer is None else float(normalizer)
     if normalizer is not None and per_token is None and not divisor > 0.0:
         raise InvalidInput(op, "normalizer", "a number above 0", str(divisor))
