@@ -85,11 +85,13 @@ void forward(const Input<Stored, 2>& hidden, const Input<Stored, 2>& weight, con
   run_with_workspace(job);
 }
 
+// The arrays that tell the overloads apart come first: a capsule can be opened once.
 template <typename Stored, typename Row>
-void backward(const std::optional<Input<Row, 1>>& grad_logp, const std::optional<Input<Row, 1>>& grad_entropy,
-              const std::optional<Input<Row, 1>>& grad_lse, const Input<Stored, 2>& hidden,
-              const Input<Stored, 2>& weight, const Input<int64_t, 1>& targets, const Input<Row, 1>& entropy,
-              const Input<Row, 1>& lse, const std::optional<Input<Row, 1>>& logits, double temperature,
+void backward(const Input<Stored, 2>& hidden, const Input<Stored, 2>& weight,
+              const Input<int64_t, 1>& targets, const std::optional<Input<Row, 1>>& grad_logp,
+              const std::optional<Input<Row, 1>>& grad_entropy, const std::optional<Input<Row, 1>>& grad_lse,
+              const Input<Row, 1>& entropy, const Input<Row, 1>& lse,
+              const std::optional<Input<Row, 1>>& logits, double temperature,
               const std::optional<Output<Stored, 2>>& grad_hidden,
               const std::optional<Output<Stored, 2>>& grad_weight) {
   Backward job;
@@ -126,12 +128,12 @@ void bind_type(nb::module_& module) {
              nb::arg("weight").noconvert(), nb::arg("targets").noconvert(), nb::arg("temperature"),
              nb::arg("logp").noconvert(), nb::arg("entropy").noconvert(), nb::arg("lse").noconvert(),
              nb::arg("logits").noconvert().none());
-  module.def("logprob_backward", &backward<Stored, Row>, nb::arg("grad_logp").noconvert().none(),
-             nb::arg("grad_entropy").noconvert().none(), nb::arg("grad_lse").noconvert().none(),
-             nb::arg("hidden").noconvert(), nb::arg("weight").noconvert(), nb::arg("targets").noconvert(),
-             nb::arg("entropy").noconvert(), nb::arg("lse").noconvert(), nb::arg("logits").noconvert().none(),
-             nb::arg("temperature"), nb::arg("grad_hidden").noconvert().none(),
-             nb::arg("grad_weight").noconvert().none());
+  module.def("logprob_backward", &backward<Stored, Row>, nb::arg("hidden").noconvert(),
+             nb::arg("weight").noconvert(), nb::arg("targets").noconvert(),
+             nb::arg("grad_logp").noconvert().none(), nb::arg("grad_entropy").noconvert().none(),
+             nb::arg("grad_lse").noconvert().none(), nb::arg("entropy").noconvert(),
+             nb::arg("lse").noconvert(), nb::arg("logits").noconvert().none(), nb::arg("temperature"),
+             nb::arg("grad_hidden").noconvert().none(), nb::arg("grad_weight").noconvert().none());
 }
 
 }  // namespace

@@ -84,7 +84,7 @@ void loss(const Input<T, 1>& logp, const Input<T, 1>& logp_old, const Input<T, 1
           double clip_high, std::optional<double> clip_value, std::optional<double> dual_clip,
           const std::string& kl_estimator, double policy_coef, double value_coef, double kl_coef,
           double entropy_coef, const MaybeOutput<T>& grad_logp, const MaybeOutput<T>& grad_values,
-          const MaybeOutput<T>& grad_entropy, const Output<T, 1>& losses, const Output<double, 1>& sums) {
+          const MaybeOutput<T>& grad_entropy, const Output<T, 0>& total, const Output<double, 1>& sums) {
   constexpr const char* kOp = "ppo_loss";
   const size_t tokens = logp.shape(0);
   ppo::LossParams<T> params;
@@ -114,7 +114,6 @@ void loss(const Input<T, 1>& logp, const Input<T, 1>& logp_old, const Input<T, 1
   params.grad_values = data_of(kOp, "grad_values", grad_values, tokens);
   params.grad_entropy = data_of(kOp, "grad_entropy", grad_entropy, tokens);
   params.sums = data_of(kOp, "sums", sums, ppo::kNumSums);
-  T* five = data_of(kOp, "losses", losses, 5);
   Status status;
   {
     nb::gil_scoped_release release;
@@ -122,8 +121,7 @@ void loss(const Input<T, 1>& logp, const Input<T, 1>& logp_old, const Input<T, 1
     status = ppo::run_loss(params, workspace.data());
   }
   raise_if_error(status);
-  five[0] = static_cast<T>(ppo::total_loss(params, params.sums));
-  std::copy(params.sums, params.sums + 4, five + 1);
+  *total.data() = static_cast<T>(ppo::total_loss(params, params.sums));
 }
 
 template <typename T>
@@ -239,7 +237,7 @@ void bind(nb::module_& module) {
              maybe("token_normalizer"), array("trainable"), "normalizer"_a, "clip_low"_a, "clip_high"_a,
              "clip_value"_a.none(), "dual_clip"_a.none(), "kl_estimator"_a, "policy_coef"_a, "value_coef"_a,
              "kl_coef"_a, "entropy_coef"_a, maybe("grad_logp"), maybe("grad_values"), maybe("grad_entropy"),
-             array("losses"), array("sums"));
+             array("total"), array("sums"));
   module.def("ppo_moments", &moments<T>, array("x"), array("trainable"), array("out"));
   module.def("ppo_whiten", &whiten<T>, array("x"), array("trainable"), array("moments"), "eps"_a, "min_std"_a,
              array("out"));

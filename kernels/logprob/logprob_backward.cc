@@ -3,8 +3,8 @@
 // products turn into gradients.
 #include <algorithm>
 
+#include "kernels/common/bfloat16.h"
 #include "kernels/common/thread_pool.h"
-#include "kernels/logprob/bfloat16.h"
 #include "kernels/logprob/logprob_packing.h"
 
 namespace earnest::logprob {

@@ -3,7 +3,7 @@
 // logprob_vector.h asks for, a tier defines EARNEST_ROW_GROUP and EARNEST_PANEL_VECTORS.
 #pragma once
 
-#include "kernels/logprob/bfloat16.h"
+#include "kernels/common/bfloat16.h"
 #include "kernels/logprob/logprob_tile.h"
 #include "kernels/logprob/logprob_vector.h"
 

@@ -5,7 +5,7 @@
 #include <limits>
 #include <vector>
 
-#include "kernels/logprob/bfloat16.h"
+#include "kernels/common/bfloat16.h"
 #include "kernels/logprob/logprob.h"
 
 namespace earnest::logprob {

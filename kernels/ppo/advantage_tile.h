@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-#include "kernels/ppo/lanes.h"
+#include "kernels/ppo/masks.h"
 #include "kernels/ppo/tiers.h"
 
 namespace earnest::ppo::EARNEST_PPO_TIER {

@@ -60,7 +60,8 @@ inline Exp<Vec<T>> exponential(Vec<T> x) {
     odd = odd * square + splat(C::kOdd[i]);
   }
   const Vec<T> tail = square * (even + r * odd);  // exp(r) - 1 - r
-  const Mask<T> bits = reinterpret_cast<Mask<T>>(shifted) - reinterpret_cast<Mask<T>>(round);
+  using Integers = Vec<IntegerOf<T>>;
+  const Integers bits = reinterpret_cast<Integers>(shifted) - reinterpret_cast<Integers>(round);
   const Vec<T> scale = reinterpret_cast<Vec<T>>((bits + C::kBias) << C::kMantissa);  // 2^n
   // exp(x) - 1 - x = (2^n - 1 - n ln2) + (2^n - 1) r + 2^n tail: tail itself where n = 0
   const Vec<T> above = scale - one;

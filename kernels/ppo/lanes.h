@@ -10,6 +10,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <type_traits>
 #include <utility>
 
@@ -30,8 +31,6 @@ struct VectorOf {
 };
 template <typename T>
 using Vec = typename VectorOf<T, kLanes<T>>::type;
-template <typename T>
-using Mask = Vec<IntegerOf<T>>;  // each lane 0 or -1
 template <typename V>
 constexpr int kLanesOf = sizeof(V) / sizeof(V{}[0]);
 
@@ -39,21 +38,34 @@ template <typename T>
 inline Vec<T> splat(T x) {
   return Vec<T>{} + x;
 }
-template <typename M, typename V>
-inline V select(M mask, V a, V b) {
-  return mask ? a : b;
-}
-template <typename M, typename V>
-inline V keep(M mask, V a) {
-  return mask ? a : V{};
-}
+template <typename V>
+using ElementOf = std::remove_cv_t<std::remove_reference_t<decltype(V{}[0])>>;
+
+// The second where they are equal, or not numbers. (Spelled out: GCC 12 makes a comparison and a choice of
+// `a > b ? a : b`, and warns of the forms without a mask.)
 template <typename V>
 inline V larger(V a, V b) {
+#if EARNEST_PPO_BYTES == 64
+  if constexpr (std::is_same_v<ElementOf<V>, float>) return _mm512_maskz_max_ps(0xffff, a, b);
+  if constexpr (std::is_same_v<ElementOf<V>, double>) return _mm512_maskz_max_pd(0xff, a, b);
+#elif EARNEST_PPO_BYTES == 32
+  if constexpr (std::is_same_v<ElementOf<V>, float>) return _mm256_max_ps(a, b);
+  if constexpr (std::is_same_v<ElementOf<V>, double>) return _mm256_max_pd(a, b);
+#else
   return a > b ? a : b;
+#endif
 }
 template <typename V>
 inline V smaller(V a, V b) {
+#if EARNEST_PPO_BYTES == 64
+  if constexpr (std::is_same_v<ElementOf<V>, float>) return _mm512_maskz_min_ps(0xffff, a, b);
+  if constexpr (std::is_same_v<ElementOf<V>, double>) return _mm512_maskz_min_pd(0xff, a, b);
+#elif EARNEST_PPO_BYTES == 32
+  if constexpr (std::is_same_v<ElementOf<V>, float>) return _mm256_min_ps(a, b);
+  if constexpr (std::is_same_v<ElementOf<V>, double>) return _mm256_min_pd(a, b);
+#else
   return a < b ? a : b;
+#endif
 }
 template <typename V>
 inline V clamp(V x, V low, V high) {
@@ -61,7 +73,8 @@ inline V clamp(V x, V low, V high) {
 }
 template <typename V>
 inline V absolute(V x) {
-  return larger(x, -x);
+  using Integer = IntegerOf<ElementOf<V>>;
+  return reinterpret_cast<V>(reinterpret_cast<Vec<Integer>>(x) & std::numeric_limits<Integer>::max());
 }
 
 // Lane i becomes lane i + kStep of x, or of `beyond` where that lies past the end.
@@ -88,11 +101,6 @@ template <typename V>
 inline auto maximum(V x) {
   return joined_lanes<kLanesOf<V>>(x, [](V a, V b) { return larger(a, b); })[0];
 }
-template <typename M>
-inline bool any(M mask) {
-  return joined_lanes<kLanesOf<M>>(mask, [](M a, M b) { return a | b; })[0] != 0;
-}
-
 // The number of lanes in use, where it is all of them: a constant, so that whole vectors take no branches.
 template <typename T>
 struct AllLanes {
@@ -108,6 +116,19 @@ inline void for_each_vector(int64_t begin, int64_t end, Body body) {
   if (t < end) body(t, static_cast<int>(end - t));
 }
 
+// Between the types of arrays and of arithmetic. (Spelled out where GCC 12 takes vectors apart for it.)
+template <typename A, typename V>
+inline Vec<A> converted(V x) {
+  if constexpr (std::is_same_v<A, ElementOf<V>>) return x;
+#if EARNEST_PPO_BYTES == 64
+  if constexpr (sizeof(A) > sizeof(ElementOf<V>)) return _mm512_maskz_cvtps_pd(0xff, x);
+#elif EARNEST_PPO_BYTES == 32
+  if constexpr (sizeof(A) > sizeof(ElementOf<V>)) return _mm256_cvtps_pd(x);
+#else
+  if constexpr (sizeof(A) > sizeof(ElementOf<V>)) return __builtin_convertvector(x, Vec<A>);
+#endif
+}
+
 // Loads and stores of the first n lanes; missing lanes read 0. A is the type of the arithmetic.
 template <typename A, typename T>
 inline Vec<A> load(const T* p, int n) {
@@ -116,10 +137,7 @@ inline Vec<A> load(const T* p, int n) {
     std::memcpy(&x, p, sizeof(x));
   else
     std::memcpy(&x, p, n * sizeof(T));
-  if constexpr (std::is_same_v<A, T>)
-    return x;
-  else
-    return __builtin_convertvector(x, Vec<A>);
+  return converted<A>(x);
 }
 template <typename A, typename T>
 inline void store(T* p, Vec<A> x, int n) {
@@ -134,119 +152,16 @@ inline void store(T* p, Vec<A> x, int n) {
     std::memcpy(p, &y, n * sizeof(T));
 }
 
-// A byte for each lane: the first kLanes<T>; the others are 0.
-typedef uint8_t Flags __attribute__((vector_size(16)));
-
-inline Flags flags_of(uint64_t bytes) {
-  typedef uint64_t Halves __attribute__((vector_size(16)));
-  return reinterpret_cast<Flags>(Halves{bytes, 0});
-}
-template <typename T>
-inline Flags load_flags(const uint8_t* p, int n) {
-  if constexpr (kLanes<T> == 16) {
-    Flags x{};
-    if (n == 16)
-      std::memcpy(&x, p, 16);
-    else
-      std::memcpy(&x, p, n);
-    return x;
-  }
-  uint64_t bytes = 0;  // by way of a register: bytes put together in memory would have to wait to be read
-  if (n == kLanes<T>)
-    std::memcpy(&bytes, p, kLanes<T> < 8 ? kLanes<T> : 8);
-  else
-    std::memcpy(&bytes, p, n);
-  return flags_of(bytes);
-}
-
-#if EARNEST_PPO_BYTES > 16
-// Each byte in a lane of its own. (Spelled out for each width: GCC 12 converts bytes one by one, and warns of
-// the forms without a mask.)
-template <typename T>
-inline Mask<T> widened(Flags bytes) {
-  const __m128i x = reinterpret_cast<__m128i>(bytes);
+template <int kHalf>
+inline auto half(Vec<float> x) {
 #if EARNEST_PPO_BYTES == 64
-  if constexpr (sizeof(T) == 4) return reinterpret_cast<Mask<T>>(_mm512_maskz_cvtepu8_epi32(0xffff, x));
-  if constexpr (sizeof(T) == 8) return reinterpret_cast<Mask<T>>(_mm512_maskz_cvtepu8_epi64(0xff, x));
-#else
-  if constexpr (sizeof(T) == 4) return reinterpret_cast<Mask<T>>(_mm256_cvtepu8_epi32(x));
-  if constexpr (sizeof(T) == 8) return reinterpret_cast<Mask<T>>(_mm256_cvtepu8_epi64(x));
-#endif
-}
-template <typename T>
-inline Mask<T> mask_of(Flags bytes) {
-  return widened<T>(bytes) != 0;
-}
-#else
-template <typename T, std::size_t... kIndex>
-inline Mask<T> own_bytes(IntegerOf<T> bytes, std::index_sequence<kIndex...>) {
-  return (splat(bytes) & Mask<T>{static_cast<IntegerOf<T>>(uint64_t{0xff} << (8 * kIndex))...}) != 0;
-}
-template <typename T>
-inline Mask<T> mask_of(Flags bytes) {
-  IntegerOf<T> word;  // little-endian: the lowest byte is lane 0
-  std::memcpy(&word, &bytes, sizeof(word));
-  return own_bytes<T>(word, std::make_index_sequence<kLanes<T>>());
-}
-#endif
-template <typename T>
-inline Mask<T> load_mask(const uint8_t* p, int n) {
-  return mask_of<T>(load_flags<T>(p, n));
-}
-
-#if EARNEST_PPO_BYTES > 16
-// Bit i is set where byte i is not 0.
-inline uint32_t bits_of(Flags bytes) {
-  return static_cast<uint32_t>(_mm_movemask_epi8(reinterpret_cast<__m128i>(bytes != 0)));
-}
-#endif
-
-// The lanes whose bit is set move together at the front, and back again; the others become 0.
-#if EARNEST_PPO_BYTES == 64
-template <typename T>
-inline Vec<T> compressed(uint32_t bits, Vec<T> x) {
-  if constexpr (sizeof(T) == 4) return _mm512_maskz_compress_ps(static_cast<__mmask16>(bits), x);
-  if constexpr (sizeof(T) == 8) return _mm512_maskz_compress_pd(static_cast<__mmask8>(bits), x);
-}
-template <typename T>
-inline Vec<T> expanded(uint32_t bits, Vec<T> x) {
-  if constexpr (sizeof(T) == 4) return _mm512_maskz_expand_ps(static_cast<__mmask16>(bits), x);
-  if constexpr (sizeof(T) == 8) return _mm512_maskz_expand_pd(static_cast<__mmask8>(bits), x);
-}
+  return _mm512_maskz_extractf32x8_ps(0xff, x, kHalf);
 #elif EARNEST_PPO_BYTES == 32
-// For each pattern of bits: where the lanes come from that move together, and where each goes back to. Lanes
-// without a source name lane 128, which stands for 0.
-struct LaneMoves {
-  uint8_t together[256][8], back[256][8];
-  constexpr LaneMoves() : together(), back() {
-    for (int bits = 0; bits < 256; ++bits) {
-      int count = 0;
-      for (int i = 0; i < 8; ++i) together[bits][i] = back[bits][i] = 128;
-      for (int i = 0; i < 8; ++i) {
-        if (bits >> i & 1)
-          back[bits][i] = static_cast<uint8_t>(count), together[bits][count++] = static_cast<uint8_t>(i);
-      }
-    }
-  }
-};
-constexpr LaneMoves kLaneMoves;
-
-template <typename T>
-inline Vec<T> moved(const uint8_t* sources, Vec<T> x) {
-  uint64_t bytes;
-  std::memcpy(&bytes, sources, 8);
-  const Mask<T> lanes = widened<T>(flags_of(bytes));
-  return keep(lanes < 128, __builtin_shuffle(x, lanes));
-}
-template <typename T>
-inline Vec<T> compressed(uint32_t bits, Vec<T> x) {
-  return moved<T>(kLaneMoves.together[bits], x);
-}
-template <typename T>
-inline Vec<T> expanded(uint32_t bits, Vec<T> x) {
-  return moved<T>(kLaneMoves.back[bits], x);
-}
+  return _mm256_extractf128_ps(x, kHalf);
+#else
+  return __builtin_shufflevector(x, x, 2 * kHalf, 2 * kHalf + 1);
 #endif
+}
 
 // A sum of many numbers, kept in double also where the lanes are float.
 template <typename T>
@@ -259,15 +174,9 @@ struct Total {
     if constexpr (kParts == 1) {
       wide[0] = x;
     } else {
-      widen_halves(x, wide, std::make_index_sequence<kLanes<double>>());
+      wide[0] = converted<double>(half<0>(x));
+      wide[1] = converted<double>(half<1>(x));
     }
-  }
-  template <std::size_t... kIndex>
-  static void widen_halves(Vec<T> x, Wide& wide, std::index_sequence<kIndex...>) {
-    wide[0] =
-        __builtin_convertvector(__builtin_shufflevector(x, x, static_cast<int>(kIndex)...), Vec<double>);
-    wide[1] = __builtin_convertvector(
-        __builtin_shufflevector(x, x, (static_cast<int>(kIndex) + kLanes<double>)...), Vec<double>);
   }
 
   void add(const Wide& x) {
@@ -291,14 +200,6 @@ struct Total {
     for (int i = 1; i < kParts; ++i) joined += parts[i];
     return sum(joined);
   }
-};
-
-// How often each lane was chosen.
-template <typename T>
-struct Counter {
-  Mask<T> lanes{};
-  void add(Mask<T> mask) { lanes -= mask; }
-  double value() const { return static_cast<double>(sum(lanes)); }
 };
 
 }  // namespace

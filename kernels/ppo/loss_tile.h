@@ -10,7 +10,7 @@
 #include <cmath>
 
 #include "kernels/ppo/exponential.h"
-#include "kernels/ppo/lanes.h"
+#include "kernels/ppo/masks.h"
 #include "kernels/ppo/tiers.h"
 
 namespace earnest::ppo::EARNEST_PPO_TIER {
@@ -34,9 +34,8 @@ struct Block {
     return keep(mask, splat(T(1)) / load<T>(params.token_normalizer + t, n));
   }
   // The same for their gradients, times the weight of the loss.
-  Vec<T> slope(double coef, Vec<T> share) const {
-    return kPerToken ? splat(static_cast<T>(coef)) * share : splat(static_cast<T>(coef * inverse_n));
-  }
+  Vec<T> weight(double coef) const { return splat(static_cast<T>(kPerToken ? coef : coef * inverse_n)); }
+  static Vec<T> slope(Vec<T> weight, Vec<T> share) { return kPerToken ? weight * share : weight; }
   double total(const Total<T>& loss) const { return loss.value() * (kPerToken ? 1.0 : inverse_n); }
 };
 
@@ -50,20 +49,22 @@ void policy_terms(Block<T, kPerToken>& block) {
   Total<T> loss, ratio, kl, distances, weight, weight2;
   Counter<T> tokens, clamped, clipped, clipped_high, dual_clipped;
   Vec<T> ratio_max = splat(T(-kNoClip)), ratio_min = splat(T(kNoClip)), distance_max{};
+  const Vec<T> of_gradient = block.weight(p.policy_coef);
   for_each_vector<T>(block.begin, block.end, [&](int64_t t, auto n) {
     const Mask<T> mask = load_mask<T>(p.trainable + t, n);
     const Vec<T> share = block.share(mask, t, n);
-    if (kPerToken) block.suspect |= mask & ~((share > zero) & (load<T>(p.token_normalizer + t, n) > zero));
+    if (kPerToken)
+      block.suspect |= mask & ~(greater(share, zero) & greater(load<T>(p.token_normalizer + t, n), zero));
     const Vec<T> log_ratio = keep(mask, load<T>(p.logp + t, n) - load<T>(p.logp_old + t, n));
     const Vec<T> cost = -block.read(p.advantages, mask, t, n), distance = absolute(log_ratio);
     const Exp<Vec<T>> rho = exponential<T>(clamp(log_ratio, -limit, limit));
     Vec<T> plain = rho.value * cost;
     const Vec<T> cut = clamp(rho.value, low, high) * cost;
-    const Mask<T> is_clipped = cut > plain, outside = distance > limit;
+    const Mask<T> is_clipped = greater(cut, plain), outside = greater(distance, limit);
     Vec<T> worst = select(is_clipped, cut, plain);
     Mask<T> flows = mask & ~(is_clipped | outside);
     if (has_dual) {
-      const Mask<T> is_dual = (cost > zero) & (worst > dual * cost);
+      const Mask<T> is_dual = greater(cost, zero) & greater(worst, dual * cost);
       worst = select(is_dual, dual * cost, worst);
       flows &= ~is_dual;
       dual_clipped.add(is_dual);
@@ -76,7 +77,7 @@ void policy_terms(Block<T, kPerToken>& block) {
       weight2.add_squares(w);
     }
     loss.add(kPerToken ? share * worst : worst);
-    if (p.grad_logp) store<T>(p.grad_logp + t, keep(flows, block.slope(p.policy_coef, share) * plain), n);
+    if (p.grad_logp) store<T>(p.grad_logp + t, keep(flows, block.slope(of_gradient, share) * plain), n);
 
     tokens.add(mask);
     ratio.add(keep(mask, rho.value));
@@ -84,7 +85,7 @@ void policy_terms(Block<T, kPerToken>& block) {
     distances.add(distance);
     clamped.add(outside);
     clipped.add(is_clipped);
-    clipped_high.add(is_clipped & (cost < zero));
+    clipped_high.add(is_clipped & greater(zero, cost));
     ratio_max = larger(ratio_max, select(mask, rho.value, ratio_max));
     ratio_min = smaller(ratio_min, select(mask, rho.value, ratio_min));
     distance_max = larger(distance_max, distance);
@@ -113,6 +114,7 @@ void value_terms(Block<T, kPerToken>& block) {
   const T* values_old = p.clip_value != kNoClip ? p.values_old : nullptr;
   Total<T> loss, returns, returns2, residuals, residuals2;
   Counter<T> clipped;
+  const Vec<T> of_gradient = block.weight(p.value_coef);
   for_each_vector<T>(block.begin, block.end, [&](int64_t t, auto n) {
     const Mask<T> mask = load_mask<T>(p.trainable + t, n);
     const Vec<T> share = block.share(mask, t, n);
@@ -123,13 +125,13 @@ void value_terms(Block<T, kPerToken>& block) {
     if (values_old) {
       const Vec<T> old = block.read(values_old, mask, t, n);
       const Vec<T> cut_error = clamp(value, old - reach, old + reach) - target;
-      const Mask<T> is_clipped = absolute(cut_error) > absolute(error);
+      const Mask<T> is_clipped = greater(absolute(cut_error), absolute(error));
       worst = select(is_clipped, cut_error, error);
       flows &= ~is_clipped;
       clipped.add(is_clipped);
-      block.suspect |= ~(old - old == Vec<T>{});
+      block.suspect |= ~equal(old - old, Vec<T>{});
     }
-    if (p.grad_values) store<T>(p.grad_values + t, keep(flows, block.slope(p.value_coef, share) * error), n);
+    if (p.grad_values) store<T>(p.grad_values + t, keep(flows, block.slope(of_gradient, share) * error), n);
 
     typename Total<T>::Wide wide;
     if constexpr (kPerToken) {
@@ -158,6 +160,7 @@ void kl_terms(Block<T, kPerToken>& block) {
   const LossParams<T>& p = block.params;
   const Vec<T> limit = splat(T(kLogRatioLimit)), half = splat(T(0.5)), one = splat(T(1));
   Total<T> loss, k1_sum, k3_sum;
+  const Vec<T> of_gradient = block.weight(p.kl_coef);
   for_each_vector<T>(block.begin, block.end, [&](int64_t t, auto n) {
     const Mask<T> mask = load_mask<T>(p.trainable + t, n);
     const Vec<T> share = block.share(mask, t, n);
@@ -169,11 +172,11 @@ void kl_terms(Block<T, kPerToken>& block) {
       gradient = k1;
     } else if (p.kl_estimator == KlEstimator::kK3) {
       k = inverse.excess;
-      gradient = keep(absolute(k1) <= limit, k1 - inverse.excess);  // 1 - exp(-k1), small where k1 is
+      gradient = keep(~greater(absolute(k1), limit), k1 - inverse.excess);  // 1 - exp(-k1), small where k1 is
     }
     loss.add(kPerToken ? share * k : k);
     if (p.grad_logp && p.kl_coef != 0.0) {
-      const Vec<T> slope = keep(mask, block.slope(p.kl_coef, share) * gradient);
+      const Vec<T> slope = keep(mask, block.slope(of_gradient, share) * gradient);
       store<T>(p.grad_logp + t, load<T>(p.grad_logp + t, n) + slope, n);
     }
     k1_sum.add(k1);
@@ -188,12 +191,13 @@ template <typename T, bool kPerToken>
 void entropy_terms(Block<T, kPerToken>& block) {
   const LossParams<T>& p = block.params;
   Total<T> shared, all;
+  const Vec<T> of_gradient = block.weight(-p.entropy_coef);
   for_each_vector<T>(block.begin, block.end, [&](int64_t t, auto n) {
     const Mask<T> mask = load_mask<T>(p.trainable + t, n);
     const Vec<T> share = block.share(mask, t, n), entropy = block.read(p.entropy, mask, t, n);
     if (kPerToken) shared.add(share * entropy);
     all.add(entropy);
-    if (p.grad_entropy) store<T>(p.grad_entropy + t, keep(mask, block.slope(-p.entropy_coef, share)), n);
+    if (p.grad_entropy) store<T>(p.grad_entropy + t, keep(mask, block.slope(of_gradient, share)), n);
   });
   block.sums[kEntropyLoss] = -block.total(kPerToken ? shared : all);
   block.sums[kEntropy] = all.value();

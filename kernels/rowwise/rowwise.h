@@ -80,6 +80,19 @@ Status swiglu(const SwiGlu<Stored>& job, Device device = Device::kCpu);
 template <typename Stored>
 Status swiglu_backward(const SwiGlu<Stored>& job, Device device = Device::kCpu);
 
+// The oracles: plain loops in double, one rounding at the end. The backward pass of rotary is its forward
+// pass with the sine negated.
+template <typename Stored>
+void reference_rms_norm(const RmsNorm<Stored>& job);
+template <typename Stored>
+void reference_rms_norm_backward(const RmsNorm<Stored>& job);
+template <typename Fused, typename Apart>
+void reference_rotary(const Rotary<Fused, Apart>& job);
+template <typename Stored>
+void reference_swiglu(const SwiGlu<Stored>& job);
+template <typename Stored>
+void reference_swiglu_backward(const SwiGlu<Stored>& job);
+
 // The back end that would run, e.g. "cpu/avx512"; an error if there is none.
 Status which(Device device, std::string* name);
 

@@ -10,7 +10,7 @@ import torch
 from bench_cases import FakeLimits, settings
 
 from earnest import cli, ops
-from earnest.bench import attention, command, decode, linear, logmel, logprob, pitch, ppo, scans
+from earnest.bench import attention, command, decode, linear, logmel, logprob, pitch, ppo, rowwise, scans
 from earnest.bench.case import OURS, Target
 from earnest.bench.harness import measure
 from earnest.bench.limits import Limits
@@ -34,6 +34,9 @@ TINY = {
     "logmel": logmel.whole(1, 80),
     "stream": logmel.stream(10, 80),
     "pitch": pitch.case(2),
+} | {
+    f"{operation} {dtype}": rowwise.case(operation, rowwise.Layer(5, 3, 2, 8, 7), dtype, gradients=True)
+    for operation, dtype in zip(rowwise.OPERATIONS, ("float32", "bfloat16", "float32"), strict=True)
 }
 
 

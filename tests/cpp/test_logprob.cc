@@ -8,9 +8,9 @@
 #include <string>
 #include <vector>
 
+#include "kernels/common/bfloat16.h"
 #include "kernels/common/cpu_tier.h"
 #include "kernels/common/thread_pool.h"
-#include "kernels/logprob/bfloat16.h"
 #include "kernels/logprob/logprob.h"
 #include "tests/cpp/check.h"
 #include "tests/cpp/tiers.h"

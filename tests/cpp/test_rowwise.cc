@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Arrays exactly as large as promised, so that the address sanitizer sees every byte touched beyond them.
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "kernels/rowwise/rowwise.h"
@@ -104,6 +106,109 @@ TEST(swiglu_is_its_formula_in_every_stored_type) {
       const double expected = gate / (1 + std::exp(-gate)) * up;
       CHECK_NEAR(out[static_cast<size_t>(i)], expected, 4e-6);
       CHECK_NEAR(widen(half_out[static_cast<size_t>(i)]), expected, 0.1);
+    }
+  }
+  CHECK(force_cpu_tier("").ok());
+}
+
+namespace {
+
+template <typename T>
+std::vector<T> stored(int64_t count, int64_t first) {
+  std::vector<T> numbers(static_cast<size_t>(count));
+  for (int64_t i = 0; i < count; ++i) narrow(wave(first + i), &numbers[static_cast<size_t>(i)]);
+  return numbers;
+}
+template <>
+std::vector<double> stored(int64_t count, int64_t first) {
+  const std::vector<float> numbers = waves(count, first);
+  return {numbers.begin(), numbers.end()};
+}
+
+// Of numbers of about 1 to 30; sums cancel by no more.
+template <typename T>
+constexpr double kBudget = sizeof(T) == 8   ? 1e-13
+                           : sizeof(T) == 4 ? 2e-5
+                                            : 0.02;
+
+template <typename Stored, typename T>
+void check_equal(const std::vector<T>& found, const std::vector<T>& wanted) {
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    const double size = std::max(1.0, std::abs(static_cast<double>(widen(wanted[i]))));
+    CHECK_NEAR(widen(found[i]), widen(wanted[i]), kBudget<Stored> * size);
+  }
+}
+
+template <typename Stored>
+void check_norm_and_gates(int64_t rows, int64_t width) {
+  const auto x = stored<Stored>(rows * width, 1), weight = stored<Stored>(width, 2),
+             grad = stored<Stored>(rows * width, 3), gate_up = stored<Stored>(2 * rows * width, 4);
+  const auto run = [&](bool oracle) {
+    std::vector<Stored> y(x.size()), grad_x(x.size()), out(x.size()), grad_gates(gate_up.size());
+    std::vector<Arithmetic<Stored>> inverse(static_cast<size_t>(rows)), grad_weight(weight.size());
+    RmsNorm<Stored> norm{rows,     width,          1e-3,        x.data(),      weight.data(),
+                         y.data(), inverse.data(), grad.data(), grad_x.data(), grad_weight.data()};
+    SwiGlu<Stored> gates{rows, width, gate_up.data(), out.data(), grad.data(), grad_gates.data()};
+    if (oracle) {
+      reference_rms_norm(norm), reference_rms_norm_backward(norm);
+      reference_swiglu(gates), reference_swiglu_backward(gates);
+    } else {
+      CHECK(rms_norm(norm).ok() && rms_norm_backward(norm).ok());
+      CHECK(swiglu(gates).ok() && swiglu_backward(gates).ok());
+    }
+    return std::tuple(y, grad_x, out, grad_gates, inverse, grad_weight);
+  };
+  const auto found = run(false), wanted = run(true);
+  check_equal<Stored>(std::get<0>(found), std::get<0>(wanted));
+  check_equal<Stored>(std::get<1>(found), std::get<1>(wanted));
+  check_equal<Stored>(std::get<2>(found), std::get<2>(wanted));
+  check_equal<Stored>(std::get<3>(found), std::get<3>(wanted));
+  check_equal<Stored>(std::get<4>(found), std::get<4>(wanted));
+  check_equal<Stored>(std::get<5>(found), std::get<5>(wanted));
+}
+
+template <typename Fused, typename Apart>
+void check_rotary(int64_t rows, int64_t dim) {
+  constexpr int64_t kHeads = 3, kKvHeads = 2;
+  auto qkv = stored<Fused>(rows * (kHeads + 2 * kKvHeads) * dim, 5);
+  std::vector<Arithmetic<Fused>> cosine(static_cast<size_t>(rows * dim / 2)), sine(cosine.size());
+  for (size_t i = 0; i < cosine.size(); ++i) {
+    cosine[i] = static_cast<Arithmetic<Fused>>(std::cos(1.7 * static_cast<double>(i)));
+    sine[i] = static_cast<Arithmetic<Fused>>(std::sin(1.7 * static_cast<double>(i)));
+  }
+  const auto run = [&](bool oracle) {
+    std::vector<Apart> q(static_cast<size_t>(rows * kHeads * dim)),
+        k(static_cast<size_t>(rows * kKvHeads * dim)), v(k.size());
+    Rotary<Fused, Apart> job{rows,        kHeads,     kKvHeads, dim,      cosine.data(),
+                             sine.data(), qkv.data(), q.data(), k.data(), v.data()};
+    if (oracle) {
+      reference_rotary(job);
+    } else {
+      CHECK(rotary(job).ok());
+    }
+    return std::tuple(q, k, v);
+  };
+  const auto found = run(false), wanted = run(true);
+  check_equal<Fused>(std::get<0>(found), std::get<0>(wanted));
+  check_equal<Fused>(std::get<1>(found), std::get<1>(wanted));
+  check_equal<Fused>(std::get<2>(found), std::get<2>(wanted));
+}
+
+}  // namespace
+
+TEST(every_tier_equals_the_oracle_in_every_stored_type) {
+  for (const std::string& tier : usable_tiers(CpuTier::kAvx512)) {
+    CHECK(force_cpu_tier(tier).ok());
+    for (int64_t width : {1, 15, 16, 130, 257}) {
+      check_norm_and_gates<float>(67, width);
+      check_norm_and_gates<double>(67, width);
+      check_norm_and_gates<BFloat16>(67, width);
+    }
+    for (int64_t dim : {2, 10, 64}) {
+      check_rotary<float, float>(9, dim);
+      check_rotary<double, double>(9, dim);
+      check_rotary<BFloat16, BFloat16>(9, dim);
+      check_rotary<BFloat16, float>(9, dim);
     }
   }
   CHECK(force_cpu_tier("").ok());

@@ -125,6 +125,41 @@ def test_each_loss_carries_its_own_gradient() -> None:
         assert [n for n, g in zip(DIFFERENTIABLE, found, strict=True) if g.abs().sum() > 0] == list(touched)
 
 
+def test_losses_may_be_mixed_and_changed_in_place() -> None:
+    data = batch(40)
+    alone = [gradients(data, lambda d, x=x: getattr(call(d), x))[0] for x in ("policy_loss", "kl_loss")]
+
+    def mixed(d):
+        found = call(d, kl_coef=0.25)
+        loss = found.loss
+        loss *= 2
+        with torch.no_grad():
+            part = found.kl_loss  # its gradient does not depend on where it is first looked at
+        return loss - part
+
+    assert_close(gradients(data, mixed)[0], 2 * alone[0] + (0.5 - 1) * alone[1], 1e-12)
+    with torch.no_grad():
+        assert not call(data | {"logp": data["logp"].clone().requires_grad_()}).kl_loss.requires_grad
+
+
+def test_gradients_of_a_large_batch_share_nothing_but_memory() -> None:
+    """They come from one block: each must be its own numbers and count its own changes."""
+    data = batch(300_001, torch.float32)
+    found = gradients(data, lambda d: call(d, value_coef=0.7, entropy_coef=0.1).loss)
+    parts = [{name: x[i : i + 100_001] for name, x in data.items()} for i in range(0, 300_001, 100_001)]
+    count = float(data["trainable"].sum())
+    small = [
+        gradients(p, lambda d: call(d, value_coef=0.7, entropy_coef=0.1, normalizer=count).loss)
+        for p in parts
+    ]
+    kept, version = found[1].clone(), found[1]._version
+    found[0].zero_()
+    assert found[1]._version == version
+    assert torch.equal(found[1], kept)
+    for i in (1, 2):
+        assert torch.equal(found[i], torch.cat([p[i] for p in small]))
+
+
 def test_a_normalizer_per_token_divides_every_term() -> None:
     data = batch(200)
     per_token = torch.rand(200, dtype=torch.float64) * 9 + 1

@@ -134,6 +134,12 @@ def test_attention_gets_full_precision_from_a_projection_in_half() -> None:
     torch.testing.assert_close(qkv.grad, 2 * qkv.detach(), rtol=1e-2, atol=1e-2)  # turning keeps lengths
 
 
+@pytest.mark.parametrize("eps", [0.0, -1e-6, float("nan"), float("inf")])
+def test_an_eps_that_is_no_small_number_is_refused(eps: float) -> None:
+    with pytest.raises(InvalidInput, match=r"^\[rms_norm\] eps: expected a finite number above 0, got"):
+        ops.rms_norm(random(2, 3), random(3), eps)
+
+
 def test_extreme_gates_saturate() -> None:
     gate = torch.tensor([[-3e38, -200.0, -90.0, 0.0, 90.0, 3e38, float("nan")]])
     out = ops.swiglu(torch.cat([gate, torch.ones_like(gate)], dim=1))[0]

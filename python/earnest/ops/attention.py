@@ -3,22 +3,19 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.utils.dlpack import to_dlpack
 
 from earnest import _native
 from earnest.errors import InvalidInput
+from earnest.ops.eager import call, capsule, runs_directly
 
 _OP = "attention"
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 _NUMPY_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
-_SENTENCE = re.compile(r"\[(.*?)\] (.*?): expected (.*), got (.*)", re.DOTALL)
 
 
 def attention(
@@ -56,7 +53,7 @@ def attention(
         cu_seqlens_k = cu_seqlens_q
     _check_tensors(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k)
     factor = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    if torch.compiler.is_compiling() or _needs_dispatch(q, k, v):
+    if not runs_directly(q, k, v):
         return _attention_op(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, causal, factor)[0]
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         return _Attention.apply(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, causal, factor)
@@ -120,35 +117,8 @@ def _length(name: str, x: Any) -> int:
     return x.shape[0]
 
 
-def _needs_dispatch(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether more than eager autograd has to see the operator: tracing, subclasses, transforms."""
-    plain = all(type(x) is Tensor or type(x) is torch.nn.Parameter for x in (q, k, v))
-    return (
-        not plain
-        or q.is_meta
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-    )
-
-
 def _sequences(q: Any, cu_seqlens_q: Any) -> int:
     return q.shape[0] if q.ndim == 4 else 1 if cu_seqlens_q is None else cu_seqlens_q.shape[0] - 1
-
-
-def _capsule(x: Tensor | None) -> Any:
-    # A capsule costs a fifth of what x.__dlpack__(), which is Python code, would.
-    return None if x is None else to_dlpack(x if x.is_contiguous() else x.contiguous())
-
-
-def _call(function: Any, *arguments: Any) -> None:
-    try:
-        function(*arguments)
-    except ValueError as error:
-        sentence = _SENTENCE.fullmatch(str(error))
-        if sentence is None:
-            raise
-        raise InvalidInput(*sentence.groups()) from None
 
 
 def _forward(
@@ -157,9 +127,9 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     out = torch.empty(q.shape, dtype=q.dtype)
     lse = torch.empty(q.shape[:-1], dtype=torch.float64) if with_lse else None
-    _call(
-        _native.attention_forward, _capsule(q), _capsule(k), _capsule(v), to_dlpack(out), _capsule(lse),
-        _capsule(cu_q), _capsule(cu_k), _capsule(seqused_k), _sequences(q, cu_q), causal, scale,
+    call(
+        _native.attention_forward, capsule(q), capsule(k), capsule(v), capsule(out), capsule(lse),
+        capsule(cu_q), capsule(cu_k), capsule(seqused_k), _sequences(q, cu_q), causal, scale,
     )  # fmt: skip
     return out, out if lse is None else lse
 
@@ -169,9 +139,9 @@ def _backward(
     cu_q: Tensor | None, cu_k: Tensor | None, seqused_k: Tensor | None, causal: bool, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     grads = tuple(torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
-    _call(
-        _native.attention_backward, *map(_capsule, (q, k, v, out, lse, grad_out, grad_lse)),
-        *map(to_dlpack, grads), *map(_capsule, (cu_q, cu_k, seqused_k)), _sequences(q, cu_q), causal, scale,
+    call(
+        _native.attention_backward, *map(capsule, (q, k, v, out, lse, grad_out, grad_lse)),
+        *map(capsule, grads), *map(capsule, (cu_q, cu_k, seqused_k)), _sequences(q, cu_q), causal, scale,
     )  # fmt: skip
     return grads[0], grads[1], grads[2]
 
@@ -258,7 +228,7 @@ def _attention_numpy(
     lengths = [None if x is None else np.ascontiguousarray(x) for x in (cu_q, cu_k, seqused_k)]
     out = np.empty(q.shape, q.dtype)
     factor = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    _call(
+    call(
         _native.attention_forward, *map(np.ascontiguousarray, (q, k, v)), out, None, *lengths,
         _sequences(q, cu_q), causal, factor,
     )  # fmt: skip

@@ -3,23 +3,20 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.utils.dlpack import to_dlpack
 
 from earnest import _native
 from earnest.errors import InvalidInput
+from earnest.ops.eager import call, capsule, needs_gradient, runs_directly
 from earnest.ops.packed_weights import PackedWeights
 
 _OP = "linear"
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 _NUMPY_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
-_SENTENCE = re.compile(r"\[(.*?)\] (.*?): expected (.*), got (.*)", re.DOTALL)
 _packed = PackedWeights()
 
 
@@ -52,11 +49,10 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Any:
     _check_tensors(x, weights, bias)
     _check_shapes(x.shape, [w.shape for w in weights], None if bias is None else bias.shape)
     bias = bias if bias is None or bias.dtype == x.dtype else bias.to(x.dtype)
-    if torch.compiler.is_compiling() or _needs_dispatch(x, weights, bias):
+    if not runs_directly(x, *weights, bias):
         whole = weights[0] if len(weights) == 1 else torch.cat(weights)
         return _linear_op(x, whole.to(x.dtype), bias)
-    inputs = (x, *weights) if bias is None else (x, bias, *weights)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in inputs):
+    if needs_gradient(x, *weights, bias):
         return _Linear.apply(x, bias, *weights)
     return _forward(x, weights, bias)
 
@@ -104,41 +100,14 @@ def _check_shapes(x: Any, weights: Any, bias: Any) -> None:
         _wrong("bias", f"[{outputs}] to match weight {[list(w) for w in weights]}", list(bias))
 
 
-def _needs_dispatch(x: Tensor, weights: tuple[Tensor, ...], bias: Tensor | None) -> bool:
-    """Whether more than eager autograd has to see the operator: tracing, subclasses, transforms."""
-    plain = all(t is None or type(t) is Tensor or type(t) is torch.nn.Parameter for t in (x, *weights, bias))
-    return (
-        not plain
-        or x.is_meta
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-    )
-
-
-def _capsule(x: Tensor) -> Any:
-    # A capsule costs a fifth of what x.__dlpack__(), which is Python code, would.
-    return to_dlpack(x if x.is_contiguous() else x.contiguous())
-
-
-def _call(function: Any, *arguments: Any) -> None:
-    try:
-        function(*arguments)
-    except ValueError as error:
-        sentence = _SENTENCE.fullmatch(str(error))
-        if sentence is None:
-            raise
-        raise InvalidInput(*sentence.groups()) from None
-
-
 def _product(left: Tensor, packed: Tensor, bias: Tensor | None, columns: int) -> Tensor:
     output = torch.empty((*left.shape[:-1], columns), dtype=left.dtype)
-    _call(
+    call(
         _native.linear_product,
-        _capsule(left),
-        to_dlpack(packed),
-        None if bias is None else _capsule(bias),
-        to_dlpack(output),
+        capsule(left),
+        capsule(packed),
+        capsule(bias),
+        capsule(output),
     )
     return output
 
@@ -162,12 +131,12 @@ def _backward(
             grad_weight = torch.empty((grad_output.shape[-1], rows.shape[-1]), dtype=grad_output.dtype)
         if need_bias:
             grad_bias = torch.empty(grad_output.shape[-1], dtype=grad_output.dtype)
-        _call(
+        call(
             _native.linear_weight_gradient,
-            to_dlpack(grad_output),
-            _capsule(rows),
-            None if grad_weight is None else to_dlpack(grad_weight),
-            None if grad_bias is None else to_dlpack(grad_bias),
+            capsule(grad_output),
+            capsule(rows),
+            capsule(grad_weight),
+            capsule(grad_bias),
         )
     return grad_x, grad_weight, grad_bias
 
@@ -255,5 +224,5 @@ def _linear_numpy(x: np.ndarray, weight: Any, bias: Any) -> np.ndarray:
     output = np.empty((*x.shape[:-1], weight.shape[0]), x.dtype)
     _native.linear_pack(weight, False, packed)
     bias = None if bias is None else np.ascontiguousarray(bias)
-    _call(_native.linear_product, x, packed, bias, output)
+    call(_native.linear_product, x, packed, bias, output)
     return output

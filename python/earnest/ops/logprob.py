@@ -5,23 +5,20 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
+from torch.utils.dlpack import to_dlpack
 
 from earnest import _native
 from earnest.errors import InvalidInput
+from earnest.ops.eager import bits, call, needs_gradient, runs_directly
 
 _OP = "logprob"
 _ROW_TYPE = {torch.float32: torch.float32, torch.float64: torch.float64, torch.bfloat16: torch.float32}
 _NUMPY_TYPES = (np.dtype(np.float32), np.dtype(np.float64))
-_SENTENCE = re.compile(r"\[(.*?)\] (.*?): expected (.*), got (.*)", re.DOTALL)
 
 Results = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -47,21 +44,23 @@ def logprob(hidden: Any, weight: Any, targets: Any, *, temperature: float = 1.0)
     """
     if isinstance(hidden, np.ndarray):
         return _logprob_numpy(hidden, weight, targets, temperature)
+    if runs_directly(hidden, weight, targets) and not needs_gradient(hidden, weight):
+        try:
+            if hidden.dtype == weight.dtype:
+                return _forward(hidden, weight, targets, float(temperature), None)[:2]
+        except (AttributeError, KeyError, TypeError, ValueError):  # the checks below find words for it
+            pass
     _check_tensors(hidden, weight, targets)
     _check_shapes(hidden, weight, targets, temperature)
-    if _needs_dispatch(hidden, weight, targets):
-        # A compiled graph keeps no logits: how many there are would bind it to the number of rows.
-        keep = _wants_gradient(hidden, weight) and not torch.compiler.is_compiling()
-        results = _logprob_op(hidden, weight, targets, float(temperature), keep)
-    else:
-        results = _forward(hidden, weight, targets, float(temperature), keep=False)
+    # A compiled graph keeps no logits: how many there are would bind it to the number of rows.
+    keep = needs_gradient(hidden, weight) and not torch.compiler.is_compiling()
+    results = _logprob_op(hidden, weight, targets, float(temperature), keep)
     return results[0], results[1]
 
 
 def which(device: str = "cpu") -> str:
     """The back end that would run, e.g. "cpu/avx512"; an error where there is none."""
-    with _kernel_errors():
-        return _native.logprob_which(device)
+    return call(_native.logprob_which, device)
 
 
 def _wrong(argument: str, expected: str, got: object) -> NoReturn:
@@ -93,64 +92,23 @@ def _check_shapes(hidden: Any, weight: Any, targets: Any, temperature: float) ->
         _wrong("temperature", "a finite number above 0", temperature)
 
 
-def _wants_gradient(hidden: Tensor, weight: Tensor) -> bool:
-    return torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-
-
-def _needs_dispatch(hidden: Tensor, weight: Tensor, targets: Tensor) -> bool:
-    """False for plain tensors that need no gradient: they go to the kernel without torch's machinery."""
-    return (
-        _wants_gradient(hidden, weight)
-        or torch.compiler.is_compiling()
-        or any(type(x) not in (Tensor, torch.nn.Parameter) for x in (hidden, weight, targets))
-        or hidden.is_meta
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._len_torch_function_stack() > 0
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-    )
-
-
-@contextmanager
-def _kernel_errors() -> Iterator[None]:
-    """Gives the kernel's own sentence the type that callers expect."""
-    try:
-        yield
-    except ValueError as error:
-        sentence = _SENTENCE.fullmatch(str(error))
-        if sentence is None:
-            raise
-        raise InvalidInput(*sentence.groups()) from None
-
-
-def _raw(x: Tensor) -> Tensor:
-    """What crosses into the kernel: contiguous, without autograd, bfloat16 as its bits."""
-    x = x.detach().contiguous()
-    return x.view(torch.int16) if x.dtype == torch.bfloat16 else x
-
-
 def _kept_size(hidden: Tensor, weight: Tensor) -> int:
     return _native.logprob_kept_size(
         int(hidden.shape[0]), int(weight.shape[0]), hidden.dtype == torch.float64
     )
 
 
-def _forward(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, keep: bool) -> Results:
-    row_type = _ROW_TYPE[hidden.dtype]
-    logp, entropy, lse = (torch.empty(hidden.shape[0], dtype=row_type) for _ in range(3))
-    logits = torch.empty(_kept_size(hidden, weight) if keep else 0, dtype=row_type)
-    with _kernel_errors():
-        _native.logprob_forward(
-            _raw(hidden),
-            _raw(weight),
-            _raw(targets),
-            temperature,
-            logp,
-            entropy,
-            lse,
-            logits if keep else None,
-        )
-    return logp, entropy, lse, logits
+def _forward(
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, logits: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows, row_type = hidden.shape[0], _ROW_TYPE[hidden.dtype]
+    logp, entropy = torch.empty(rows, dtype=row_type), torch.empty(rows, dtype=row_type)
+    lse = torch.empty(rows, dtype=row_type)
+    call(
+        _native.logprob_forward, bits(hidden), bits(weight), bits(targets), temperature,
+        to_dlpack(logp), to_dlpack(entropy), to_dlpack(lse), None if logits is None else to_dlpack(logits),
+    )  # fmt: skip
+    return logp, entropy, lse
 
 
 def _logprob_numpy(
@@ -168,8 +126,7 @@ def _logprob_numpy(
     _check_shapes(hidden, weight, targets, temperature)
     rows = [np.empty(hidden.shape[0], dtype=hidden.dtype) for _ in range(3)]
     arrays = [np.ascontiguousarray(x) for x in (hidden, weight, targets)]
-    with _kernel_errors():
-        _native.logprob_forward(*arrays, float(temperature), *rows, None)
+    call(_native.logprob_forward, *arrays, float(temperature), *rows, None)
     return rows[0], rows[1]
 
 
@@ -179,7 +136,8 @@ def _logprob_op(
 ) -> Results:
     """logp, entropy and log-sum-exp, each [N]; all three are differentiable. The fourth is what backward
     need not make again: some logits in the kernel's own layout, or nothing."""
-    return _forward(hidden, weight, targets, temperature, keep)
+    logits = torch.empty(_kept_size(hidden, weight) if keep else 0, dtype=_ROW_TYPE[hidden.dtype])
+    return *_forward(hidden, weight, targets, temperature, logits if keep else None), logits
 
 
 @_logprob_op.register_fake
@@ -208,14 +166,12 @@ def _backward_op(
     that is None is zero."""
     grad_hidden = torch.empty(hidden.shape if need_hidden else (0,), dtype=hidden.dtype)
     grad_weight = torch.empty(weight.shape if need_weight else (0,), dtype=weight.dtype)
-    grads = [None if x is None else _raw(x) for x in (grad_logp, grad_entropy, grad_lse)]
     _native.logprob_backward(
-        *grads,
-        *(_raw(x) for x in (hidden, weight, targets, entropy, lse)),
-        logits if logits.numel() else None,
+        *map(bits, (hidden, weight, targets, grad_logp, grad_entropy, grad_lse, entropy, lse)),
+        bits(logits if logits.numel() else None),
         temperature,
-        _raw(grad_hidden) if need_hidden else None,
-        _raw(grad_weight) if need_weight else None,
+        bits(grad_hidden if need_hidden else None),
+        bits(grad_weight if need_weight else None),
     )
     return grad_hidden, grad_weight
 

@@ -22,7 +22,8 @@ from torch.utils.dlpack import to_dlpack
 
 from earnest import _native
 from earnest.errors import InvalidInput
-from earnest.ops.ppo_autograd import NUM_SUMS, Settings, needs_dispatch, torch_loss
+from earnest.ops.eager import runs_directly
+from earnest.ops.ppo_autograd import NUM_SUMS, Call, Settings, dispatched_loss, eager_loss
 
 Array = Any  # a torch.Tensor or a numpy.ndarray: all arguments of one call are of one kind
 
@@ -41,11 +42,24 @@ class PPOLoss:
     """
 
     loss: Array
-    policy_loss: Array
-    value_loss: Array
-    kl_loss: Array
-    entropy_loss: Array
     sums: Array = field(repr=False)
+    _parts: Call | tuple[Array, ...] = field(repr=False)  # by number: policy 1, value 2, kl 3, entropy 4
+
+    @property
+    def policy_loss(self) -> Array:
+        return self._parts[1]
+
+    @property
+    def value_loss(self) -> Array:
+        return self._parts[2]
+
+    @property
+    def kl_loss(self) -> Array:
+        return self._parts[3]
+
+    @property
+    def entropy_loss(self) -> Array:
+        return self._parts[4]
 
     @cached_property
     def metrics(self) -> dict[str, Array]:
@@ -89,19 +103,22 @@ def gae(
     op = "gae"
     if masked_rewards not in ("ignore", "refuse"):
         raise InvalidInput(op, "masked_rewards", "ignore or refuse", repr(masked_rewards))
+    settings = (float(gamma), float(lam), masked_rewards == "refuse")
+    found = _gae_directly((rewards, values, trainable, cu_seqlens), settings, out)
+    if found is not None:
+        return found
     arrays = _Arrays(op, "rewards", rewards)
     rewards = arrays.floats("rewards", rewards)
     values = arrays.floats("values", values)
     trainable = arrays.flags("trainable", trainable)
     cu_seqlens = arrays.integers("cu_seqlens", cu_seqlens, "int32")
-    settings = (float(gamma), float(lam), masked_rewards == "refuse")
     inputs = (rewards, values, trainable, cu_seqlens)
     results = None if out is None else arrays.outputs(("advantages", "returns"), out)
     if not arrays.torch:
         results = results or (np.empty_like(rewards), np.empty_like(rewards))
         _native.ppo_gae(*inputs, *settings, *results)
         return results
-    if needs_dispatch(rewards, values):
+    if not runs_directly(*inputs):
         found = _gae(*(x.detach() for x in inputs), *settings)
         return found if results is None else (results[0].copy_(found[0]), results[1].copy_(found[1]))
     if results is None:
@@ -163,9 +180,7 @@ def ppo_loss(
         ValueError: a setting out of range; an entry that is not finite at a trainable token.
     """
     op = "ppo_loss"
-    arrays = _Arrays(op, "logp", logp)
-    trainable = arrays.flags("trainable", trainable)
-    per_token = normalizer if getattr(normalizer, "ndim", 0) > 0 else None
+    per_token: Array = normalizer if getattr(normalizer, "ndim", 0) > 0 else None
     divisor = 0.0 if per_token is not None or normalizer is None else float(normalizer)
     if normalizer is not None and per_token is None and not divisor > 0.0:
         raise InvalidInput(op, "normalizer", "a number above 0", str(divisor))
@@ -177,12 +192,6 @@ def ppo_loss(
         values_old = None
     elif values_old is None:
         raise InvalidInput(op, "values_old", "an array beside clip_value", "None")
-    named = (
-        ("logp", logp), ("logp_old", logp_old), ("advantages", advantages), ("values", values),
-        ("values_old", values_old), ("returns", returns), ("logp_ref", logp_ref), ("entropy", entropy),
-        ("weights", weights), ("normalizer", per_token),
-    )  # fmt: skip
-    inputs = [None if x is None else arrays.floats(name, x) for name, x in named]
     settings = Settings(
         divisor,
         float(clip),
@@ -192,15 +201,28 @@ def ppo_loss(
         kl_estimator,
         (1.0, float(value_coef), float(kl_coef), float(entropy_coef)),
     )
-    losses: Any
-    sums: Array
-    if arrays.torch:
-        losses, sums = torch_loss(inputs, trainable, settings)
-    else:
-        losses, sums = np.empty(5, logp.dtype), np.empty(NUM_SUMS)
-        _native.ppo_loss(*inputs, trainable, *settings[:-1], *settings.coefs, None, None, None, losses, sums)
-    loss, policy_loss, value_loss, kl_loss, entropy_loss = losses
-    return PPOLoss(loss, policy_loss, value_loss, kl_loss, entropy_loss, sums)
+    inputs = (
+        logp, logp_old, advantages, values, values_old, returns, logp_ref, entropy, weights, per_token,
+        trainable,
+    )  # fmt: skip
+    if logp is not None and runs_directly(*inputs):
+        try:
+            return PPOLoss(*eager_loss(inputs, settings))
+        except (TypeError, ValueError):  # the checks below find words for it
+            pass
+    arrays = _Arrays(op, "logp", logp)
+    trainable = arrays.flags("trainable", trainable)
+    names = (
+        "logp", "logp_old", "advantages", "values", "values_old", "returns", "logp_ref", "entropy", "weights",
+        "normalizer",
+    )  # fmt: skip
+    floats = [None if x is None else arrays.floats(n, x) for n, x in zip(names, inputs[:-1], strict=True)]
+    if not arrays.torch:
+        loss, sums = np.empty((), logp.dtype), np.empty(NUM_SUMS)
+        _native.ppo_loss(*floats, trainable, *settings[:-1], *settings.coefs, None, None, None, loss, sums)
+        return PPOLoss(loss[()], sums, (loss[()], *sums[:4].astype(logp.dtype)))
+    run = eager_loss if runs_directly(*floats, trainable) else dispatched_loss
+    return PPOLoss(*run((*floats, trainable), settings))
 
 
 def join_sums(parts: Array) -> Array:
@@ -213,7 +235,7 @@ def metrics_of(sums: Array) -> dict[str, Array]:
     """The metrics of ``sums`` (float64), of one call or joined: exactly those of the whole batch."""
     sums = _Arrays("metrics_of", "sums", sums).floats("sums", sums)
     if isinstance(sums, Tensor):
-        found = _metrics(sums) if needs_dispatch(sums) else _metrics_of(sums)
+        found = _metrics_of(sums) if runs_directly(sums) else _metrics(sums)
         return dict(zip(_METRICS, found.unbind(), strict=True))
     out = np.empty(len(_METRICS))
     _native.ppo_metrics(sums, out)
@@ -292,6 +314,29 @@ def group_advantage(
     out = np.empty_like(scores)
     _native.ppo_group_advantage(scores, groups, valid, *settings, out)
     return out
+
+
+def _gae_directly(inputs: tuple, settings: tuple, out: Any) -> tuple[Tensor, Tensor] | None:
+    """The results of plain tensors in memory order, as the kernel found them; None where they are others, or
+    where something is wrong, for which the checks have better words than the kernel."""
+    if out is not None and not (isinstance(out, tuple | list) and len(out) == 2):
+        return None
+    if inputs[0] is None or not runs_directly(*inputs, *(out or ())):
+        return None
+    rewards, values, trainable, cu_seqlens = inputs
+    if out is None:
+        tokens, dtype = rewards.numel(), rewards.dtype
+        advantages, returns = torch.empty(tokens, dtype=dtype), torch.empty(tokens, dtype=dtype)
+    else:
+        advantages, returns = out
+    try:
+        _native.ppo_gae(
+            to_dlpack(rewards), to_dlpack(values), to_dlpack(trainable), to_dlpack(cu_seqlens), *settings,
+            to_dlpack(advantages), to_dlpack(returns),
+        )  # fmt: skip
+    except (TypeError, ValueError):
+        return None
+    return advantages, returns
 
 
 def _joined(op: str, name: str, parts: Array, columns: int, join: Callable[[Array, Array], None]) -> Array:

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 from torch.utils.dlpack import to_dlpack
 
@@ -20,12 +19,13 @@ from earnest import _native
 
 NUM_SUMS: int = _native.PPO_NUM_SUMS
 Maybe = Tensor | None
+# logp, logp_old, advantages, values, values_old, returns, logp_ref, entropy, weights, normalizer, trainable
+Inputs = Sequence[Maybe]
 
-_PLAIN = (Tensor, torch.nn.Parameter)
-_DIFFERENTIABLE = (0, 3, 7)  # logp, values and entropy among the inputs below
-_NUM_INPUTS = (
-    10  # logp, logp_old, advantages, values, values_old, returns, logp_ref, entropy, weights, normalizer
-)
+_LARGE = 1 << 18  # tokens
+_LOGP = 0
+_DIFFERENTIABLE = (_LOGP, 3, 7)  # logp, values and entropy among the inputs
+_NUM_INPUTS = 11
 
 
 class Settings(NamedTuple):
@@ -40,97 +40,142 @@ class Settings(NamedTuple):
     coefs: tuple[float, ...]
 
 
-def torch_loss(
-    inputs: list[Maybe], trainable: Tensor, settings: Settings
-) -> tuple[tuple[Tensor, ...], Tensor]:
-    """((loss, policy, value, kl, entropy), sums), the five differentiable."""
-    if needs_dispatch(*inputs):
-        constants = [x if x is None or i in _DIFFERENTIABLE else x.detach() for i, x in enumerate(inputs)]
-        losses, sums = _loss(*constants, trainable, *settings[:-1], *settings.coefs)
-        return losses.unbind(), sums
-    sums = torch.empty(NUM_SUMS, dtype=torch.float64)
-    leaves = _leaves(inputs)
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in leaves):
-        return _Loss.apply(*leaves, (inputs, trainable, settings, sums)), sums
-    return _run(inputs, trainable, settings, (None, None, None), sums).unbind(), sums
+def eager_loss(inputs: Inputs, settings: Settings) -> tuple[Tensor, Tensor, Call]:
+    """(loss, sums, where the parts are found): plain tensors, without torch's dispatcher."""
+    call = Call(inputs, settings)
+    return call.loss(), call.sums, call
 
 
-def needs_dispatch(*tensors: Maybe) -> bool:
-    """Whether more than eager autograd has to see the operator: tracing, subclasses, transforms."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-        or any(x is not None and (x.is_meta or type(x) not in _PLAIN) for x in tensors)
-    )
+def dispatched_loss(inputs: Inputs, settings: Settings) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    """The same, with (loss, policy, value, kl, entropy), where tracers, modes or transforms have to see the
+    operator."""
+    constants = [x if x is None or i in _DIFFERENTIABLE else x.detach() for i, x in enumerate(inputs)]
+    losses, sums = _loss(*constants, *settings[:-1], *settings.coefs)
+    parts = losses.unbind()
+    return parts[0], sums, parts
 
 
-def _run(
-    inputs: Sequence[Maybe], trainable: Tensor, settings: Settings, gradients: Sequence[Maybe], sums: Tensor
-) -> Tensor:
-    """Fills sums and those gradients that are there; returns (loss, policy, value, kl, entropy)."""
-    logp = inputs[0]
-    assert logp is not None
-    losses = torch.empty(5, dtype=logp.dtype)
+class Call:
+    """One call: its inputs, sums, and gradients on request. ``call[i]`` is the policy (1), value, kl or
+    entropy loss, with its gradient."""
+
+    __slots__ = ("differentiable", "inputs", "settings", "sums", "versions")
+
+    def __init__(self, inputs: Inputs, settings: Settings) -> None:
+        self.inputs, self.settings = inputs, settings
+        self.sums = torch.empty(NUM_SUMS, dtype=torch.float64)
+        # Saving tensors costs as much as the kernel on a small batch: versions are enough to see a change.
+        self.versions = _versions(inputs)
+        self.differentiable = torch.is_grad_enabled() and any(self.wanted())
+
+    def wanted(self) -> tuple[bool, bool, bool]:
+        """Whether logp, values and entropy want gradients."""
+        logp, values, entropy = (self.inputs[i] for i in _DIFFERENTIABLE)
+        return (
+            logp is not None and logp.requires_grad,
+            values is not None and values.requires_grad,
+            entropy is not None and entropy.requires_grad,
+        )
+
+    def loss(self) -> Tensor:
+        """Runs the kernel."""
+        if not self.differentiable:
+            return _run(self.inputs, self.settings, (None, None, None), self.sums)
+        found: Tensor = _Loss.apply(*(self.inputs[i] for i in _DIFFERENTIABLE), self)
+        return found
+
+    def __getitem__(self, index: int) -> Tensor:
+        """A second pass finds the gradient."""
+        if not self.differentiable:
+            return self.part(index)
+        with torch.enable_grad():
+            found: Tensor = _Part.apply(*(self.inputs[i] for i in _DIFFERENTIABLE), self, index)
+        return found
+
+    def part(self, index: int) -> Tensor:
+        return self.sums[index - 1].to(self.inputs[_LOGP].dtype, copy=True)  # type: ignore[union-attr]
+
+    def gradients_again(self, coefs: tuple[float, ...]) -> list[Maybe]:
+        """Gradients of the sum that coefs make of the four losses."""
+        if _versions(self.inputs) != self.versions:
+            raise RuntimeError("[ppo_loss] backward: expected the inputs of the loss, got changed ones")
+        gradients = _new_gradients(self.inputs, self.wanted())
+        settings = self.settings._replace(coefs=coefs)
+        _run(self.inputs, settings, gradients, torch.empty_like(self.sums))
+        return gradients
+
+
+def _run(inputs: Inputs, settings: Settings, gradients: Sequence[Maybe], sums: Tensor) -> Tensor:
+    """Fills sums and those gradients that are there; returns the loss."""
+    loss = torch.empty((), dtype=inputs[_LOGP].dtype)  # type: ignore[union-attr]
     _native.ppo_loss(
-        *[None if x is None else to_dlpack(x) for x in inputs], to_dlpack(trainable), *settings[:-1],
-        *settings.coefs, *[None if x is None else to_dlpack(x) for x in gradients], to_dlpack(losses),
-        to_dlpack(sums),
+        *[None if x is None else to_dlpack(x) for x in inputs], *settings[:-1], *settings.coefs,
+        *[None if x is None else to_dlpack(x) for x in gradients], to_dlpack(loss), to_dlpack(sums),
     )  # fmt: skip
-    return losses
+    return loss
 
 
-def _leaves(inputs: Sequence[Maybe]) -> list[Maybe]:
-    return [inputs[i] for i in _DIFFERENTIABLE]
+def _new_gradients(inputs: Inputs, wanted: Sequence[bool]) -> list[Maybe]:
+    logp = inputs[_LOGP]
+    assert logp is not None
+    tokens, dtype = logp.numel(), logp.dtype
+    if tokens < _LARGE:
+        return [torch.empty(tokens, dtype=dtype) if want else None for want in wanted]
+    # The C library gives several large blocks in a row back to the system, and every call would get new
+    # pages, a fourth of its time; one block it keeps.
+    step = (tokens + 15) // 16 * 16  # each begins on a cache line
+    memory = torch.empty(step * sum(wanted), dtype=dtype).untyped_storage()
+    starts = iter(range(0, step * sum(wanted), step))
+    return [
+        torch.empty(0, dtype=dtype).set_(memory, next(starts), (tokens,)) if want else None  # type: ignore[call-overload]
+        for want in wanted
+    ]
 
 
-def _new_gradients(leaves: Sequence[Maybe]) -> list[Maybe]:
-    return [None if x is None else torch.empty(x.shape, dtype=x.dtype) for x in leaves]
-
-
-def _gradients(
-    upstream: Sequence[float], inputs: Sequence[Maybe], trainable: Tensor, settings: Settings,
-    gradients: list[Maybe],
-) -> list[Maybe]:  # fmt: skip
-    """Gradients of the sum that upstream makes of the loss and its four parts."""
-    coefs = tuple(upstream[0] * coef + part for coef, part in zip(settings.coefs, upstream[1:], strict=True))
-    sums = torch.empty(NUM_SUMS, dtype=torch.float64)
-    _run(inputs, trainable, settings._replace(coefs=coefs), gradients, sums)
-    return gradients
+def _versions(inputs: Inputs) -> list[int]:
+    return [0 if x is None or x.is_inference() else x._version for x in inputs]
 
 
 class _Loss(torch.autograd.Function):
+    """Gradients come out of the forward pass, for the backward pass to hand on."""
+
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, ...]:
-        *leaves, call = arguments
-        inputs, trainable, settings, sums = call
-        ctx.set_materialize_grads(False)
-        ctx.wanted = [x is not None and x.requires_grad for x in leaves]
-        ctx.gradients = _new_gradients([x if y else None for x, y in zip(leaves, ctx.wanted, strict=True)])
-        losses = _run(inputs, trainable, settings, ctx.gradients, sums)
-        # Saving costs as much as the kernel does on a small batch: versions are enough to see a change.
-        ctx.call = inputs, trainable, settings, _versions((*inputs, trainable))
-        return losses.unbind()
+    def forward(ctx: Any, logp: Tensor, values: Maybe, entropy: Maybe, call: Call) -> Tensor:
+        ctx.call = call
+        ctx.gradients = _new_gradients(call.inputs, call.wanted())
+        return _run(call.inputs, call.settings, ctx.gradients, call.sums)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple:
+        # The decorator's context costs as much as all the rest, and matters only to a graph of gradients.
+        return (_constants if torch.is_grad_enabled() else _handed_on)(ctx, upstream)
+
+
+def _handed_on(ctx: Any, upstream: Tensor) -> tuple:
+    ready, ctx.gradients = ctx.gradients, None
+    scale = upstream.item()
+    if ready is None or scale != 1.0:
+        ready = ctx.call.gradients_again(tuple(scale * coef for coef in ctx.call.settings.coefs))
+    return *ready, None
+
+
+_constants = once_differentiable(_handed_on)
+
+
+class _Part(torch.autograd.Function):
+    """One of the losses that the first one is the sum of."""
+
+    @staticmethod
+    def forward(ctx: Any, logp: Tensor, values: Maybe, entropy: Maybe, call: Call, index: int) -> Tensor:
+        ctx.call, ctx.index = call, index
+        return call.part(index)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *upstream: Maybe) -> tuple:
-        ready, ctx.gradients = ctx.gradients, None
-        if ready is not None and all(x is None for x in upstream[1:]):
-            scale = 0.0 if upstream[0] is None else upstream[0].item()
-            if scale == 1.0:
-                return *ready, None
-        inputs, trainable, settings, versions = ctx.call
-        if _versions((*inputs, trainable)) != versions:
-            raise RuntimeError("[ppo_loss] backward: expected the inputs of the loss, got changed ones")
-        leaves = [x if y else None for x, y in zip(_leaves(inputs), ctx.wanted, strict=True)]
-        scales = [0.0 if x is None else x.item() for x in upstream]
-        return *_gradients(scales, inputs, trainable, settings, _new_gradients(leaves)), None
-
-
-def _versions(tensors: Sequence[Maybe]) -> list[int]:
-    return [0 if x is None or x.is_inference() else x._version for x in tensors]
+    def backward(ctx: Any, upstream: Tensor) -> tuple:
+        coefs = [0.0] * 4
+        coefs[ctx.index - 1] = upstream.item()
+        return *ctx.call.gradients_again(tuple(coefs)), None, None
 
 
 @torch.library.custom_op("earnest::ppo_loss", mutates_args=())
@@ -143,12 +188,14 @@ def _loss(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """((loss, policy, value, kl, entropy), sums): what tracers see."""
     inputs = (
-        logp, logp_old, advantages, values, values_old, returns, logp_ref, entropy, weights, token_normalizer
+        logp, logp_old, advantages, values, values_old, returns, logp_ref, entropy, weights, token_normalizer,
+        trainable,
     )  # fmt: skip
     coefs = (policy_coef, value_coef, kl_coef, entropy_coef)
     settings = Settings(normalizer, clip_low, clip_high, clip_value, dual_clip, kl_estimator, coefs)
     sums = torch.empty(NUM_SUMS, dtype=torch.float64)
-    return _run(inputs, trainable, settings, (None, None, None), sums), sums
+    loss = _run(inputs, settings, (None, None, None), sums)
+    return torch.cat([loss[None], sums[:4].to(logp.dtype)]), sums
 
 
 @_loss.register_fake
@@ -167,24 +214,28 @@ def _loss_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients with respect to logp, values and entropy; empty for those that are not there."""
     inputs = (
-        logp, logp_old, advantages, values, values_old, returns, logp_ref, entropy, weights, token_normalizer
+        logp, logp_old, advantages, values, values_old, returns, logp_ref, entropy, weights, token_normalizer,
+        trainable,
     )  # fmt: skip
-    coefs = (policy_coef, value_coef, kl_coef, entropy_coef)
+    first, *parts = upstream.tolist()
+    mixed = (policy_coef, value_coef, kl_coef, entropy_coef)
+    coefs = tuple(first * coef + part for coef, part in zip(mixed, parts, strict=True))
     settings = Settings(normalizer, clip_low, clip_high, clip_value, dual_clip, kl_estimator, coefs)
-    gradients = _new_gradients(_leaves(inputs))
-    found = _gradients(upstream.tolist(), inputs, trainable, settings, gradients)
-    of_logp, of_values, of_entropy = (logp.new_empty(0) if g is None else g for g in found)
+    gradients = _new_gradients(inputs, [inputs[i] is not None for i in _DIFFERENTIABLE])
+    _run(inputs, settings, gradients, torch.empty(NUM_SUMS, dtype=torch.float64))
+    of_logp, of_values, of_entropy = (logp.new_empty(0) if g is None else g for g in gradients)
     return of_logp, of_values, of_entropy
 
 
 @_loss_backward.register_fake
 def _(upstream, *inputs):
-    return tuple(inputs[0].new_empty(0 if x is None else x.shape) for x in _leaves(inputs))
+    leaves = (inputs[i] for i in _DIFFERENTIABLE)
+    return tuple(inputs[0].new_empty(0 if x is None else x.shape) for x in leaves)
 
 
 def _save_inputs(ctx: Any, inputs: tuple, output: tuple) -> None:
-    ctx.save_for_backward(*inputs[: _NUM_INPUTS + 1])
-    ctx.settings = inputs[_NUM_INPUTS + 1 :]
+    ctx.save_for_backward(*inputs[:_NUM_INPUTS])
+    ctx.settings = inputs[_NUM_INPUTS:]
     ctx.mark_non_differentiable(output[1])
 
 

@@ -6,6 +6,7 @@ own operations, which compilers can fuse."""
 
 from __future__ import annotations
 
+import math
 from typing import Any, NoReturn
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from earnest import _native
 from earnest.errors import InvalidInput
-from earnest.ops.eager import capsule, needs_gradient, runs_directly
+from earnest.ops.eager import bits, needs_gradient, runs_directly
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
@@ -27,6 +28,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     _check("rms_norm", "x", x, 1)
     if weight.ndim != 1 or weight.shape[0] != x.shape[-1] or weight.dtype != x.dtype:
         _wrong("rms_norm", "weight", f"{x.dtype} [{x.shape[-1]}]", _described(weight))
+    if not 0 < eps < math.inf:
+        _wrong("rms_norm", "eps", "a finite number above 0", eps)
     if not runs_directly(x, weight):
         return F.rms_norm(x, weight.shape, weight, eps)
     if not needs_gradient(x, weight):
@@ -105,7 +108,7 @@ def _sums_in(dtype: torch.dtype) -> torch.dtype:
 def _normed(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     rows = x if x.ndim == 2 else x.reshape(x.numel() // x.shape[-1], x.shape[-1])
     y, inverse = torch.empty(rows.shape, dtype=x.dtype), torch.empty(len(rows), dtype=_sums_in(x.dtype))
-    _native.rms_norm(capsule(rows), capsule(weight), eps, capsule(y), capsule(inverse))
+    _native.rms_norm(bits(rows), bits(weight), eps, bits(y), bits(inverse))
     return y.view(x.shape), inverse
 
 
@@ -117,7 +120,7 @@ def _turned(
     k = torch.empty((len(qkv), kv_heads, dim), dtype=dtype)
     v = torch.empty((len(qkv), kv_heads, dim), dtype=dtype)
     run = _native.rotary if dtype == qkv.dtype else _native.rotary_widening
-    run(*map(capsule, (qkv, cosine, sine, q, k, v)))
+    run(*map(bits, (qkv, cosine, sine, q, k, v)))
     return q, k, v
 
 
@@ -125,7 +128,7 @@ def _gated(gate_up: Tensor) -> Tensor:
     width = gate_up.shape[-1] // 2
     rows = gate_up if gate_up.ndim == 2 else gate_up.reshape(gate_up.numel() // (2 * width), 2 * width)
     out = torch.empty((len(rows), width), dtype=gate_up.dtype)
-    _native.swiglu(capsule(rows), capsule(out))
+    _native.swiglu(bits(rows), bits(out))
     return out.view(*gate_up.shape[:-1], width)
 
 
@@ -146,8 +149,8 @@ class _RmsNorm(torch.autograd.Function):
             torch.empty_like(weight, dtype=inverse.dtype),
         )
         _native.rms_norm_backward(
-            capsule(grad_y.reshape(rows.shape)), capsule(rows), capsule(weight), ctx.eps, capsule(inverse),
-            capsule(grad_x), capsule(grad_weight),
+            bits(grad_y.reshape(rows.shape)), bits(rows), bits(weight), ctx.eps, bits(inverse),
+            bits(grad_x), bits(grad_weight),
         )  # fmt: skip
         return grad_x.view(x.shape), grad_weight.to(weight.dtype), None
 
@@ -167,7 +170,7 @@ class _Rotary(torch.autograd.Function):
         grad_qkv = torch.empty(shape, dtype=dtype)
         same = dtype == grads[0].dtype
         run = _native.rotary_backward if same else _native.rotary_widening_backward
-        run(*map(capsule, (grad_qkv, *ctx.saved_tensors, *grads)))
+        run(*map(bits, (grad_qkv, *ctx.saved_tensors, *grads)))
         return grad_qkv, None, None, None, None, None
 
 
@@ -183,7 +186,7 @@ class _SwiGlu(torch.autograd.Function):
         width = gate_up.shape[-1] // 2
         rows = gate_up.reshape(gate_up.numel() // (2 * width), 2 * width)
         grad = torch.empty(rows.shape, dtype=gate_up.dtype)
-        _native.swiglu_backward(capsule(grad_out.reshape(len(rows), width)), capsule(rows), capsule(grad))
+        _native.swiglu_backward(bits(grad_out.reshape(len(rows), width)), bits(rows), bits(grad))
         return grad.view(gate_up.shape)
 
 
