@@ -35,8 +35,8 @@ def corpus() -> list[str]:
     ]
 
 
-def in_the_manner_of(family: str, vocab_size: int = 900, specials=()) -> str:
-    """The text of a tokenizer.json."""
+def in_the_manner_of(family: str, vocab_size: int = 900, specials=(), text: list[str] | None = None) -> str:
+    """The text of a tokenizer.json, trained on the sentences or another text."""
     learner = tokenizers.Tokenizer(models.BPE(ignore_merges=family == "llama3"))
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=family in ("gpt2", "smollm2"))
     steps = {
@@ -51,7 +51,7 @@ def in_the_manner_of(family: str, vocab_size: int = 900, specials=()) -> str:
         learner.normalizer = normalizers.NFC()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     learner.train_from_iterator(
-        corpus() * 2,
+        text or corpus() * 2,
         trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False, initial_alphabet=alphabet),
     )
     learner.add_tokens(list(specials))
