@@ -44,5 +44,6 @@ void bind_ppo(nb::module_& module);
 void bind_rowwise(nb::module_& module);
 void bind_linear(nb::module_& module);
 void bind_pitch(nb::module_& module);
+void bind_text(nb::module_& module);
 
 }  // namespace earnest::bindings

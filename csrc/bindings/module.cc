@@ -26,6 +26,7 @@ NB_MODULE(_native, module) {
   bind_rowwise(module);
   bind_linear(module);
   bind_pitch(module);
+  bind_text(module);
 }
 
 }  // namespace earnest::bindings

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "csrc/engine/utf8.h"
 
+#include <algorithm>
+
 namespace earnest::engine {
 namespace {
 
@@ -25,20 +27,21 @@ Lead lead_of(uint8_t first) {
   return {};
 }
 
-// Whether text, from its first byte on, agrees with the lead as far as it goes.
-bool agrees(std::string_view text, Lead lead) {
-  for (size_t i = 1; i < lead.bytes && i < text.size(); ++i) {
+// How many bytes of text, from its first on, agree with the lead.
+size_t agreeing(std::string_view text, Lead lead) {
+  const size_t most = std::min(lead.bytes, text.size());
+  for (size_t i = 1; i < most; ++i) {
     const uint8_t low = i == 1 ? lead.low : 0x80, high = i == 1 ? lead.high : 0xBF;
-    if (byte(text, i) < low || byte(text, i) > high) return false;
+    if (byte(text, i) < low || byte(text, i) > high) return i;
   }
-  return lead.bytes > 0;
+  return most;
 }
 
 }  // namespace
 
 CodePoint decode(std::string_view text) {
   const Lead lead = lead_of(byte(text, 0));
-  if (lead.bytes > text.size() || !agrees(text, lead)) return {kNoCodePoint, 1};
+  if (lead.bytes == 0 || agreeing(text, lead) < lead.bytes) return {kNoCodePoint, 1};
   if (lead.bytes == 1) return {byte(text, 0), 1};
   char32_t value = byte(text, 0) & (0x7F >> lead.bytes);
   for (size_t i = 1; i < lead.bytes; ++i) value = value << 6 | (byte(text, i) & 0x3F);
@@ -72,12 +75,16 @@ size_t find_invalid(std::string_view text) {
   return at;
 }
 
+size_t ill_formed(std::string_view text) {
+  return std::max(agreeing(text, lead_of(byte(text, 0))), size_t{1});
+}
+
 size_t unfinished(std::string_view text) {
   for (size_t length = 1; length <= 3 && length <= text.size(); ++length) {
     const std::string_view tail = text.substr(text.size() - length);
     if ((byte(tail, 0) & 0xC0) == 0x80) continue;  // not a first byte
     const Lead lead = lead_of(byte(tail, 0));
-    return lead.bytes > length && agrees(tail, lead) ? length : 0;
+    return lead.bytes > length && agreeing(tail, lead) == length ? length : 0;
   }
   return 0;
 }

@@ -25,6 +25,11 @@ void append(char32_t code_point, std::string* text);
 // Where the first byte stands that no code point explains; text.size() where there is none.
 size_t find_invalid(std::string_view text);
 
+// Of bytes that begin no code point: how many of them are read as one mistake, which is what agrees with the
+// beginning of a code point, at least 1 ("maximal subpart", section 3.9). A decoder writes one U+FFFD for
+// them.
+size_t ill_formed(std::string_view text);
+
 // How many bytes at the end may be the beginning of a code point that is not all there yet: 0 to 3.
 size_t unfinished(std::string_view text);
 
