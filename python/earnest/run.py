@@ -117,12 +117,7 @@ class Run:
             done = self.path / "done.json"
             if done.is_file():
                 self._seconds = dict(json.loads(done.read_text())["seconds"])
-        if self.options.threads:
-            from earnest._native import set_num_threads
-
-            torch.set_num_threads(self.options.threads)
-            ops.set_num_threads(self.options.threads)
-            set_num_threads(self.options.threads)
+        use_threads(self.options)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -400,6 +395,14 @@ def make_way(path: Path, settings: Any) -> None:
 def _other_settings(path: Path, key: str, old: Any, new: Any) -> InvalidInput:
     expected = f"the settings it was begun with ({key} = {old})"
     return InvalidInput(OP, str(path), expected, f"{new}; use another folder, or --fresh to start over")
+
+
+def use_threads(options: RunSettings) -> None:
+    """Tells the kernels' pool and torch how many threads to use; what is 0 stays as it is."""
+    if options.threads:
+        ops.set_num_threads(options.threads)
+    if options.torch_threads or options.threads:
+        torch.set_num_threads(options.torch_threads or options.threads)
 
 
 def seed_everything(seed: int) -> None:

@@ -69,6 +69,9 @@ class RunSettings:
         "of matrix products in supervised steps (auto: bfloat16 where the processor multiplies it natively)",
     )
     threads: int = setting(0, "threads to compute with (0: every core)", at_least=0, volatile=True)
+    torch_threads: int = setting(
+        0, "threads of torch's own operations, beside our kernels (0: as threads)", at_least=0, volatile=True
+    )
     resume: bool = setting(True, "go on from a saved state; false starts over", volatile=True)
 
 

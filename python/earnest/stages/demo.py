@@ -46,7 +46,9 @@ class Settings:
         "of the replies evaluated; 0 shows the one likeliest way of talking instead of how a model talks",
         at_least=0,
     )
-    run: RunSettings = field(default_factory=RunSettings)
+    # What torch itself computes in a model so small is done before another thread would have woken: a step
+    # takes 0.31 s instead of 0.37 s (SFT), 0.22 instead of 0.26 (hearing), on two cores.
+    run: RunSettings = field(default_factory=lambda: RunSettings(torch_threads=1))
 
 
 def main(settings: Settings, run_dir: Path) -> None:

@@ -54,10 +54,9 @@ class Settings:
 
 def main(settings: Settings, run_dir: Path) -> dict[str, Any]:
     """Asks every model, prints the table and returns the results."""
-    if settings.run.threads:
-        import torch
+    from earnest.run import use_threads
 
-        torch.set_num_threads(settings.run.threads)
+    use_threads(settings.run)
     models = names_of([settings.model, *settings.others])
     run_dir.mkdir(parents=True, exist_ok=True)
     if settings.step.folder:
