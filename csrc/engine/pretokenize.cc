@@ -108,11 +108,18 @@ size_t qwen2(const Reader& text, size_t most_digits) {
   return end > 0 ? end : spaces(text);
 }
 
+// Whether the character at a place is a digit to the step "Digits".
+bool is_digit(const Reader& text, size_t place, size_t* behind) {
+  const Class kind = text.at(place, behind);
+  if (kind != Class::kOther || *behind < place + 4) return kind == Class::kNumber;
+  return unicode::is_newer_number(decode(text.from(place)).value);
+}
+
 size_t digits(const Reader& text) {
   size_t end;
-  if (text.at(0, &end) == Class::kNumber) return end;
+  if (is_digit(text, 0, &end)) return end;
   size_t behind = end;
-  while (end < text.size() && text.at(end, &behind) != Class::kNumber) end = behind;
+  while (end < text.size() && !is_digit(text, end, &behind)) end = behind;
   return end;
 }
 

@@ -154,6 +154,13 @@ const Class* class_table() {
   return table->of.data();
 }
 
+bool is_newer_number(char32_t code_point) {
+  const auto ranges = classes().newer_numbers;
+  return std::any_of(ranges.begin(), ranges.end(), [&](const Range& range) {
+    return code_point >= range.first && code_point <= range.last;
+  });
+}
+
 // A character that stays as it is begins a piece of the text that is normalised on its own.
 std::string compose(std::string_view text) {
   const auto below_marks = [](char c) { return static_cast<uint8_t>(c) < 0xCC; };  // U+0300 begins with 0xCC

@@ -20,6 +20,9 @@ inline Class class_of(const Class* table, char32_t code_point) {
   return code_point < kClassesEnd ? table[code_point] : Class::kOther;
 }
 
+// Whether a code point is a number since Unicode 17.0, which the package's step "Digits" knows already.
+bool is_newer_number(char32_t code_point);
+
 // Normal form C of valid UTF-8 (Unicode Standard Annex 15).
 std::string compose(std::string_view text);
 

@@ -178,8 +178,13 @@ const Range kSpaces[] = {
   {0x2028, 0x2029}, {0x202F, 0x202F}, {0x205F, 0x205F}, {0x3000, 0x3000},
 };
 
+// Numbers of Unicode 17.0
+const Range kNewerNumbers[] = {
+  {0x11DE0, 0x11DE9}, {0x16FF4, 0x16FF6},
+};
+
 }  // namespace
 
-Classes classes() { return {kLetters, kNumbers, kSpaces}; }
+Classes classes() { return {kLetters, kNumbers, kSpaces, kNewerNumbers}; }
 
 }  // namespace earnest::engine::unicode

@@ -18,6 +18,7 @@ struct Pair {
 
 struct Classes {
   std::span<const Range> letters, numbers, spaces;
+  std::span<const Range> newer_numbers;  // which Digits cuts out as well
 };
 Classes classes();
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes unicode_classes.cc and unicode_normal_form.cc beside it.
 
-A tokenizer has to cut a text where the `tokenizers` package cuts it, and that package carries Unicode of two
-ages: its regular expressions know version 16.0, its normaliser 9.0. So whether a code point is a letter is
-asked of the package, and so is whether the normaliser knows a character. What Unicode says of one that it
-knows (decomposition, combining class: once given, they never change) comes from Python's unicodedata, which
-also has to agree about every letter and number that it has itself.
+A tokenizer has to cut a text where the `tokenizers` package cuts it, and that package carries Unicode of three
+ages: its regular expressions know version 16.0, its normaliser 9.0, its step "Digits" 17.0. So whether a code
+point is a letter is asked of the package, and so is whether the normaliser knows a character. What Unicode says
+of one that it knows (decomposition, combining class: once given, they never change) comes from Python's
+unicodedata, which also has to agree about every letter and number that it has itself.
 """
 
 import unicodedata
@@ -28,6 +28,13 @@ def matching(pattern: str) -> list[int]:
     pieces = pre_tokenizers.Split(Regex(pattern), "removed", invert=True)
     text = "".join(map(chr, CODE_POINTS))
     return sorted(ord(character) for piece, _ in pieces.pre_tokenize_str(text) for character in piece)
+
+
+def digits() -> set[int]:
+    """The code points that Digits cuts out."""
+    pieces = pre_tokenizers.Digits(individual_digits=True)
+    text = "".join(f"a{chr(code)}" for code in CODE_POINTS)
+    return {ord(piece) for piece, _ in pieces.pre_tokenize_str(text) if len(piece) == 1} - {ord("a")}
 
 
 def ranges(codes: Iterable[int], kind: Callable[[int], int] = lambda code: 0) -> Iterator[tuple[int, int]]:
@@ -92,6 +99,8 @@ def write_all() -> None:
     letters, numbers, spaces = matching(r"\p{L}"), matching(r"\p{N}"), matching(r"\s")
     check_against_unicodedata(letters, "L")
     check_against_unicodedata(numbers, "N")
+    assert digits() >= set(numbers)
+    newer = sorted(digits() - set(numbers))
     classes, apart = combining_classes(), decompositions()
     pairs = {code: parts for code, parts in apart.items() if len(parts) == 2}
     singles = {code: parts[0] for code, parts in apart.items() if len(parts) == 1}
@@ -105,6 +114,9 @@ def write_all() -> None:
             "letters": array("Range", "kLetters", "\\p{L}", (entries(*r) for r in ranges(letters))),
             "numbers": array("Range", "kNumbers", "\\p{N}", (entries(*r) for r in ranges(numbers))),
             "spaces": array("Range", "kSpaces", "\\s", (entries(*r) for r in ranges(spaces))),
+            "newer_numbers": array(
+                "Range", "kNewerNumbers", "Numbers of Unicode 17.0", (entries(*r) for r in ranges(newer))
+            ),
         },
     )
     write(

@@ -27,6 +27,9 @@ const std::vector<Message> kDialogue = {
     {"user", {Clip{{1, 0}}, Text{"And <|EOT|>?"}, Text{"!"}}, {}},
 };
 
+Message user(std::string text) { return {"user", {Text{std::move(text)}}, std::nullopt}; }
+Message heard(std::vector<int64_t> frames) { return {"user", {Clip{std::move(frames)}}, std::nullopt}; }
+
 std::string rendered(const std::vector<Message>& messages, const RenderOptions& options) {
   Rendered result;
   const Status status = render(messages, tokenizer(), options, &result);
@@ -89,10 +92,9 @@ TEST(a_prefilled_turn_stays_open) {
 TEST(an_error_leaves_the_result_alone) {
   Rendered result;
   result.ids = {1};
-  CHECK(!render({{"user", {Clip{{}}}, {}}}, tokenizer(), {}, &result).ok() && result.ids.size() == 1);
-  CHECK(!render({{"user", {Text{"\xFF"}}, {}}}, tokenizer(), {}, &result).ok() && result.ids.size() == 1);
-  CHECK(rendered({{"user", {Clip{{int64_t{1} << 40}}}, {}}}, {})
-            .starts_with("[render] frames of clip 0: expected"));
+  CHECK(!render({heard({})}, tokenizer(), {}, &result).ok() && result.ids.size() == 1);
+  CHECK(!render({user("\xFF")}, tokenizer(), {}, &result).ok() && result.ids.size() == 1);
+  CHECK(rendered({heard({int64_t{1} << 40})}, {}).starts_with("[render] frames of clip 0: expected"));
 }
 
 TEST(tools_come_first) {

@@ -94,8 +94,9 @@ TEST(streams_hold_back_unfinished_characters) {
   for (int round = 0; round < 500; ++round) {
     Ids ids;
     for (int i = 0; i < 12; ++i) {
-      const char32_t kinds[] = {random() % 128, 128 + random() % 1900, 0x4E00 + random() % 999,
-                                0x1F600 + random() % 60};
+      const uint32_t chance = static_cast<uint32_t>(random());
+      const char32_t kinds[] = {chance % 128, 128 + chance % 1900, 0x4E00 + chance % 999,
+                                0x1F600 + chance % 60};
       std::string character;
       engine::append(kinds[random() % 4], &character);
       if (random() % 8 == 0) character.pop_back();

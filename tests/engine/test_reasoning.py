@@ -27,7 +27,7 @@ def encodable(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(text=PIECES.filter(encodable), inside=st.booleans(), cuts=st.lists(st.integers(0, 50), max_size=8))
 def test_equal_to_the_python_side(text, inside, cuts):
     native, python = _native.ReasoningStream(inside=inside), ReasoningStream(inside=inside)
