@@ -262,7 +262,7 @@ size_t backward_scratch_bytes(int64_t dim) {
   return static_cast<size_t>(elements) * sizeof(double) + 4096;
 }
 size_t partial_bytes(Type type, int64_t dim, int64_t rows) {
-  const int64_t lanes = rows <= 8 ? 16 : round_up(rows, 48);
+  const int64_t lanes = rows <= kFewRows ? 16 : round_up(rows, 48);
   return static_cast<size_t>((padded_dim(dim) + 2) * lanes * size_of(type) + 3 * 64);
 }
 

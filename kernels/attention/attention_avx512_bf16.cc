@@ -23,6 +23,8 @@ namespace avx512_bf16 {
 //
 #include "kernels/attention/attention_forward.h"
 //
+#include "kernels/attention/attention_few.h"
+//
 #include "kernels/attention/attention_backward.h"
 //
 #include "kernels/attention/attention_table.h"

@@ -15,6 +15,7 @@ namespace earnest::attention {
 constexpr int kTileKeys = 64;       // keys per tile, counted from the sequence's first key
 constexpr int kPartKeys = 512;      // keys of one partial softmax, counted likewise: a rule for every row
 constexpr int kForwardRows = 384;   // query rows that share one pass over the keys
+constexpr int kFewRows = 8;         // up to here a unit's rows are computed one by one, as in decoding
 constexpr int kBackwardRows = 192;  // query rows that share one pass over the keys backward
 constexpr int64_t kDimPadding = 16;
 

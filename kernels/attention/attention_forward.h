@@ -21,22 +21,14 @@ static Partial<Element<V>> take_partial(const Rows<V>& rows, int64_t width, Scra
   return {scratch->take<T>(lanes), scratch->take<T>(lanes), scratch->take<T>(lanes * width)};
 }
 
-template <typename T>
-struct ForwardBuffers {
-  T* q;               // [blocks][width / kPack][lanes]
-  T *keys, *values;   // tiles, where they cannot be read in place
-  T *scores, *pairs;  // [kTileKeys][lanes] and, rounded, [kTileKeys / 2][lanes]
-  T* alpha;           // [lanes]
-};
 template <typename V>
-static ForwardBuffers<Element<V>> take_forward_buffers(const Rows<V>& rows, int64_t width, Scratch* scratch) {
-  using T = Element<V>;
-  return {scratch->take<T>(rows.blocks * rows.lanes * width),
-          scratch->take<T>(kTileKeys * width),
-          scratch->take<T>(kTileKeys * width),
-          scratch->take<T>(kTileKeys * rows.lanes),
-          scratch->take<T>(kTileKeys * rows.lanes),
-          scratch->take<T>(rows.lanes)};
+static void clear_partial(const Partial<Element<V>>& partial, const Rows<V>& rows, int64_t width) {
+  const int64_t lanes = rows.blocks * rows.lanes;
+  for (int64_t i = 0; i < lanes; i += kLanes<V>) {
+    store(partial.maximum + i, splat<V>(static_cast<Element<V>>(-__builtin_inf())));
+    store(partial.total + i, V{});
+  }
+  for (int64_t i = 0; i < lanes * width; i += kLanes<V>) store(partial.sums + i, V{});
 }
 
 template <typename V>
@@ -85,149 +77,181 @@ static V softmax_lanes(Element<V>* scores, Element<V>* pairs, int64_t lanes, int
   return alpha;
 }
 
-// The unit's rows over keys [begin, end) alone. Skips what no row sees.
-template <typename V, typename E, bool kPairs>
-static void forward_part(const Params& p, const Unit& unit, const Rows<V>& rows, int64_t begin, int64_t end,
-                         const ForwardBuffers<Element<V>>& b, const Partial<Element<V>>& partial,
-                         const Ahead& ahead) {
-  using T = Element<V>;
-  const int64_t width = padded_dim(p.dim), stride = p.kv_heads * p.dim, lanes = rows.lanes;
-  const T to_base2 = static_cast<T>(p.scale * kLog2E);
-  for (int64_t i = 0; i < rows.blocks * lanes; i += kLanes<V>) {
-    store(partial.maximum + i, splat<V>(static_cast<T>(-__builtin_inf())));
-    store(partial.total + i, V{});
-  }
-  for (int64_t i = 0; i < rows.blocks * lanes * width; i += kLanes<V>) store(partial.sums + i, V{});
-  const int64_t seen = rows.most_visible(rows.blocks - 1);
-  const bool often = rows.blocks > 1;
-  end = seen < end ? seen : end;
-  int64_t first = 0;  // blocks before it see nothing of the tile
-  for (; begin < end; begin += kTileKeys) {
-    const int64_t tile = end - begin < kTileKeys ? end - begin : kTileKeys;
-    const int64_t offset = (unit.key_begin + begin) * stride + unit.kv_head * p.dim;
-    const E *k = static_cast<const E*>(p.k) + offset, *v = static_cast<const E*>(p.v) + offset;
-    const Operand<T> keys = keys_along<V, kPairs>(k, stride, tile, p.dim, often, b.keys);
-    const Operand<T> values = keys_across<V, kPairs>(v, stride, tile, p.dim, often, b.values);
-    while (rows.most_visible(first) <= begin) ++first;
-    const int64_t after = unit.keys - begin - kTileKeys, then = after < kTileKeys ? after : kTileKeys;
-    LinesAhead next_keys = lines_ahead(k + kTileKeys * stride, stride, then, p.dim);
-    LinesAhead next_values = lines_ahead(v + kTileKeys * stride, stride, then, p.dim);
-    RowsAhead rows_ahead;
-    if (!often && then == kTileKeys)
-      rows_ahead = {next_keys.line, next_values.line, stride * static_cast<int64_t>(sizeof(E)),
-                    next_keys.of_row};
-    const int64_t lines_per_block = next_keys.left / (rows.blocks - first) + 1;
-    for (int64_t block = first; block < rows.blocks; ++block) {
-      const int64_t sees = rows.most_visible(block) - begin;
-      const int64_t columns = round_up(sees < tile ? sees : tile, kRowGroup);
-      const int64_t vectors = rows.vectors(block);
-      const bool masked = rows.least_visible(block) - begin < columns;
-      if (often) next_keys.ask(lines_per_block), next_values.ask(lines_per_block);
-      if (begin == 0) ahead.ask(unit.kv_head * rows.blocks + block, p.kv_heads * rows.blocks);
-      multiply<V, kPairs>({keys.words, keys.row, 1, b.q + block * width / kPack<kPairs> * lanes, lanes,
-                           p.dim / kPack<kPairs>, b.scores, lanes, nullptr},
-                          columns, vectors);
-      for (int64_t n = 0; n < vectors * kLanes<V>; n += kLanes<V>) {
-        const int64_t lane = block * lanes + n;
-        store(b.alpha + n, softmax_lanes<V, kPairs>(
-                               b.scores + n, b.pairs + n, lanes, columns, masked,
-                               load<Integers<V>>(rows.visible + lane) - static_cast<Integer<T>>(begin),
-                               to_base2, partial.maximum + lane, partial.total + lane));
-      }
-      multiply<V, kPairs>(
-          {values.words, 1, values.row, kPairs ? b.pairs : b.scores, lanes, columns / kPack<kPairs>,
-           partial.sums + block * width * lanes, lanes, b.alpha, rows_ahead},
-          p.dim, vectors);
-    }
-  }
-}
-
-// whole = whole and part, each relative to the larger of their maxima.
-template <typename V>
-static void join_parts(const Rows<V>& rows, int64_t dim, Element<V> to_base2, const Partial<Element<V>>& part,
-                       const Partial<Element<V>>& whole) {
-  const int64_t width = padded_dim(dim), lanes = rows.lanes;
-  for (int64_t lane = 0; lane < rows.blocks * lanes; lane += kLanes<V>) {
-    const V before = load<V>(whole.maximum + lane), here = load<V>(part.maximum + lane);
-    const V now = max(before, here), base = finite_or_zero(now), factor = splat<V>(to_base2);
-    const V alpha = exp2((before - base) * factor), beta = exp2((here - base) * factor);
-    store(whole.maximum + lane, now);
-    store(whole.total + lane, fma(load<V>(whole.total + lane), alpha, load<V>(part.total + lane) * beta));
-    const int64_t at = lane / lanes * width * lanes + lane % lanes;
-    for (int64_t d = 0; d < dim; ++d) {
-      Element<V>* sum = whole.sums + at + d * lanes;
-      store(sum, fma(load<V>(sum), alpha, load<V>(part.sums + at + d * lanes) * beta));
-    }
-  }
-}
-
-template <typename V, typename E>
-static void write_rows(const Params& p, const Output& output, const Rows<V>& rows,
-                       const Partial<Element<V>>& whole) {
-  using T = Element<V>;
-  if (output.lse != nullptr) {
-    for (int64_t i = 0; i < rows.count; ++i) {
-      output.lse[rows.at[i]] = rows.visible[i] <= 0 ? -__builtin_inf()
-                                                    : static_cast<double>(whole.maximum[i]) * p.scale +
-                                                          std::log(static_cast<double>(whole.total[i]));
-    }
-  }
-  for (int64_t i = 0; i < rows.count; ++i)
-    whole.total[i] = rows.visible[i] <= 0 ? T(0) : T(1) / whole.total[i];
-  for (int64_t block = 0; block < rows.blocks; ++block) {
-    unpack_lanes<V>(whole.sums + block * padded_dim(p.dim) * rows.lanes, whole.total + block * rows.lanes,
-                    rows, block, p.dim, static_cast<E*>(output.out));
-  }
-}
-
 template <typename V, bool kPairs, typename E>
 static void pack_all_lanes(const E* from, const Rows<V>& rows, int64_t dim, Element<V>* to) {
   for (int64_t block = 0; block < rows.blocks; ++block)
     pack_lanes<V, kPairs>(from, rows, block, dim, to + block * padded_dim(dim) / kPack<kPairs> * rows.lanes);
 }
 
-template <typename V, typename E, bool kPairs>
+// Rows in lanes: as many as there are. Sums of values lie as [blocks][width][lanes].
+template <typename V_, typename E_, bool kPairs>
+struct ManyRows {
+  using V = V_;
+  using E = E_;
+  using T = Element<V>;
+
+  struct Buffers {
+    T* q;               // [blocks][width / kPack][lanes]
+    T *keys, *values;   // tiles, where they cannot be read in place
+    T *scores, *pairs;  // [kTileKeys][lanes] and, rounded, [kTileKeys / 2][lanes]
+    T* alpha;           // [lanes]
+  };
+  static Buffers take_buffers(const Rows<V>& rows, int64_t width, Scratch* scratch) {
+    return {scratch->take<T>(rows.blocks * rows.lanes * width),
+            scratch->take<T>(kTileKeys * width),
+            scratch->take<T>(kTileKeys * width),
+            scratch->take<T>(kTileKeys * rows.lanes),
+            scratch->take<T>(kTileKeys * rows.lanes),
+            scratch->take<T>(rows.lanes)};
+  }
+
+  static void pack_queries(const E* q, const Rows<V>& rows, int64_t dim, const Buffers& b) {
+    pack_all_lanes<V, kPairs>(q, rows, dim, b.q);
+  }
+
+  // The unit's rows over keys [begin, end) alone. Skips what no row sees.
+  static void add_keys(const Params& p, const Unit& unit, const Rows<V>& rows, int64_t begin, int64_t end,
+                       const Buffers& b, const Partial<T>& partial, const Ahead& ahead) {
+    const int64_t width = padded_dim(p.dim), stride = p.kv_heads * p.dim, lanes = rows.lanes;
+    const T to_base2 = static_cast<T>(p.scale * kLog2E);
+    const bool often = rows.blocks > 1;
+    int64_t first = 0;  // blocks before it see nothing of the tile
+    for (; begin < end; begin += kTileKeys) {
+      const int64_t tile = end - begin < kTileKeys ? end - begin : kTileKeys;
+      const int64_t offset = (unit.key_begin + begin) * stride + unit.kv_head * p.dim;
+      const E *k = static_cast<const E*>(p.k) + offset, *v = static_cast<const E*>(p.v) + offset;
+      const Operand<T> keys = keys_along<V, kPairs>(k, stride, tile, p.dim, often, b.keys);
+      const Operand<T> values = keys_across<V, kPairs>(v, stride, tile, p.dim, often, b.values);
+      while (rows.most_visible(first) <= begin) ++first;
+      const int64_t after = unit.keys - begin - kTileKeys, then = after < kTileKeys ? after : kTileKeys;
+      LinesAhead next_keys = lines_ahead(k + kTileKeys * stride, stride, then, p.dim);
+      LinesAhead next_values = lines_ahead(v + kTileKeys * stride, stride, then, p.dim);
+      const int64_t lines_per_block = next_keys.left / (rows.blocks - first) + 1;
+      for (int64_t block = first; block < rows.blocks; ++block) {
+        const int64_t sees = rows.most_visible(block) - begin;
+        const int64_t columns = round_up(sees < tile ? sees : tile, kRowGroup);
+        const int64_t vectors = rows.vectors(block);
+        const bool masked = rows.least_visible(block) - begin < columns;
+        next_keys.ask(lines_per_block), next_values.ask(lines_per_block);
+        if (begin == 0) ahead.ask(unit.kv_head * rows.blocks + block, p.kv_heads * rows.blocks);
+        multiply<V, kPairs>({keys.words, keys.row, 1, b.q + block * width / kPack<kPairs> * lanes, lanes,
+                             p.dim / kPack<kPairs>, b.scores, lanes, nullptr},
+                            columns, vectors);
+        for (int64_t n = 0; n < vectors * kLanes<V>; n += kLanes<V>) {
+          const int64_t lane = block * lanes + n;
+          const auto visible = load<Integers<V>>(rows.visible + lane) - static_cast<Integer<T>>(begin);
+          store(b.alpha + n,
+                softmax_lanes<V, kPairs>(b.scores + n, b.pairs + n, lanes, columns, masked, visible, to_base2,
+                                         partial.maximum + lane, partial.total + lane));
+        }
+        multiply<V, kPairs>({values.words, 1, values.row, kPairs ? b.pairs : b.scores, lanes,
+                             columns / kPack<kPairs>, partial.sums + block * width * lanes, lanes, b.alpha},
+                            p.dim, vectors);
+      }
+    }
+  }
+
+  // whole = alpha whole + beta part, of the vector of rows from `lane` on.
+  static void join_sums(const Rows<V>& rows, int64_t lane, int64_t dim, V alpha, V beta, const T* part,
+                        T* whole) {
+    const int64_t lanes = rows.lanes, at = lane / lanes * padded_dim(dim) * lanes + lane % lanes;
+    for (int64_t d = at; d < at + dim * lanes; d += lanes)
+      store(whole + d, fma(load<V>(whole + d), alpha, load<V>(part + d) * beta));
+  }
+
+  static void write_sums(const Rows<V>& rows, int64_t dim, const T* sums, const T* factor, E* out) {
+    for (int64_t block = 0; block < rows.blocks; ++block) {
+      unpack_lanes<V>(sums + block * padded_dim(dim) * rows.lanes, factor + block * rows.lanes, rows, block,
+                      dim, out);
+    }
+  }
+};
+
+// ---- what takes keys part by part, whichever way (ManyRows or FewRows) rows are held ----
+
+template <typename Way>
+static void forward_keys(const Params& p, const Unit& unit, const Rows<typename Way::V>& rows, int64_t part,
+                         const typename Way::Buffers& b, const Partial<typename Way::T>& partial,
+                         const Ahead& ahead) {
+  const int64_t begin = part * kPartKeys, seen = rows.most_visible(rows.blocks - 1);
+  clear_partial(partial, rows, padded_dim(p.dim));
+  Way::add_keys(p, unit, rows, begin, seen < begin + kPartKeys ? seen : begin + kPartKeys, b, partial, ahead);
+}
+
+// whole = whole and part, each relative to the larger of their maxima.
+template <typename Way>
+static void join_parts(const Params& p, const Rows<typename Way::V>& rows,
+                       const Partial<typename Way::T>& part, const Partial<typename Way::T>& whole) {
+  using V = typename Way::V;
+  const V factor = splat<V>(static_cast<typename Way::T>(p.scale * kLog2E));
+  for (int64_t lane = 0; lane < rows.blocks * rows.lanes; lane += kLanes<V>) {
+    const V before = load<V>(whole.maximum + lane), here = load<V>(part.maximum + lane);
+    const V now = max(before, here), base = finite_or_zero(now);
+    const V alpha = exp2((before - base) * factor), beta = exp2((here - base) * factor);
+    store(whole.maximum + lane, now);
+    store(whole.total + lane, fma(load<V>(whole.total + lane), alpha, load<V>(part.total + lane) * beta));
+    Way::join_sums(rows, lane, p.dim, alpha, beta, part.sums, whole.sums);
+  }
+}
+
+template <typename Way>
+static void write_rows(const Params& p, const Output& output, const Rows<typename Way::V>& rows,
+                       const Partial<typename Way::T>& whole) {
+  using T = typename Way::T;
+  for (int64_t i = 0; i < rows.count; ++i) {
+    const bool sees = rows.visible[i] > 0;
+    if (output.lse != nullptr) {
+      output.lse[rows.at[i]] = sees ? static_cast<double>(whole.maximum[i]) * p.scale +
+                                          std::log(static_cast<double>(whole.total[i]))
+                                    : -__builtin_inf();
+    }
+    whole.total[i] = sees ? T(1) / whole.total[i] : T(0);
+  }
+  Way::write_sums(rows, p.dim, whole.sums, whole.total, static_cast<typename Way::E*>(output.out));
+}
+
+template <typename Way>
 static void forward_whole(const Params& p, const Output& output, const Unit& unit, const Unit* next,
                           void* memory) {
-  using T = Element<V>;
+  using E = typename Way::E;
   Scratch scratch{static_cast<char*>(memory)};
-  const Rows<V> rows = list_rows<V>(p, unit, unit.row_begin, unit.row_end - unit.row_begin, &scratch);
-  const int64_t width = padded_dim(p.dim), seen = rows.most_visible(rows.blocks - 1);
-  const ForwardBuffers<T> b = take_forward_buffers(rows, width, &scratch);
-  const Partial<T> whole = take_partial(rows, width, &scratch), part = take_partial(rows, width, &scratch);
-  pack_all_lanes<V, kPairs>(static_cast<const E*>(p.q), rows, p.dim, b.q);
-  forward_part<V, E, kPairs>(p, unit, rows, 0, kPartKeys, b, whole, sequence_ahead<E>(p, next));
-  for (int64_t begin = kPartKeys; begin < seen; begin += kPartKeys) {
-    forward_part<V, E, kPairs>(p, unit, rows, begin, begin + kPartKeys, b, part, {});
-    join_parts(rows, p.dim, static_cast<T>(p.scale * kLog2E), part, whole);
+  const auto rows =
+      list_rows<typename Way::V>(p, unit, unit.row_begin, unit.row_end - unit.row_begin, &scratch);
+  const int64_t width = padded_dim(p.dim), parts = parts_of(rows.most_visible(rows.blocks - 1));
+  const auto b = Way::take_buffers(rows, width, &scratch);
+  const auto whole = take_partial(rows, width, &scratch), part = take_partial(rows, width, &scratch);
+  Way::pack_queries(static_cast<const E*>(p.q), rows, p.dim, b);
+  forward_keys<Way>(p, unit, rows, 0, b, whole, sequence_ahead<E>(p, next));
+  for (int64_t i = 1; i < parts; ++i) {
+    forward_keys<Way>(p, unit, rows, i, b, part, {});
+    join_parts<Way>(p, rows, part, whole);
   }
-  write_rows<V, E>(p, output, rows, whole);
+  write_rows<Way>(p, output, rows, whole);
 }
 
 // One part of a unit's keys, into memory of partial_bytes; and the unit's rows from all its parts, one behind
 // the other.
-template <typename V, typename E, bool kPairs>
+template <typename Way>
 static void forward_one_part(const Params& p, const Unit& unit, int64_t part, void* partial, void* memory) {
   Scratch scratch{static_cast<char*>(memory)}, place{static_cast<char*>(partial)};
-  const Rows<V> rows = list_rows<V>(p, unit, unit.row_begin, unit.row_end - unit.row_begin, &scratch);
-  const auto b = take_forward_buffers(rows, padded_dim(p.dim), &scratch);
-  pack_all_lanes<V, kPairs>(static_cast<const E*>(p.q), rows, p.dim, b.q);
-  forward_part<V, E, kPairs>(p, unit, rows, part * kPartKeys, (part + 1) * kPartKeys, b,
-                             take_partial(rows, padded_dim(p.dim), &place), {});
+  const auto rows =
+      list_rows<typename Way::V>(p, unit, unit.row_begin, unit.row_end - unit.row_begin, &scratch);
+  const auto b = Way::take_buffers(rows, padded_dim(p.dim), &scratch);
+  Way::pack_queries(static_cast<const typename Way::E*>(p.q), rows, p.dim, b);
+  forward_keys<Way>(p, unit, rows, part, b, take_partial(rows, padded_dim(p.dim), &place), {});
 }
-template <typename V, typename E>
+template <typename Way>
 static void forward_join(const Params& p, const Output& output, const Unit& unit, void* partials,
                          size_t partial_bytes, void* memory) {
-  using T = Element<V>;
   Scratch scratch{static_cast<char*>(memory)};
-  const Rows<V> rows = list_rows<V>(p, unit, unit.row_begin, unit.row_end - unit.row_begin, &scratch);
+  const auto rows =
+      list_rows<typename Way::V>(p, unit, unit.row_begin, unit.row_end - unit.row_begin, &scratch);
   const int64_t width = padded_dim(p.dim), parts = parts_of(rows.most_visible(rows.blocks - 1));
-  char* place = static_cast<char*>(partials);
-  Scratch first{place};
-  const Partial<T> whole = take_partial(rows, width, &first);
+  Scratch first{static_cast<char*>(partials)};
+  const auto whole = take_partial(rows, width, &first);
   for (int64_t i = 1; i < parts; ++i) {
-    Scratch other{place + static_cast<size_t>(i) * partial_bytes};
-    join_parts(rows, p.dim, static_cast<T>(p.scale * kLog2E), take_partial(rows, width, &other), whole);
+    Scratch other{static_cast<char*>(partials) + static_cast<size_t>(i) * partial_bytes};
+    join_parts<Way>(p, rows, take_partial(rows, width, &other), whole);
   }
-  write_rows<V, E>(p, output, rows, whole);
+  write_rows<Way>(p, output, rows, whole);
 }

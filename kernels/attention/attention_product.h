@@ -33,18 +33,12 @@ EARNEST_INLINE LinesAhead lines_ahead(const E* rows, int64_t stride, int64_t cou
           stride * static_cast<int64_t>(sizeof(E)) - lines * 64};
 }
 
-// Two arrays of rows that lie alike, as many as the product sums over, of which a line each is asked for with
-// every 16 numbers of a; only where there is one vector of columns and memory is what takes the time.
-struct RowsAhead {
-  const char *first = nullptr, *second = nullptr;
-  int64_t row = 0, lines = 0;  // bytes from one to the next, lines in one
-};
-
-// c[m][:] = keep[:] * c[m][:] + sum_i a[m * a_m + i * a_i] * b[i * b_i + :], a number of `a` against whole
-// vectors of b. The sum starts from 0, i ascending, one fused multiply-add (or vdpbf16ps) each, and is added
-// to c as a whole: an element's bits do not depend on the shape of the block it is computed in, and long sums
-// are made of short ones. A null keep does not read c. Steps and counts are in units of T, which are pairs of
-// bfloat16 in a and b where kPairs.
+// c[m][:] = keep * c[m][:] + sum_i a[m * a_m + i * a_i] * b[i * b_i + :], a number of `a` against whole
+// vectors of b; keep is a number for each column, or for each row of a product of few rows. The sum starts
+// from 0, i ascending, one fused multiply-add (or vdpbf16ps) each, and is added to c as a whole: an element's
+// bits do not depend on the shape of the block it is computed in, and long sums are made of short ones. A
+// null keep does not read c. Steps and counts are in units of T, which are pairs of bfloat16 in a and b where
+// kPairs.
 template <typename T>
 struct Product {
   const T* a;
@@ -55,7 +49,6 @@ struct Product {
   T* c;
   int64_t c_m;
   const T* keep;
-  RowsAhead ahead = {};
 };
 
 template <bool kPairs, typename V>
@@ -67,27 +60,15 @@ EARNEST_INLINE V multiply_add(V a, V b, V c) {
   }
 }
 
-template <typename V, bool kPairs, int kRows, int kVectors, bool kAhead = false>
+template <typename V, bool kPairs, int kRows, int kVectors, bool kKeepOfRows = false>
 static void multiply_block(const Product<Element<V>>& p, int64_t row, int64_t column) {
   using T = Element<V>;
   V sums[kRows][kVectors] = {};
   const T* a = p.a + row * p.a_m;
   const T* b = p.b + column;
   const int64_t a_m = p.a_m, a_i = p.a_i, b_i = p.b_i;
-  const char *first = p.ahead.first, *second = p.ahead.second;
-  const int64_t ahead_i = p.ahead.row * kPack<kPairs>;
-  if constexpr (kAhead) {
-    const int64_t group = row / 16;
-    const int64_t begin = group / p.ahead.lines * p.ahead.row + group % p.ahead.lines * 64;
-    first += begin, second += begin;
-  }
   for (int64_t i = p.count; i > 0; --i, a += a_i, b += b_i) {
     V columns[kVectors];
-    if constexpr (kAhead) {
-      __builtin_prefetch(first, 0, 2);
-      __builtin_prefetch(second, 0, 2);
-      first += ahead_i, second += ahead_i;
-    }
 #pragma GCC unroll 4
     for (int n = 0; n < kVectors; ++n) columns[n] = load<V>(b + n * kLanes<V>);
 #pragma GCC unroll 16
@@ -102,14 +83,14 @@ static void multiply_block(const Product<Element<V>>& p, int64_t row, int64_t co
   T* c = p.c + row * p.c_m + column;
   const int64_t c_m = p.c_m;
   if (p.keep != nullptr) {
-    V keep[kVectors];
 #pragma GCC unroll 4
-    for (int n = 0; n < kVectors; ++n) keep[n] = load<V>(p.keep + column + n * kLanes<V>);
+    for (int n = 0; n < kVectors; ++n) {
+      V keep = load<V>(p.keep + column + n * kLanes<V>);
 #pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-      for (int n = 0; n < kVectors; ++n)
-        sums[r][n] = fma(load<V>(c + r * c_m + n * kLanes<V>), keep[n], sums[r][n]);
+      for (int r = 0; r < kRows; ++r) {
+        if constexpr (kKeepOfRows) keep = splat<V>(p.keep[row + r]);
+        sums[r][n] = fma(load<V>(c + r * c_m + n * kLanes<V>), keep, sums[r][n]);
+      }
     }
   }
 #pragma GCC unroll 16
@@ -122,10 +103,9 @@ static void multiply_block(const Product<Element<V>>& p, int64_t row, int64_t co
 constexpr int kManyRegisters = kVectorBytes == 64;  // 32 of them, else 16
 constexpr int kRowGroup = 8;                        // rows of products come in multiples of this
 
-template <typename V, bool kPairs, int kRows, int kVectors, bool kAhead = false>
+template <typename V, bool kPairs, int kRows, int kVectors>
 static int64_t multiply_rows(const Product<Element<V>>& p, int64_t row, int64_t rows, int64_t column) {
-  for (; row + kRows <= rows; row += kRows)
-    multiply_block<V, kPairs, kRows, kVectors, kAhead>(p, row, column);
+  for (; row + kRows <= rows; row += kRows) multiply_block<V, kPairs, kRows, kVectors>(p, row, column);
   return row;
 }
 
@@ -139,10 +119,21 @@ static void multiply(const Product<Element<V>>& p, int64_t rows, int64_t vectors
   for (; vectors - n >= 2; n += 2) multiply_rows<V, kPairs, kRows, 2>(p, 0, rows, n * kLanes<V>);
   if (vectors - n == 1) {  // more rows, for there must be enough sums in flight
     int64_t done = 0;
-    if constexpr (kManyRegisters) {
-      done = p.ahead.first != nullptr ? multiply_rows<V, kPairs, 16, 1, true>(p, 0, rows, n * kLanes<V>)
-                                      : multiply_rows<V, kPairs, 16, 1>(p, 0, rows, n * kLanes<V>);
-    }
+    if constexpr (kManyRegisters) done = multiply_rows<V, kPairs, 16, 1>(p, 0, rows, n * kLanes<V>);
     multiply_rows<V, kPairs, 8, 1>(p, done, rows, n * kLanes<V>);
   }
+}
+
+// The product for kRows rows, whatever their number, with a keep for each.
+template <typename V, bool kPairs, int kRows>
+static void multiply_few(const Product<Element<V>>& p, int64_t vectors) {
+  constexpr int kMost = (kManyRegisters ? 16 : 8) / kRows;  // vectors at a time
+  int64_t n = 0;
+  if constexpr (kMost >= 4) {
+    for (; vectors - n >= 4; n += 4) multiply_block<V, kPairs, kRows, 4, true>(p, 0, n * kLanes<V>);
+  }
+  if constexpr (kMost >= 2) {
+    for (; vectors - n >= 2; n += 2) multiply_block<V, kPairs, kRows, 2, true>(p, 0, n * kLanes<V>);
+  }
+  for (; n < vectors; ++n) multiply_block<V, kPairs, kRows, 1, true>(p, 0, n * kLanes<V>);
 }

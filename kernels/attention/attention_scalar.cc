@@ -18,6 +18,8 @@ namespace scalar {
 //
 #include "kernels/attention/attention_forward.h"
 //
+#include "kernels/attention/attention_few.h"
+//
 #include "kernels/attention/attention_backward.h"
 //
 #include "kernels/attention/attention_table.h"

@@ -74,7 +74,6 @@ EARNEST_INLINE V max(V a, V b) {
 #if defined(__AVX512F__)  // the forms with a full mask keep GCC 12 from warning
   if constexpr (std::is_same_v<V, Vector<float>>) return _mm512_maskz_max_ps(0xffff, a, b);
   if constexpr (std::is_same_v<V, Vector<double>>) return _mm512_maskz_max_pd(0xff, a, b);
-  if constexpr (std::is_same_v<V, Vector<float, 32>>) return _mm256_max_ps(a, b);
 #endif
   return a > b ? a : b;
 }
@@ -83,31 +82,41 @@ template <typename V>
 EARNEST_INLINE V nearest(V x) {
   if constexpr (std::is_same_v<V, Vector<float>>) return _mm512_maskz_roundscale_ps(0xffff, x, 8);
   if constexpr (std::is_same_v<V, Vector<double>>) return _mm512_maskz_roundscale_pd(0xff, x, 8);
-  if constexpr (std::is_same_v<V, Vector<float, 32>>) return _mm256_roundscale_ps(x, 8);
 }
 template <typename V>
 EARNEST_INLINE V scale_by_power(V x, V n) {
   if constexpr (std::is_same_v<V, Vector<float>>) return _mm512_maskz_scalef_ps(0xffff, x, n);
   if constexpr (std::is_same_v<V, Vector<double>>) return _mm512_maskz_scalef_pd(0xff, x, n);
-  if constexpr (std::is_same_v<V, Vector<float, 32>>) return _mm256_maskz_scalef_ps(0xff, x, n);
 }
 #endif
 
-// Sum over the lanes, as a tree that halves the vector at each step: one order for every caller.
+// The lanes joined to one, as a tree that halves the vector at each step: one order for every caller.
 template <typename V, size_t... kLane>
 EARNEST_INLINE V swap_lanes(V x, int distance, std::index_sequence<kLane...>) {
   using I = Integer<Element<V>>;
   return __builtin_shuffle(x, Integers<V>{static_cast<I>(kLane)...} ^ static_cast<I>(distance));
 }
-template <typename V>
-EARNEST_INLINE Element<V> sum(V x) {
+template <typename V, typename Join>
+EARNEST_INLINE Element<V> join_lanes(V x, const Join& join) {
 #pragma GCC unroll 4
   for (int distance = kLanes<V> / 2; distance >= 1; distance /= 2)
-    x = x + swap_lanes(x, distance, std::make_index_sequence<kLanes<V>>());
+    x = join(x, swap_lanes(x, distance, std::make_index_sequence<kLanes<V>>()));
   return x[0];
 }
+template <typename V>
+EARNEST_INLINE Element<V> sum(V x) {
+  return join_lanes(x, [](const V& a, const V& b) { return a + b; });
+}
+template <typename V>
+EARNEST_INLINE Element<V> largest(V x) {
+  return join_lanes(x, [](const V& a, const V& b) { return max(a, b); });
+}
+template <typename V, size_t... kLane>
+EARNEST_INLINE V count_up(std::index_sequence<kLane...>) {  // 0, 1, 2, ...
+  return V{static_cast<Element<V>>(kLane)...};
+}
 
-// Transposes kLanes x kLanes: log2(kLanes) rounds of perfect shuffles of the rows i and i + kLanes / 2.
+// Elements of a and b in turn, from the lower or the upper half of each.
 template <typename V, size_t... kLane>
 EARNEST_INLINE V zip_low(V a, V b, std::index_sequence<kLane...>) {
   return __builtin_shufflevector(a, b, (kLane % 2 ? kLanes<V> + kLane / 2 : kLane / 2)...);
@@ -116,20 +125,54 @@ template <typename V, size_t... kLane>
 EARNEST_INLINE V zip_high(V a, V b, std::index_sequence<kLane...>) {
   return __builtin_shufflevector(a, b, (kLanes<V> / 2 + (kLane % 2 ? kLanes<V> + kLane / 2 : kLane / 2))...);
 }
+
+// The same within each 16 bytes, where it is cheap, from half kHalf of them; and every second 16 bytes of a,
+// then of b, from number kHalf on.
+template <size_t kHalf, typename V, size_t... kLane>
+EARNEST_INLINE V zip_within(V a, V b, std::index_sequence<kLane...>) {
+  constexpr size_t kIn = 16 / sizeof(Element<V>);
+  return __builtin_shufflevector(
+      a, b, (kLane / kIn * kIn + kHalf * kIn / 2 + kLane % kIn / 2 + kLane % 2 * kLanes<V>)...);
+}
+template <size_t kHalf, typename V, size_t... kLane>
+EARNEST_INLINE V every_second(V a, V b, std::index_sequence<kLane...>) {
+  constexpr size_t kIn = 16 / sizeof(Element<V>);
+  return __builtin_shufflevector(a, b, (kLane / kIn * 2 * kIn + kHalf * kIn + kLane % kIn)...);
+}
+
+// Where transpose takes row i from, and leaves it: bits of the lane within 16 bytes first, then the reverse
+// of those that count the 16 bytes.
+template <typename V>
+constexpr int place(int i) {
+  constexpr int kIn = 16 / sizeof(Element<V>), kOf = kLanes<V> / kIn;
+  int reversed = 0;
+  for (int bit = 1; bit < kOf; bit *= 2) reversed = 2 * reversed + ((i & bit) != 0);
+  return reversed * kIn + i / kOf;
+}
+
+// Transposes kLanes x kLanes: log2(kLanes) rounds on the rows i and i + kLanes / 2.
 template <typename V>
 EARNEST_INLINE void transpose(V (&rows)[kLanes<V>]) {
   constexpr auto kSequence = std::make_index_sequence<kLanes<V>>();
+  V a[kLanes<V>], b[kLanes<V>];
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes<V>; ++i) a[i] = rows[place<V>(i)];
 #pragma GCC unroll 4
   for (int round = 1; round < kLanes<V>; round *= 2) {
-    V zipped[kLanes<V>];
 #pragma GCC unroll 16
-    for (int i = 0; i < kLanes<V> / 2; ++i) {
-      zipped[2 * i] = zip_low(rows[i], rows[i + kLanes<V> / 2], kSequence);
-      zipped[2 * i + 1] = zip_high(rows[i], rows[i + kLanes<V> / 2], kSequence);
+    for (int i = 0; i < kLanes<V>; ++i) {
+      const V &x = a[i / 2], &y = a[i / 2 + kLanes<V> / 2];
+      if (round * static_cast<int>(sizeof(Element<V>)) < 16) {
+        b[i] = i % 2 ? zip_within<1>(x, y, kSequence) : zip_within<0>(x, y, kSequence);
+      } else {
+        b[i] = i % 2 ? every_second<1>(x, y, kSequence) : every_second<0>(x, y, kSequence);
+      }
     }
 #pragma GCC unroll 16
-    for (int i = 0; i < kLanes<V>; ++i) rows[i] = zipped[i];
+    for (int i = 0; i < kLanes<V>; ++i) a[i] = b[i];
   }
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes<V>; ++i) rows[place<V>(i)] = a[i];
 }
 
 // 2^x for x <= 1: x = n + f with integer n and |f| <= 1/2, 2^f by a minimax polynomial with value 1 at 0.
@@ -218,15 +261,9 @@ EARNEST_INLINE void store_elements(E* to, V x, int64_t count) {
 EARNEST_INLINE Vector<float> dot_pairs(Vector<float> a, Vector<float> b, Vector<float> c) {
   return _mm512_dpbf16_ps(c, same_bits<__m512bh>(a), same_bits<__m512bh>(b));
 }
-EARNEST_INLINE Vector<float, 32> dot_pairs(Vector<float, 32> a, Vector<float, 32> b, Vector<float, 32> c) {
-  return _mm256_dpbf16_ps(c, same_bits<__m256bh>(a), same_bits<__m256bh>(b));
-}
 // low, then high, rounded.
 EARNEST_INLINE Vector<uint16_t> round_two(Vector<float> low, Vector<float> high) {
   return same_bits<Vector<uint16_t>>(_mm512_cvtne2ps_pbh(high, low));
-}
-EARNEST_INLINE Vector<uint16_t, 32> round_two(Vector<float, 32> low, Vector<float, 32> high) {
-  return same_bits<Vector<uint16_t, 32>>(_mm256_cvtne2ps_pbh(high, low));
 }
 #endif
 

@@ -84,19 +84,12 @@ EARNEST_INLINE V load_words(const E* row, int64_t word, int64_t words) {
   }
 }
 
-// Words (a[d], b[d]) of two rows.
-template <typename V>
-EARNEST_INLINE V load_zipped(const BFloat16* a, const BFloat16* b, int64_t count) {
-  typedef Vector<uint32_t, sizeof(V)> Words;
-  const auto low = same_bits<Words>(load_elements<V>(a, count)) >> 16;
-  return same_bits<V>(low | same_bits<Words>(load_elements<V>(b, count)));
-}
-
-// to[keys][width / kPack]: rows as they are, words along the row. Rows up to `padded` are zeros.
+// to[keys][to_row]: rows as they are, words along the row. Rows up to `padded` are zeros, and words up to the
+// next whole vector.
 template <typename V, bool kPairs, typename E>
 static void pack_along(const E* from, int64_t from_row, int64_t keys, int64_t padded, int64_t dim,
-                       Element<V>* to) {
-  const int64_t words = dim / kPack<kPairs>, to_row = padded_dim(dim) / kPack<kPairs>;
+                       Element<V>* to, int64_t to_row) {
+  const int64_t words = dim / kPack<kPairs>;
   for (int64_t j = 0; j < padded; ++j) {
     for (int64_t w = 0; w < words; w += kLanes<V>)
       store(to + j * to_row + w, j < keys ? load_words<V, kPairs>(from + j * from_row, w, words) : V{});
@@ -109,15 +102,18 @@ template <typename V, bool kPairs, typename Row>
 static void pack_across(const Row& row, int64_t rows, int64_t padded, int64_t dim, Element<V>* to) {
   const int64_t width = padded_dim(dim);
   for (int64_t i = 0; i < padded; i += kPack<kPairs>, to += width) {
-    for (int64_t d = 0; d < dim; d += kLanes<V>) {
-      V x{};
+    for (int64_t d = 0; d < dim; d += kPack<kPairs> * kLanes<V>) {
+      V low{}, high{};
+      if (i < rows) low = load_words<V, kPairs>(row(i), d / kPack<kPairs>, dim / kPack<kPairs>);
       if constexpr (kPairs) {
-        if (i < rows) x = load_zipped<V>(row(i) + d, row(i + 1 < rows ? i + 1 : i) + d, dim - d);
-        if (i + 1 == rows) x = same_bits<V>(same_bits<Integers<V>>(x) & 0xffff);
-      } else {
-        if (i < rows) x = load_elements<V>(row(i) + d, dim - d);
+        typedef Vector<uint16_t, sizeof(V)> Halves;
+        constexpr auto kSequence = std::make_index_sequence<kLanes<Halves>>();
+        if (i + 1 < rows) high = load_words<V, kPairs>(row(i + 1), d / 2, dim / 2);
+        const auto a = same_bits<Halves>(low), b = same_bits<Halves>(high);
+        low = same_bits<V>(zip_low(a, b, kSequence)), high = same_bits<V>(zip_high(a, b, kSequence));
+        if (d + kLanes<V> < width) store(to + d + kLanes<V>, high);
       }
-      store(to + d, x);
+      store(to + d, low);
     }
   }
 }
@@ -173,8 +169,9 @@ static Operand<Element<V>> keys_along(const E* from, int64_t from_row, int64_t k
     if (!often && keys % kRowGroup == 0)
       return {reinterpret_cast<const Element<V>*>(from), from_row / kPack<kPairs>};
   }
-  pack_along<V, kPairs>(from, from_row, keys, round_up(keys, kRowGroup), dim, to);
-  return {to, padded_dim(dim) / kPack<kPairs>};
+  const int64_t to_row = padded_dim(dim) / kPack<kPairs>;
+  pack_along<V, kPairs>(from, from_row, keys, round_up(keys, kRowGroup), dim, to, to_row);
+  return {to, to_row};
 }
 
 // Words across neighbouring keys.

@@ -163,6 +163,17 @@ def test_a_row_is_the_same_by_prefill_and_by_cached_decoding_bit_for_bit(tier, d
         assert torch.equal(late, prefill[33:])
 
 
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+def test_the_last_rows_are_those_of_prefill_however_few_they_are(tier, dtype) -> None:
+    _native.force_cpu_tier(tier)
+    for dim, length in ((8, 67), (24, 80), (64, 130)):
+        q, k, v = random_inputs([length], [length], 1, 1, dim, dtype)
+        prefill = attention(q, k, v, causal=True)
+        for rows in range(1, 10):
+            assert torch.equal(attention(q[-rows:], k, v, causal=True), prefill[-rows:]), (dim, rows)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 def test_nothing_depends_on_the_batch_or_on_threads(dtype) -> None:
     lengths = [100, 1, 64, 0, 37, 98, 200, 65]
