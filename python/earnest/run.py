@@ -118,11 +118,8 @@ class Run:
             if done.is_file():
                 self._seconds = dict(json.loads(done.read_text())["seconds"])
         if self.options.threads:
-            from earnest._native import set_num_threads
-
             torch.set_num_threads(self.options.threads)
             ops.set_num_threads(self.options.threads)
-            set_num_threads(self.options.threads)
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:

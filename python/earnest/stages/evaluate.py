@@ -57,7 +57,10 @@ def main(settings: Settings, run_dir: Path) -> dict[str, Any]:
     if settings.run.threads:
         import torch
 
+        from earnest.ops import set_num_threads
+
         torch.set_num_threads(settings.run.threads)
+        set_num_threads(settings.run.threads)
     models = names_of([settings.model, *settings.others])
     run_dir.mkdir(parents=True, exist_ok=True)
     if settings.step.folder:
