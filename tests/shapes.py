@@ -7,11 +7,17 @@ A kernel test takes from here what its arguments allow, instead of inventing a m
   which kernels change course (vectors of 2 to 64 lanes, blocks of 4,096).
 - ``PACKS``: lengths of the sequences of a packed batch, by name: ragged, with empty sequences at either end
   and in a row, one long among short ones. ``cu_seqlens`` makes the offsets of one.
+- ``QUERIES_AND_KEYS``: two such packs of as many sequences, where queries read more keys than they are, or
+  fewer, or none.
+- ``PRODUCTS``: rows, columns and depth of matrix products, with a remainder at every block of every kernel
+  that has one.
 - ``MASKS``: which of n entries count, by name, each a function n -> bool [n]: all, none, the first or last
   alone, every other one, turns with gaps, random.
 - ``LAYOUTS``: the same numbers somewhere else in memory, by name, each a function tensor -> equal tensor:
   strided, transposed, one element off, an odd number of bytes off where the dtype allows it. An operator must
   give the same result for each, bit for bit, or refuse it with a clear error.
+- ``between_addresses``: the same numbers where their type may not be read from. An operator must refuse it or
+  copy it.
 
     @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
     @pytest.mark.parametrize("lengths", PACKS.values(), ids=PACKS)
@@ -21,6 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,8 +58,23 @@ PACKS: dict[str, tuple[int, ...]] = {
     "ragged": (1, 0, 2, 7, 8, 9, 63, 64, 65, 130, 0),
     "primes": (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37),
     "edges of vectors": (15, 16, 17, 31, 32, 33),
+    "edges of tiles": (47, 48, 49, 63, 64, 65, 97, 129, 200),
     "one long among short": (1, 2, 3, 5000, 1, 1),
 }
+
+
+QUERIES_AND_KEYS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "either is empty": ((0, 5, 0, 2), (0, 5, 4, 0)),
+    "one query of many keys": ((1, 1, 1), (70, 1, 160)),
+    "the end of many keys, or more": ((5, 9, 70), (66, 3, 65)),
+}
+
+# Blocks of linear: rows 12 and 96 (96 x 18 panels of 32 columns), depth 256. Of logprob, whose rows and depth
+# these are too: rows 96 and 1536, columns 192 and 1152, depth 384 (768 for pairs of bfloat16).
+PRODUCTS: list[tuple[int, int, int]] = [
+    (1, 1, 1), (1, 2, 7), (7, 5, 1), (1, 33, 7), (5, 31, 257), (13, 65, 64), (97, 7, 515), (211, 201, 3),
+    (3, 611, 1030), (31, 193, 389), (97, 1153, 16), (1601, 13, 5), (12, 2311, 64),
+]  # fmt: skip
 
 
 def cu_seqlens(lengths: Sequence[int]) -> Tensor:
@@ -111,6 +133,17 @@ def odd_bytes(x: Tensor) -> Tensor:
     room = torch.empty(x.numel() * size + 64 + size, dtype=torch.uint8)
     offset = -room.data_ptr() % 64 + size
     return room[offset : offset + x.numel() * size].view(x.dtype).view(x.shape).copy_(x)
+
+
+def between_addresses(x: Tensor) -> np.ndarray:
+    """A numpy array one byte after an address that its type could be read from; bfloat16 as its bits."""
+    x = x.view(torch.int16) if x.dtype == torch.bfloat16 else x
+    array = x.detach().contiguous().numpy()
+    room = np.empty(array.nbytes + 128, np.uint8)
+    offset = -room.ctypes.data % 64 + 1
+    moved = np.frombuffer(room, array.dtype, array.size, offset).reshape(array.shape)
+    moved[...] = array
+    return moved
 
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {

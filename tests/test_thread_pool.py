@@ -53,6 +53,40 @@ def test_taking_turns_costs_little():
     assert best_time(both) < 5 * (best_time(ours) + best_time(torchs))
 
 
+def test_both_busy_at_the_same_time_take_little_more_than_one_after_the_other():
+    """A thread of Python in torch's product and one in ours, each with two threads of its own: four that want
+    what cores there are. Best of some, against the sum of both alone, so that others' load counts on both
+    sides."""
+    x, weight = torch.randn(384, 768), torch.randn(768, 768)
+    wanted = linear(x, weight)
+    wrong: list[int] = []
+
+    def ours() -> None:
+        for i in range(12):
+            if not torch.equal(linear(x, weight), wanted):
+                wrong.append(i)
+
+    def torchs() -> None:
+        for _ in range(12):
+            torch.mm(x, weight)
+
+    def one_after_the_other() -> None:
+        ours()
+        torchs()
+
+    def both() -> None:
+        callers = [threading.Thread(target=job) for job in (ours, torchs)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+
+    both()
+    pairs = [(best_time(one_after_the_other, 1), best_time(both, 1)) for _ in range(5)]
+    assert not wrong
+    assert min(together for _, together in pairs) < 4 * min(alone for alone, _ in pairs)
+
+
 def test_callers_at_the_same_time_get_their_own_results():
     weights = [torch.randn(300, 200) for _ in range(4)]
     x = torch.randn(100, 200)

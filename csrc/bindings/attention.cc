@@ -72,16 +72,16 @@ Params params_of(const Read& q, const Read& k, const Read& v, const Lengths& cu_
     if (!x) return nullptr;
     expect(static_cast<int64_t>(x->shape(0)) == size, argument, std::to_string(size) + " entries",
            std::to_string(x->shape(0)));
-    return x->data();
+    return data_of("attention", argument, x);
   };
   p.cu_seqlens_q = lengths("cu_seqlens_q", cu_seqlens_q, sequences + 1);
   p.cu_seqlens_k = lengths("cu_seqlens_k", cu_seqlens_k, sequences + 1);
   p.seqused_k = lengths("seqused_k", seqused_k, sequences);
   p.causal = causal;
   p.scale = scale;
-  p.q = q.data();
-  p.k = k.data();
-  p.v = v.data();
+  p.q = data_of("attention", "q", q);
+  p.k = data_of("attention", "k", k);
+  p.v = data_of("attention", "v", v);
   return p;
 }
 
@@ -96,10 +96,11 @@ void forward(const Read& q, const Read& k, const Read& v, const Write& out,
   const Params p = params_of(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, sequences, causal, scale);
   expect_like("out", Read(out), q);
   if (lse) expect_lse(lse->size(), p);
+  const attention::Output output{data_of("attention", "out", out), data_of("attention", "lse", lse)};
   Status status;
   {
     nb::gil_scoped_release release;
-    status = attention::forward(p, {out.data(), lse ? lse->data() : nullptr});
+    status = attention::forward(p, output);
   }
   raise_if_error(status);
 }
@@ -118,8 +119,10 @@ void backward(const Read& q, const Read& k, const Read& v, const Read& out, cons
   expect_lse(lse.size(), p);
   if (grad_lse) expect_lse(grad_lse->size(), p);
   const Gradients gradients{
-      out.data(),    lse.data(),    grad_out.data(), grad_lse ? grad_lse->data() : nullptr,
-      grad_q.data(), grad_k.data(), grad_v.data()};
+      data_of("attention", "out", out),           data_of("attention", "lse", lse),
+      data_of("attention", "grad_out", grad_out), data_of("attention", "grad_lse", grad_lse),
+      data_of("attention", "grad_q", grad_q),     data_of("attention", "grad_k", grad_k),
+      data_of("attention", "grad_v", grad_v)};
   Status status;
   {
     nb::gil_scoped_release release;

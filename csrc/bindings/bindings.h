@@ -7,8 +7,11 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 
+#include <cstdint>
 #include <new>
+#include <optional>
 #include <stdexcept>
+#include <string>
 
 #include "kernels/common/status.h"
 
@@ -34,6 +37,24 @@ inline void raise_if_error(const Status& status) {
     default:
       throw std::runtime_error(status.message());
   }
+}
+
+// The memory of an array, every binding's way to it. Elements at an address that is not a multiple of their
+// size, such as numpy's views of bytes can have, may not be read as their type: they are refused.
+template <typename Array>
+auto* data_of(const char* op, const char* name, const Array& array) {
+  const size_t bytes = array.dtype().bits / 8;
+  if (const auto past = reinterpret_cast<uintptr_t>(array.data()) % bytes; past != 0) {
+    raise_if_error(invalid_argument(
+        op, name, "memory at a multiple of its elements' " + std::to_string(bytes) + " bytes",
+        "an address " + std::to_string(past) + " past one"));
+  }
+  return array.data();
+}
+
+template <typename Array>
+auto data_of(const char* op, const char* name, const std::optional<Array>& array) -> decltype(array->data()) {
+  return array ? data_of(op, name, *array) : nullptr;
 }
 
 void bind_limits(nb::module_& module);

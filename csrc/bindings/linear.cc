@@ -78,7 +78,7 @@ Pack pack_of(const Read& source, bool transposed) {
   pack.columns = static_cast<int64_t>(source.shape(transposed ? 1 : 0));
   pack.depth = static_cast<int64_t>(source.shape(transposed ? 0 : 1));
   pack.transposed = transposed;
-  pack.source = source.data();
+  pack.source = data_of("linear", "weight", source);
   return pack;
 }
 
@@ -99,10 +99,11 @@ void pack(const Read& source, bool transposed, const WriteBytes& packed) {
   size_t bytes = 0;
   raise_if_error(linear::packed_size(job, &bytes));
   expect(packed.size() == bytes, "packed", "as many bytes as linear_packed_size says");
+  uint8_t* memory = packed.data();  // bytes; the kernel says where they must lie
   Status status;
   {
     nb::gil_scoped_release release;
-    status = run(job, packed.data());
+    status = run(job, memory);
   }
   raise_if_error(status);
 }
@@ -117,9 +118,9 @@ void product(const Read& left, const ReadBytes& packed, const std::optional<Read
   job.rows = rows_of(left);
   job.columns = last_of(output);
   job.depth = last_of(left);
-  job.left = left.data();
-  job.packed = packed.data();
-  job.output = output.data();
+  job.left = data_of("linear", "input", left);
+  job.packed = packed.data();  // bytes; the kernel says where they must lie
+  job.output = data_of("linear", "output", output);
   Pack shape;
   shape.type = job.type;
   shape.columns = job.columns;
@@ -130,7 +131,7 @@ void product(const Read& left, const ReadBytes& packed, const std::optional<Read
   if (bias) {
     expect(bias->ndim() == 1 && last_of(*bias) == job.columns && bias->dtype() == left.dtype(), "bias",
            "one number per output, of the dtype of the input");
-    job.bias = bias->data();
+    job.bias = data_of("linear", "bias", bias);
   }
   run_with_workspace(job);
 }
@@ -145,19 +146,19 @@ void weight_gradient(const Read& grad_output, const Read& input, const std::opti
   job.rows = rows_of(input);
   job.outputs = last_of(grad_output);
   job.inputs = last_of(input);
-  job.grad_output = grad_output.data();
-  job.input = input.data();
+  job.grad_output = data_of("linear", "grad_output", grad_output);
+  job.input = data_of("linear", "input", input);
   if (grad_weight) {
     expect(grad_weight->ndim() == 2 && rows_of(*grad_weight) == job.outputs &&
                last_of(*grad_weight) == job.inputs && grad_weight->dtype() == input.dtype(),
            "grad_weight", "the weight's shape and dtype");
-    job.grad_weight = grad_weight->data();
+    job.grad_weight = data_of("linear", "grad_weight", grad_weight);
   }
   if (grad_bias) {
     expect(
         grad_bias->ndim() == 1 && last_of(*grad_bias) == job.outputs && grad_bias->dtype() == input.dtype(),
         "grad_bias", "one number per output, of the dtype of the input");
-    job.grad_bias = grad_bias->data();
+    job.grad_bias = data_of("linear", "grad_bias", grad_bias);
   }
   run_with_workspace(job);
 }

@@ -28,11 +28,11 @@ void check_shape(const Output<float, 2>& out, int64_t n_mels, int64_t frames) {
 template <Status (*kRun)(const logmel::Params&)>
 void run(const Input<float, 1>& pcm, const Output<float, 2>& out, bool step_audio) {
   logmel::Params params;
-  params.pcm = pcm.data();
+  params.pcm = data_of("logmel", "pcm", pcm);
   params.samples = static_cast<int64_t>(pcm.shape(0));
   params.n_mels = static_cast<int>(out.shape(0));
   params.padding = padding_of(step_audio);
-  params.out = out.data();
+  params.out = data_of("logmel", "out", out);
   check_shape(out, params.n_mels, logmel::frame_count(params.samples, params.padding));
   Status status;
   {
@@ -45,10 +45,12 @@ void run(const Input<float, 1>& pcm, const Output<float, 2>& out, bool step_audi
 void normalize(const Input<float, 2>& raw, const Output<float, 2>& out) {
   check_shape(out, static_cast<int64_t>(raw.shape(0)), static_cast<int64_t>(raw.shape(1)));
   const auto count = static_cast<int64_t>(raw.size());
+  const float* from = data_of("logmel", "raw", raw);
+  float* to = data_of("logmel", "out", out);
   Status status;
   {
     nb::gil_scoped_release release;
-    status = logmel::normalize(Device::kCpu, raw.data(), count, out.data());
+    status = logmel::normalize(Device::kCpu, from, count, to);
   }
   raise_if_error(status);
 }
@@ -64,13 +66,14 @@ std::unique_ptr<logmel::Stream> make_stream(int n_mels, bool step_audio) {
 void push(logmel::Stream& stream, const Input<float, 1>& pcm, const Output<float, 2>& out) {
   const auto samples = static_cast<int64_t>(pcm.shape(0));
   check_shape(out, stream.n_mels(), stream.ready(samples));
-  raise_if_error(stream.push(pcm.data(), samples));
-  raise_if_error(stream.read(static_cast<int64_t>(out.shape(1)), out.data()));
+  float* to = data_of("logmel", "out", out);
+  raise_if_error(stream.push(data_of("logmel", "pcm", pcm), samples));
+  raise_if_error(stream.read(static_cast<int64_t>(out.shape(1)), to));
 }
 
 void read(logmel::Stream& stream, const Output<float, 2>& out) {
   check_shape(out, stream.n_mels(), static_cast<int64_t>(out.shape(1)));
-  raise_if_error(stream.read(static_cast<int64_t>(out.shape(1)), out.data()));
+  raise_if_error(stream.read(static_cast<int64_t>(out.shape(1)), data_of("logmel", "out", out)));
 }
 
 }  // namespace

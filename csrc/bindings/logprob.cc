@@ -41,9 +41,9 @@ Problem problem_of(const Input<Stored, 2>& hidden, const Input<Stored, 2>& weigh
   problem.depth = static_cast<int64_t>(hidden.shape(1));
   problem.vocabulary = static_cast<int64_t>(weight.shape(0));
   problem.temperature = temperature;
-  problem.hidden = hidden.data();
-  problem.weight = weight.data();
-  problem.targets = targets.data();
+  problem.hidden = data_of("logprob", "hidden", hidden);
+  problem.weight = data_of("logprob", "weight", weight);
+  problem.targets = data_of("logprob", "targets", targets);
   return problem;
 }
 
@@ -75,12 +75,12 @@ void forward(const Input<Stored, 2>& hidden, const Input<Stored, 2>& weight, con
   check_size("logp", hidden.shape(0), logp.shape(0));
   check_size("entropy", hidden.shape(0), entropy.shape(0));
   check_size("lse", hidden.shape(0), lse.shape(0));
-  job.logp = logp.data();
-  job.entropy = entropy.data();
-  job.lse = lse.data();
+  job.logp = data_of("logprob", "logp", logp);
+  job.entropy = data_of("logprob", "entropy", entropy);
+  job.lse = data_of("logprob", "lse", lse);
   if (logits) {
     check_size("logits", static_cast<size_t>(logprob::kept_size(job.problem)), logits->size());
-    job.logits = logits->data();
+    job.logits = data_of("logprob", "logits", logits);
   }
   run_with_workspace(job);
 }
@@ -98,26 +98,26 @@ void backward(const Input<Stored, 2>& hidden, const Input<Stored, 2>& weight,
   job.problem = problem_of<Stored>(hidden, weight, targets, temperature);
   const auto rows_of = [&](const std::optional<Input<Row, 1>>& rows) {
     if (rows) check_size("row gradients", hidden.shape(0), rows->shape(0));
-    return rows ? rows->data() : nullptr;
+    return data_of("logprob", "row gradients", rows);
   };
   check_size("entropy", hidden.shape(0), entropy.shape(0));
   check_size("lse", hidden.shape(0), lse.shape(0));
-  job.entropy = entropy.data();
-  job.lse = lse.data();
+  job.entropy = data_of("logprob", "entropy", entropy);
+  job.lse = data_of("logprob", "lse", lse);
   if (logits) {
     check_size("logits", static_cast<size_t>(logprob::kept_size(job.problem)), logits->size());
-    job.logits = logits->data();
+    job.logits = data_of("logprob", "logits", logits);
   }
   job.grad_logp = rows_of(grad_logp);
   job.grad_entropy = rows_of(grad_entropy);
   job.grad_lse = rows_of(grad_lse);
   if (grad_hidden) {
     check_size("grad_hidden", hidden.size(), grad_hidden->size());
-    job.grad_hidden = grad_hidden->data();
+    job.grad_hidden = data_of("logprob", "grad_hidden", grad_hidden);
   }
   if (grad_weight) {
     check_size("grad_weight", weight.size(), grad_weight->size());
-    job.grad_weight = grad_weight->data();
+    job.grad_weight = data_of("logprob", "grad_weight", grad_weight);
   }
   run_with_workspace(job);
 }

@@ -25,7 +25,7 @@ pitch::Settings settings_of(float f0_min, float f0_max, float voicing_threshold,
 pitch::Params params_of(const Input<float, 1>& pcm, const pitch::Settings& settings,
                         const Output<float, 2>& out) {
   pitch::Params params;
-  params.pcm = pcm.data();
+  params.pcm = data_of("pitch", "pcm", pcm);
   params.samples = static_cast<int64_t>(pcm.shape(0));
   params.settings = settings;
   const int64_t frames = pitch::frame_count(params.samples);
@@ -33,9 +33,9 @@ pitch::Params params_of(const Input<float, 1>& pcm, const pitch::Settings& setti
     const std::string got = std::to_string(out.shape(0)) + ", " + std::to_string(out.shape(1));
     raise_if_error(invalid_argument("pitch", "out", "[3, " + std::to_string(frames) + "]", "[" + got + "]"));
   }
-  params.f0 = out.data();
-  params.voicing = out.data() + frames;
-  params.energy = out.data() + 2 * frames;
+  params.f0 = data_of("pitch", "out", out);
+  params.voicing = params.f0 + frames;
+  params.energy = params.f0 + 2 * frames;
   return params;
 }
 
@@ -74,14 +74,15 @@ std::unique_ptr<pitch::Stream> make_stream(const pitch::Settings& settings) {
 
 // A stream has one owner; the GIL, kept, makes it safe to share one by mistake.
 void push(pitch::Stream& stream, const Input<float, 1>& pcm) {
-  raise_if_error(stream.push(pcm.data(), static_cast<int64_t>(pcm.shape(0))));
+  raise_if_error(stream.push(data_of("pitch", "pcm", pcm), static_cast<int64_t>(pcm.shape(0))));
 }
 
 void read(pitch::Stream& stream, const Output<float, 2>& out) {
   if (out.shape(0) != 3)
     raise_if_error(invalid_argument("pitch", "out", "3 rows", std::to_string(out.shape(0))));
   const auto frames = static_cast<int64_t>(out.shape(1));
-  raise_if_error(stream.read(frames, out.data(), out.data() + frames, out.data() + 2 * frames));
+  float* f0 = data_of("pitch", "out", out);
+  raise_if_error(stream.read(frames, f0, f0 + frames, f0 + 2 * frames));
 }
 
 // Writes the frames of the nuclei to at [frames]; returns their number and the seconds of speaking.
@@ -93,7 +94,8 @@ std::pair<int64_t, double> nuclei(const Input<float, 1>& energy, const Input<flo
                                     std::to_string(f0.shape(0))));
   }
   pitch::Speech speech;
-  raise_if_error(pitch::find_nuclei(energy.data(), f0.data(), frames, at.data(), &speech));
+  raise_if_error(pitch::find_nuclei(data_of("pitch", "energy", energy), data_of("pitch", "f0", f0), frames,
+                                    data_of("pitch", "at", at), &speech));
   return {speech.nuclei, speech.seconds};
 }
 

@@ -23,6 +23,8 @@ using MaybeInput = std::optional<Input<T, 1>>;
 template <typename T>
 using MaybeOutput = std::optional<Output<T, 1>>;
 
+using bindings::data_of;
+
 // The data of an array that must have `size` elements.
 template <typename Array>
 auto* data_of(const char* op, const char* name, const Array& array, size_t size) {
@@ -30,7 +32,7 @@ auto* data_of(const char* op, const char* name, const Array& array, size_t size)
     raise_if_error(invalid_argument(op, name, "[" + std::to_string(size) + "]",
                                     "[" + std::to_string(array.shape(0)) + "]"));
   }
-  return array.data();
+  return data_of(op, name, array);
 }
 
 template <typename Array>
@@ -49,10 +51,10 @@ void gae(const Input<T, 1>& rewards, const Input<T, 1>& values, const Flags& tra
   const size_t tokens = rewards.shape(0);
   if (cu_seqlens.shape(0) < 1) raise_if_error(invalid_argument(kOp, "cu_seqlens", "[sequences + 1]", "[0]"));
   ppo::GaeParams<T> params;
-  params.rewards = rewards.data();
+  params.rewards = data_of(kOp, "rewards", rewards);
   params.values = data_of(kOp, "values", values, tokens);
   params.trainable = bytes_of(data_of(kOp, "trainable", trainable, tokens));
-  params.cu_seqlens = cu_seqlens.data();
+  params.cu_seqlens = data_of(kOp, "cu_seqlens", cu_seqlens);
   params.tokens = static_cast<int64_t>(tokens);
   params.sequences = static_cast<int64_t>(cu_seqlens.shape(0)) - 1;
   params.gamma = gamma;
@@ -88,7 +90,7 @@ void loss(const Input<T, 1>& logp, const Input<T, 1>& logp_old, const Input<T, 1
   constexpr const char* kOp = "ppo_loss";
   const size_t tokens = logp.shape(0);
   ppo::LossParams<T> params;
-  params.logp = logp.data();
+  params.logp = data_of(kOp, "logp", logp);
   params.logp_old = data_of(kOp, "logp_old", logp_old, tokens);
   params.advantages = data_of(kOp, "advantages", advantages, tokens);
   params.values = data_of(kOp, "values", values, tokens);
@@ -127,7 +129,7 @@ void loss(const Input<T, 1>& logp, const Input<T, 1>& logp_old, const Input<T, 1
 template <typename T>
 void moments(const Input<T, 1>& x, const Flags& trainable, const Output<double, 1>& out) {
   ppo::MomentsParams<T> params;
-  params.x = x.data();
+  params.x = data_of("whiten", "x", x);
   params.trainable = bytes_of(data_of("whiten", "trainable", trainable, x.shape(0)));
   params.tokens = static_cast<int64_t>(x.shape(0));
   double* result = data_of("whiten", "moments", out, 3);
@@ -148,7 +150,7 @@ template <typename T>
 void whiten(const Input<T, 1>& x, const Flags& trainable, const Input<double, 1>& moments, double eps,
             double min_std, const Output<T, 1>& out) {
   ppo::WhitenParams<T> params;
-  params.x = x.data();
+  params.x = data_of("whiten", "x", x);
   params.trainable = bytes_of(data_of("whiten", "trainable", trainable, x.shape(0)));
   params.tokens = static_cast<int64_t>(x.shape(0));
   const double* m = data_of("whiten", "moments", moments, 3);
@@ -171,7 +173,7 @@ void group_advantage(const Input<T, 1>& scores, const Input<int64_t, 1>& groups,
   constexpr const char* kOp = "group_advantage";
   const size_t samples = scores.shape(0);
   ppo::GroupParams<T> params;
-  params.scores = scores.data();
+  params.scores = data_of(kOp, "scores", scores);
   params.groups = data_of(kOp, "groups", groups, samples);
   params.valid = bytes_of(data_of(kOp, "valid", valid, samples));
   params.samples = static_cast<int64_t>(samples);
@@ -202,9 +204,10 @@ size_t rows_of(const char* op, const char* name, const Input<double, 2>& x, size
 // [parts, kNumSums] of parts of a batch -> [kNumSums] of the batch.
 void join_sums(const Input<double, 2>& parts, const Output<double, 1>& out) {
   const size_t rows = rows_of("join_sums", "sums", parts, ppo::kNumSums);
+  const double* part = data_of("join_sums", "sums", parts);
   double* total = data_of("join_sums", "out", out, ppo::kNumSums);
-  std::copy(parts.data(), parts.data() + ppo::kNumSums, total);
-  for (size_t i = 1; i < rows; ++i) ppo::join_sums(parts.data() + i * ppo::kNumSums, total);
+  std::copy(part, part + ppo::kNumSums, total);
+  for (size_t i = 1; i < rows; ++i) ppo::join_sums(part + i * ppo::kNumSums, total);
 }
 
 void metrics(const Input<double, 1>& sums, const Output<double, 1>& out) {
@@ -215,10 +218,11 @@ void metrics(const Input<double, 1>& sums, const Output<double, 1>& out) {
 // [parts, 3] of parts of a batch -> [3] of the batch.
 void join_moments(const Input<double, 2>& parts, const Output<double, 1>& out) {
   const size_t rows = rows_of("join_moments", "moments", parts, 3);
+  const double* first = data_of("join_moments", "moments", parts);
   double* total = data_of("join_moments", "out", out, 3);
   ppo::Moments joined;
   for (size_t i = 0; i < rows; ++i) {
-    const double* m = parts.data() + 3 * i;
+    const double* m = first + 3 * i;
     joined = ppo::join(joined, {m[0], m[1], m[2]});
   }
   total[0] = joined.count;

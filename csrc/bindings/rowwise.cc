@@ -24,12 +24,12 @@ template <typename Stored, int kDims>
 using Out = Output<typename ArrayTypeOf<Stored>::type, kDims>;
 
 template <typename Stored, typename Array>
-auto* data_of(const Array& array) {
-  using Pointer = decltype(array.data());
-  if constexpr (std::is_const_v<std::remove_pointer_t<Pointer>>) {
-    return reinterpret_cast<const Stored*>(array.data());
+auto* stored(const char* op, const char* name, const Array& array) {
+  auto* data = data_of(op, name, array);
+  if constexpr (std::is_const_v<std::remove_pointer_t<decltype(data)>>) {
+    return reinterpret_cast<const Stored*>(data);
   } else {
-    return reinterpret_cast<Stored*>(array.data());
+    return reinterpret_cast<Stored*>(data);
   }
 }
 
@@ -74,9 +74,9 @@ rowwise::RmsNorm<Stored> norm_of(const In<Stored, 2>& x, const In<Stored, 1>& we
   job.rows = static_cast<int64_t>(rows);
   job.width = static_cast<int64_t>(width);
   job.eps = eps;
-  job.x = data_of<Stored>(x);
-  job.weight = data_of<Stored>(weight);
-  job.inverse = inverse.data();
+  job.x = stored<Stored>("rms_norm", "x", x);
+  job.weight = stored<Stored>("rms_norm", "weight", weight);
+  job.inverse = data_of("rms_norm", "inverse", inverse);
   return job;
 }
 
@@ -85,7 +85,7 @@ void rms_norm(const In<Stored, 2>& x, const In<Stored, 1>& weight, double eps, c
               const Output<Arithmetic<Stored>, 1>& inverse) {
   auto job = norm_of<Stored>(x, weight, eps, inverse);
   check_shape("rms_norm", "y", y, {x.shape(0), x.shape(1)});
-  job.y = data_of<Stored>(y);
+  job.y = stored<Stored>("rms_norm", "y", y);
   without_gil([&] { return rowwise::rms_norm(job); });
 }
 
@@ -97,9 +97,9 @@ void rms_norm_backward(const In<Stored, 2>& grad_y, const In<Stored, 2>& x, cons
   check_shape("rms_norm", "grad_y", grad_y, {x.shape(0), x.shape(1)});
   check_shape("rms_norm", "grad_x", grad_x, {x.shape(0), x.shape(1)});
   check_shape("rms_norm", "grad_weight", grad_weight, {x.shape(1)});
-  job.grad_y = data_of<Stored>(grad_y);
-  job.grad_x = data_of<Stored>(grad_x);
-  job.grad_weight = grad_weight.data();
+  job.grad_y = stored<Stored>("rms_norm", "grad_y", grad_y);
+  job.grad_x = stored<Stored>("rms_norm", "grad_x", grad_x);
+  job.grad_weight = data_of("rms_norm", "grad_weight", grad_weight);
   without_gil([&] { return rowwise::rms_norm_backward(job); });
 }
 
@@ -119,12 +119,12 @@ void turned(const Out<Fused, 2>& qkv, const Input<Arithmetic<Fused>, 2>& cosine,
   job.heads = static_cast<int64_t>(heads);
   job.kv_heads = static_cast<int64_t>(kv_heads);
   job.dim = static_cast<int64_t>(dim);
-  job.cosine = cosine.data();
-  job.sine = sine.data();
-  job.qkv = data_of<Fused>(qkv);
-  job.q = data_of<Apart>(q);
-  job.k = data_of<Apart>(k);
-  job.v = data_of<Apart>(v);
+  job.cosine = data_of("rotary", "cosine", cosine);
+  job.sine = data_of("rotary", "sine", sine);
+  job.qkv = stored<Fused>("rotary", "qkv", qkv);
+  job.q = stored<Apart>("rotary", "q", q);
+  job.k = stored<Apart>("rotary", "k", k);
+  job.v = stored<Apart>("rotary", "v", v);
   without_gil([&] { return run(job); });
 }
 
@@ -151,7 +151,7 @@ rowwise::SwiGlu<Stored> gated(const In<Stored, 2>& gate_up) {
   rowwise::SwiGlu<Stored> job;
   job.rows = static_cast<int64_t>(gate_up.shape(0));
   job.width = static_cast<int64_t>(gate_up.shape(1) / 2);
-  job.gate_up = data_of<Stored>(gate_up);
+  job.gate_up = stored<Stored>("swiglu", "gate_up", gate_up);
   return job;
 }
 
@@ -159,7 +159,7 @@ template <typename Stored>
 void swiglu(const In<Stored, 2>& gate_up, const Out<Stored, 2>& out) {
   auto job = gated<Stored>(gate_up);
   check_shape("swiglu", "out", out, {gate_up.shape(0), gate_up.shape(1) / 2});
-  job.out = data_of<Stored>(out);
+  job.out = stored<Stored>("swiglu", "out", out);
   without_gil([&] { return rowwise::swiglu(job); });
 }
 
@@ -169,8 +169,8 @@ void swiglu_backward(const In<Stored, 2>& grad_out, const In<Stored, 2>& gate_up
   auto job = gated<Stored>(gate_up);
   check_shape("swiglu", "grad_out", grad_out, {gate_up.shape(0), gate_up.shape(1) / 2});
   check_shape("swiglu", "grad_gate_up", grad_gate_up, {gate_up.shape(0), gate_up.shape(1)});
-  job.grad_out = data_of<Stored>(grad_out);
-  job.grad_gate_up = data_of<Stored>(grad_gate_up);
+  job.grad_out = stored<Stored>("swiglu", "grad_out", grad_out);
+  job.grad_gate_up = stored<Stored>("swiglu", "grad_gate_up", grad_gate_up);
   without_gil([&] { return rowwise::swiglu_backward(job); });
 }
 

@@ -39,6 +39,29 @@ Status check_pointer(const char* argument, const void* pointer, int64_t elements
   return wrong(argument, "an array", "none");
 }
 
+// Bytes, workspaces and units of work are a small multiple of these numbers, so that none of them overflows.
+constexpr int64_t kMostElements = int64_t{1} << 52;
+constexpr double kMostWork = 0x1p60;  // multiply-adds, which are counted to share them out: years of them
+
+Status check_size(const char* argument, int64_t tokens, int64_t heads, int64_t dim) {
+  if (heads <= kMostElements / dim && tokens <= kMostElements / (heads * dim)) return {};
+  return wrong(argument, "at most 2^52 elements",
+               std::to_string(tokens) + " x " + std::to_string(heads) + " x " + std::to_string(dim));
+}
+
+Status check_work(const Params& p) {
+  const double width = static_cast<double>(p.heads) * static_cast<double>(p.dim);
+  const auto of = [&](double queries, double keys) { return (queries + 16) * keys * width; };
+  if (of(static_cast<double>(p.tokens_q), static_cast<double>(p.tokens_k)) <= kMostWork) return {};
+  double work = 0;
+  for (int64_t n = 0; n < p.sequences; ++n) {
+    const Unit unit = unit_of(p, n, 0);
+    work += of(static_cast<double>(unit.queries), static_cast<double>(unit.keys));
+  }
+  if (work <= kMostWork) return {};
+  return wrong("q, k", "at most 2^60 multiply-adds", std::to_string(work));
+}
+
 }  // namespace
 
 Status check(const Params& p) {
@@ -52,6 +75,11 @@ Status check(const Params& p) {
                  std::to_string(p.kv_heads));
   if (!(p.scale > 0) || !std::isfinite(p.scale))
     return wrong("scale", "a positive finite number", std::to_string(p.scale));
+  for (const auto& [argument, tokens, heads, dim] :
+       {std::tuple{"q", p.tokens_q, p.heads, p.dim}, std::tuple{"k", p.tokens_k, p.kv_heads, p.dim},
+        std::tuple{"sequences", p.sequences, p.heads, int64_t{1}}}) {
+    if (Status status = check_size(argument, tokens, heads, dim); !status.ok()) return status;
+  }
   for (const auto& [argument, pointer, elements] :
        {std::tuple{"q", p.q, p.tokens_q}, std::tuple{"k", p.k, p.tokens_k},
         std::tuple{"v", p.v, p.tokens_k}}) {
@@ -76,7 +104,7 @@ Status check(const Params& p) {
                    std::to_string(p.seqused_k[n]));
     }
   }
-  return {};
+  return check_work(p);
 }
 
 Status check(const Params& p, const Output& output) {

@@ -37,15 +37,19 @@ Status check_n_mels(int n_mels) {
   return invalid_argument("logmel", "n_mels", "1 to 256", std::to_string(n_mels));
 }
 
-Status check_pointer(const float* pcm, int64_t samples) {
-  if (samples >= 0 && (samples == 0 || pcm != nullptr)) return {};
-  return invalid_argument("logmel", "pcm", "samples", "a null pointer or a negative number of them");
+// `before` samples of the same stream came earlier.
+Status check_pointer(const float* pcm, int64_t samples, int64_t before) {
+  if (samples < 0 || (samples > 0 && pcm == nullptr))
+    return invalid_argument("logmel", "pcm", "samples", "a null pointer or a negative number of them");
+  if (samples <= kMaxSamples - before) return {};
+  return invalid_argument("logmel", "pcm", "at most 2^40 samples in all",
+                          std::to_string(samples) + " after " + std::to_string(before));
 }
 
 // `before` samples of the same stream were checked earlier; the place of a bad one counts from the stream's
 // start.
 Status check_samples(const Backend& backend, const float* pcm, int64_t samples, int64_t before) {
-  if (Status status = check_pointer(pcm, samples); !status.ok()) return status;
+  if (Status status = check_pointer(pcm, samples, before); !status.ok()) return status;
   if (backend.in_range(pcm, samples)) return {};
   const float* wrong =
       std::find_if(pcm, pcm + samples, [](float x) { return !(std::abs(x) <= kMaxMagnitude); });
@@ -73,7 +77,9 @@ void compute(const Backend& backend, const Tables& tables, const Signal& signal,
 
 }  // namespace
 
-int64_t frame_count(int64_t samples, Padding padding) { return (samples + appended_zeros(padding)) / kHop; }
+int64_t frame_count(int64_t samples, Padding padding) {  // a sum that no number of samples overflows
+  return samples / kHop + (samples % kHop + appended_zeros(padding)) / kHop;
+}
 
 Status which(Device device, std::string* name) {
   const Backend* backend = nullptr;
@@ -89,7 +95,7 @@ Status run(const Params& params) {
   if (Status status = choose(params.device, &backend); !status.ok()) return status;
   if (Status status = check_n_mels(params.n_mels); !status.ok()) return status;
   if (params.samples == 0) return invalid_argument("logmel", "pcm", "at least one sample", "none");
-  if (Status status = check_pointer(params.pcm, params.samples); !status.ok()) return status;
+  if (Status status = check_pointer(params.pcm, params.samples, 0); !status.ok()) return status;
   const int64_t frames = frame_count(params.samples, params.padding);
   if (frames == 0) return check_samples(*backend, params.pcm, params.samples, 0);
   if (params.out == nullptr)
@@ -158,7 +164,7 @@ Status Stream::finish() {
 }
 
 int64_t Stream::ready(int64_t more) const {
-  const int64_t samples = pushed_ + more;
+  const int64_t samples = pushed_ + std::min(more, kMaxSamples - pushed_);
   if (finished_) return frame_count(samples, padding_) - next_;
   // The first frame that needs more; one whose left half is reflected needs sample 200 as well.
   const int64_t whole = samples <= kWindow / 2 ? 0 : (samples - kWindow / 2) / kHop + 1;

@@ -28,6 +28,8 @@ constexpr int kWindow = 400, kHop = 160, kBins = kWindow / 2 + 1;
 constexpr int kStepAudioZeros = 479;
 constexpr int kMaxMels = 256;
 constexpr float kMaxMagnitude = 1e15f;  // the power of larger samples would leave float32
+// Of a clip or stream, two years of them, so that no size overflows.
+constexpr int64_t kMaxSamples = int64_t{1} << 40;
 
 enum class Padding { kWhisper, kStepAudio };
 
@@ -36,7 +38,7 @@ int64_t frame_count(int64_t samples, Padding padding);
 
 struct Params {
   Device device = Device::kCpu;
-  const float* pcm = nullptr;  // [samples], at least one; finite, magnitudes up to kMaxMagnitude
+  const float* pcm = nullptr;  // [samples], 1 to kMaxSamples; finite, magnitudes up to kMaxMagnitude
   int64_t samples = 0;
   int n_mels = 80;  // 1 to kMaxMels; Whisper has 80 and 128
   Padding padding = Padding::kWhisper;

@@ -27,11 +27,18 @@ Status check(const Settings& settings) {
 Status check(const Params& params) {
   if (Status status = check(params.settings); !status.ok()) return status;
   if (params.samples == 0) return invalid_argument("pitch", "pcm", "at least one sample", "none");
+  if (Status status = check_count(params.samples, 0); !status.ok()) return status;
   const bool no_memory = params.f0 == nullptr || params.voicing == nullptr || params.energy == nullptr;
   if (frame_count(params.samples) > 0 && no_memory) {
     return invalid_argument("pitch", "out", "memory for the frames", "a null pointer");
   }
   return {};
+}
+
+Status check_count(int64_t samples, int64_t before) {
+  if (samples <= kMaxSamples - before) return {};
+  return invalid_argument("pitch", "pcm", "at most 2^40 samples in all",
+                          std::to_string(samples) + " after " + std::to_string(before));
 }
 
 Status bad_sample(const float* pcm, int64_t samples, int64_t before) {

@@ -35,6 +35,7 @@ Status check_samples(const Backend& backend, const float* pcm, int64_t samples, 
   if (samples < 0 || (samples > 0 && pcm == nullptr)) {
     return invalid_argument("pitch", "pcm", "samples", "a null pointer or a negative number of them");
   }
+  if (Status status = check_count(samples, before); !status.ok()) return status;
   return backend.in_range(pcm, samples) ? Status() : bad_sample(pcm, samples, before);
 }
 

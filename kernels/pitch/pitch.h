@@ -30,6 +30,8 @@ namespace earnest::pitch {
 constexpr int kHop = 160;
 constexpr int kLookahead = 20;          // frames
 constexpr float kMaxMagnitude = 1e15f;  // the power of larger samples would leave float32
+// Of a clip or stream, two years of them, so that no size overflows.
+constexpr int64_t kMaxSamples = int64_t{1} << 40;
 
 struct Settings {
   float f0_min = 65.0f, f0_max = 600.0f;  // Hz, 20 <= f0_min < f0_max <= 2000
@@ -41,7 +43,7 @@ int64_t frame_count(int64_t samples);  // floor(samples / 160)
 
 struct Params {
   Device device = Device::kCpu;
-  const float* pcm = nullptr;  // [samples], at least one; finite, magnitudes up to kMaxMagnitude
+  const float* pcm = nullptr;  // [samples], 1 to kMaxSamples; finite, magnitudes up to kMaxMagnitude
   int64_t samples = 0;
   Settings settings;
   float* f0 = nullptr;       // [frames] Hz, 0 where unvoiced

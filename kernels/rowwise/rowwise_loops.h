@@ -180,8 +180,9 @@ void swiglu_backward_rows(const SwiGlu<Stored>& job, int64_t begin, int64_t end)
       convert(row + job.width + first, up, count);
       convert(job.grad_out + i * job.width + first, grad, count);
       for (int64_t j = 0; j < count; ++j) {
-        const T g = gate[j], s = sigmoid(g);
-        gate[j] = grad[j] * up[j] * s * (T(1) + g * (T(1) - s));
+        const T g = gate[j], e = exponential(-g), s = T(1) / (T(1) + e);
+        const T rest = s < T(0.5) ? T(1) - s : e * s;  // 1 - s without the difference of equals
+        gate[j] = grad[j] * up[j] * s * (T(1) + g * rest);
         up[j] = grad[j] * g * s;
       }
       convert(gate, grad_row + first, count);

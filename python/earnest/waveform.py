@@ -22,7 +22,8 @@ def _is_tensor(values: Any) -> bool:
 
 
 def as_pcm(op: str, pcm: Any) -> np.ndarray:
-    """The float32 samples of a numpy array or CPU tensor, without a copy."""
+    """The float32 samples of a numpy array or CPU tensor, without a copy where they lie one after another at
+    addresses that float32 can be read from."""
     if _is_tensor(pcm):
         if pcm.device.type != "cpu":
             raise InvalidInput(op, "pcm", "a tensor in CPU memory", f"one on {pcm.device}")
@@ -35,7 +36,7 @@ def as_pcm(op: str, pcm: Any) -> np.ndarray:
         raise InvalidInput(op, "pcm", "float32", str(pcm.dtype))
     if pcm.ndim != 1:
         raise InvalidInput(op, "pcm", "one axis [samples]", f"{pcm.ndim} axes {list(pcm.shape)}")
-    return np.ascontiguousarray(pcm)
+    return np.require(pcm, requirements="CA")
 
 
 def check_samples(op: str, pcm: np.ndarray, before: int = 0) -> None:

@@ -2,13 +2,14 @@
 """Result files, their comparison and their report, with records of the made-up case."""
 
 import json
+import re
 from pathlib import Path
 
 import bench_cases
 import pytest
 
 from earnest import cli
-from earnest.bench import compare, harness, report, results, show
+from earnest.bench import command, compare, harness, report, results, show
 from earnest.bench.case import Target
 from earnest.errors import InvalidInput
 
@@ -107,7 +108,7 @@ def test_a_case_that_is_wrong_now_is_a_regression(measured: dict, tmp_path: Path
     new = write(
         tmp_path / "new.jsonl", measured | {"results": [], "ratio": None, "wrong": {"earnest": "off"}}
     )
-    (change,) = compare.compare(old, new)
+    (change,) = compare.compare(old, new).changes
     assert change.after is None
     assert cli.main(["bench", "compare", str(old), str(new), "--ratio", "100"]) == 1
 
@@ -117,10 +118,51 @@ def test_the_same_peer_is_compared_with_even_if_a_better_one_came(measured: dict
     better = with_times(measured, slow=2.0, earnest=1.0)
     better["results"].append(dict(better["results"][0], name="new peer", role="peer", median=0.1, ratio=0.1))
     new = write(tmp_path / "new.jsonl", better)
-    (change,) = compare.compare(old, new)
+    (change,) = compare.compare(old, new).changes
     assert (change.against, change.before, change.after) == ("slow", 2.0, 2.0)
-    (change,) = compare.compare(new, new)  # of two that both have, the stronger
+    (change,) = compare.compare(new, new).changes  # of two that both have, the stronger
     assert (change.against, change.before) == ("new peer", 0.1)
+
+
+def test_a_case_that_is_lost_fails_and_what_cannot_be_compared_is_said(
+    measured: dict, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    plain = with_times(measured, slow=2.0, earnest=1.0)
+    alone = with_times(measured, "toy/alone", slow=2.0, earnest=1.0)
+    alone["results"] = [r for r in alone["results"] if r["name"] == "earnest"]
+    other = with_times(measured, "toy/other peer", slow=2.0, earnest=1.0)
+    renamed = other | {"results": [dict(r, name=r["name"].replace("slow", "new")) for r in other["results"]]}
+    lost, added = (plain | {"case": f"toy/{word}"} for word in ("lost", "added"))
+    old = write(tmp_path / "old.jsonl", plain, alone, other)
+    new = write(tmp_path / "new.jsonl", plain, alone, renamed, added)
+    assert cli.main(["bench", "compare", str(old), str(new), "--ratio", "1"]) == 0
+    out = capsys.readouterr().out
+    for said in (
+        r"toy/alone +not compared: no peer in the old file",
+        r"toy/other peer +not compared: no peer in both files: slow then, new now",
+        r"toy/added +not compared: not in the old file",
+    ):
+        assert re.search(said, out), said
+    write(old, lost)
+    assert cli.main(["bench", "compare", str(old), str(new), "--ratio", "1000"]) == 1
+    assert re.search(r"toy/lost +LOST: not in the new file", capsys.readouterr().out)
+
+
+def test_ours_may_not_vanish_from_a_case_without_peers(measured: dict, tmp_path: Path):
+    plain = with_times(measured, slow=2.0, earnest=1.0)
+    alone = with_times(measured, "toy/alone", slow=2.0, earnest=1.0)
+    alone["results"] = [r for r in alone["results"] if r["name"] == "earnest"]
+    old = write(tmp_path / "old.jsonl", plain, alone)
+    new = write(tmp_path / "new.jsonl", plain, alone | {"results": [], "wrong": {"earnest": "off"}})
+    assert compare.compare(old, new).is_worse(1000.0)
+
+
+def test_the_baseline_of_ci_is_one_of_quick_cases_that_there_are():
+    """CI compares a quick run with it, and a case that it has and the run has not would fail."""
+    records = results.read(ROOT / ".ci" / "bench_baseline.jsonl")
+    assert len(records) > 10
+    assert records.keys() <= {case.name for case in command.chosen([], quick=True)}
+    assert all(record["quick"] and not record["wrong"] for record in records.values())
 
 
 @pytest.mark.parametrize(

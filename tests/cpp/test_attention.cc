@@ -231,6 +231,40 @@ TEST(wrong_arguments_are_named) {
               "equal"));
 }
 
+// Numbers alone: nothing is allocated, and the pointers are never read.
+TEST(sizes_that_would_overflow_are_refused) {
+  static const float nothing = 0;
+  constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
+  const auto message = [](int64_t sequences, int64_t tokens_q, int64_t tokens_k, int64_t heads,
+                          int64_t kv_heads, int64_t dim) {
+    Params p;
+    p.sequences = sequences, p.tokens_q = tokens_q, p.tokens_k = tokens_k;
+    p.heads = heads, p.kv_heads = kv_heads, p.dim = dim;
+    p.q = p.k = p.v = &nothing;
+    double lse = 0;
+    float out = 0;
+    const Status forwards = forward(p, {&out, &lse});
+    const Status backwards = backward(p, {&nothing, &lse, &nothing, nullptr, &out, &out, &out});
+    CHECK(forwards.code() == StatusCode::kInvalidArgument);
+    CHECK(backwards.message() == forwards.message());
+    return forwards.message();
+  };
+  const auto starts = [](const std::string& text, const std::string& with) {
+    if (text.rfind("[attention] " + with, 0) != 0) std::printf("'%s'\n", text.c_str());
+    return text.rfind("[attention] " + with, 0) == 0;
+  };
+  const std::string elements = ": expected at most 2^52 elements, got ";
+  CHECK(starts(message(1, int64_t{1} << 48, 0, 4, 4, 8), "q" + elements + "281474976710656 x 4 x 8"));
+  CHECK(starts(message(1, 0, int64_t{1} << 48, 4, 4, 8), "k" + elements));
+  CHECK(starts(message(1, int64_t{1} << 61, 1, 8, 8, 8), "q" + elements));  // whose product is 0 in 64 bits
+  CHECK(starts(message(1, 1, 1, kMost, kMost, 8), "q" + elements));
+  CHECK(starts(message(1, kMost, kMost, 1, 1, 256), "q" + elements));
+  CHECK(starts(message(kMost, 0, 0, 1, 1, 8), "sequences" + elements));
+  const int64_t long_one = (int64_t{1} << 31) - 1;
+  CHECK(starts(message(1, long_one, long_one, 2, 1, 8), "q, k: expected at most 2^60 multiply-adds, got "));
+  CHECK(starts(message(3, 3 * long_one, 3 * long_one, 1, 1, 16), "q, k: expected at most 2^60"));
+}
+
 TEST(which_names_the_tier_or_the_reason) {
   std::string name;
   for (const std::string& tier : usable_tiers()) {

@@ -196,6 +196,30 @@ TEST(a_refused_chunk_leaves_the_stream_as_it_was) {
   CHECK(same_bits(out, whole(pcm, 80, Padding::kWhisper)));
 }
 
+// Numbers alone: nothing is allocated, and the pointers are never read.
+TEST(more_samples_than_sizes_hold_are_refused) {
+  constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
+  const float pcm = 0;
+  float out = 0;
+  for (Padding padding : {Padding::kWhisper, Padding::kStepAudio}) {
+    for (int64_t samples : {logmel::kMaxSamples + 1, kMost - 478, kMost}) {
+      const Status status = logmel::run({Device::kCpu, &pcm, samples, 256, padding, &out});
+      CHECK(status.code() == StatusCode::kInvalidArgument);
+      CHECK(status.message().find("pcm: expected at most 2^40 samples in all, got ") != std::string::npos);
+    }
+    CHECK(logmel::frame_count(kMost, padding) >= kMost / 160);  // and not a negative number
+    std::unique_ptr<logmel::Stream> stream;
+    CHECK(logmel::Stream::create(Device::kCpu, 80, padding, &stream).ok());
+    const std::vector<float> some = noise(1000);
+    CHECK(stream->push(some.data(), 1000).ok());
+    for (int64_t samples : {logmel::kMaxSamples - 999, kMost - 999, kMost}) {
+      CHECK(stream->push(&pcm, samples).message().find("after 1000") != std::string::npos);
+      CHECK(stream->ready(samples) > logmel::kMaxSamples / 160 - 10);
+    }
+    CHECK(stream->ready() == 6 && stream->pushed() == 1000);
+  }
+}
+
 TEST(wrong_settings_are_refused) {
   const std::vector<float> pcm = noise(800);
   std::vector<float> out(256 * 5);

@@ -230,6 +230,25 @@ TEST(wrong_settings_are_refused) {
   CHECK(pitch::run(params).code() == StatusCode::kUnsupported);
 }
 
+// Numbers alone: nothing is allocated, and the pointers are never read.
+TEST(more_samples_than_sizes_hold_are_refused) {
+  constexpr int64_t kMost = std::numeric_limits<int64_t>::max();
+  const std::string expected = "pcm: expected at most 2^40 samples in all, got ";
+  const std::vector<float> pcm = speech(1000);
+  Track track(6);
+  pitch::Params params = params_of(pcm, &track);
+  std::unique_ptr<pitch::Stream> stream;
+  CHECK(pitch::Stream::create(Device::kCpu, {}, &stream).ok());
+  CHECK(stream->push(pcm.data(), 1000).ok());
+  for (int64_t samples : {pitch::kMaxSamples + 1, kMost - 999, kMost}) {
+    params.samples = samples;
+    CHECK(pitch::run(params).message().find(expected) != std::string::npos);
+    CHECK(pitch::reference(params).message().find(expected) != std::string::npos);
+    CHECK(stream->push(pcm.data(), samples - 1000).message().find("after 1000") != std::string::npos);
+  }
+  CHECK(stream->finish().ok() && stream->ready() == 6);  // the refused chunks left no trace
+}
+
 TEST(syllables_are_voiced_peaks_with_dips_between_them) {
   std::vector<float> energy(120, 1e-6f), f0(120, 0.0f);
   for (int t : {20, 40, 60, 80}) {  // four peaks, 20 dB over the dips; the third is unvoiced

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 import earnest.evaluate.stage
 from earnest import cli
 from earnest.evaluate.stage import Answer
 from earnest.model import answer as answering
+from earnest.ops import num_threads, set_num_threads
 from earnest.stages import evaluate
 from earnest.stages.source import DataSettings, PlaygroundSettings
 
@@ -171,6 +173,19 @@ def test_several_models_share_a_table(
     assert folders[0] in out
     assert folders[1] in out
     assert "SFT" in out
+
+
+def test_threads_are_set_for_torch_and_for_the_kernels(asked: list[str], questions: Path, tmp_path: Path):
+    before = torch.get_num_threads(), num_threads()
+    options = ["--set", f"data.files=[{questions}]", "--set", "run.threads=1", "--run", str(tmp_path / "out")]
+    try:
+        for set_threads in (torch.set_num_threads, set_num_threads):
+            set_threads(2)
+        assert cli.main(["evaluate", model_folder(tmp_path / "sft"), *options]) == 0
+        assert (torch.get_num_threads(), num_threads()) == (1, 1)
+    finally:
+        torch.set_num_threads(before[0])
+        set_num_threads(before[1])
 
 
 def test_files_without_answers_are_refused(

@@ -152,6 +152,7 @@ def test_a_stream_gives_each_frame_as_soon_as_its_samples_are_in() -> None:
     assert stream.finish().shape == (80, 0)
 
 
+@pytest.mark.usefixtures("tier")
 def test_the_length_of_a_clip_and_the_threads_change_no_bit_of_a_frame() -> None:
     pcm = speechlike(160 * 600)
     long = LogMel(80).raw(pcm)

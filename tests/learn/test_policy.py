@@ -9,11 +9,14 @@ import pytest
 import small_world
 import torch
 
+from earnest import _native
 from earnest.learn.hearing import Hearing
 from earnest.learn.optimise import prompts_of
 from earnest.learn.policy import by_tokens, pack, pack_masked, token_logprobs
 from earnest.learn.rollout import sample, thoughts
 from earnest.learn.update import UpdateSettings
+from earnest.ops import num_threads, set_num_threads
+from tiers import usable_tiers
 
 WORDS = small_world.tokenizer()
 
@@ -31,7 +34,7 @@ def test_packed_replies_score_as_each_alone(model):
     alone = [
         token_logprobs(model, hearing, pack([p], [r]), 0.7)[0] for p, r in zip(prompts, replies, strict=True)
     ]
-    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-5)
+    assert torch.equal(together, torch.cat(alone))
 
 
 def test_targets_are_exactly_the_tokens_of_the_replies(model):
@@ -52,7 +55,7 @@ def test_what_hearing_keeps_is_what_the_encoder_gives(model):
     fresh = [model.encode([torch.from_numpy(clip.mel)])[0] for clip in clips]
     for kept, repeated, alone in zip(first, again, fresh, strict=True):
         assert torch.equal(kept, repeated)
-        torch.testing.assert_close(kept, alone, rtol=1e-5, atol=1e-5)
+        assert torch.equal(kept, alone)
 
 
 def test_hearing_is_bounded_and_still_right_when_full(model):
@@ -60,29 +63,52 @@ def test_hearing_is_bounded_and_still_right_when_full(model):
     small = Hearing(model, max_bytes=2000)
     for _ in range(2):
         for clip, frames in zip(clips, small.frames(clips), strict=True):
-            torch.testing.assert_close(frames, Hearing(model).frames([clip])[0], rtol=1e-5, atol=1e-5)
+            assert torch.equal(frames, Hearing(model).frames([clip])[0])
     assert small._bytes <= 2000
+
+
+@pytest.fixture
+def threads():
+    """Sets the threads of the kernels' pool and of torch's."""
+    before = num_threads(), torch.get_num_threads()
+
+    def both(count):
+        set_num_threads(count)
+        torch.set_num_threads(count)
+
+    yield both
+    set_num_threads(before[0])
+    torch.set_num_threads(before[1])
 
 
 @pytest.mark.parametrize("low", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_the_samplers_log_probabilities_are_the_trainers_bit_for_bit(model, temperature, low):
+@pytest.mark.parametrize("tier", usable_tiers())
+def test_the_samplers_log_probabilities_are_the_trainers_bit_for_bit(model, temperature, low, tier, threads):
     prompts = prompts_of(small_world.cases(), WORDS, model)
-    hearing = Hearing(model)
-    with torch.autocast("cpu", torch.bfloat16, enabled=low):
-        rollouts = sample(
-            model,
-            WORDS,
-            hearing,
-            prompts,
-            per_prompt=3,
-            max_new_tokens=12,
-            temperature=temperature,
-            generator=torch.Generator().manual_seed(1),
-        )
-        packed = pack([rollouts.prompts[int(i)] for i in rollouts.prompt_index], rollouts.tokens)
-        trainer, _ = token_logprobs(model, hearing, packed, temperature)
-    assert torch.equal(torch.cat(rollouts.logp), trainer.detach())
+    seen = []
+    _native.force_cpu_tier(tier)
+    try:
+        for count in (1, 2):
+            threads(count)
+            hearing = Hearing(model)
+            with torch.autocast("cpu", torch.bfloat16, enabled=low):
+                rollouts = sample(
+                    model,
+                    WORDS,
+                    hearing,
+                    prompts,
+                    per_prompt=3,
+                    max_new_tokens=12,
+                    temperature=temperature,
+                    generator=torch.Generator().manual_seed(1),
+                )
+                packed = pack([rollouts.prompts[int(i)] for i in rollouts.prompt_index], rollouts.tokens)
+                seen += [torch.cat(rollouts.logp)]
+                seen += [token_logprobs(model, hearing, packed, temperature)[0].detach()]
+    finally:
+        _native.force_cpu_tier("")
+    assert all(torch.equal(seen[0], other) for other in seen[1:])
 
 
 def test_sampling_again_with_the_same_seed_gives_the_same_tokens(model):
@@ -122,7 +148,7 @@ def test_a_shared_prompt_changes_no_number_and_no_gradient(model):
         (logp.square().sum() + entropy.sum()).backward()
         results.append((logp.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]))
     assert len(pack(shared, replies).batch.input_ids) < len(pack_masked(whole, masks).batch.input_ids)
-    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-5, atol=1e-5)
+    assert torch.equal(results[0][0], results[1][0])
     for ours, theirs in zip(results[0][1], results[1][1], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
 

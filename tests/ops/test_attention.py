@@ -14,21 +14,17 @@ from earnest import _native
 from earnest.errors import InvalidInput
 from earnest.ops.attention import _attention_op, attention, which
 from reference import attention as reference
+from shapes import PACKS, QUERIES_AND_KEYS
 from tiers import TIERS as ALL_TIERS
 from tiers import usable_tiers
 from tolerances import ATTENTION, FACTOR
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 TIERS = usable_tiers("attention")
-# Lengths of queries and keys of each sequence, around the sizes of vectors (16), blocks (48) and tiles (64).
+# Lengths of queries and keys of each sequence; test_attention_properties.py takes every pack there is.
 SHAPES = {
-    "short": ([3, 1, 7], [3, 1, 7]),
-    "empty": ([0, 5, 0, 2], [0, 5, 4, 0]),
-    "tiles": ([63, 64, 65, 129], [63, 64, 65, 129]),
-    "blocks": ([97, 200], [97, 200]),
-    "decode": ([1, 1, 1], [70, 1, 160]),
-    "bottom_right": ([5, 9, 70], [66, 3, 65]),
-}
+    name: (PACKS[name], PACKS[name]) for name in ("primes", "ragged", "edges of tiles")
+} | QUERIES_AND_KEYS
 
 
 @pytest.fixture(autouse=True)
@@ -41,13 +37,13 @@ def _leave_tier_and_threads_as_they_were() -> Iterator[None]:
     _native.set_num_threads(threads)
 
 
-def bounds(lengths: list[int]) -> Tensor:
+def bounds(lengths: Sequence[int]) -> Tensor:
     return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
 
 
 def random_inputs(
-    lengths_q: list[int],
-    lengths_k: list[int],
+    lengths_q: Sequence[int],
+    lengths_k: Sequence[int],
     heads: int,
     kv_heads: int,
     dim: int,
@@ -174,8 +170,10 @@ def test_the_last_rows_are_those_of_prefill_however_few_they_are(tier, dtype) ->
             assert torch.equal(attention(q[-rows:], k, v, causal=True), prefill[-rows:]), (dim, rows)
 
 
+@pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-def test_nothing_depends_on_the_batch_or_on_threads(dtype) -> None:
+def test_nothing_depends_on_the_batch_or_on_threads(tier, dtype) -> None:
+    _native.force_cpu_tier(tier)
     lengths = [100, 1, 64, 0, 37, 98, 200, 65]
     cu = bounds(lengths)
     inputs = random_inputs(lengths, lengths, 6, 2, 32, dtype)
@@ -191,8 +189,10 @@ def test_nothing_depends_on_the_batch_or_on_threads(dtype) -> None:
         assert all(torch.equal(a, b[part]) for a, b in zip(alone, results[0], strict=True)), lengths[n]
 
 
+@pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-def test_long_caches_give_the_rows_of_prefill_whoever_takes_their_parts(dtype) -> None:
+def test_long_caches_give_the_rows_of_prefill_whoever_takes_their_parts(tier, dtype) -> None:
+    _native.force_cpu_tier(tier)
     length = 1100  # three parts of keys, the last one short
     for heads, kv_heads, dim in ((7, 1, 64), (4, 4, 40)):
         q, k, v = random_inputs([length], [length], heads, kv_heads, dim, dtype)
@@ -209,8 +209,10 @@ def test_long_caches_give_the_rows_of_prefill_whoever_takes_their_parts(dtype) -
             assert torch.equal(late, prefill[1090:]), (heads, threads)
 
 
+@pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-def test_gradients_of_a_long_sequence_are_exact_and_depend_on_nothing_else(dtype) -> None:
+def test_gradients_of_a_long_sequence_are_exact_and_depend_on_nothing_else(tier, dtype) -> None:
+    _native.force_cpu_tier(tier)
     lengths_q, lengths_k = [1030, 20, 3], [1100, 20, 2100]  # several shares; one; one with many keys
     cu_q, cu_k = bounds(lengths_q), bounds(lengths_k)
     inputs = random_inputs(lengths_q, lengths_k, 2, 1, 16, dtype)

@@ -16,11 +16,10 @@ from earnest.errors import InvalidInput
 from earnest.ops import linear
 from earnest.ops.linear import which
 from reference import linear as reference
+from shapes import LAYOUTS, LENGTHS, PRODUCTS
 from tiers import usable_tiers
 from tolerances import FACTOR, LINEAR
 
-# Rows, columns, depth. Remainders of every block: rows 12 and 192, columns 32 and 192, depth 256.
-SHAPES = [(1, 1, 1), (1, 33, 7), (5, 31, 257), (13, 65, 64), (97, 7, 515), (211, 201, 3), (3, 611, 1030)]
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -60,7 +59,7 @@ def assert_close(got, want, floor: float):
         assert error(g, w) <= floor * max(1.0, w.abs().max().item())
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", PRODUCTS)
 def test_float64_is_the_formula(tier: str, shape: tuple[int, int, int]):
     x, weight, bias = problem(*shape)
     grad = torch.randn(shape[0], shape[1], dtype=torch.float64)
@@ -70,7 +69,7 @@ def test_float64_is_the_formula(tier: str, shape: tuple[int, int, int]):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", PRODUCTS)
 def test_errors_stay_near_those_of_torch(tier: str, shape: tuple[int, int, int], dtype: torch.dtype):
     x, weight, bias = problem(*shape, dtype)
     grad = torch.randn(shape[0], shape[1]).to(dtype)
@@ -205,6 +204,28 @@ def test_without_bias_and_with_a_bias_of_zeros():
     weight.requires_grad_()
     linear(x, weight).sum().backward()
     torch.testing.assert_close(weight.grad, x.sum(0).expand(6, 31))
+
+
+@pytest.mark.parametrize("rows", LENGTHS.values(), ids=LENGTHS)
+def test_any_number_of_rows_is_the_formula(tier: str, rows: int):
+    x, weight, bias = problem(rows, 37, 13)
+    grad = torch.randn(rows, 37, dtype=torch.float64)
+    want = (reference.linear(x, weight, bias), *reference.gradients(x, weight, grad))
+    for got, exact in zip(with_gradients(x, weight, bias, grad), want, strict=True):
+        assert got.shape == exact.shape
+        if exact.numel():
+            assert error(got, exact) <= LINEAR["float64"] * max(1.0, exact.abs().max().item())
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_where_arrays_lie_in_memory_changes_no_bit(tier: str, layout, dtype: torch.dtype):
+    arrays = [*problem(17, 37, 61, dtype), torch.randn(17, 37).to(dtype)]
+    moved = [layout(t) for t in arrays]
+    assert torch.equal(linear(*moved[:3]), linear(*arrays[:3]))
+    leaves = [t.detach().requires_grad_() for t in moved[:3]]
+    grads = torch.autograd.grad(linear(*leaves), leaves, moved[3])
+    assert all(map(torch.equal, grads, with_gradients(*arrays)[1:]))
 
 
 def test_strides_do_not_matter():

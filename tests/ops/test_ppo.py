@@ -370,7 +370,7 @@ def test_an_entry_that_is_not_finite_at_a_trainable_token_is_named(name: str, ba
         call(data)
 
 
-def test_results_do_not_depend_on_the_number_of_threads() -> None:
+def test_results_do_not_depend_on_the_number_of_threads(tier: str) -> None:
     data, before = batch(100_000, torch.float32), num_threads()
     try:
         results = []

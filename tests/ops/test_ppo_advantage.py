@@ -142,7 +142,7 @@ def test_gae_names_what_is_not_finite_at_a_trainable_token(name: str) -> None:
     assert bool(gae(**arrays, trainable=trainable, cu_seqlens=cu([20, 30]))[0].isfinite().all())
 
 
-def test_advantages_do_not_depend_on_the_number_of_threads() -> None:
+def test_advantages_do_not_depend_on_the_number_of_threads(tier: str) -> None:
     rewards, values, trainable, bounds = batch([20_000, 3, 30_000, 17_000], torch.float32)
     x, before = values, num_threads()
     try:

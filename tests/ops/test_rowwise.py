@@ -10,12 +10,20 @@ from torch import Tensor
 from earnest import _native, ops
 from earnest.errors import InvalidInput
 from reference import rowwise as reference
+from shapes import LENGTHS
 from tiers import usable_tiers
 from tolerances import FACTOR
 
 EPS = 1e-6
 HEADS, KV_HEADS = 3, 2
-SHAPES = [(1, 1), (0, 5), (7, 13), (67, 129), (130, 192), (3, 1031)]
+# Rows and width. (The gradient of a norm of one number is a difference of equals, whose terms set the scale.)
+SHAPES = [
+    (1, 1),
+    (67, 129),
+    (130, 192),
+    *((n, 13) for n in LENGTHS.values()),
+    *((3, n) for n in LENGTHS.values() if n > 1),
+]
 # Twice as much again where the definition is computed in the same precision.
 UNIT = {torch.float64: 2.0**-49, torch.float32: 2.0**-24, torch.bfloat16: 2.0**-8}
 

@@ -25,7 +25,8 @@ OP = "bench"
 
 
 def run(options: argparse.Namespace) -> int:
-    """The exit code: 1 for a wrong result, or for a case that became slower than compare allows."""
+    """The exit code: 1 for a wrong result, or for a case that became slower than compare allows or was
+    lost."""
     what, *rest = options.what or ["all"]
     if what == "report":
         return _report([Path(path) for path in rest])
@@ -114,6 +115,6 @@ def _compare(words: list[str], limit: float) -> int:
         raise InvalidInput(OP, "compare", "two result files, OLD and NEW", f"{len(words)}")
     if not limit >= 1:
         raise InvalidInput(OP, "--ratio", "a number of at least 1", str(limit))
-    changes = compare.compare(Path(words[0]), Path(words[1]))
-    print(compare.table(changes, limit))
-    return 1 if any(change.factor > limit for change in changes) else 0
+    found = compare.compare(Path(words[0]), Path(words[1]))
+    print(compare.table(found, limit))
+    return 1 if found.is_worse(limit) else 0

@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 class AudioLM(nn.Module):
     """State dict names are the published ones: encoder.*, adapter.*, model.*, lm_head.weight.
 
+    On the CPU the model is batch-invariant, always: hidden states and log-probabilities of a dialogue are the
+    same bits alone and in any batch, on any number of threads, in one pass and token by token from a cache.
+    There is no setting for it: the kernels have no other way (kernels/README.md).
+
     Fresh weights are drawn from `generator` (torch's own if None) unless initialise is False, which leaves
     memory as it is for a loader to fill. Under ``torch.device("meta")`` only names and shapes are made."""
 
