@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes unicode_classes.cc and unicode_normal_form.cc beside it.
 
-A tokenizer has to cut a text where the `tokenizers` package cuts it, and that package carries Unicode of three
-ages: its regular expressions know version 16.0, its normaliser 9.0, its step "Digits" 17.0. So whether a code
-point is a letter is asked of the package, and so is whether the normaliser knows a character. What Unicode says
-of one that it knows (decomposition, combining class: once given, they never change) comes from Python's
+A tokenizer has to cut a text where the `tokenizers` package cuts it, and that package carries Unicode of
+three ages: its regular expressions know version 16.0, its normaliser 9.0, its step "Digits" 17.0. Whether a
+code point is a letter is asked of the package, so is whether the normaliser knows a character. What Unicode
+says of one that it knows (decomposition, combining class: once given, they never change) comes from Python's
 unicodedata, which also has to agree about every letter and number that it has itself.
 """
 

@@ -58,6 +58,25 @@ def in_the_manner_of(family: str, vocab_size: int = 900, specials=(), text: list
     return learner.to_str()
 
 
+def of_gguf(path: Path) -> str:
+    """The tokenizer.json that SmolLM2's file was made from, as far as text is concerned."""
+    import gguf
+
+    fields = {name: field.contents() for name, field in gguf.GGUFReader(str(path)).fields.items()}
+    assert fields["tokenizer.ggml.pre"] == "smollm"
+    tokens, kinds = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
+    spec = json.loads(in_the_manner_of("smollm2", 256))
+    vocab = {token: index for index, token in enumerate(tokens)}
+    spec["model"] |= {"vocab": vocab, "merges": fields["tokenizer.ggml.merges"]}
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    spec["added_tokens"] = [
+        {"id": index, "content": tokens[index], "special": True, **flags}
+        for index, kind in enumerate(kinds)
+        if kind != 1
+    ]
+    return json.dumps(spec)
+
+
 def without_added(definition: str) -> tokenizers.Tokenizer:
     """The peer, with no way from text to an added token."""
     spec = json.loads(definition)
