@@ -69,7 +69,9 @@ def test_after_a_rest_everybody_wakes_their_own_threads_untimed(monkeypatch):
 
 def test_short_calls_are_looped_to_the_least_sample():
     time = FakeTime()
-    found = interleave({"a": Caller(time.taking("a", 0.001), [()])}, Pace(0.0, sample=0.5, rounds=2, rest=0.0), time)
+    found = interleave(
+        {"a": Caller(time.taking("a", 0.001), [()])}, Pace(0.0, sample=0.5, rounds=2, rest=0.0), time
+    )
     assert 500 <= found["a"].repeats <= 1024
     assert found["a"].median == pytest.approx(0.001)
 
