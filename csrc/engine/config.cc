@@ -8,6 +8,7 @@
 
 #include "csrc/engine/guard.h"
 #include "csrc/engine/mapped_file.h"
+#include "csrc/engine/utf8.h"
 
 namespace earnest::engine {
 namespace {
@@ -26,8 +27,7 @@ bool given(const json::Value& value) { return !value.absent() && value.kind() !=
 
 std::string shown(const json::Value& value) {
   if (value.absent()) return "none";
-  const std::string_view text = value.text();
-  return text.size() <= 100 ? std::string(text) : std::string(text.substr(0, 100)) + "...";
+  return shortened(value.text(), 100);
 }
 
 // Reads the fields of one object of the file.

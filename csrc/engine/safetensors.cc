@@ -10,6 +10,7 @@
 #include "csrc/engine/guard.h"
 #include "csrc/engine/json.h"
 #include "csrc/engine/mapped_file.h"
+#include "csrc/engine/utf8.h"
 
 namespace earnest::engine {
 namespace {
@@ -20,9 +21,7 @@ constexpr uint64_t kAnySize = std::numeric_limits<uint64_t>::max();
 constexpr size_t kMostShown = 200;
 
 // Of a name that a stranger chose: quoted, and not all of it if it is endless.
-std::string shown(const std::string& name) {
-  return json::quoted(name.size() <= kMostShown ? name : name.substr(0, kMostShown) + "...");
-}
+std::string shown(const std::string& name) { return json::quoted(shortened(name, kMostShown)); }
 
 std::string base_name(const std::string& path) { return path.substr(path.rfind('/') + 1); }
 

@@ -6,6 +6,7 @@
 #include "csrc/engine/guard.h"
 #include "csrc/engine/json.h"
 #include "csrc/engine/packed_matrix.h"
+#include "csrc/engine/utf8.h"
 
 namespace earnest::engine {
 namespace {
@@ -72,7 +73,7 @@ class Listing {
   void add(const std::string& what) {
     constexpr size_t kMostShown = 100, kMostLength = 200;
     if (count_++ >= kMostShown) return;
-    text_ += (text_.empty() ? "" : ", ") + (what.size() <= kMostLength ? what : what.substr(0, kMostLength));
+    text_ += (text_.empty() ? "" : ", ") + shortened(what, kMostLength);
   }
   bool empty() const { return count_ == 0; }
   std::string text(const std::string& kind) const {
