@@ -6,6 +6,7 @@ from earnest import _native
 TIERS = ("scalar", "avx2", "avx512", "avx512_bf16")
 HIGHEST = {
     "attention": "avx512_bf16",
+    "frames": "avx512",
     "linear": "avx512_bf16",
     "logmel": "avx512",
     "logprob": "avx512_bf16",

@@ -31,6 +31,9 @@ inline void raise_if_error(const Status& status) {
     case StatusCode::kOk:
       return;
     case StatusCode::kInvalidArgument:
+    case StatusCode::kNotFound:
+    case StatusCode::kCorrupt:
+    case StatusCode::kContextFull:
       throw nb::value_error(status.message().c_str());
     case StatusCode::kOutOfMemory:
       throw std::bad_alloc();
@@ -63,8 +66,10 @@ void bind_attention(nb::module_& module);
 void bind_logprob(nb::module_& module);
 void bind_ppo(nb::module_& module);
 void bind_rowwise(nb::module_& module);
+void bind_frames(nb::module_& module);
 void bind_linear(nb::module_& module);
 void bind_pitch(nb::module_& module);
 void bind_text(nb::module_& module);
+void bind_engine(nb::module_& module);
 
 }  // namespace earnest::bindings

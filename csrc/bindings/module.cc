@@ -24,9 +24,11 @@ NB_MODULE(_native, module) {
   bind_logprob(module);
   bind_ppo(module);
   bind_rowwise(module);
+  bind_frames(module);
   bind_linear(module);
   bind_pitch(module);
   bind_text(module);
+  bind_engine(module);
 }
 
 }  // namespace earnest::bindings

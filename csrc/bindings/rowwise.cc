@@ -1,68 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/rowwise/rowwise.h"
 
-#include "csrc/bindings/bindings.h"
+#include "csrc/bindings/stored.h"
+#include "kernels/rowwise/angles.h"
 
 namespace earnest::bindings {
 namespace {
 
 using namespace nb::literals;
 using rowwise::Arithmetic;
-
-// bfloat16 has no numpy type: it comes as its bits in int16.
-template <typename Stored>
-struct ArrayTypeOf {
-  using type = Stored;
-};
-template <>
-struct ArrayTypeOf<BFloat16> {
-  using type = int16_t;
-};
-template <typename Stored, int kDims>
-using In = Input<typename ArrayTypeOf<Stored>::type, kDims>;
-template <typename Stored, int kDims>
-using Out = Output<typename ArrayTypeOf<Stored>::type, kDims>;
-
-template <typename Stored, typename Array>
-auto* stored(const char* op, const char* name, const Array& array) {
-  auto* data = data_of(op, name, array);
-  if constexpr (std::is_const_v<std::remove_pointer_t<decltype(data)>>) {
-    return reinterpret_cast<const Stored*>(data);
-  } else {
-    return reinterpret_cast<Stored*>(data);
-  }
-}
-
-template <typename Array>
-std::string shape_of(const Array& array) {
-  std::string text = "[";
-  for (size_t axis = 0; axis < array.ndim(); ++axis) {
-    text += (axis == 0 ? "" : ", ") + std::to_string(array.shape(axis));
-  }
-  return text + "]";
-}
-
-template <typename Array>
-void check_shape(const char* op, const char* name, const Array& array, std::initializer_list<size_t> shape) {
-  bool same = array.ndim() == shape.size();
-  std::string expected;
-  size_t axis = 0;
-  for (size_t size : shape) {
-    same = same && array.shape(axis) == size;
-    expected += (axis++ == 0 ? "[" : ", ") + std::to_string(size);
-  }
-  if (!same) raise_if_error(invalid_argument(op, name, expected + "]", shape_of(array)));
-}
-
-template <typename Run>
-void without_gil(const Run& run) {
-  Status status;
-  {
-    nb::gil_scoped_release release;
-    status = run();
-  }
-  raise_if_error(status);
-}
 
 template <typename Stored>
 rowwise::RmsNorm<Stored> norm_of(const In<Stored, 2>& x, const In<Stored, 1>& weight, double eps,
@@ -195,6 +141,21 @@ void bind_pair(nb::module_& module, const std::string& name) {
              "v"_a.noconvert());
 }
 
+void rotary_angles(const Input<int64_t, 1>& positions, double theta, const Output<float, 2>& cosine,
+                   const Output<float, 2>& sine) {
+  const size_t rows = positions.shape(0), half = cosine.shape(1);
+  check_shape("rotary_angles", "cosine", cosine, {rows, half});
+  check_shape("rotary_angles", "sine", sine, {rows, half});
+  rowwise::RotaryAngles job;
+  job.rows = static_cast<int64_t>(rows);
+  job.dim = static_cast<int64_t>(2 * half);
+  job.theta = theta;
+  job.positions = data_of("rotary_angles", "positions", positions);
+  job.cosine = data_of("rotary_angles", "cosine", cosine);
+  job.sine = data_of("rotary_angles", "sine", sine);
+  without_gil([&] { return rowwise::run(job); });
+}
+
 }  // namespace
 
 void bind_rowwise(nb::module_& module) {
@@ -206,6 +167,8 @@ void bind_rowwise(nb::module_& module) {
   bind_pair<BFloat16, BFloat16>(module, "rotary");
   // A name of its own: an overload that fits the first array alone would have used it up.
   bind_pair<BFloat16, float>(module, "rotary_widening");
+  module.def("rotary_angles", &rotary_angles, "positions"_a.noconvert(), "theta"_a, "cosine"_a.noconvert(),
+             "sine"_a.noconvert());
   module.def(
       "rowwise_which",
       [](const std::string& device) {

@@ -87,7 +87,11 @@ class Parser {
   void skip_space() { at_ = std::min(text().find_first_not_of(kSpace, at_), text().size()); }
 
   Status expected(const std::string& what) const {
-    const std::string got = done() ? "the end of the text" : quoted(text().substr(at_, 1));
+    // A byte beyond ASCII is no text by itself, and messages are UTF-8.
+    const auto byte = static_cast<uint8_t>(here());
+    const std::string got = done()         ? "the end of the text"
+                            : byte >= 0x80 ? "byte value " + std::to_string(byte)
+                                           : quoted(text().substr(at_, 1));
     return invalid_argument("json", source_, what, got + " at byte " + std::to_string(at_));
   }
 

@@ -89,4 +89,11 @@ size_t unfinished(std::string_view text) {
   return 0;
 }
 
+std::string shortened(std::string_view text, size_t most_bytes) {
+  if (text.size() <= most_bytes) return std::string(text);
+  text = text.substr(0, most_bytes);
+  text.remove_suffix(unfinished(text));
+  return std::string(text) + "...";
+}
+
 }  // namespace earnest::engine

@@ -33,4 +33,7 @@ size_t ill_formed(std::string_view text);
 // How many bytes at the end may be the beginning of a code point that is not all there yet: 0 to 3.
 size_t unfinished(std::string_view text);
 
+// At most the first `most_bytes` of text, cut between code points, and dots where something was cut off.
+std::string shortened(std::string_view text, size_t most_bytes);
+
 }  // namespace earnest::engine

@@ -7,7 +7,16 @@
 
 namespace earnest {
 
-enum class StatusCode { kOk, kInvalidArgument, kUnsupported, kOutOfMemory, kInternal };
+enum class StatusCode {
+  kOk,
+  kInvalidArgument,
+  kUnsupported,
+  kOutOfMemory,
+  kInternal,
+  kNotFound,     // a file that is not there
+  kCorrupt,      // a file that is not what it should be
+  kContextFull,  // no room for more tokens
+};
 
 class [[nodiscard]] Status {
  public:

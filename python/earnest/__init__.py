@@ -16,6 +16,7 @@ __all__ = ["AudioLM", "which"]
 # Per kernel family, what its choice of back end depends on.
 _WHICH_DETAILS = {
     "attention": ("device", "dtype", "dim"),
+    "frames": ("device",),
     "linear": ("device",),
     "logmel": ("device",),
     "logprob": ("device",),
@@ -29,9 +30,9 @@ _MODULES = ("audio", "dialogue", "features", "model", "ops")
 def which(family: str, device: str = "cpu", **details: Any) -> str:
     """The back end that would run a kernel family here and now, e.g. ``which("attention") == "cpu/avx512"``.
 
-    family: "attention", "linear", "logmel", "logprob", "pitch", "ppo" or "rowwise". device: "cpu" or "cuda".
-    attention also takes dtype ("float32", "float64", "bfloat16") and dim (head size). A tier forced by
-    EARNEST_CPU_TIER is the one named. Raises InvalidInput for a word it does not know, RuntimeError for a
+    family: "attention", "frames", "linear", "logmel", "logprob", "pitch", "ppo" or "rowwise". device: "cpu"
+    or "cuda". attention also takes dtype ("float32", "float64", "bfloat16") and dim (head size). A tier
+    forced by EARNEST_CPU_TIER is the one named. Raises InvalidInput for a word it does not know, RuntimeError for a
     back end that cannot run here.
     """
     from earnest.errors import InvalidInput

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from earnest import ops
 from earnest.model.config import EncoderConfig
 from earnest.model.encoder import scaled_normal
 from earnest.model.linear import Linear, conv1d
@@ -31,7 +32,7 @@ class Adaptor(nn.Module):
     def forward(self, frames: Tensor, cu_seqlens: Tensor) -> Tensor:
         lengths = lengths_of(cu_seqlens)
         index = window_index(lengths, [(n + 1) // 2 for n in lengths], kernel=3, stride=2, padding=1)
-        x = F.gelu(conv1d(frames, self.conv, index.to(frames.device)))
+        x = ops.gelu(conv1d(frames, self.conv, index.to(frames.device)))
         return self.linear2(F.relu(self.linear1(x)))
 
     @torch.no_grad()

@@ -168,13 +168,8 @@ class Decoder(nn.Module):
         return cos, sin
 
     def _angle_table(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        dim = self.config.head_dim
-        rates = 1.0 / (self.config.rope_theta ** (torch.arange(0, dim, 2, device=device).float() / dim))
-        angles = (
-            torch.arange(min(length, self.config.max_position_embeddings), device=device)[:, None].float()
-            * rates
-        )
-        return angles.cos(), angles.sin()
+        positions = torch.arange(min(length, self.config.max_position_embeddings), device=device)
+        return ops.rotary_angles(positions, self.config.rope_theta, self.config.head_dim)
 
     def fused_groups(self) -> list[list[Tensor]]:
         """Parameters that are multiplied as one matrix, in that order."""

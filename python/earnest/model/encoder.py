@@ -15,7 +15,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -24,6 +23,20 @@ from earnest.errors import InvalidInput
 from earnest.model.config import EncoderConfig
 from earnest.model.linear import Linear, conv1d, linear
 from earnest.model.packed import cu_seqlens_of, positions_of, window_index
+
+
+class LayerNorm(nn.LayerNorm):
+    """nn.LayerNorm on `ops.layer_norm`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class GELU(nn.Module):
+    """nn.GELU, the exact one, on `ops.gelu`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.gelu(x)
 
 
 class EncoderAttention(nn.Module):
@@ -60,9 +73,9 @@ class EncoderBlock(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.attn = EncoderAttention(width, heads)
-        self.attn_ln = nn.LayerNorm(width)
-        self.mlp = nn.Sequential(Linear(width, 4 * width), nn.GELU(), Linear(4 * width, width))
-        self.mlp_ln = nn.LayerNorm(width)
+        self.attn_ln = LayerNorm(width)
+        self.mlp = nn.Sequential(Linear(width, 4 * width), GELU(), Linear(4 * width, width))
+        self.mlp_ln = LayerNorm(width)
 
     def forward(self, x: Tensor, cu_seqlens: Tensor, valid: Tensor) -> Tensor:
         x = x + self.attn(self.attn_ln(x), cu_seqlens, valid)
@@ -84,7 +97,7 @@ class AudioEncoder(nn.Module):
         self.blocks = nn.ModuleList(
             [EncoderBlock(width, config.n_audio_head) for _ in range(config.n_audio_layer)]
         )
-        self.after_norm = nn.LayerNorm(width)
+        self.after_norm = LayerNorm(width)
         self.gradient_checkpointing = False
 
     def forward(self, mel: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -101,9 +114,9 @@ class AudioEncoder(nn.Module):
 
         x = torch.cat([m.T for m in mel]).to(device=device, dtype=self.conv1.weight.dtype)
         index = window_index(frames, frames, kernel=3, stride=1, padding=1).to(device)
-        x = F.gelu(conv1d(x, self.conv1, index))
+        x = ops.gelu(conv1d(x, self.conv1, index))
         index = window_index(frames, positions, kernel=3, stride=2, padding=1).to(device)
-        x = F.gelu(conv1d(x, self.conv2, index))
+        x = ops.gelu(conv1d(x, self.conv2, index))
         x = x + self.positional_embedding.weight[torch.from_numpy(positions_of(positions)).to(device)]
 
         cu_seqlens = cu_seqlens_of(positions, device)

@@ -3,22 +3,26 @@
 
 from earnest._native import num_threads, set_num_threads
 from earnest.ops.attention import attention
+from earnest.ops.frames import gelu, layer_norm
 from earnest.ops.linear import linear
 from earnest.ops.logprob import logprob
 from earnest.ops.ppo import PPOLoss, gae, group_advantage, ppo_loss, whiten
-from earnest.ops.rowwise import rms_norm, rotary, swiglu
+from earnest.ops.rowwise import rms_norm, rotary, rotary_angles, swiglu
 
 __all__ = [
     "PPOLoss",
     "attention",
     "gae",
+    "gelu",
     "group_advantage",
+    "layer_norm",
     "linear",
     "logprob",
     "num_threads",
     "ppo_loss",
     "rms_norm",
     "rotary",
+    "rotary_angles",
     "set_num_threads",
     "swiglu",
     "whiten",

@@ -66,6 +66,22 @@ def rotary(
     return q, k, v
 
 
+def rotary_angles(positions: Tensor, theta: float, dim: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines, float32 [tokens, dim / 2] each, of positions * theta^(-2 j / dim), every step
+    rounded to float32 (kernels/rowwise/angles.h): for `rotary`. positions int64 [tokens], none above 2^24."""
+    if positions.dtype != torch.int64 or positions.ndim != 1:
+        _wrong("rotary_angles", "positions", "int64 [tokens]", _described(positions))
+    if dim < 2 or dim % 2 != 0:
+        _wrong("rotary_angles", "dim", "an even number, at least 2", dim)
+    if not runs_directly(positions):
+        rates = 1.0 / (theta ** (torch.arange(0, dim, 2, device=positions.device).float() / dim))
+        angles = positions[:, None].float() * rates
+        return angles.cos(), angles.sin()
+    cosine, sine = torch.empty(2, len(positions), dim // 2)
+    _native.rotary_angles(capsule(positions), theta, capsule(cosine), capsule(sine))
+    return cosine, sine
+
+
 def swiglu(gate_up: Tensor) -> Tensor:
     """silu(gate) * up (arXiv 2002.05202): gate_up [..., 2 width], the gates before the ups -> [..., width];
     float32, float64 or bfloat16 (computed in float32). Raises InvalidInput."""

@@ -1,0 +1,305 @@
+// SPDX-License-Identifier: Apache-2.0
+// The engine's forward passes for Python, as the tests call them: arrays in, arrays filled.
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/vector.h>
+
+#include <optional>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "csrc/bindings/bindings.h"
+#include "csrc/engine/features.h"
+#include "csrc/engine/json.h"
+#include "csrc/engine/model.h"
+#include "csrc/engine/safetensors.h"
+
+namespace earnest::bindings {
+namespace {
+
+using namespace nb::literals;
+using engine::Arena;
+using engine::KVCache;
+using engine::KVPool;
+using engine::Precision;
+using engine::StoredType;
+using Read = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
+using Write = nb::ndarray<nb::c_contig, nb::device::cpu>;
+using Listed = std::tuple<std::string, std::string, std::vector<int64_t>>;  // name, type, shape
+
+void expect(bool holds, const std::string& argument, const std::string& expected) {
+  if (!holds) raise_if_error(invalid_argument("engine", argument, expected, "something else"));
+}
+
+template <typename Body>
+void without_gil(const Body& body) {
+  Status status;
+  {
+    nb::gil_scoped_release release;
+    status = body();
+  }
+  raise_if_error(status);
+}
+
+std::optional<StoredType> type_of(const nb::dlpack::dtype& dtype) {
+  if (dtype == nb::dtype<float>()) return StoredType::kFloat32;
+  const auto code = static_cast<nb::dlpack::dtype_code>(dtype.code);
+  if (dtype.bits == 16 && code == nb::dlpack::dtype_code::Bfloat) return StoredType::kBFloat16;
+  if (dtype.bits == 16 && code == nb::dlpack::dtype_code::Float) return StoredType::kFloat16;
+  return std::nullopt;
+}
+
+Precision precision_named(const std::string& name) {
+  expect(name == "float32" || name == "bfloat16", "precision", "float32 or bfloat16");
+  return name == "float32" ? Precision::kFloat32 : Precision::kBFloat16;
+}
+
+std::vector<Listed> listing(const engine::Tensors& tensors) {
+  std::vector<Listed> listed;
+  for (const auto& [name, view] : tensors.views) {
+    // Every byte is touched, so that one beyond the file would show.
+    std::vector<float> numbers(static_cast<size_t>(view.count()));
+    engine::read(view, 0, view.count(), numbers.data());
+    listed.emplace_back(name, engine::name_of(view.type), view.shape);
+  }
+  return listed;
+}
+
+std::vector<Listed> read_safetensors(const std::string& path) {
+  engine::Tensors tensors;
+  without_gil([&] { return engine::read_safetensors(path, &tensors); });
+  return listing(tensors);
+}
+
+std::vector<Listed> read_checkpoint(const std::string& folder) {
+  engine::Tensors tensors;
+  without_gil([&] { return engine::read_checkpoint(folder, &tensors); });
+  return listing(tensors);
+}
+
+engine::Config parse_config(const std::string& text) {
+  engine::json::Document document;
+  raise_if_error(engine::json::Document::parse(text, "config", &document));
+  engine::Config config;
+  raise_if_error(engine::Config::parse(document.root(), &config));
+  return config;
+}
+
+nb::dict config_fields(const std::string& text) {
+  const engine::Config config = parse_config(text);
+  const engine::TextConfig& t = config.text;
+  const engine::EncoderConfig& a = config.audio;
+  nb::dict fields;
+  for (const auto& [name, value] :
+       std::vector<std::pair<const char*, int64_t>>{{"vocab_size", t.vocab_size},
+                                                    {"hidden_size", t.hidden_size},
+                                                    {"intermediate_size", t.intermediate_size},
+                                                    {"num_hidden_layers", t.num_hidden_layers},
+                                                    {"num_attention_heads", t.num_attention_heads},
+                                                    {"num_key_value_heads", t.num_key_value_heads},
+                                                    {"max_position_embeddings", t.max_position_embeddings},
+                                                    {"n_mels", a.n_mels},
+                                                    {"n_audio_state", a.n_audio_state},
+                                                    {"n_audio_head", a.n_audio_head},
+                                                    {"n_audio_layer", a.n_audio_layer},
+                                                    {"llm_dim", a.llm_dim},
+                                                    {"n_audio_ctx", a.n_audio_ctx}}) {
+    fields[name] = value;
+  }
+  fields["rms_norm_eps"] = t.rms_norm_eps;
+  fields["rope_theta"] = t.rope_theta;
+  fields["tie_word_embeddings"] = t.tie_word_embeddings;
+  fields["eos_token_ids"] = nb::cast(t.eos_token_ids);
+  fields["avg_pool"] = a.avg_pool;
+  fields["audio_len"] = a.audio_len == engine::AudioLength::kHf ? "hf" : "vllm";
+  return fields;
+}
+
+// A model and the scratch memory of the one thread that uses it here.
+struct LoadedModel {
+  std::shared_ptr<engine::Model> model;
+  std::vector<Read> kept;  // a trainer's tensors
+  Arena arena;
+
+  int64_t width() const { return model->config().text.hidden_size; }
+  StoredType type() const {
+    return model->precision() == Precision::kFloat32 ? StoredType::kFloat32 : StoredType::kBFloat16;
+  }
+  template <typename Array>
+  void expect_rows(const char* argument, const Array& x, int64_t rows) const {
+    expect(x.ndim() == 2 && static_cast<int64_t>(x.shape(0)) == rows &&
+               static_cast<int64_t>(x.shape(1)) == width() && type_of(x.dtype()) == type(),
+           argument,
+           "[" + std::to_string(rows) + ", " + std::to_string(width()) + "] of the model's precision");
+  }
+};
+
+std::unique_ptr<LoadedModel> load(const std::string& folder, const std::string& precision) {
+  auto loaded = std::make_unique<LoadedModel>();
+  const Precision chosen = precision_named(precision);
+  without_gil([&] { return engine::Model::load(folder, chosen, &loaded->model); });
+  return loaded;
+}
+
+std::unique_ptr<LoadedModel> from_memory(const std::string& config, const nb::dict& tensors,
+                                         const std::string& precision) {
+  auto loaded = std::make_unique<LoadedModel>();
+  const Precision chosen = precision_named(precision);
+  const engine::Config parsed = parse_config(config);
+  engine::Tensors views;
+  for (const auto& [key, value] : tensors) {
+    const auto array = nb::cast<Read>(value, false);
+    const auto type = type_of(array.dtype());
+    expect(type.has_value(), nb::cast<std::string>(key), "float32, bfloat16 or float16");
+    engine::TensorView view;
+    view.type = *type;
+    for (size_t axis = 0; axis < array.ndim(); ++axis)
+      view.shape.push_back(static_cast<int64_t>(array.shape(axis)));
+    view.data = array.data();
+    views.views.emplace(nb::cast<std::string>(key), std::move(view));
+    loaded->kept.push_back(array);
+  }
+  without_gil([&] { return engine::Model::create(parsed, std::move(views), chosen, &loaded->model); });
+  return loaded;
+}
+
+int64_t audio_tokens(const LoadedModel& loaded, int64_t frames) {
+  return loaded.model->config().audio.audio_tokens(frames);
+}
+
+void hear(LoadedModel& loaded, const Input<float, 2>& mel, const Write& out) {
+  const auto frames = static_cast<int64_t>(mel.shape(0));
+  expect(static_cast<int64_t>(mel.shape(1)) == loaded.model->config().audio.n_mels, "mel",
+         "[frames, n_mels]");
+  loaded.expect_rows("out", out, audio_tokens(loaded, frames));
+  loaded.arena.reset();
+  without_gil([&] { return loaded.model->hear(mel.data(), frames, out.data(), &loaded.arena); });
+}
+
+std::shared_ptr<KVPool> make_pool(const LoadedModel& loaded, int64_t tokens) {
+  std::shared_ptr<KVPool> pool;
+  raise_if_error(KVPool::create(loaded.model->config().text, loaded.model->precision(), tokens, &pool));
+  return pool;
+}
+
+std::unique_ptr<KVCache> allocate(KVPool& pool, int64_t capacity) {
+  auto cache = std::make_unique<KVCache>();
+  raise_if_error(pool.allocate(capacity, cache.get()));
+  return cache;
+}
+
+// (cache, ids, embeddings or None, wanted) for each segment.
+using Asked = std::tuple<KVCache*, Input<int64_t, 1>, std::optional<Read>, int64_t>;
+
+void forward(LoadedModel& loaded, const std::vector<Asked>& asked, const Write& out) {
+  std::vector<engine::Segment> segments;
+  int64_t wanted = 0;
+  for (const auto& [cache, ids, embeddings, last] : asked) {
+    engine::Segment segment;
+    segment.cache = cache;
+    segment.ids = ids.data();
+    segment.count = static_cast<int64_t>(ids.shape(0));
+    segment.wanted = last;
+    if (embeddings) {
+      segment.embedding_rows = static_cast<int64_t>(embeddings->shape(0));
+      segment.embeddings = embeddings->data();
+      loaded.expect_rows("embeddings", *embeddings, segment.embedding_rows);
+    }
+    expect(last >= 0 && last <= segment.count, "wanted", "0 to the number of tokens");
+    wanted += last;
+    segments.push_back(segment);
+  }
+  loaded.expect_rows("out", out, wanted);
+  loaded.arena.reset();
+  without_gil([&] { return loaded.model->forward(segments, out.data(), &loaded.arena); });
+}
+
+void logits(LoadedModel& loaded, const Read& hidden, const Output<float, 2>& out) {
+  const auto rows = static_cast<int64_t>(out.shape(0));
+  loaded.expect_rows("hidden", hidden, rows);
+  expect(static_cast<int64_t>(out.shape(1)) == loaded.model->config().text.vocab_size, "out",
+         "[rows, vocab]");
+  loaded.arena.reset();
+  without_gil([&] { return loaded.model->logits(hidden.data(), rows, out.data(), &loaded.arena); });
+}
+
+void logprob(LoadedModel& loaded, const Read& hidden, const Input<int64_t, 1>& targets, double temperature,
+             const Output<float, 1>& logp, const Output<float, 1>& entropy) {
+  const auto rows = static_cast<int64_t>(targets.shape(0));
+  loaded.expect_rows("hidden", hidden, rows);
+  expect(logp.shape(0) == targets.shape(0) && entropy.shape(0) == targets.shape(0), "logp", "[rows]");
+  loaded.arena.reset();
+  without_gil([&] {
+    return loaded.model->logprob(hidden.data(), rows, targets.data(), temperature, logp.data(),
+                                 entropy.data(), &loaded.arena);
+  });
+}
+
+// Chunks as (samples, mel [frames * n_mels]).
+using Chunks = std::vector<std::pair<int64_t, std::vector<float>>>;
+
+Chunks taken(std::vector<engine::Chunk> closed) {
+  Chunks chunks;
+  for (engine::Chunk& chunk : closed) chunks.emplace_back(chunk.samples, std::move(chunk.mel));
+  return chunks;
+}
+
+Chunks push(engine::ClipFeatures& features, const Input<float, 1>& pcm) {
+  std::vector<engine::Chunk> closed;
+  raise_if_error(features.push(pcm.data(), static_cast<int64_t>(pcm.shape(0)), &closed));
+  return taken(std::move(closed));
+}
+
+Chunks finish(engine::ClipFeatures& features) {
+  std::vector<engine::Chunk> closed;
+  raise_if_error(features.finish(&closed));
+  return taken(std::move(closed));
+}
+
+std::unique_ptr<engine::ClipFeatures> make_features(int64_t n_mels) {
+  std::unique_ptr<engine::ClipFeatures> features;
+  raise_if_error(engine::ClipFeatures::create(n_mels, &features));
+  return features;
+}
+
+}  // namespace
+
+void bind_engine(nb::module_& top) {
+  nb::module_ module = top.def_submodule("engine");
+  module.def("read_safetensors", &read_safetensors, "path"_a);
+  module.def("read_checkpoint", &read_checkpoint, "folder"_a);
+  module.def("config_fields", &config_fields, "text"_a);
+  module.def("load", &load, "folder"_a, "precision"_a);
+  module.def("from_memory", &from_memory, "config"_a, "tensors"_a, "precision"_a);
+  nb::class_<KVCache>(module, "KVCache")
+      .def_prop_ro("length", &KVCache::length)
+      .def_prop_ro("start", &KVCache::start)
+      .def("truncate", [](KVCache& cache, int64_t length) { raise_if_error(cache.truncate(length)); })
+      .def("copy", [](KVCache& cache, const KVCache& other, int64_t length) {
+        raise_if_error(cache.copy(other, length));
+      });
+  nb::class_<KVPool>(module, "KVPool")
+      .def("allocate", &allocate, "capacity"_a)
+      .def_prop_ro("bytes", &KVPool::bytes)
+      .def_prop_ro("free_tokens", &KVPool::free_tokens);
+  nb::class_<engine::ClipFeatures>(module, "ClipFeatures")
+      .def(nb::new_(&make_features), "n_mels"_a)
+      .def("push", &push, "pcm"_a.noconvert())
+      .def("finish", &finish);
+  nb::class_<LoadedModel>(module, "Model")
+      .def("audio_tokens", &audio_tokens, "frames"_a)
+      .def("hear", &hear, "mel"_a.noconvert(), "out"_a.noconvert())
+      .def("pool", &make_pool, "tokens"_a)
+      .def("forward", &forward, "segments"_a, "out"_a.noconvert())
+      .def("logits", &logits, "hidden"_a.noconvert(), "out"_a.noconvert())
+      .def("logprob", &logprob, "hidden"_a.noconvert(), "targets"_a.noconvert(), "temperature"_a,
+           "logp"_a.noconvert(), "entropy"_a.noconvert())
+      .def("refresh", [](LoadedModel& loaded) { without_gil([&] { return loaded.model->refresh(); }); })
+      .def_prop_ro("weight_bytes", [](const LoadedModel& loaded) { return loaded.model->weight_bytes(); });
+}
+
+}  // namespace earnest::bindings

@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+// What encoder and decoder ask of kernels/attention in the same way.
+#pragma once
+
+#include <cmath>
+#include <type_traits>
+
+#include "csrc/engine/weights.h"
+#include "kernels/attention/attention.h"
+
+namespace earnest::engine {
+
+template <typename T>
+attention::Params attention_over(int64_t heads, int64_t kv_heads, int64_t dim) {
+  attention::Params params;
+  params.type = std::is_same_v<T, float> ? attention::Type::kFloat32 : attention::Type::kBFloat16;
+  params.heads = heads;
+  params.kv_heads = kv_heads;
+  params.dim = dim;
+  params.scale = std::pow(static_cast<double>(dim), -0.5);
+  return params;
+}
+
+}  // namespace earnest::engine

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "csrc/engine/kv_cache.h"
+
+#include <cstring>
+#include <utility>
+
+#include "csrc/engine/guard.h"
+
+namespace earnest::engine {
+
+Status KVPool::create(const TextConfig& config, Precision precision, int64_t tokens,
+                      std::shared_ptr<KVPool>* pool) {
+  if (tokens < 1 || tokens > kMostTokens) {
+    return invalid_argument("kv_cache", "tokens", "1 to " + std::to_string(kMostTokens),
+                            std::to_string(tokens));
+  }
+  return guarded("kv_cache", [&]() -> Status {
+    std::shared_ptr<KVPool> made(new KVPool);
+    made->tokens_ = tokens;
+    made->layers_ = config.num_hidden_layers;
+    made->token_bytes_ =
+        static_cast<size_t>(config.num_key_value_heads * config.head_dim()) * size_of(precision);
+    for (auto* slabs : {&made->keys_, &made->values_}) {
+      for (int64_t layer = 0; layer < made->layers_; ++layer) {
+        // Pages of calloc are the system's until they are written to.
+        slabs->emplace_back(std::calloc(static_cast<size_t>(tokens), made->token_bytes_));
+        if (slabs->back() == nullptr) return out_of_memory("kv_cache");
+      }
+    }
+    made->free_[0] = tokens;
+    *pool = std::move(made);
+    return {};
+  });
+}
+
+Status KVPool::allocate(int64_t capacity, KVCache* cache) {
+  if (capacity < 1) return invalid_argument("kv_cache", "capacity", "at least 1", std::to_string(capacity));
+  cache->clear();
+  return guarded("kv_cache", [&]() -> Status {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (auto run = free_.begin(); run != free_.end(); ++run) {
+      const auto [start, tokens] = *run;
+      if (tokens < capacity) continue;
+      Runs taken = {{start, capacity}};
+      auto rest = free_.extract(run);
+      if (tokens > capacity) {
+        rest.key() = start + capacity;
+        rest.mapped() = tokens - capacity;
+        free_.insert(std::move(rest));
+      }
+      cache->run_ = taken.extract(taken.begin());
+      cache->pool_ = shared_from_this();
+      cache->start_ = start;
+      cache->capacity_ = capacity;
+      return {};
+    }
+    return {StatusCode::kContextFull,
+            "[kv_cache] pool: expected room for " + std::to_string(capacity) + " tokens, got less"};
+  });
+}
+
+int64_t KVPool::free_tokens() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  int64_t total = 0;
+  for (const auto& [start, tokens] : free_) total += tokens;
+  return total;
+}
+
+void KVPool::release(Runs::node_type run) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  auto after = free_.lower_bound(run.key());
+  if (after != free_.end() && after->first == run.key() + run.mapped()) {
+    run.mapped() += after->second;
+    after = free_.erase(after);
+  }
+  if (after != free_.begin()) {
+    const auto before = std::prev(after);
+    if (before->first + before->second == run.key()) {
+      before->second += run.mapped();
+      return;
+    }
+  }
+  free_.insert(std::move(run));
+}
+
+Status KVCache::truncate(int64_t length) {
+  if (length < 0 || length > length_) {
+    return invalid_argument("kv_cache", "length", "0 to " + std::to_string(length_), std::to_string(length));
+  }
+  length_ = length;
+  return {};
+}
+
+Status KVCache::copy(const KVCache& other, int64_t length) {
+  const int64_t most = std::min(other.length_, capacity_);
+  if (length < 0 || length > most) {
+    return invalid_argument("kv_cache", "length", "0 to " + std::to_string(most), std::to_string(length));
+  }
+  if (length > 0 &&
+      (pool_->layers_ != other.pool_->layers_ || pool_->token_bytes_ != other.pool_->token_bytes_)) {
+    return invalid_argument("kv_cache", "other", "a cache of the same model", "one of another");
+  }
+  const size_t bytes = length == 0 ? 0 : static_cast<size_t>(length) * pool_->token_bytes_;
+  for (int64_t layer = 0; bytes > 0 && layer < pool_->layers_; ++layer) {
+    std::memmove(pool_->keys(layer, start_), other.pool_->keys(layer, other.start_), bytes);
+    std::memmove(pool_->values(layer, start_), other.pool_->values(layer, other.start_), bytes);
+  }
+  length_ = length;
+  return {};
+}
+
+void KVCache::clear() {
+  if (pool_ != nullptr) pool_->release(std::move(run_));
+  pool_.reset();
+  start_ = capacity_ = length_ = 0;
+}
+
+void KVCache::swap(KVCache& other) noexcept {
+  std::swap(pool_, other.pool_);
+  run_.swap(other.run_);
+  std::swap(start_, other.start_);
+  std::swap(capacity_, other.capacity_);
+  std::swap(length_, other.length_);
+}
+
+}  // namespace earnest::engine

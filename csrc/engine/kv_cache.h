@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+// Keys and values of the tokens that sequences have seen. One pool holds [tokens, kv_heads, dim] twice per
+// layer; a cache is a run of consecutive tokens in it, so that attention reads many sequences of one pool in
+// one call, and nothing is moved when one of them ends.
+#pragma once
+
+#include <cstdint>
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "csrc/engine/config.h"
+#include "csrc/engine/weights.h"
+#include "kernels/common/status.h"
+
+namespace earnest::engine {
+
+class KVCache;
+
+class KVPool : public std::enable_shared_from_this<KVPool> {
+ public:
+  static constexpr int64_t kMostTokens = INT32_MAX;
+
+  static Status create(const TextConfig& config, Precision precision, int64_t tokens,
+                       std::shared_ptr<KVPool>* pool);
+
+  // Room for `capacity` tokens of a new sequence; kContextFull where there is none in one run. From any
+  // thread.
+  Status allocate(int64_t capacity, KVCache* cache);
+
+  int64_t tokens() const { return tokens_; }
+  int64_t free_tokens() const;
+  size_t bytes() const { return 2 * static_cast<size_t>(layers_ * tokens_) * token_bytes_; }
+
+  // The key or value of token `token` of the pool, [kv_heads, dim].
+  char* keys(int64_t layer, int64_t token) const { return at(keys_, layer, token); }
+  char* values(int64_t layer, int64_t token) const { return at(values_, layer, token); }
+  size_t token_bytes() const { return token_bytes_; }
+  int64_t layers() const { return layers_; }
+
+ private:
+  friend class KVCache;
+  struct Free {
+    void operator()(void* memory) const { std::free(memory); }
+  };
+  using Slab = std::unique_ptr<void, Free>;
+
+  KVPool() = default;
+  char* at(const std::vector<Slab>& slabs, int64_t layer, int64_t token) const {
+    return static_cast<char*>(slabs[static_cast<size_t>(layer)].get()) +
+           static_cast<size_t>(token) * token_bytes_;
+  }
+  // Runs of free tokens: start -> how many. A cache holds the node of its own run, so that giving it back
+  // needs no memory.
+  using Runs = std::map<int64_t, int64_t>;
+  void release(Runs::node_type run);
+
+  int64_t tokens_ = 0, layers_ = 0;
+  size_t token_bytes_ = 0;
+  std::vector<Slab> keys_, values_;
+  mutable std::mutex mutex_;
+  Runs free_;  // neighbours are joined
+};
+
+// The cache of one sequence. Gives its room back when it goes; the pool lives as long.
+class KVCache {
+ public:
+  KVCache() = default;
+  ~KVCache() { clear(); }
+  KVCache(KVCache&& other) noexcept { swap(other); }
+  KVCache& operator=(KVCache&& other) noexcept {
+    swap(other);
+    return *this;
+  }
+
+  const std::shared_ptr<KVPool>& pool() const { return pool_; }
+  int64_t start() const { return start_; }        // its first token in the pool
+  int64_t capacity() const { return capacity_; }  // tokens it has room for
+  int64_t length() const { return length_; }      // tokens it holds
+
+  // Forgets all but the first tokens.
+  Status truncate(int64_t length);
+
+  // Becomes the first `length` tokens of another, of the same pool or one like it.
+  Status copy(const KVCache& other, int64_t length);
+
+  void clear();
+
+ private:
+  friend class KVPool;
+  friend class Decoder;
+  void swap(KVCache& other) noexcept;
+
+  std::shared_ptr<KVPool> pool_;
+  KVPool::Runs::node_type run_;
+  int64_t start_ = 0, capacity_ = 0, length_ = 0;
+};
+
+}  // namespace earnest::engine

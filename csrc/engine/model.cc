@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "csrc/engine/model.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "csrc/engine/guard.h"
+#include "csrc/engine/safetensors.h"
+
+namespace earnest::engine {
+
+Status Model::load(const std::string& folder, Precision precision, std::shared_ptr<Model>* model) {
+  Config config;
+  Tensors tensors;
+  EARNEST_RETURN_IF_ERROR(Config::load(folder, &config));
+  EARNEST_RETURN_IF_ERROR(read_checkpoint(folder, &tensors));
+  return create(config, std::move(tensors), precision, model);
+}
+
+Status Model::create(const Config& config, Tensors tensors, Precision precision,
+                     std::shared_ptr<Model>* model) {
+  return guarded("load", [&]() -> Status {
+    EARNEST_RETURN_IF_ERROR(check_tensors(config, tensors));
+    std::shared_ptr<Model> made(new Model(config, std::move(tensors), precision));
+    EARNEST_RETURN_IF_ERROR(made->check_tied());
+    EARNEST_RETURN_IF_ERROR(made->encoder_.create(config.audio, &made->weights_));
+    EARNEST_RETURN_IF_ERROR(made->adaptor_.create(config.audio, &made->weights_));
+    EARNEST_RETURN_IF_ERROR(made->decoder_.create(config.text, &made->weights_));
+    EARNEST_RETURN_IF_ERROR(made->head_.create(config.text, &made->weights_));
+    *model = std::move(made);
+    return {};
+  });
+}
+
+// A file that ties its embeddings may hold the output matrix all the same, but no other one.
+Status Model::check_tied() const {
+  constexpr char kHead[] = "lm_head.weight";
+  if (!config_.text.tie_word_embeddings || !weights_.has(kHead)) return {};
+  const TensorView &head = weights_.view(kHead), &table = weights_.view("model.embed_tokens.weight");
+  if (head.data == table.data) return {};
+  constexpr int64_t kPart = 4096;
+  std::vector<float> ours(kPart), theirs(kPart);
+  for (int64_t first = 0; first < head.count(); first += kPart) {
+    const int64_t count = std::min(kPart, head.count() - first);
+    read(head, first, count, ours.data());
+    read(table, first, count, theirs.data());
+    if (std::memcmp(ours.data(), theirs.data(), static_cast<size_t>(count) * sizeof(float)) == 0) continue;
+    return corrupt(head.file, std::string("tensor \"") + kHead + '"',
+                   "the values of model.embed_tokens.weight (tied)", "others");
+  }
+  return {};
+}
+
+Status Model::hear(const float* mel, int64_t frames, void* embeddings, Arena* arena) const {
+  return guarded("encoder", [&]() -> Status {
+    const Arena::Scope scope(arena);
+    const int64_t kept = config_.audio.kept_frames(std::max<int64_t>(frames, 0));
+    const auto size = static_cast<int64_t>(size_of(precision()));
+    char* heard = arena->take<char>(kept * config_.audio.n_audio_state * size);
+    EARNEST_RETURN_IF_ERROR(encoder_.run(mel, frames, heard, arena));
+    return adaptor_.run(heard, kept, embeddings, arena);
+  });
+}
+
+Status Model::forward(const std::vector<Segment>& segments, void* hidden, Arena* arena) const {
+  return guarded("decoder", [&] { return decoder_.run(segments, hidden, arena); });
+}
+
+Status Model::logits(const void* hidden, int64_t rows, float* logits, Arena* arena) const {
+  return guarded("logits", [&] { return head_.logits(hidden, rows, logits, arena); });
+}
+
+Status Model::logprob(const void* hidden, int64_t rows, const int64_t* targets, double temperature,
+                      float* logp, float* entropy, Arena* arena) const {
+  return guarded("logprob",
+                 [&] { return head_.logprob(hidden, rows, targets, temperature, logp, entropy, arena); });
+}
+
+}  // namespace earnest::engine

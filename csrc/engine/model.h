@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+// A whole audio language model: its config, its weights, and the forward passes over them. Nothing here
+// changes after loading but by refresh(), so that many sessions share one model, each thread with an arena of
+// its own.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "csrc/engine/adaptor.h"
+#include "csrc/engine/arena.h"
+#include "csrc/engine/config.h"
+#include "csrc/engine/decoder.h"
+#include "csrc/engine/encoder.h"
+#include "csrc/engine/head.h"
+#include "csrc/engine/weights.h"
+#include "kernels/common/status.h"
+
+namespace earnest::engine {
+
+class Model {
+ public:
+  // A folder in the published format.
+  static Status load(const std::string& folder, Precision precision, std::shared_ptr<Model>* model);
+
+  // The same from tensors that lie in memory, such as a trainer's. They stay there as long as the model does.
+  static Status create(const Config& config, Tensors tensors, Precision precision,
+                       std::shared_ptr<Model>* model);
+
+  // Reads all tensors again, after they have changed where they lie. No forward pass may run meanwhile.
+  Status refresh() { return weights_.refresh(); }
+
+  const Config& config() const { return config_; }
+  Precision precision() const { return weights_.precision(); }
+  size_t weight_bytes() const { return weights_.bytes(); }
+
+  // mel [frames, n_mels] of one chunk -> embeddings [config().audio.audio_tokens(frames), hidden_size].
+  Status hear(const float* mel, int64_t frames, void* embeddings, Arena* arena) const;
+
+  // See Decoder::run and Head.
+  Status forward(const std::vector<Segment>& segments, void* hidden, Arena* arena) const;
+  Status logits(const void* hidden, int64_t rows, float* logits, Arena* arena) const;
+  Status logprob(const void* hidden, int64_t rows, const int64_t* targets, double temperature, float* logp,
+                 float* entropy, Arena* arena) const;
+
+ private:
+  Model(const Config& config, Tensors tensors, Precision precision)
+      : config_(config), weights_(std::move(tensors), precision) {}
+  Status check_tied() const;
+
+  Config config_;
+  Weights weights_;
+  Encoder encoder_;
+  Adaptor adaptor_;
+  Decoder decoder_;
+  Head head_;
+};
+
+}  // namespace earnest::engine

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+// The weights of a model in the forms in which they are used: matrices packed for their products, everything
+// else as plain numbers. They are made from tensors wherever these lie; refresh() reads them again after a
+// change there. Other forms of a matrix, such as quantised ones, are other classes below Matrix.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "csrc/engine/arena.h"
+#include "csrc/engine/config.h"
+#include "csrc/engine/tensor.h"
+#include "kernels/common/status.h"
+
+namespace earnest::engine {
+
+// What activations and weights are rounded to; sums are float32 for both.
+enum class Precision { kFloat32, kBFloat16 };
+
+inline size_t size_of(Precision precision) { return precision == Precision::kFloat32 ? 4 : 2; }
+
+// y = x W^T + b
+class Matrix {
+ public:
+  virtual ~Matrix() = default;
+  virtual int64_t inputs() const = 0;
+  virtual int64_t outputs() const = 0;
+  // x [rows, inputs], y [rows, outputs], both of the model's precision.
+  virtual Status multiply(const void* x, int64_t rows, void* y, Arena* arena) const = 0;
+  virtual Status refresh() = 0;
+  virtual size_t bytes() const = 0;
+};
+
+// Numbers in the model's precision: those of the tensor itself where it has them in that type, else a copy.
+class Array {
+ public:
+  template <typename T>
+  const T* as() const {
+    return static_cast<const T*>(data_);
+  }
+  const void* data() const { return data_; }
+
+ private:
+  friend class Weights;
+  TensorView source_;
+  const void* data_ = nullptr;
+  std::vector<char> copy_;
+};
+
+// What is multiplied as one: weights one below the other, and their biases. The name of a bias that a weight
+// does not have is empty. A convolution's weight [out, in, taps] is used as [out, taps in].
+struct MatrixNames {
+  std::vector<std::string> weights;
+  std::vector<std::string> biases;  // none, or as many as weights
+};
+
+// The names and shapes that a model of this config has. Where embeddings are tied, lm_head.weight may be
+// missing.
+std::map<std::string, std::vector<int64_t>> tensor_shapes(const Config& config);
+
+// All tensors that are missing, of no use or of the wrong shape, in one error.
+Status check_tensors(const Config& config, const Tensors& tensors);
+
+class Weights {
+ public:
+  Weights(Tensors tensors, Precision precision) : tensors_(std::move(tensors)), precision_(precision) {}
+  Weights(const Weights&) = delete;
+  Weights& operator=(const Weights&) = delete;
+
+  Precision precision() const { return precision_; }
+  bool has(const std::string& name) const { return tensors_.views.count(name) > 0; }
+  const TensorView& view(const std::string& name) const { return tensors_.views.at(name); }
+
+  // They live as long as this does, at one place. Names have been checked; may throw std::bad_alloc.
+  Status matrix(const MatrixNames& names, const Matrix** matrix);
+  Status array(const std::string& name, const Array** array);
+
+  // Reads all tensors again: for weights in a trainer's memory, after a step.
+  Status refresh();
+
+  size_t bytes() const;  // of packed and converted numbers; those in place not counted
+
+ private:
+  Status read(Array* array) const;
+
+  Tensors tensors_;
+  Precision precision_;
+  std::vector<std::unique_ptr<Matrix>> matrices_;
+  std::vector<std::unique_ptr<Array>> arrays_;
+};
+
+}  // namespace earnest::engine

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+// Arrays exactly as large as promised, so that the address sanitizer sees every byte touched beyond them.
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "kernels/frames/frames.h"
+#include "kernels/rowwise/angles.h"
+#include "tests/cpp/check.h"
+#include "tests/cpp/tiers.h"
+
+namespace {
+
+using namespace earnest;
+using namespace earnest::frames;
+
+template <typename Stored>
+std::vector<Stored> waves(int64_t count, int64_t first = 0) {
+  std::vector<Stored> numbers(static_cast<size_t>(count));
+  for (int64_t i = 0; i < count; ++i) {
+    const double value = 3 * std::sin(0.37 * static_cast<double>(first + i)) + 1;
+    narrow(static_cast<Arithmetic<Stored>>(value), &numbers[static_cast<size_t>(i)]);
+  }
+  return numbers;
+}
+
+template <typename Stored>
+double largest_difference(const std::vector<Stored>& a, const std::vector<Stored>& b) {
+  double most = 0;
+  for (size_t i = 0; i < a.size(); ++i) {
+    most = std::max(most, std::abs(static_cast<double>(widen(a[i])) - static_cast<double>(widen(b[i]))));
+  }
+  return most;
+}
+
+template <typename Stored>
+struct NormArrays {
+  using T = Arithmetic<Stored>;
+  NormArrays(int64_t rows, int64_t width)
+      : x(waves<Stored>(rows * width)),
+        weight(waves<Stored>(width, 50)),
+        bias(waves<Stored>(width, 90)),
+        grad_y(waves<Stored>(rows * width, 1000)),
+        y(x.size()),
+        grad_x(x.size()),
+        mean(static_cast<size_t>(rows)),
+        inverse(mean.size()),
+        grad_weight(weight.size()),
+        grad_bias(weight.size()) {
+    job = {rows,
+           width,
+           1e-5,
+           x.data(),
+           weight.data(),
+           bias.data(),
+           y.data(),
+           mean.data(),
+           inverse.data(),
+           grad_y.data(),
+           grad_x.data(),
+           grad_weight.data(),
+           grad_bias.data()};
+  }
+  std::vector<Stored> x, weight, bias, grad_y, y, grad_x;
+  std::vector<T> mean, inverse, grad_weight, grad_bias;
+  LayerNorm<Stored> job;
+};
+
+template <typename Stored>
+void check_layer_norm(double bound) {
+  for (int64_t width : {1, 7, 128, 129, 300}) {
+    NormArrays<Stored> ours(70, width), oracle(70, width);
+    CHECK(run(ours.job).ok() && run_backward(ours.job).ok());
+    reference(oracle.job);
+    reference_backward(oracle.job);
+    CHECK_NEAR(largest_difference(ours.y, oracle.y), 0, bound);
+    CHECK_NEAR(largest_difference(ours.grad_x, oracle.grad_x), 0, width == 1 ? 600 * bound : 8 * bound);
+    CHECK_NEAR(largest_difference(ours.grad_weight, oracle.grad_weight), 0, 70 * bound);
+    CHECK_NEAR(largest_difference(ours.grad_bias, oracle.grad_bias), 0, 70 * bound);
+  }
+}
+
+template <typename Stored>
+void check_gelu(double bound) {
+  for (int64_t count : {0, 1, 127, 128, 1000, 40000}) {
+    const std::vector<Stored> x = waves<Stored>(count), grad_y = waves<Stored>(count, 77);
+    std::vector<Stored> y(x.size()), grad_x(x.size()), want(x.size()), want_grad(x.size());
+    CHECK(run(Gelu<Stored>{count, x.data(), y.data(), nullptr, nullptr}).ok());
+    CHECK(run_backward(Gelu<Stored>{count, x.data(), nullptr, grad_y.data(), grad_x.data()}).ok());
+    reference(Gelu<Stored>{count, x.data(), want.data(), nullptr, nullptr});
+    reference_backward(Gelu<Stored>{count, x.data(), nullptr, grad_y.data(), want_grad.data()});
+    CHECK_NEAR(largest_difference(y, want), 0, bound);
+    CHECK_NEAR(largest_difference(grad_x, want_grad), 0, 4 * bound);
+  }
+}
+
+}  // namespace
+
+TEST(norms_and_gelu_are_their_formulas_in_every_stored_type) {
+  for (const std::string& tier : usable_tiers(CpuTier::kAvx512)) {
+    CHECK(force_cpu_tier(tier).ok());
+    check_layer_norm<float>(4e-6);
+    check_layer_norm<double>(1e-13);
+    check_layer_norm<BFloat16>(0.04);
+    check_gelu<float>(1e-6);
+    check_gelu<double>(1e-14);
+    check_gelu<BFloat16>(0.02);
+  }
+  CHECK(force_cpu_tier("").ok());
+}
+
+TEST(sums_rectifiers_and_averages_are_rounded_once_a_step) {
+  for (const std::string& tier : usable_tiers(CpuTier::kAvx512)) {
+    CHECK(force_cpu_tier(tier).ok());
+    const int64_t rows = 3, width = 37;
+    const auto x = waves<BFloat16>(2 * rows * width), y = waves<BFloat16>(2 * rows * width, 5);
+    std::vector<BFloat16> sum(x.size()), positive(x.size()), pooled(x.size() / 2);
+    const auto count = static_cast<int64_t>(x.size());
+    CHECK(run(Add<BFloat16>{count, x.data(), y.data(), sum.data()}).ok());
+    CHECK(run(Relu<BFloat16>{count, x.data(), positive.data()}).ok());
+    CHECK(run(AveragePool<BFloat16>{rows, width, x.data(), pooled.data()}).ok());
+    for (size_t i = 0; i < x.size(); ++i) {
+      BFloat16 want;
+      narrow(widen(x[i]) + widen(y[i]), &want);
+      CHECK(sum[i].bits == want.bits);
+      CHECK(widen(positive[i]) == std::max(widen(x[i]), 0.0f));
+    }
+    for (size_t i = 0; i < pooled.size(); ++i) {
+      const size_t at = i / width * 2 * width + i % width;
+      BFloat16 both;
+      narrow(widen(x[at]) + widen(x[at + width]), &both);
+      CHECK(widen(pooled[i]) == widen(both) / 2);
+    }
+  }
+  CHECK(force_cpu_tier("").ok());
+}
+
+TEST(what_does_not_fit_is_refused_before_anything_is_touched) {
+  const int64_t huge = std::numeric_limits<int64_t>::max() / 4;
+  LayerNorm<float> norm;
+  norm.rows = norm.width = huge;
+  CHECK(run(norm).message().find("[layer_norm] rows: expected an array that fits") == 0);
+  norm.rows = 1, norm.width = 0;
+  CHECK(run(norm).message() == "[layer_norm] width: expected at least 1, got 0");
+  CHECK(run(Gelu<float>{-1, nullptr, nullptr, nullptr, nullptr}).message() ==
+        "[gelu] rows: expected at least 0, got -1");
+  CHECK(run(Add<float>{1, nullptr, nullptr, nullptr}, Device::kCuda).code() == StatusCode::kUnsupported);
+  std::string name;
+  CHECK(which(Device::kCpu, &name).ok() && name.rfind("cpu/", 0) == 0);
+  CHECK(which(Device::kCuda, &name).code() == StatusCode::kUnsupported);
+}
+
+TEST(rotary_angles_turn_by_their_positions) {
+  const std::vector<int64_t> positions = {0, 1, 1000, 1 << 24};
+  std::vector<float> cosine(positions.size() * 4), sine(cosine.size());
+  rowwise::RotaryAngles job{4, 8, 10000.0, positions.data(), cosine.data(), sine.data()};
+  CHECK(rowwise::run(job).ok());
+  for (size_t i = 0; i < positions.size(); ++i) {
+    CHECK_NEAR(cosine[4 * i], std::cos(static_cast<double>(positions[i])), 1e-7);
+    CHECK_NEAR(sine[4 * i + 2], std::sin(static_cast<double>(positions[i]) / 100), 0.02);
+  }
+  for (const int64_t wrong : {int64_t{-1}, (int64_t{1} << 24) + 1}) {
+    job.rows = 1, job.positions = &wrong;
+    CHECK(rowwise::run(job).message() ==
+          "[rotary_angles] positions: expected 0 to 2^24, got " + std::to_string(wrong));
+  }
+  job.dim = 7;
+  CHECK(!rowwise::run(job).ok());
+  job.dim = 8, job.theta = 0;
+  CHECK(!rowwise::run(job).ok());
+}

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: Apache-2.0
+// Room given, taken back and joined again, against a plain map of which token belongs to whom.
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "csrc/engine/arena.h"
+#include "csrc/engine/kv_cache.h"
+#include "tests/cpp/check.h"
+
+using earnest::Status;
+using earnest::StatusCode;
+using namespace earnest::engine;
+
+namespace {
+
+TextConfig small() {
+  TextConfig config;
+  config.hidden_size = 16;
+  config.num_attention_heads = 2;
+  config.num_key_value_heads = 1;
+  config.num_hidden_layers = 2;
+  return config;
+}
+
+std::shared_ptr<KVPool> pool_of(int64_t tokens) {
+  std::shared_ptr<KVPool> pool;
+  CHECK(KVPool::create(small(), Precision::kBFloat16, tokens, &pool).ok());
+  return pool;
+}
+
+}  // namespace
+
+TEST(a_pool_never_gives_a_token_twice_and_loses_none) {
+  std::mt19937 random(5);
+  const int64_t tokens = 64;
+  const auto pool = pool_of(tokens);
+  std::vector<KVCache> caches;
+  for (int step = 0; step < 20000; ++step) {
+    if (random() % 2 == 0 && !caches.empty()) {
+      caches.erase(caches.begin() + static_cast<int64_t>(random() % caches.size()));
+    } else {
+      KVCache cache;
+      const auto capacity = static_cast<int64_t>(1 + random() % 20);
+      const Status status = pool->allocate(capacity, &cache);
+      if (status.ok()) caches.push_back(std::move(cache));
+      if (!status.ok()) CHECK(status.code() == StatusCode::kContextFull && cache.capacity() == 0);
+    }
+    std::vector<int> owner(tokens, 0);
+    int64_t used = 0;
+    for (const KVCache& cache : caches) {
+      used += cache.capacity();
+      for (int64_t i = 0; i < cache.capacity(); ++i) ++owner[static_cast<size_t>(cache.start() + i)];
+    }
+    for (const int count : owner) CHECK(count <= 1);
+    CHECK(pool->free_tokens() == tokens - used);
+  }
+  caches.clear();
+  KVCache whole;
+  CHECK(pool->allocate(tokens, &whole).ok());
+}
+
+TEST(a_pool_lives_as_long_as_its_caches) {
+  KVCache cache;
+  {
+    const auto pool = pool_of(8);
+    CHECK(pool->allocate(8, &cache).ok());
+  }
+  std::memset(cache.pool()->keys(1, cache.start() + 7), 1, cache.pool()->token_bytes());
+  cache.clear();
+  CHECK(cache.pool() == nullptr);
+}
+
+TEST(sizes_that_make_no_sense_are_refused) {
+  std::shared_ptr<KVPool> pool;
+  for (const int64_t tokens : {int64_t{0}, int64_t{-1}, int64_t{1} << 31}) {
+    CHECK(KVPool::create(small(), Precision::kFloat32, tokens, &pool).code() == StatusCode::kInvalidArgument);
+  }
+  pool = pool_of(8);
+  KVCache cache, other;
+  CHECK(!pool->allocate(0, &cache).ok() && !pool->allocate(-5, &cache).ok());
+  CHECK(pool->allocate(4, &cache).ok() && pool->allocate(4, &other).ok());
+  CHECK(!cache.truncate(1).ok() && !cache.truncate(-1).ok() && cache.truncate(0).ok());
+  CHECK(!cache.copy(other, 1).ok() && cache.copy(other, 0).ok());
+}
+
+TEST(an_arena_gives_memory_that_does_not_overlap_and_keeps_it) {
+  Arena arena;
+  std::mt19937 random(9);
+  size_t held = 0;
+  for (int round = 0; round < 20; ++round) {
+    arena.reset();
+    std::vector<std::pair<char*, int64_t>> taken;
+    for (int i = 0; i < 30; ++i) {
+      {
+        const Arena::Scope scope(&arena);
+        std::memset(arena.take<char>(500000), 0x55, 500000);  // given back, and taken again below
+      }
+      const auto count = static_cast<int64_t>(random() % 300000);
+      char* memory = arena.take<char>(count);
+      CHECK(reinterpret_cast<uintptr_t>(memory) % 64 == 0);
+      std::memset(memory, i, static_cast<size_t>(count));
+      taken.emplace_back(memory, count);
+    }
+    for (size_t i = 0; i < taken.size(); ++i) {
+      for (int64_t j = 0; j < taken[i].second; j += 97) CHECK(taken[i].first[j] == static_cast<char>(i));
+    }
+    if (round == 10) held = arena.held();
+  }
+  CHECK(held > 0 && arena.held() <= 2 * held);
+  bool refused = false;
+  try {
+    (void)arena.take<double>(INT64_MAX / 2);
+  } catch (const std::bad_alloc&) {
+    refused = true;
+  }
+  CHECK(refused);
+}
