@@ -30,28 +30,31 @@ inline std::string byte_level(std::string_view bytes) {
 
 using Merge = std::pair<std::string, std::string>;
 
-inline std::string definition(const std::vector<Merge>& merges, const std::string& normalizer = "null",
-                              const std::string& extra = "") {
+inline std::string definition(const std::vector<Merge>& merges, const std::string& normalizer = "null") {
   using earnest::engine::json::quoted;
   std::string vocab, list, added;
-  int next = 256;
-  for (int byte = 0; byte < 256; ++byte) {
-    vocab += (byte > 0 ? "," : "") + quoted(byte_level(std::string(1, static_cast<char>(byte)))) + ":" +
-             std::to_string(byte);
-  }
+  const auto token = [&](std::string_view bytes, int id) {
+    if (id > 0) vocab += ',';
+    vocab.append(quoted(byte_level(bytes))).append(":").append(std::to_string(id));
+  };
+  int next = 0;
+  for (; next < 256; ++next) token(std::string(1, static_cast<char>(next)), next);
   for (const auto& [left, right] : merges) {
-    vocab += "," + quoted(byte_level(left + right)) + ":" + std::to_string(next++);
-    list += (list.empty() ? "" : ",") + quoted(byte_level(left) + " " + byte_level(right));
+    token(left + right, next++);
+    if (!list.empty()) list += ',';
+    list += quoted(byte_level(left) + " " + byte_level(right));
   }
   next = kFirstName;
   for (const char* name : kNames) {
-    added += std::string(added.empty() ? "" : ",") + "{\"id\":" + std::to_string(next++) +
-             ",\"content\":" + quoted(name) + ",\"special\":true,\"normalized\":false}";
+    if (!added.empty()) added += ',';
+    added.append("{\"id\":").append(std::to_string(next++)).append(",\"content\":").append(quoted(name));
+    added.append(",\"special\":true,\"normalized\":false}");
   }
-  return "{\"added_tokens\":[" + added + "],\"normalizer\":" + normalizer +
-         ",\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false},"
-         "\"decoder\":{\"type\":\"ByteLevel\"}," +
-         extra + "\"model\":{\"type\":\"BPE\",\"vocab\":{" + vocab + "},\"merges\":[" + list + "]}}";
+  std::string text = "{\"added_tokens\":[";
+  text.append(added).append("],\"normalizer\":").append(normalizer);
+  text.append(",\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false},");
+  text.append("\"decoder\":{\"type\":\"ByteLevel\"},\"model\":{\"type\":\"BPE\",\"vocab\":{");
+  return text.append(vocab).append("},\"merges\":[").append(list).append("]}}");
 }
 
 }  // namespace small
