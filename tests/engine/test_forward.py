@@ -6,10 +6,10 @@ import json
 import pytest
 import torch
 from engine_cases import DTYPES, Beside, sequences
-from model_cases import packed, toy_model
 
 from earnest import _native
 from earnest.model import AudioLM
+from model_cases import packed, toy_model
 
 FRAMES = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 61, 102, 250]
 PROMPTS = [(6, [40]), (9, []), (4, [21, 33]), (30, []), (3, [9]), (2, [250]), (12, [70]), (5, [])] * 2

@@ -5,13 +5,13 @@ import json
 
 import pytest
 import torch
-from model_cases import Batch, packed, toy_model
 from safetensors.torch import save_file
 
 from earnest.errors import InvalidInput
 from earnest.model import TextConfig
 from earnest.model.join import assemble, join, read_gguf, read_whisper
 from earnest.model.packed import cu_seqlens_of, positions_of
+from model_cases import Batch, packed, toy_model
 from tolerances import MODEL
 
 GGUF = "models/smollm2-135m-instruct/SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -5,13 +5,13 @@ import copy
 
 import pytest
 import torch
-from model_cases import packed, toy_model
 
 from earnest.errors import InvalidInput
 from earnest.model import AudioLM, AudioLMConfig
 from earnest.model.encoder import AudioEncoder, sinusoids
 from earnest.model.join import read_whisper
 from earnest.model.packed import fused
+from model_cases import packed, toy_model
 from reference.step_audio import hear
 from tolerances import MODEL
 

@@ -3,10 +3,10 @@
 
 import pytest
 import torch
-from model_cases import alone, extended, packed, toy_model
 
 from earnest.errors import InvalidInput
 from earnest.model import Sampling
+from model_cases import alone, extended, packed, toy_model
 from tolerances import MODEL
 
 PROMPTS = [(6, [40]), (9, []), (4, [21, 33]), (30, []), (3, [9]), (2, [250]), (12, [70]), (5, [])]

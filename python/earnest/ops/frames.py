@@ -14,7 +14,7 @@ from torch import Tensor
 
 from earnest import _native
 from earnest.errors import InvalidInput
-from earnest.ops.eager import capsule, needs_gradient, runs_directly
+from earnest.ops.eager import bits, needs_gradient, runs_directly
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
@@ -70,15 +70,13 @@ def _normed(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor
     sums = torch.float64 if x.dtype == torch.float64 else torch.float32
     y = torch.empty(rows.shape, dtype=x.dtype)
     mean, inverse = torch.empty(len(rows), dtype=sums), torch.empty(len(rows), dtype=sums)
-    _native.layer_norm(
-        capsule(rows), capsule(weight), capsule(bias), eps, capsule(y), capsule(mean), capsule(inverse)
-    )
+    _native.layer_norm(bits(rows), bits(weight), bits(bias), eps, bits(y), bits(mean), bits(inverse))
     return y.view(x.shape), mean, inverse
 
 
 def _activated(x: Tensor) -> Tensor:
     y = torch.empty(x.shape, dtype=x.dtype)
-    _native.gelu(capsule(x.reshape(-1)), capsule(y.view(-1)))
+    _native.gelu(bits(x.reshape(-1)), bits(y.view(-1)))
     return y
 
 
@@ -97,8 +95,8 @@ class _LayerNorm(torch.autograd.Function):
         grad_x = torch.empty(rows.shape, dtype=x.dtype)
         grad_weight, grad_bias = (torch.empty_like(weight, dtype=mean.dtype) for _ in range(2))
         _native.layer_norm_backward(
-            capsule(grad_y.reshape(rows.shape)), capsule(rows), capsule(weight), ctx.eps, capsule(mean),
-            capsule(inverse), capsule(grad_x), capsule(grad_weight), capsule(grad_bias),
+            bits(grad_y.reshape(rows.shape)), bits(rows), bits(weight), ctx.eps, bits(mean),
+            bits(inverse), bits(grad_x), bits(grad_weight), bits(grad_bias),
         )  # fmt: skip
         return grad_x.view(x.shape), grad_weight.to(weight.dtype), grad_bias.to(weight.dtype), None
 
@@ -113,5 +111,5 @@ class _Gelu(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         grad_x = torch.empty(x.shape, dtype=x.dtype)
-        _native.gelu_backward(capsule(grad_y.reshape(-1)), capsule(x.reshape(-1)), capsule(grad_x.view(-1)))
+        _native.gelu_backward(bits(grad_y.reshape(-1)), bits(x.reshape(-1)), bits(grad_x.view(-1)))
         return grad_x

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from earnest import _native
 from earnest.errors import InvalidInput
-from earnest.ops.eager import bits, needs_gradient, runs_directly
+from earnest.ops.eager import bits, capsule, needs_gradient, runs_directly
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
