@@ -63,7 +63,7 @@ class LogMel:
             got = f"{getattr(raw, 'dtype', type(raw).__name__)} {list(getattr(raw, 'shape', []))}"
             raise InvalidInput("logmel", "raw", "float32 [n_mels, frames] in CPU memory", got)
         out = np.empty(array.shape, np.float32)
-        _native.logmel_normalize(np.require(array, requirements="CA"), out)
+        _native.logmel_normalize(np.require(array, requirements=["C", "A"]), out)
         return _like(raw, out)
 
     def frames(self, samples: int) -> int:

@@ -36,7 +36,7 @@ def as_pcm(op: str, pcm: Any) -> np.ndarray:
         raise InvalidInput(op, "pcm", "float32", str(pcm.dtype))
     if pcm.ndim != 1:
         raise InvalidInput(op, "pcm", "one axis [samples]", f"{pcm.ndim} axes {list(pcm.shape)}")
-    return np.require(pcm, requirements="CA")
+    return np.require(pcm, requirements=["C", "A"])
 
 
 def check_samples(op: str, pcm: np.ndarray, before: int = 0) -> None:
