@@ -123,7 +123,7 @@ void loss(const Input<T, 1>& logp, const Input<T, 1>& logp_old, const Input<T, 1
     status = ppo::run_loss(params, workspace.data());
   }
   raise_if_error(status);
-  *total.data() = static_cast<T>(ppo::total_loss(params, params.sums));
+  *data_of(kOp, "total", total) = static_cast<T>(ppo::total_loss(params, params.sums));
 }
 
 template <typename T>

@@ -79,7 +79,7 @@ def ppo_loss() -> dict:
     numbers = {"normalizer": 0.0, "clip_low": 0.2, "clip_high": 0.2, "clip_value": 0.2, "dual_clip": None}
     coefs = {f"{name}_coef": 1.0 for name in ("policy", "value", "kl", "entropy")}
     grads = {f"grad_{name}": ones(4) for name in ("logp", "values", "entropy")}
-    results = {"losses": ones(5), "sums": ones(_native.PPO_NUM_SUMS, dtype="float64")}
+    results = {"total": np.array(1, np.float32), "sums": ones(_native.PPO_NUM_SUMS, dtype="float64")}
     flags = {"trainable": ones(4, dtype="bool"), "kl_estimator": "k2"}
     return arrays | flags | numbers | coefs | grads | results
 
@@ -114,6 +114,21 @@ def rotary(fused: str = "float32") -> dict:
     return {"qkv": ones(3, 16, dtype=fused), "cosine": ones(3, 2), "sine": ones(3, 2)} | parts
 
 
+def rotary_angles() -> dict:
+    return {"positions": np.arange(3), "theta": 1e4, "cosine": ones(3, 2), "sine": ones(3, 2)}
+
+
+def layer_norm() -> dict:
+    rows = {"mean": ones(3), "inverse": ones(3)}
+    return {"x": ones(3, 4), "weight": ones(4), "bias": ones(4), "eps": 1e-5, "y": ones(3, 4)} | rows
+
+
+def layer_norm_backward() -> dict:
+    arguments = layer_norm() | {"grad_y": ones(3, 4), "grad_x": ones(3, 4)}
+    del arguments["y"], arguments["bias"]
+    return arguments | {"grad_weight": ones(4), "grad_bias": ones(4)}
+
+
 def swiglu() -> dict:
     return {"gate_up": ones(3, 8), "out": ones(3, 4)}
 
@@ -130,6 +145,10 @@ def sums(rows: int, columns: int) -> dict:
 CALLS = {
     "attention_forward": attention,
     "attention_backward": attention_backward,
+    "gelu": lambda: {"x": ones(4), "y": ones(4)},
+    "gelu_backward": lambda: {"grad_y": ones(4), "x": ones(4), "grad_x": ones(4)},
+    "layer_norm": layer_norm,
+    "layer_norm_backward": layer_norm_backward,
     "linear_packed_size": lambda: {"source": ones(3, 5), "transposed": False},
     "linear_fingerprint": lambda: {"source": ones(3, 5)},
     "linear_pack": lambda: {"source": ones(3, 5), "transposed": False, "packed": packed()},
@@ -157,6 +176,7 @@ CALLS = {
     "rms_norm": rms_norm,
     "rms_norm_backward": rms_norm_backward,
     "rotary": rotary,
+    "rotary_angles": rotary_angles,
     "rotary_backward": rotary,
     "rotary_widening": lambda: rotary("int16"),
     "rotary_widening_backward": lambda: rotary("int16"),
