@@ -4,6 +4,7 @@
 // vector width shows.
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "kernels/rowwise/rowwise_tier.h"
 
@@ -143,7 +144,7 @@ void rotary_backward_rows(const Rotary<Fused, Apart>& job, int64_t begin, int64_
 
 // Runs body(first, count) over [0, width) in pieces whose arrays stay in registers and the nearest cache:
 // apart from the conversions, which stand in loops of their own, the arithmetic of bfloat16 is then that of
-// float.
+// float. What needs no conversion is read and written where it lies, as one stream.
 constexpr int64_t kPiece = 128;
 template <typename Body>
 void in_pieces(int64_t width, const Body& body) {
@@ -152,17 +153,41 @@ void in_pieces(int64_t width, const Body& body) {
   }
 }
 
+// x itself, or widened into `room`.
+template <typename Stored, typename T>
+const T* widened(const Stored* x, T* room, int64_t count) {
+  if constexpr (std::is_same_v<Stored, T>)
+    return x;
+  else
+    return convert(x, room, count), room;
+}
+
+// Where to write what goes to x, and the writing of what was written elsewhere.
+template <typename Stored, typename T>
+T* place_for(Stored* x, T* room) {
+  if constexpr (std::is_same_v<Stored, T>)
+    return x;
+  else
+    return room;
+}
+template <typename Stored, typename T>
+void narrow_into(Stored* x, const T* room, int64_t count) {
+  if constexpr (!std::is_same_v<Stored, T>) convert(room, x, count);
+}
+
 template <typename Stored>
 void swiglu_rows(const SwiGlu<Stored>& job, int64_t begin, int64_t end) {
   using T = Arithmetic<Stored>;
-  T gate[kPiece], up[kPiece], out[kPiece];
+  T gates[kPiece], ups[kPiece], outs[kPiece];
   for (int64_t i = begin; i < end; ++i) {
     const Stored* row = job.gate_up + 2 * i * job.width;
     in_pieces(job.width, [&](int64_t first, int64_t count) {
-      convert(row + first, gate, count);
-      convert(row + job.width + first, up, count);
+      Stored* to = job.out + i * job.width + first;
+      const T* gate = widened(row + first, gates, count);
+      const T* up = widened(row + job.width + first, ups, count);
+      T* out = place_for(to, outs);
       for (int64_t j = 0; j < count; ++j) out[j] = gate[j] * sigmoid(gate[j]) * up[j];
-      convert(out, job.out + i * job.width + first, count);
+      narrow_into(to, outs, count);
     });
   }
 }
@@ -171,22 +196,25 @@ void swiglu_rows(const SwiGlu<Stored>& job, int64_t begin, int64_t end) {
 template <typename Stored>
 void swiglu_backward_rows(const SwiGlu<Stored>& job, int64_t begin, int64_t end) {
   using T = Arithmetic<Stored>;
-  T gate[kPiece], up[kPiece], grad[kPiece];
+  T gates[kPiece], ups[kPiece], grads[kPiece], grad_gates[kPiece], grad_ups[kPiece];
   for (int64_t i = begin; i < end; ++i) {
     const Stored* row = job.gate_up + 2 * i * job.width;
     Stored* grad_row = job.grad_gate_up + 2 * i * job.width;
     in_pieces(job.width, [&](int64_t first, int64_t count) {
-      convert(row + first, gate, count);
-      convert(row + job.width + first, up, count);
-      convert(job.grad_out + i * job.width + first, grad, count);
+      Stored *to_gate = grad_row + first, *to_up = to_gate + job.width;
+      const T* gate = widened(row + first, gates, count);
+      const T* up = widened(row + job.width + first, ups, count);
+      const T* grad = widened(job.grad_out + i * job.width + first, grads, count);
+      T *grad_gate = place_for(to_gate, grad_gates), *grad_up = place_for(to_up, grad_ups);
       for (int64_t j = 0; j < count; ++j) {
         const T g = gate[j], e = exponential(-g), s = T(1) / (T(1) + e);
         const T rest = s < T(0.5) ? T(1) - s : e * s;  // 1 - s without the difference of equals
-        gate[j] = grad[j] * up[j] * s * (T(1) + g * rest);
-        up[j] = grad[j] * g * s;
+        const T along = grad[j] * s;
+        grad_gate[j] = along * up[j] * (T(1) + g * rest);
+        grad_up[j] = along * g;
       }
-      convert(gate, grad_row + first, count);
-      convert(up, grad_row + job.width + first, count);
+      narrow_into(to_gate, grad_gates, count);
+      narrow_into(to_up, grad_ups, count);
     });
   }
 }
