@@ -5,12 +5,12 @@ chunked."""
 import numpy as np
 import pytest
 import torch
-from model_cases import toy_model
 
 from earnest.dialogue import Audio, Message, Text, Tokenizer
 from earnest.errors import InvalidInput
 from earnest.model import AudioLM
 from earnest.model.answer import prompt
+from model_cases import toy_model
 
 
 @pytest.fixture(scope="module")

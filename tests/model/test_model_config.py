@@ -6,11 +6,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from model_cases import toy_config
 
 from earnest.errors import InvalidInput
 from earnest.model import AudioLM, AudioLMConfig, chunk_audio
 from earnest.model.features import mel_frames
+from model_cases import toy_config
 from reference.step_audio import published_tensors
 
 

@@ -8,11 +8,11 @@ import re
 
 import pytest
 import torch
-from model_cases import packed, toy_model
 from safetensors.torch import load_file, save_file
 
 from earnest.errors import InvalidInput
 from earnest.model import AudioLM, ValueModel, weights
+from model_cases import packed, toy_model
 
 
 def same(a, b):
