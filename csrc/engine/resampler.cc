@@ -47,14 +47,14 @@ Status Resampler::create(int64_t rate, std::unique_ptr<Resampler>* resampler) {
                             std::to_string(kLowestRate) + " to " + std::to_string(kHighestRate) + " Hz",
                             std::to_string(rate));
   }
-  const int64_t common = std::gcd(rate, kModelRate);
-  resampler->reset(new Resampler(rate, rate / common, kModelRate / common));
+  const int64_t common = std::gcd(rate, kSampleRate);
+  resampler->reset(new Resampler(rate, rate / common, kSampleRate / common));
   return {};
 }
 
 Resampler::Resampler(int64_t rate, int64_t step, int64_t steps) : step_(step), steps_(steps) {
-  if (rate == kModelRate) return;
-  const double lower = std::min(1.0, static_cast<double>(kModelRate) / static_cast<double>(rate));
+  if (rate == kSampleRate) return;
+  const double lower = std::min(1.0, static_cast<double>(kSampleRate) / static_cast<double>(rate));
   const double reach = reach_of() / lower, cutoff = lower * (1 - kTransition / 2);
   half_ = static_cast<int64_t>(std::ceil(reach)) + 1;
   phases_ = std::min(steps, kMostPhases);

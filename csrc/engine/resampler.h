@@ -15,11 +15,12 @@
 #include <span>
 #include <vector>
 
+#include "csrc/engine/features.h"
 #include "kernels/common/status.h"
 
 namespace earnest::engine {
 
-constexpr int64_t kModelRate = 16000, kLowestRate = 1000, kHighestRate = 192000;
+constexpr int64_t kLowestRate = 1000, kHighestRate = 192000;
 
 class Resampler {
  public:

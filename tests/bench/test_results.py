@@ -248,3 +248,10 @@ def test_words_for_numbers(measured: dict):
     logprob = {"target": {"ratio": 0.87, "against": "packed product"}, "yardstick_ratio": 0.9, "met": True}
     assert show.target(record | logprob) == "packed product 0.90x of 0.87x met"
     assert "WRONG earnest is off" in show.line(record | {"wrong": {"earnest": "is off"}})
+
+
+def test_a_command_is_kept_without_this_machines_folders():
+    from earnest.bench.command import _said
+
+    assert _said(["bench", "ppo", "--json", "/tmp/x y/a.jsonl"]) == "earnest bench ppo --json a.jsonl"
+    assert _said(["bench", "--json", "results/a.jsonl"]) == "earnest bench --json results/a.jsonl"

@@ -70,7 +70,7 @@ def _measure(options: argparse.Namespace) -> int:
         seed=secrets.randbits(32),
     )
     limits = Limits(seconds=0.05, most_bytes=256 << 20) if options.quick else Limits()
-    shared = harness.surroundings(shlex.join(["earnest", *sys.argv[1:]]))
+    shared = harness.surroundings(_said(sys.argv[1:]))
     out = sys.stderr if options.json == "-" else sys.stdout
     print(show.surroundings(shared), file=out)
     print(show.HEAD, file=out, flush=True)
@@ -86,6 +86,11 @@ def _measure(options: argparse.Namespace) -> int:
     finally:
         progress.close()
     return 1 if failed else 0
+
+
+def _said(words: list[str]) -> str:
+    """The command as anybody could give it: files by their names, without this machine's folders."""
+    return shlex.join(["earnest", *(Path(word).name if Path(word).is_absolute() else word for word in words)])
 
 
 def _keep(record: dict[str, Any], place: str | None) -> None:

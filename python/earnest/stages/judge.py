@@ -5,7 +5,8 @@ Both orders of each pair stand in the same batch with mirrored verdicts, so that
 costs as much as it could gain. The verdict's loss is cross-entropy over the ordinal levels; where a case
 knows its reasoning, the notes are learnt too, since at reward time the judge writes them itself. After
 training, the temperature of the verdict logits and what standing first is worth are fitted on the validation
-split, and everything reported is measured on the held-out one.
+split, and everything reported is measured on the held-out one. Comparisons from files have no such split:
+what standing first is worth is then left as it is, and reported.
 """
 
 from __future__ import annotations
@@ -217,7 +218,9 @@ def check(settings: Settings, judge: Judge, n_mels: int) -> dict:
     forward, backward, compared = logs["validation"]
     levels = torch.tensor([sorted(PHI).index(pair.level) for pair in compared])
     temperature = fit_temperature(torch.cat([forward, backward]), torch.cat([levels, len(PHI) - 1 - levels]))
-    position = fit_position(forward / temperature, backward / temperature, PHI)
+    # On the comparisons that it is fitted on, any judge would look free of position bias.
+    apart = "heldout" in logs
+    position = fit_position(forward / temperature, backward / temperature, PHI) if apart else (0.0, 0.0)
     forward, backward, compared = logs.get("heldout", logs["validation"])
     judge.model.train()
     return {
