@@ -10,7 +10,7 @@ namespace earnest::engine {
 namespace {
 
 Status in_range(const char* name, double value, bool holds, const char* range) {
-  return holds ? Status() : invalid_argument("sampling", name, range, std::to_string(value));
+  return holds ? Status() : invalid_argument("generate", name, range, std::to_string(value));
 }
 
 bool likelier(double weight, int32_t id, double other_weight, int32_t other_id) {
@@ -88,14 +88,14 @@ Status Sampler::weigh(std::span<const float> logits, Scratch* candidates) const 
     const auto id = static_cast<int32_t>(i);
     const double logit = penalised(logits[i], id);
     if (std::isnan(logits[i]) || logit == std::numeric_limits<double>::infinity()) {
-      return invalid_argument("sampling", "logits", "finite numbers",
+      return invalid_argument("generate", "logits", "finite numbers",
                               "NaN or infinity of token " + std::to_string(i));
     }
     if (logit == -std::numeric_limits<double>::infinity()) continue;
     candidates->push_back({logit, id});
     most = std::max(most, logit);
   }
-  if (candidates->empty()) return invalid_argument("sampling", "logits", "a token that may be drawn", "none");
+  if (candidates->empty()) return invalid_argument("generate", "logits", "a token that may be drawn", "none");
   if (sampling_.temperature == 0) return {};  // the logits themselves will do
   for (Candidate& one : *candidates) one.weight = std::exp((one.weight - most) / sampling_.temperature);
   return {};
