@@ -14,6 +14,7 @@
 
 #include "csrc/bindings/bindings.h"
 #include "csrc/engine/features.h"
+#include "csrc/engine/generation.h"
 #include "csrc/engine/json.h"
 #include "csrc/engine/model.h"
 #include "csrc/engine/safetensors.h"
@@ -54,8 +55,11 @@ std::optional<StoredType> type_of(const nb::dlpack::dtype& dtype) {
 }
 
 Precision precision_named(const std::string& name) {
-  expect(name == "float32" || name == "bfloat16", "precision", "float32 or bfloat16");
-  return name == "float32" ? Precision::kFloat32 : Precision::kBFloat16;
+  expect(name == "float32" || name == "bfloat16" || name == "mixed", "precision",
+         "float32, bfloat16 or mixed");
+  return name == "float32"    ? Precision::kFloat32
+         : name == "bfloat16" ? Precision::kBFloat16
+                              : Precision::kMixed;
 }
 
 std::vector<Listed> listing(const engine::Tensors& tensors) {
@@ -127,7 +131,7 @@ struct LoadedModel {
 
   int64_t width() const { return model->config().text.hidden_size; }
   StoredType type() const {
-    return model->precision() == Precision::kFloat32 ? StoredType::kFloat32 : StoredType::kBFloat16;
+    return model->precision() == Precision::kBFloat16 ? StoredType::kBFloat16 : StoredType::kFloat32;
   }
   template <typename Array>
   void expect_rows(const char* argument, const Array& x, int64_t rows) const {
@@ -239,6 +243,72 @@ void logprob(LoadedModel& loaded, const Read& hidden, const Input<int64_t, 1>& t
   });
 }
 
+// Keys and values of each layer, [rows * room, kv_heads, dim]: row i has the tokens from i * room on.
+std::shared_ptr<KVPool> pool_over(const LoadedModel& loaded, const std::vector<Write>& keys,
+                                  const std::vector<Write>& values, int64_t tokens) {
+  const engine::TextConfig& text = loaded.model->config().text;
+  std::vector<void*> memory[2];
+  for (const auto& [arrays, kept] : {std::pair(&keys, &memory[0]), std::pair(&values, &memory[1])}) {
+    for (const Write& array : *arrays) {
+      expect(array.ndim() == 3 && static_cast<int64_t>(array.shape(0)) == tokens &&
+                 static_cast<int64_t>(array.shape(1)) == text.num_key_value_heads &&
+                 static_cast<int64_t>(array.shape(2)) == text.head_dim() &&
+                 type_of(array.dtype()) == loaded.type(),
+             "keys", "[rows * room, kv_heads, dim] of the model's precision");
+      kept->push_back(array.data());
+    }
+  }
+  std::shared_ptr<KVPool> pool;
+  raise_if_error(KVPool::over(text, loaded.model->precision(), tokens, memory[0], memory[1], &pool));
+  return pool;
+}
+
+engine::GenerationSettings settings_of(double temperature, double top_p, int32_t top_k,
+                                       std::vector<int32_t> suppressed, std::vector<int32_t> stop,
+                                       int64_t after_stop, int64_t most_tokens) {
+  engine::GenerationSettings settings;
+  settings.sampling.temperature = temperature;
+  settings.sampling.top_p = top_p;
+  settings.sampling.top_k = top_k;
+  settings.sampling.suppressed = std::move(suppressed);
+  settings.stop = std::move(stop);
+  settings.after_stop = after_stop;
+  settings.most_tokens = most_tokens;
+  return settings;
+}
+
+// (ids, logp, stopped) of each row, whose prompts of `lengths` tokens stand in keys and values already.
+using Said = std::vector<std::tuple<std::vector<int64_t>, std::vector<float>, bool>>;
+
+Said generate(LoadedModel& loaded, const std::vector<Write>& keys, const std::vector<Write>& values,
+              const Input<int64_t, 1>& lengths, int64_t room, const Read& hidden,
+              const Input<double, 2>& uniforms, double temperature, double top_p, int32_t top_k,
+              std::vector<int32_t> suppressed, std::vector<int32_t> stop, int64_t after_stop,
+              const Write& drawn_from) {
+  const auto rows = static_cast<int64_t>(lengths.shape(0));
+  expect(room >= 1 && rows <= KVPool::kMostTokens / room, "room",
+         "1 or more, and at most 2^31 - 1 tokens in all");
+  expect(static_cast<int64_t>(uniforms.shape(0)) == rows, "uniforms", "[rows, most_tokens]");
+  loaded.expect_rows("hidden", hidden, rows);
+  loaded.expect_rows("drawn_from", drawn_from, rows);
+  if (rows == 0) return {};
+  const auto pool = pool_over(loaded, keys, values, rows * room);
+  std::vector<KVCache> caches(static_cast<size_t>(rows));
+  for (int64_t i = 0; i < rows; ++i) {
+    raise_if_error(pool->adopt(i * room, room, lengths.data()[i], &caches[static_cast<size_t>(i)]));
+  }
+  const auto settings = settings_of(temperature, top_p, top_k, std::move(suppressed), std::move(stop),
+                                    after_stop, static_cast<int64_t>(uniforms.shape(1)));
+  std::vector<engine::Generated> generated;
+  without_gil([&] {
+    return engine::generate(*loaded.model, settings, &caches, hidden.data(), uniforms.data(), &loaded.arena,
+                            &generated, drawn_from.data());
+  });
+  Said said;
+  for (auto& one : generated) said.emplace_back(std::move(one.ids), std::move(one.logp), one.stopped);
+  return said;
+}
+
 // Chunks as (samples, mel [frames * n_mels]).
 using Chunks = std::vector<std::pair<int64_t, std::vector<float>>>;
 
@@ -298,6 +368,9 @@ void bind_engine(nb::module_& top) {
       .def("logits", &logits, "hidden"_a.noconvert(), "out"_a.noconvert())
       .def("logprob", &logprob, "hidden"_a.noconvert(), "targets"_a.noconvert(), "temperature"_a,
            "logp"_a.noconvert(), "entropy"_a.noconvert())
+      .def("generate", &generate, "keys"_a, "values"_a, "lengths"_a.noconvert(), "room"_a,
+           "hidden"_a.noconvert(), "uniforms"_a.noconvert(), "temperature"_a, "top_p"_a, "top_k"_a,
+           "suppressed"_a, "stop"_a, "after_stop"_a, "drawn_from"_a.noconvert())
       .def("refresh", [](LoadedModel& loaded) { without_gil([&] { return loaded.model->refresh(); }); })
       .def_prop_ro("weight_bytes", [](const LoadedModel& loaded) { return loaded.model->weight_bytes(); });
 }

@@ -31,14 +31,38 @@ Status rms_norm(const T* x, const Array& weight, double eps, int64_t rows, int64
   return rowwise::rms_norm(job);
 }
 
-// x += y
 template <typename T>
-Status add(const T* y, int64_t count, T* x) {
+Status add_same(const T* y, int64_t count, T* x) {
   frames::Add<T> job;
   job.count = count;
   job.x = job.sum = x;
   job.y = y;
   return frames::run(job);
+}
+
+// x += y, of which each number is exact in T.
+template <typename T, typename P>
+Status add(const P* y, int64_t count, T* x) {
+  if constexpr (!std::is_same_v<T, P>) {
+    for (int64_t i = 0; i < count; ++i) x[i] += widen(y[i]);
+    return {};
+  } else {
+    return add_same(y, count, x);
+  }
+}
+
+// The product of rows of T that are rounded to P, the precision of products, on their way in.
+template <typename T, typename P>
+Status multiply(const Matrix& matrix, const T* x, int64_t rows, P* y, Arena* arena) {
+  if constexpr (std::is_same_v<T, P>) {
+    return matrix.multiply(x, rows, y, arena);
+  } else {
+    const Arena::Scope scope(arena);
+    const int64_t count = rows * matrix.inputs();
+    P* rounded = arena->take<P>(count);
+    for (int64_t i = 0; i < count; ++i) narrow(x[i], rounded + i);
+    return matrix.multiply(rounded, rows, y, arena);
+  }
 }
 
 Status wrong(const std::string& argument, const std::string& expected, const std::string& got) {
@@ -179,14 +203,24 @@ Status Decoder::check(const std::vector<Segment>& segments) const {
 Status Decoder::run(const std::vector<Segment>& segments, void* hidden, Arena* arena) const {
   if (segments.empty()) return {};
   EARNEST_RETURN_IF_ERROR(check(segments));
-  EARNEST_RETURN_IF_ERROR(precision_ == Precision::kFloat32
-                              ? run_as(segments, static_cast<float*>(hidden), arena)
-                              : run_as(segments, static_cast<BFloat16*>(hidden), arena));
+  Status status;
+  switch (precision_) {
+    case Precision::kFloat32:
+      status = run_as<float, float>(segments, static_cast<float*>(hidden), arena);
+      break;
+    case Precision::kMixed:
+      status = run_as<float, BFloat16>(segments, static_cast<float*>(hidden), arena);
+      break;
+    case Precision::kBFloat16:
+      status = run_as<BFloat16, BFloat16>(segments, static_cast<BFloat16*>(hidden), arena);
+      break;
+  }
+  EARNEST_RETURN_IF_ERROR(status);
   for (const Segment& segment : segments) segment.cache->length_ += segment.count;
   return {};
 }
 
-template <typename T>
+template <typename T, typename P>
 Status Decoder::run_as(const std::vector<Segment>& segments, T* hidden, Arena* arena) const {
   const Arena::Scope scope(arena);
   const int64_t width = config_.hidden_size;
@@ -202,9 +236,9 @@ Status Decoder::run_as(const std::vector<Segment>& segments, T* hidden, Arena* a
   T* x = arena->take<T>(batch.rows * width);
   embed(batch, x);
   for (size_t i = 0; i < layers_.size(); ++i) {
-    EARNEST_RETURN_IF_ERROR(attend(i, &batch, x, arena));
+    EARNEST_RETURN_IF_ERROR((attend<T, P>(i, &batch, x, arena)));
     if (batch.rows == 0) return {};
-    EARNEST_RETURN_IF_ERROR(feed_forward(layers_[i], batch.rows, x, arena));
+    EARNEST_RETURN_IF_ERROR((feed_forward<T, P>(layers_[i], batch.rows, x, arena)));
   }
   T* normed = arena->take<T>(batch.rows * width);
   EARNEST_RETURN_IF_ERROR(rms_norm(x, *norm_, config_.rms_norm_eps, batch.rows, width, normed, arena));
@@ -228,16 +262,17 @@ void Decoder::embed(const Batch& batch, T* x) const {
 
 // x += o_proj(attention(...)). New keys and values go into the caches first. The last layer goes on with the
 // rows that are wanted.
-template <typename T>
+template <typename T, typename P>
 Status Decoder::attend(size_t index, Batch* batch, T* x, Arena* arena) const {
   const Arena::Scope scope(arena);
   const Layer& layer = layers_[index];
   const int64_t width = config_.hidden_size, dim = config_.head_dim(), rows = batch->rows;
   const int64_t heads = config_.num_attention_heads, kv_heads = config_.num_key_value_heads;
   T* normed = arena->take<T>(rows * width);
-  T* qkv = arena->take<T>(rows * layer.qkv->outputs());
+  P* qkv = arena->take<P>(rows * layer.qkv->outputs());
   T* mixed = arena->take<T>(rows * width);
-  rowwise::Rotary<T, T> turn;
+  P* projected = arena->take<P>(rows * width);
+  rowwise::Rotary<P, T> turn;
   turn.rows = rows;
   turn.heads = heads;
   turn.kv_heads = kv_heads;
@@ -250,7 +285,7 @@ Status Decoder::attend(size_t index, Batch* batch, T* x, Arena* arena) const {
   turn.v = arena->take<T>(rows * kv_heads * dim);
   EARNEST_RETURN_IF_ERROR(
       rms_norm(x, *layer.attention_norm, config_.rms_norm_eps, rows, width, normed, arena));
-  EARNEST_RETURN_IF_ERROR(layer.qkv->multiply(normed, rows, qkv, arena));
+  EARNEST_RETURN_IF_ERROR(multiply(*layer.qkv, normed, rows, qkv, arena));
   EARNEST_RETURN_IF_ERROR(rowwise::rotary(turn));
 
   const KVPool& pool = *batch->segments[0].cache->pool();
@@ -287,27 +322,28 @@ Status Decoder::attend(size_t index, Batch* batch, T* x, Arena* arena) const {
   params.k = pool.keys(at, first);
   params.v = pool.values(at, first);
   EARNEST_RETURN_IF_ERROR(attention::forward(params, {mixed, nullptr}));
-  EARNEST_RETURN_IF_ERROR(layer.o_proj->multiply(mixed, batch->rows, normed, arena));
-  return add(normed, batch->rows * width, x);
+  EARNEST_RETURN_IF_ERROR(multiply(*layer.o_proj, mixed, batch->rows, projected, arena));
+  return add(projected, batch->rows * width, x);
 }
 
-template <typename T>
+template <typename T, typename P>
 Status Decoder::feed_forward(const Layer& layer, int64_t rows, T* x, Arena* arena) const {
   const Arena::Scope scope(arena);
   const int64_t width = config_.hidden_size, inner = config_.intermediate_size;
   T* normed = arena->take<T>(rows * width);
-  T* gate_up = arena->take<T>(rows * 2 * inner);
-  T* gated = arena->take<T>(rows * inner);
+  P* gate_up = arena->take<P>(rows * 2 * inner);
+  P* gated = arena->take<P>(rows * inner);
+  P* projected = arena->take<P>(rows * width);
   EARNEST_RETURN_IF_ERROR(rms_norm(x, *layer.mlp_norm, config_.rms_norm_eps, rows, width, normed, arena));
-  EARNEST_RETURN_IF_ERROR(layer.gate_up->multiply(normed, rows, gate_up, arena));
-  rowwise::SwiGlu<T> job;
+  EARNEST_RETURN_IF_ERROR(multiply(*layer.gate_up, normed, rows, gate_up, arena));
+  rowwise::SwiGlu<P> job;
   job.rows = rows;
   job.width = inner;
   job.gate_up = gate_up;
   job.out = gated;
   EARNEST_RETURN_IF_ERROR(rowwise::swiglu(job));
-  EARNEST_RETURN_IF_ERROR(layer.down_proj->multiply(gated, rows, normed, arena));
-  return add(normed, rows * width, x);
+  EARNEST_RETURN_IF_ERROR(layer.down_proj->multiply(gated, rows, projected, arena));
+  return add(projected, rows * width, x);
 }
 
 }  // namespace earnest::engine

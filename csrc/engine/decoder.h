@@ -50,13 +50,14 @@ class Decoder {
 
   Status check(const std::vector<Segment>& segments) const;
   Status check(const Segment& segment) const;
-  template <typename T>
+  // T: of activations, P: of what goes into products and comes out.
+  template <typename T, typename P>
   Status run_as(const std::vector<Segment>& segments, T* hidden, Arena* arena) const;
   template <typename T>
   void embed(const Batch& batch, T* x) const;
-  template <typename T>
+  template <typename T, typename P>
   Status attend(size_t index, Batch* batch, T* x, Arena* arena) const;
-  template <typename T>
+  template <typename T, typename P>
   Status feed_forward(const Layer& layer, int64_t rows, T* x, Arena* arena) const;
 
   TextConfig config_;

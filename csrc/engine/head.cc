@@ -12,12 +12,12 @@ Status Head::create(const TextConfig& config, Weights* weights) {
   config_ = config;
   precision_ = weights->precision();
   const std::string name = config.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
-  EARNEST_RETURN_IF_ERROR(weights->matrix({{name}, {}}, &matrix_));
+  EARNEST_RETURN_IF_ERROR(weights->head_matrix(name, &matrix_));
   return weights->array(name, &rows_);
 }
 
 Status Head::logits(const void* hidden, int64_t rows, float* logits, Arena* arena) const {
-  if (precision_ == Precision::kFloat32) return matrix_->multiply(hidden, rows, logits, arena);
+  if (precision_ != Precision::kBFloat16) return matrix_->multiply(hidden, rows, logits, arena);
   const Arena::Scope scope(arena);
   const int64_t count = rows * config_.vocab_size;
   BFloat16* rounded = arena->take<BFloat16>(count);
@@ -30,7 +30,7 @@ Status Head::logprob(const void* hidden, int64_t rows, const int64_t* targets, d
                      float* logp, float* entropy, Arena* arena) const {
   const Arena::Scope scope(arena);
   logprob::Forward job;
-  job.problem.type = precision_ == Precision::kFloat32 ? logprob::Type::kFloat32 : logprob::Type::kBFloat16;
+  job.problem.type = precision_ != Precision::kBFloat16 ? logprob::Type::kFloat32 : logprob::Type::kBFloat16;
   job.problem.rows = rows;
   job.problem.depth = config_.hidden_size;
   job.problem.vocabulary = config_.vocab_size;

@@ -8,18 +8,26 @@
 
 namespace earnest::engine {
 
-Status KVPool::create(const TextConfig& config, Precision precision, int64_t tokens,
-                      std::shared_ptr<KVPool>* pool) {
+Status KVPool::made_for(const TextConfig& config, Precision precision, int64_t tokens,
+                        std::shared_ptr<KVPool>* pool) {
   if (tokens < 1 || tokens > kMostTokens) {
     return invalid_argument("kv_cache", "tokens", "1 to " + std::to_string(kMostTokens),
                             std::to_string(tokens));
   }
+  pool->reset(new KVPool);
+  (*pool)->tokens_ = tokens;
+  (*pool)->layers_ = config.num_hidden_layers;
+  (*pool)->token_bytes_ =
+      static_cast<size_t>(config.num_key_value_heads * config.head_dim()) * size_of(precision);
+  (*pool)->free_[0] = tokens;
+  return {};
+}
+
+Status KVPool::create(const TextConfig& config, Precision precision, int64_t tokens,
+                      std::shared_ptr<KVPool>* pool) {
   return guarded("kv_cache", [&]() -> Status {
-    std::shared_ptr<KVPool> made(new KVPool);
-    made->tokens_ = tokens;
-    made->layers_ = config.num_hidden_layers;
-    made->token_bytes_ =
-        static_cast<size_t>(config.num_key_value_heads * config.head_dim()) * size_of(precision);
+    std::shared_ptr<KVPool> made;
+    EARNEST_RETURN_IF_ERROR(made_for(config, precision, tokens, &made));
     for (auto* slabs : {&made->keys_, &made->values_}) {
       for (int64_t layer = 0; layer < made->layers_; ++layer) {
         // Pages of calloc are the system's until they are written to.
@@ -27,8 +35,56 @@ Status KVPool::create(const TextConfig& config, Precision precision, int64_t tok
         if (slabs->back() == nullptr) return out_of_memory("kv_cache");
       }
     }
-    made->free_[0] = tokens;
     *pool = std::move(made);
+    return {};
+  });
+}
+
+Status KVPool::over(const TextConfig& config, Precision precision, int64_t tokens,
+                    const std::vector<void*>& keys, const std::vector<void*>& values,
+                    std::shared_ptr<KVPool>* pool) {
+  return guarded("kv_cache", [&]() -> Status {
+    std::shared_ptr<KVPool> made;
+    EARNEST_RETURN_IF_ERROR(made_for(config, precision, tokens, &made));
+    const auto layers = static_cast<size_t>(made->layers_);
+    if (keys.size() != layers || values.size() != layers) {
+      return invalid_argument("kv_cache", "keys and values", "those of " + std::to_string(layers) + " layers",
+                              std::to_string(keys.size()) + " and " + std::to_string(values.size()));
+    }
+    for (void* memory : keys) made->keys_.push_back(Slab(memory, Free{false}));
+    for (void* memory : values) made->values_.push_back(Slab(memory, Free{false}));
+    *pool = std::move(made);
+    return {};
+  });
+}
+
+Status KVPool::adopt(int64_t start, int64_t capacity, int64_t length, KVCache* cache) {
+  const bool inside = start >= 0 && capacity >= 1 && start <= tokens_ - capacity;
+  if (!inside || length < 0 || length > capacity) {
+    return invalid_argument(
+        "kv_cache", "run", "one inside the pool, no longer than its room",
+        std::to_string(length) + " of " + std::to_string(capacity) + " tokens from " + std::to_string(start));
+  }
+  cache->clear();
+  return guarded("kv_cache", [&]() -> Status {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    auto run = free_.upper_bound(start);
+    if (run == free_.begin() || (--run)->first + run->second < start + capacity) {
+      return invalid_argument("kv_cache", "run", "one that nobody has", "one that overlaps another");
+    }
+    Runs taken = {{start, capacity}};
+    const int64_t before = start - run->first, after = run->second - before - capacity;
+    if (after > 0) free_.emplace(start + capacity, after);
+    if (before > 0) {
+      run->second = before;
+    } else {
+      free_.erase(run);
+    }
+    cache->run_ = taken.extract(taken.begin());
+    cache->pool_ = shared_from_this();
+    cache->start_ = start;
+    cache->capacity_ = capacity;
+    cache->length_ = length;
     return {};
   });
 }

@@ -26,6 +26,14 @@ class KVPool : public std::enable_shared_from_this<KVPool> {
   static Status create(const TextConfig& config, Precision precision, int64_t tokens,
                        std::shared_ptr<KVPool>* pool);
 
+  // The same over memory that somebody else keeps: keys and values of each layer, [tokens, kv_heads, dim].
+  static Status over(const TextConfig& config, Precision precision, int64_t tokens,
+                     const std::vector<void*>& keys, const std::vector<void*>& values,
+                     std::shared_ptr<KVPool>* pool);
+
+  // The run of tokens from `start` on, of which the first `length` are already there.
+  Status adopt(int64_t start, int64_t capacity, int64_t length, KVCache* cache);
+
   // Room for `capacity` tokens of a new sequence; kContextFull where there is none in one run. From any
   // thread.
   Status allocate(int64_t capacity, KVCache* cache);
@@ -43,11 +51,16 @@ class KVPool : public std::enable_shared_from_this<KVPool> {
  private:
   friend class KVCache;
   struct Free {
-    void operator()(void* memory) const { std::free(memory); }
+    bool ours = true;
+    void operator()(void* memory) const {
+      if (ours) std::free(memory);
+    }
   };
   using Slab = std::unique_ptr<void, Free>;
 
   KVPool() = default;
+  static Status made_for(const TextConfig& config, Precision precision, int64_t tokens,
+                         std::shared_ptr<KVPool>* pool);
   char* at(const std::vector<Slab>& slabs, int64_t layer, int64_t token) const {
     return static_cast<char*>(slabs[static_cast<size_t>(layer)].get()) +
            static_cast<size_t>(token) * token_bytes_;

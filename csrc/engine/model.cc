@@ -54,6 +54,9 @@ Status Model::check_tied() const {
 }
 
 Status Model::hear(const float* mel, int64_t frames, void* embeddings, Arena* arena) const {
+  if (precision() == Precision::kMixed) {
+    return unsupported("encoder", "precision", "float32 or bfloat16", "mixed, which decodes alone");
+  }
   return guarded("encoder", [&]() -> Status {
     const Arena::Scope scope(arena);
     const int64_t kept = config_.audio.kept_frames(std::max<int64_t>(frames, 0));

@@ -10,7 +10,7 @@ namespace earnest::engine {
 namespace {
 
 Status in_range(const char* name, double value, bool holds, const char* range) {
-  return holds ? Status() : invalid_argument("sampling", name, range, std::to_string(value));
+  return holds ? Status() : invalid_argument("generate", name, range, std::to_string(value));
 }
 
 bool likelier(double weight, int32_t id, double other_weight, int32_t other_id) {
@@ -80,76 +80,78 @@ double Sampler::penalised(double logit, int32_t id) const {
   return logit;
 }
 
-// Fills candidates_, in the order of their ids, with what is above -inf.
-Status Sampler::weigh(std::span<const float> logits) {
-  candidates_.clear();
+// Fills candidates, in the order of their ids, with what is above -inf.
+Status Sampler::weigh(std::span<const float> logits, Scratch* candidates) const {
+  candidates->clear();
   double most = -std::numeric_limits<double>::infinity();
   for (size_t i = 0; i < logits.size(); ++i) {
     const auto id = static_cast<int32_t>(i);
     const double logit = penalised(logits[i], id);
     if (std::isnan(logits[i]) || logit == std::numeric_limits<double>::infinity()) {
-      return invalid_argument("sampling", "logits", "finite numbers",
+      return invalid_argument("generate", "logits", "finite numbers",
                               "NaN or infinity of token " + std::to_string(i));
     }
     if (logit == -std::numeric_limits<double>::infinity()) continue;
-    candidates_.push_back({logit, id});
+    candidates->push_back({logit, id});
     most = std::max(most, logit);
   }
-  if (candidates_.empty()) return invalid_argument("sampling", "logits", "a token that may be drawn", "none");
+  if (candidates->empty()) return invalid_argument("generate", "logits", "a token that may be drawn", "none");
   if (sampling_.temperature == 0) return {};  // the logits themselves will do
-  for (Candidate& one : candidates_) one.weight = std::exp((one.weight - most) / sampling_.temperature);
+  for (Candidate& one : *candidates) one.weight = std::exp((one.weight - most) / sampling_.temperature);
   return {};
 }
 
 // Leaves what min_p, top_k and top_p leave, in the order of their ids.
-void Sampler::cut() {
+void Sampler::cut(Scratch* scratch) const {
+  Scratch& candidates = *scratch;
   if (sampling_.min_p > 0) {  // the likeliest has weight 1
-    std::erase_if(candidates_, [&](const Candidate& one) { return one.weight < sampling_.min_p; });
+    std::erase_if(candidates, [&](const Candidate& one) { return one.weight < sampling_.min_p; });
   }
   const auto likeliest_first = [](const Candidate& a, const Candidate& b) {
     return likelier(a.weight, a.id, b.weight, b.id);
   };
   const auto by_id = [](const Candidate& a, const Candidate& b) { return a.id < b.id; };
   const auto k = static_cast<size_t>(sampling_.top_k);
-  if (k > 0 && k < candidates_.size()) {
-    std::nth_element(candidates_.begin(), candidates_.begin() + static_cast<int64_t>(k), candidates_.end(),
+  if (k > 0 && k < candidates.size()) {
+    std::nth_element(candidates.begin(), candidates.begin() + static_cast<int64_t>(k), candidates.end(),
                      likeliest_first);
-    candidates_.resize(k);
-    std::sort(candidates_.begin(), candidates_.end(), by_id);
+    candidates.resize(k);
+    std::sort(candidates.begin(), candidates.end(), by_id);
   }
   if (sampling_.top_p < 1) {
     double sum = 0, reached = 0;
-    for (const Candidate& one : candidates_) sum += one.weight;
+    for (const Candidate& one : candidates) sum += one.weight;
     // A heap gives the likeliest one after the other: few are needed, where sorting would order all.
     const auto less = [&](const Candidate& a, const Candidate& b) { return likeliest_first(b, a); };
-    std::make_heap(candidates_.begin(), candidates_.end(), less);
-    auto rest = candidates_.end();
-    while (rest != candidates_.begin() && reached < sampling_.top_p * sum) {
-      std::pop_heap(candidates_.begin(), rest, less);
+    std::make_heap(candidates.begin(), candidates.end(), less);
+    auto rest = candidates.end();
+    while (rest != candidates.begin() && reached < sampling_.top_p * sum) {
+      std::pop_heap(candidates.begin(), rest, less);
       reached += (--rest)->weight;
     }
-    candidates_.erase(candidates_.begin(), rest);
-    std::sort(candidates_.begin(), candidates_.end(), by_id);
+    candidates.erase(candidates.begin(), rest);
+    std::sort(candidates.begin(), candidates.end(), by_id);
   }
 }
 
-Status Sampler::draw(std::span<const float> logits, double uniform, int32_t* token) {
-  Status status = weigh(logits);
+Status Sampler::draw(std::span<const float> logits, double uniform, Scratch* scratch, int32_t* token) const {
+  Status status = weigh(logits, scratch);
   if (!status.ok()) return status;
+  const Scratch& candidates = *scratch;
   if (sampling_.temperature == 0) {
     const auto best = std::max_element(
-        candidates_.begin(), candidates_.end(),
+        candidates.begin(), candidates.end(),
         [](const Candidate& a, const Candidate& b) { return likelier(b.weight, b.id, a.weight, a.id); });
     *token = best->id;
     return {};
   }
-  cut();
+  cut(scratch);
   double sum = 0;
-  for (const Candidate& one : candidates_) sum += one.weight;
+  for (const Candidate& one : candidates) sum += one.weight;
   const double aim = uniform * sum;
   double reached = 0;
-  *token = candidates_.back().id;  // where rounding leaves the sum below the aim
-  for (const Candidate& one : candidates_) {
+  *token = candidates.back().id;  // where rounding leaves the sum below the aim
+  for (const Candidate& one : candidates) {
     reached += one.weight;
     if (reached > aim) {
       *token = one.id;

@@ -42,6 +42,13 @@ double uniform(uint64_t seed, uint64_t index);
 
 class Sampler {
  public:
+  // What a draw needs while it lasts: one for each thread that draws, whatever the number of samplers.
+  struct Candidate {
+    double weight;  // relative to the likeliest's
+    int32_t id;
+  };
+  using Scratch = std::vector<Candidate>;
+
   Sampler(Sampling sampling, int64_t vocabulary);  // checked before
 
   void heard(std::span<const int32_t> prompt);  // counts for the repetition penalty
@@ -49,21 +56,16 @@ class Sampler {
 
   // uniform in [0, 1). An error where a logit is NaN, all are -inf or one is +inf; the token then stays as it
   // was.
-  Status draw(std::span<const float> logits, double uniform, int32_t* token);
+  Status draw(std::span<const float> logits, double uniform, Scratch* scratch, int32_t* token) const;
 
  private:
-  struct Candidate {
-    double weight;  // relative to the likeliest's
-    int32_t id;
-  };
   double penalised(double logit, int32_t id) const;
-  Status weigh(std::span<const float> logits);
-  void cut();
+  Status weigh(std::span<const float> logits, Scratch* candidates) const;
+  void cut(Scratch* candidates) const;
 
-  const Sampling sampling_;
+  Sampling sampling_;
   std::vector<uint8_t> heard_, suppressed_;  // [vocabulary] or empty where nobody asks
   std::vector<uint32_t> said_;               // [vocabulary], times; or empty
-  std::vector<Candidate> candidates_;
 };
 
 }  // namespace earnest::engine

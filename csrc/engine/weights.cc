@@ -118,10 +118,20 @@ Status check_tensors(const Config& config, const Tensors& tensors) {
 }
 
 Status Weights::matrix(const MatrixNames& names, const Matrix** matrix) {
+  const bool mixed = precision_ == Precision::kMixed;
+  return add_matrix(names, mixed ? Precision::kBFloat16 : precision_, matrix);
+}
+
+Status Weights::head_matrix(const std::string& name, const Matrix** matrix) {
+  const bool mixed = precision_ == Precision::kMixed;
+  return add_matrix({{name}, {}}, mixed ? Precision::kFloat32 : precision_, matrix);
+}
+
+Status Weights::add_matrix(const MatrixNames& names, Precision precision, const Matrix** matrix) {
   std::vector<TensorView> weights, biases;
   for (const std::string& name : names.weights) weights.push_back(view(name));
   for (const std::string& name : names.biases) biases.push_back(name.empty() ? TensorView() : view(name));
-  auto made = std::make_unique<PackedMatrix>(std::move(weights), std::move(biases), precision_);
+  auto made = std::make_unique<PackedMatrix>(std::move(weights), std::move(biases), precision);
   EARNEST_RETURN_IF_ERROR(made->refresh());
   *matrix = made.get();
   matrices_.push_back(std::move(made));
@@ -139,7 +149,7 @@ Status Weights::array(const std::string& name, const Array** array) {
 
 Status Weights::read(Array* array) const {
   const TensorView& source = array->source_;
-  const bool float32 = precision_ == Precision::kFloat32;
+  const bool float32 = precision_ != Precision::kBFloat16;
   const bool same = source.type == (float32 ? StoredType::kFloat32 : StoredType::kBFloat16);
   if (same && reinterpret_cast<uintptr_t>(source.data) % size_of(precision_) == 0) {
     array->data_ = source.data;

@@ -17,10 +17,13 @@
 
 namespace earnest::engine {
 
-// What activations and weights are rounded to; sums are float32 for both.
-enum class Precision { kFloat32, kBFloat16 };
+// What activations and weights are rounded to; sums are float32 for all. kMixed is how models are trained
+// under torch's autocast: float32 throughout, but for what goes into a matrix product and what comes out of
+// it, which is bfloat16; the output matrix is float32 again.
+enum class Precision { kFloat32, kBFloat16, kMixed };
 
-inline size_t size_of(Precision precision) { return precision == Precision::kFloat32 ? 4 : 2; }
+// Of activations, and of all weights but matrices.
+inline size_t size_of(Precision precision) { return precision == Precision::kBFloat16 ? 2 : 4; }
 
 // y = x W^T + b
 class Matrix {
@@ -28,7 +31,7 @@ class Matrix {
   virtual ~Matrix() = default;
   virtual int64_t inputs() const = 0;
   virtual int64_t outputs() const = 0;
-  // x [rows, inputs], y [rows, outputs], both of the model's precision.
+  // x [rows, inputs], y [rows, outputs], both of the matrix's precision.
   virtual Status multiply(const void* x, int64_t rows, void* y, Arena* arena) const = 0;
   virtual Status refresh() = 0;
   virtual size_t bytes() const = 0;
@@ -76,6 +79,7 @@ class Weights {
 
   // They live as long as this does, at one place. Names have been checked; may throw std::bad_alloc.
   Status matrix(const MatrixNames& names, const Matrix** matrix);
+  Status head_matrix(const std::string& name, const Matrix** matrix);
   Status array(const std::string& name, const Array** array);
 
   // Reads all tensors again: for weights in a trainer's memory, after a step.
@@ -85,6 +89,7 @@ class Weights {
 
  private:
   Status read(Array* array) const;
+  Status add_matrix(const MatrixNames& names, Precision precision, const Matrix** matrix);
 
   Tensors tensors_;
   Precision precision_;

@@ -116,3 +116,29 @@ TEST(an_arena_gives_memory_that_does_not_overlap_and_keeps_it) {
   }
   CHECK(refused);
 }
+
+TEST(memory_of_others_is_adopted_run_by_run_and_stays_theirs) {
+  std::vector<char> memory[4];
+  for (auto& part : memory) part.assign(10 * 8 * 2, 0);
+  std::shared_ptr<KVPool> pool;
+  const auto over = [&](std::vector<void*> keys) {
+    return KVPool::over(small(), Precision::kBFloat16, 10, keys, {memory[2].data(), memory[3].data()}, &pool);
+  };
+  CHECK(!over({memory[0].data()}).ok());
+  CHECK(over({memory[0].data(), memory[1].data()}).ok());
+  KVCache first, second, third;
+  CHECK(pool->adopt(4, 3, 2, &first).ok() && first.start() == 4 && first.capacity() == 3 &&
+        first.length() == 2);
+  CHECK(pool->free_tokens() == 7);
+  CHECK(!pool->adopt(6, 2, 0, &second).ok() && !pool->adopt(2, 3, 0, &second).ok());  // overlap
+  CHECK(!pool->adopt(8, 3, 0, &second).ok() && !pool->adopt(-1, 2, 0, &second).ok());
+  CHECK(!pool->adopt(0, 2, 3, &second).ok() && !pool->adopt(0, 0, 0, &second).ok());
+  CHECK(pool->adopt(7, 3, 0, &second).ok() && pool->adopt(0, 4, 4, &third).ok() && pool->free_tokens() == 0);
+  first.clear();
+  CHECK(pool->adopt(4, 3, 0, &first).ok());
+  CHECK(pool->keys(1, 4) == memory[1].data() + 4 * 16 && pool->values(0, 0) == memory[2].data());
+  first.clear();
+  second.clear();
+  third.clear();
+  CHECK(pool->free_tokens() == 10);
+}

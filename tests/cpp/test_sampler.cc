@@ -10,12 +10,13 @@ using namespace earnest::engine;
 
 namespace {
 
+Sampler::Scratch scratch;
 constexpr float kNever = -std::numeric_limits<float>::infinity();
 
 int32_t drawn(const Sampling& sampling, const std::vector<float>& logits, double at) {
   Sampler sampler(sampling, static_cast<int64_t>(logits.size()));
   int32_t token = -1;
-  CHECK(sampler.draw(logits, at, &token).ok());
+  CHECK(sampler.draw(logits, at, &scratch, &token).ok());
   return token;
 }
 
@@ -33,7 +34,7 @@ std::vector<double> shares(const Sampling& sampling, const std::vector<float>& l
   Sampler sampler(sampling, static_cast<int64_t>(logits.size()));
   for (int i = 0; i < steps; ++i) {
     int32_t token = -1;
-    CHECK(sampler.draw(logits, (i + 0.5) / steps, &token).ok());
+    CHECK(sampler.draw(logits, (i + 0.5) / steps, &scratch, &token).ok());
     found[static_cast<size_t>(token)] += 1.0 / steps;
   }
   return found;
@@ -90,7 +91,7 @@ TEST(penalties_count_what_was_heard_and_said) {
     sampler.heard(prompt);
     for (int32_t id : reply) sampler.said(id);
     int32_t token = -1;
-    CHECK(sampler.draw(logits, 0, &token).ok());
+    CHECK(sampler.draw(logits, 0, &scratch, &token).ok());
     return token;
   };
   CHECK(greedy({.repetition_penalty = 1.3}, {0}, {}) == 0);  // 2 / 1.3 = 1.54
@@ -104,7 +105,7 @@ TEST(penalties_count_what_was_heard_and_said) {
   Sampler sampler({.temperature = 0, .repetition_penalty = 1.3}, 2);
   sampler.said(0);
   int32_t token = -1;
-  CHECK(sampler.draw(negative, 0, &token).ok() && token == 1);  // -1 * 1.3
+  CHECK(sampler.draw(negative, 0, &scratch, &token).ok() && token == 1);  // -1 * 1.3
 }
 
 TEST(the_ends_of_the_draw_are_tokens_that_may_be_drawn) {
@@ -117,7 +118,7 @@ TEST(bad_logits_and_settings_are_refused) {
   int32_t token = 7;
   Sampler sampler({}, 2);
   for (const std::vector<float>& logits : {std::vector<float>{NAN, 0}, {INFINITY, 0}, {kNever, kNever}}) {
-    CHECK(!sampler.draw(logits, 0.5, &token).ok() && token == 7);
+    CHECK(!sampler.draw(logits, 0.5, &scratch, &token).ok() && token == 7);
   }
   CHECK(check_sampling({}, 2).ok());
   for (const Sampling& wrong : {Sampling{.temperature = -1},

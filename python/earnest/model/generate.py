@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from earnest.errors import InvalidInput
+from earnest.model import native
 from earnest.model.kv_cache import KVCache, LiveRows
 from earnest.model.packed import cu_seqlens_of, lengths_of, positions_of
 
@@ -157,6 +158,13 @@ def generate_ids(
     """Continues every prompt of `batch` samples_per_prompt times; sample j of prompt p is sequence p *
     samples + j. Of a batch whose prompts share beginnings, those are read once, and are no prompts
     themselves. A stop token ends a sequence, or lets it go on for `after_stop` tokens."""
+    precision = native.precision_of(model)
+    if precision is not None:
+        return _generate_natively(
+            model, precision, batch, max_new_tokens=max_new_tokens, sampling=sampling, generator=generator,
+            stop_ids=stop_ids, after_stop=after_stop, forced_prefix=forced_prefix,
+            samples_per_prompt=samples_per_prompt, audio_embeddings=audio_embeddings,
+        )  # fmt: skip
     rows = len(_with_suffix(batch, ()).continued) * samples_per_prompt
     ids = torch.zeros(rows, max_new_tokens, dtype=torch.int64)
     logp = torch.zeros(rows, max_new_tokens)
@@ -229,43 +237,20 @@ def decode_steps(
     audio_embeddings: Tensor | None = None,
 ) -> Iterator[Step]:
     """The loop under generate_ids and stream_ids, token by token."""
-    for name, value, least in (
-        ("max_new_tokens", max_new_tokens, 1),
-        ("samples_per_prompt", samples_per_prompt, 1),
-        ("after_stop", after_stop, 0),
-    ):
-        if value < least:
-            raise InvalidInput("generate", name, f"{least} or more", str(value))
-    prompts = _with_suffix(batch, forced_prefix)
-    device, context = model.lm_head.weight.device, model.config.text_config.max_position_embeddings
-    lengths = prompts.lengths
-    if not lengths or min(lengths) == 0 or max(lengths) >= context:
-        raise InvalidInput(
-            "generate",
-            "batch",
-            f"prompts of 1 to {context - 1} tokens",
-            f"lengths {sorted(set(lengths))[:3]}" if lengths else "no prompt",
-        )
-    rows = len(lengths) * samples_per_prompt
-    stops = torch.tensor(list(stop_ids), dtype=torch.int64, device=device)
-    uniform = torch.rand(
-        rows,
+    begun = _begin(
+        model,
+        batch,
         max_new_tokens,
-        generator=generator,
-        dtype=torch.float64,
-        device=generator.device if generator is not None else "cpu",
-    ).to(device)
-
-    with torch.no_grad():
-        cache = KVCache(
-            model.config.text_config,
-            rows,
-            min(max(lengths) + max_new_tokens, context),
-            dtype=model.lm_head.weight.dtype,
-            device=device,
-        )
-        hidden = _prefill(model, prompts, audio_embeddings, cache, samples_per_prompt)
-        live = LiveRows(cache, torch.tensor(lengths, device=device).repeat_interleave(samples_per_prompt))
+        generator,
+        after_stop,
+        forced_prefix,
+        samples_per_prompt,
+        audio_embeddings,
+    )
+    cache, hidden, uniform, device = begun.cache, begun.hidden, begun.uniforms, begun.hidden.device
+    stops = torch.tensor(list(stop_ids), dtype=torch.int64, device=device)
+    live = LiveRows(cache, begun.lengths)
+    rows = len(begun.lengths)
     stopped = torch.zeros(rows, dtype=torch.bool, device=device)
     left = torch.full((rows,), after_stop, device=device)
     for step in range(max_new_tokens):
@@ -285,6 +270,104 @@ def decode_steps(
                 ids, stopped, left = ids[alive], stopped[alive], left[alive]
             hidden = model.model.run(model.model.embed_tokens(ids), live.lengths, live.attend)
             live.advance()
+
+
+class _Begun(NamedTuple):
+    """Prompts that have been read, each as often as it is continued."""
+
+    cache: KVCache
+    lengths: Tensor  # int64 [rows], tokens in the cache
+    hidden: Tensor  # [rows, hidden], of the last of them
+    uniforms: Tensor  # float64 [rows, max_new_tokens]
+
+
+@torch.no_grad()
+def _begin(
+    model: AudioLM,
+    batch: PackedInputs,
+    max_new_tokens: int,
+    generator: torch.Generator | None,
+    after_stop: int,
+    forced_prefix: Sequence[int],
+    samples_per_prompt: int,
+    audio_embeddings: Tensor | None,
+) -> _Begun:
+    for name, value, least in (
+        ("max_new_tokens", max_new_tokens, 1),
+        ("samples_per_prompt", samples_per_prompt, 1),
+        ("after_stop", after_stop, 0),
+    ):
+        if value < least:
+            raise InvalidInput("generate", name, f"{least} or more", str(value))
+    prompts = _with_suffix(batch, forced_prefix)
+    device, context = model.lm_head.weight.device, model.config.text_config.max_position_embeddings
+    lengths = prompts.lengths
+    if not lengths or min(lengths) == 0 or max(lengths) >= context:
+        raise InvalidInput(
+            "generate",
+            "batch",
+            f"prompts of 1 to {context - 1} tokens",
+            f"lengths {sorted(set(lengths))[:3]}" if lengths else "no prompt",
+        )
+    rows = len(lengths) * samples_per_prompt
+    uniforms = torch.rand(
+        rows,
+        max_new_tokens,
+        generator=generator,
+        dtype=torch.float64,
+        device=generator.device if generator is not None else "cpu",
+    ).to(device)
+    cache = KVCache(
+        model.config.text_config,
+        rows,
+        min(max(lengths) + max_new_tokens, context),
+        dtype=model.lm_head.weight.dtype,
+        device=device,
+    )
+    hidden = _prefill(model, prompts, audio_embeddings, cache, samples_per_prompt)
+    read = torch.tensor(lengths, device=device).repeat_interleave(samples_per_prompt)
+    return _Begun(cache, read, hidden, uniforms)
+
+
+def _generate_natively(
+    model: AudioLM,
+    precision: str,
+    batch: PackedInputs,
+    *,
+    max_new_tokens: int,
+    sampling: Sampling,
+    generator: torch.Generator | None,
+    stop_ids: Sequence[int],
+    after_stop: int,
+    forced_prefix: Sequence[int],
+    samples_per_prompt: int,
+    audio_embeddings: Tensor | None,
+) -> Generation:
+    begun = _begin(
+        model,
+        batch,
+        max_new_tokens,
+        generator,
+        after_stop,
+        forced_prefix,
+        samples_per_prompt,
+        audio_embeddings,
+    )
+    said, drawn_from = native.Twin.of(model, precision).generate(
+        begun.cache,
+        begun.lengths,
+        begun.hidden.contiguous(),
+        begun.uniforms,
+        sampling,
+        list(stop_ids),
+        after_stop,
+    )
+    return Generation(
+        [ids for ids, _, _ in said],
+        [torch.tensor(logp, dtype=torch.float32) for _, logp, _ in said],
+        [stopped for _, _, stopped in said],
+        drawn_from.to(model.lm_head.weight),
+    )
 
 
 def _prefill(
