@@ -179,6 +179,26 @@ def test_the_first_step_is_reinforce_and_a_changed_policy_is_noticed(world, esti
         update.check_first_step(experience)
 
 
+def test_an_update_looks_whether_the_sampler_gave_the_trainers_numbers(world):
+    learner, experience = learner_and_experience(world)
+    metrics = Update(learner, UpdateSettings(lr=0.0), steps=1)(experience, 0, torch.Generator())
+    assert metrics["sampler_gap_max"] == metrics["sampler_gap_mean"] == 0.0
+    with torch.no_grad():
+        learner.policy.model.norm.weight.mul_(1.001)
+    with pytest.raises(RuntimeError, match="expected the trainer's log-probabilities"):
+        Update(learner, UpdateSettings(), steps=1)(experience, 0, torch.Generator())
+
+
+def test_where_the_sampler_is_another_the_old_numbers_are_the_trainers(world, monkeypatch):
+    learner, experience = learner_and_experience(world)
+    rollouts = experience.rollouts
+    monkeypatch.setattr(Learner, "sampler_is_exact", False)
+    rollouts.logp = [logp + 0.25 for logp in rollouts.logp]
+    assert torch.equal(learner.read(rollouts, 100_000)[0], experience.logp_old)
+    metrics = Update(learner, UpdateSettings(minibatches=2), steps=1)(experience, 0, torch.Generator())
+    assert metrics["sampler_gap_max"] == pytest.approx(0.25, abs=1e-6)
+
+
 def test_an_update_does_not_depend_on_how_many_forward_passes_it_takes(world):
     moved = []
     for max_tokens in (100_000, 60):

@@ -102,7 +102,7 @@ def experience_of(
         raise RuntimeError(
             f"[reward] valid: expected at least {1 - MOST_INVALID:.0%} of the replies, got {1 - invalid:.0%}"
         )
-    logp, reference, values, entropy = learner.read(rollouts, settings.update.max_tokens)
+    logp, reference, values = learner.read(rollouts, settings.update.max_tokens)
     lengths = rollouts.cu_seqlens.diff()
     trainable = rewards.valid.repeat_interleave(lengths)
     token_rewards = torch.zeros(len(logp))
@@ -120,24 +120,18 @@ def experience_of(
     experience = Experience(
         rollouts, trainable, logp, estimated.advantages, estimated.returns, values, reference
     )
-    return experience, agreement(rollouts, logp, reference, entropy)
+    return experience, distance(rollouts, logp, reference)
 
 
-def agreement(
-    rollouts: Rollouts, logp: Tensor, reference: Tensor | None, entropy: Tensor
-) -> dict[str, float]:
-    """How far the trainer's log-probabilities are from the sampler's, and the policy from its reference."""
-    gap = (logp - torch.cat(rollouts.logp)).abs()
-    metrics = {
-        "sampler_gap_mean": float(gap.mean()),
-        "sampler_gap_max": float(gap.max()),
-        "entropy": float(entropy.mean()),
+def distance(rollouts: Rollouts, logp: Tensor, reference: Tensor | None) -> dict[str, float]:
+    """How far the policy is from its reference."""
+    if reference is None:
+        return {}
+    k1 = logp - reference
+    return {
+        "kl_per_reply": float(k1.sum()) / len(rollouts),
+        "kl_k3": float((torch.exp(-k1) - 1 + k1).mean()),
     }
-    if reference is not None:
-        k1 = logp - reference
-        metrics["kl_per_reply"] = float(k1.sum()) / len(rollouts)
-        metrics["kl_k3"] = float((torch.exp(-k1) - 1 + k1).mean())
-    return metrics
 
 
 def describe(rollouts: Rollouts, rewards: Rewards) -> dict[str, float]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from earnest.learn.loss import LossSettings, check_first_step, join, loss_of, st
 from earnest.learn.policy import Packed, by_tokens, pack, token_logprobs
 from earnest.learn.schedule import share_of_rate
 from earnest.learn.types import Experience, Rollouts
-from earnest.model import AudioLM, ValueModel
+from earnest.model import AudioLM, ValueModel, native
 from earnest.ops import PPOLoss
 from earnest.settings import setting
 
@@ -71,28 +71,33 @@ class Learner:
             heard = self.hearing.encoded(packed.clips) if packed.clips else None
             return self.critic(packed.batch, heard).index_select(0, packed.before)
 
+    @property
+    def sampler_is_exact(self) -> bool:
+        """Whether the sampler reports the trainer's own log-probabilities, bit for bit, so that none need be
+        computed again before an update: the native one does (earnest.model.native). Every update looks."""
+        with self.autocast():
+            return native.precision_of(self.policy) is not None
+
+    def reread(self, rollouts: Rollouts, max_tokens: int) -> Tensor:
+        """Log-probabilities [N] under the policy as it is now."""
+        return self._read(rollouts, max_tokens, lambda packed: self.logprobs(packed)[0])
+
+    def read(self, rollouts: Rollouts, max_tokens: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """(log-probabilities, reference log-probabilities, values), each [N], of the networks as they are
+        now."""
+        exact = self.sampler_is_exact
+        logp = torch.cat(rollouts.logp) if exact else self.reread(rollouts, max_tokens)
+        reference = values = None
+        if self.reference is not None:
+            reference = self._read(rollouts, max_tokens, self.reference_logprobs)
+        if self.critic is not None:
+            values = self._read(rollouts, max_tokens, self.values)
+        return logp, reference, values
+
     @torch.no_grad()
-    def read(
-        self, rollouts: Rollouts, max_tokens: int
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor]:
-        """(log-probabilities, reference log-probabilities, values, entropy), each [N], of the networks as
-        they are now."""
-        logp, reference, values, entropy = [], [], [], []
-        for group in groups_of(rollouts, range(len(rollouts)), max_tokens):
-            packed = pack_replies(rollouts, group)
-            one, uncertainty = self.logprobs(packed)
-            logp.append(one)
-            entropy.append(uncertainty)
-            if self.reference is not None:
-                reference.append(self.reference_logprobs(packed))
-            if self.critic is not None:
-                values.append(self.values(packed))
-        return (
-            torch.cat(logp),
-            torch.cat(reference) if reference else None,
-            torch.cat(values) if values else None,
-            torch.cat(entropy),
-        )
+    def _read(self, rollouts: Rollouts, max_tokens: int, network: Callable[[Packed], Tensor]) -> Tensor:
+        groups = groups_of(rollouts, range(len(rollouts)), max_tokens)
+        return torch.cat([network(pack_replies(rollouts, group)) for group in groups])
 
 
 def pack_replies(rollouts: Rollouts, group: Sequence[int]) -> Packed:
@@ -106,6 +111,30 @@ def groups_of(rollouts: Rollouts, which: Sequence[int], max_tokens: int) -> list
     prompts = [rollouts.prompts[int(rollouts.prompt_index[i])] for i in which]
     groups = by_tokens(prompts, [len(rollouts.tokens[i]) for i in which], max_tokens)
     return [[which[j] for j in group] for group in groups]
+
+
+class Said(NamedTuple):
+    """What the policy said of some tokens in a forward pass."""
+
+    rows: Tensor  # int64 [n], of all N
+    logp: Tensor  # float32 [n]
+    entropy: Tensor  # float32 [n]
+
+
+def agreement(experience: Experience, said: Sequence[Said], exact: bool) -> dict[str, float]:
+    """How far the trainer's log-probabilities are from the sampler's, and how undecided the policy is; said
+    before its first step. exact: the sampler's were taken for the trainer's, so that any gap is an error."""
+    if not said:
+        return {}
+    rows, logp, entropy = (torch.cat(parts) for parts in zip(*said, strict=True))
+    gap = (logp - torch.cat(experience.rollouts.logp)[rows]).abs()
+    largest = float(gap.max())
+    if exact and largest != 0.0:
+        raise RuntimeError(
+            f"[update] sampler: expected the trainer's log-probabilities, got some that differ by {largest}"
+        )
+    mean = float(gap.mean())
+    return {"sampler_gap_mean": mean, "sampler_gap_max": largest, "entropy": float(entropy.mean())}
 
 
 class Update:
@@ -123,7 +152,7 @@ class Update:
         its own rollouts the same numbers again, so the ratio is 1 everywhere, nothing is clipped, and the
         gradient of the clipped loss is REINFORCE's. A difference means that two code paths disagree, and
         training would learn from it."""
-        logp = self.learner.read(experience.rollouts, self.settings.max_tokens)[0].requires_grad_()
+        logp = self.learner.reread(experience.rollouts, self.settings.max_tokens).requires_grad_()
         if not torch.equal(logp.detach()[experience.trainable], experience.logp_old[experience.trainable]):
             worst = (logp.detach() - experience.logp_old)[experience.trainable].abs().max()
             raise RuntimeError(
@@ -149,39 +178,43 @@ class Update:
     def __call__(
         self, experience: Experience, step: int, generator: torch.Generator, train_policy: bool = True
     ) -> dict[str, float]:
-        """Learns from `experience`; the metrics, averaged over optimiser steps by their trained tokens."""
+        """Learns from `experience`; the metrics, averaged over optimiser steps by their trained tokens. Those
+        of `agreement` are of the first one, before which the policy is the one that sampled."""
         rollouts, settings = experience.rollouts, self.settings
         totals: dict[str, float] = {}
         weight = 0.0
+        agreed: dict[str, float] = {}
         for _ in range(settings.epochs):
             order = torch.arange(len(rollouts))
             if settings.minibatches > 1:
                 order = torch.randperm(len(rollouts), generator=generator)
             for part in order.chunk(settings.minibatches):
-                metrics, count = self._optimiser_step(experience, part.tolist(), step, train_policy)
+                metrics, count, said = self._optimiser_step(experience, part.tolist(), step, train_policy)
+                agreed = agreed or agreement(experience, said, self.learner.sampler_is_exact)
                 weight += count
                 for name, value in metrics.items():
                     totals[name] = totals.get(name, 0.0) + count * value
-        return {name: value / max(weight, 1.0) for name, value in totals.items()}
+        return agreed | {name: value / max(weight, 1.0) for name, value in totals.items()}
 
     def _optimiser_step(
         self, experience: Experience, replies: list[int], step: int, train_policy: bool
-    ) -> tuple[dict[str, float], float]:
+    ) -> tuple[dict[str, float], float, list[Said]]:
         """Gradients of all forward passes of one mini-batch, divided by one number known before the first."""
         bounds = experience.rollouts.cu_seqlens
         rows_of = {i: torch.arange(int(bounds[i]), int(bounds[i + 1])) for i in replies}
         rows = torch.cat(list(rows_of.values()))
         count = float(experience.trainable[rows].sum())
         if count == 0:
-            return {}, 0.0
+            return {}, 0.0, []
         lengths = torch.tensor([0, *(len(rows_of[i]) for i in replies)])
         divided_by = torch.zeros(len(experience.trainable), dtype=torch.float64)
         divided_by[rows] = step_normalizer(experience.trainable[rows], lengths.cumsum(0), self.settings.loss)
-        parts = []
+        parts, said = [], []
         for group in groups_of(experience.rollouts, replies, self.settings.max_tokens):
-            part = self._loss(experience, group, torch.cat([rows_of[i] for i in group]), divided_by)
+            part, one = self._loss(experience, group, torch.cat([rows_of[i] for i in group]), divided_by)
             part.loss.backward()
             parts.append(part)
+            said.append(one)
         metrics = join(parts)
         if self.critic_optimiser is not None and self.learner.critic is not None:
             metrics["critic_gradient_norm"] = self._step(
@@ -192,9 +225,11 @@ class Update:
                 self.policy_optimiser, self.learner.policy, self.settings.lr, step
             )
         self.policy_optimiser.zero_grad(set_to_none=True)
-        return metrics, count
+        return metrics, count, said
 
-    def _loss(self, experience: Experience, group: list[int], rows: Tensor, divided_by: Tensor) -> PPOLoss:
+    def _loss(
+        self, experience: Experience, group: list[int], rows: Tensor, divided_by: Tensor
+    ) -> tuple[PPOLoss, Said]:
         packed = pack_replies(experience.rollouts, group)
         logp, entropy = self.learner.logprobs(packed)
         values = self.learner.values(packed) if self.learner.critic is not None else None
@@ -202,7 +237,7 @@ class Update:
         def take(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor[rows]
 
-        return loss_of(
+        loss = loss_of(
             logp,
             experience.logp_old[rows],
             experience.advantages[rows],
@@ -215,6 +250,7 @@ class Update:
             logp_ref=take(experience.logp_reference) if self.settings.loss.kl_coef else None,
             entropy=entropy if self.settings.loss.entropy_coef else None,
         )
+        return loss, Said(rows, logp.detach(), entropy.detach())
 
     def _step(self, optimiser: torch.optim.Optimizer, network: nn.Module, lr: float, step: int) -> float:
         norm = float(
