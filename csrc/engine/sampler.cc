@@ -5,6 +5,9 @@
 #include <cmath>
 #include <limits>
 #include <string>
+#include <utility>
+
+#include "kernels/sampling/sampling.h"
 
 namespace earnest::engine {
 namespace {
@@ -13,9 +16,13 @@ Status in_range(const char* name, double value, bool holds, const char* range) {
   return holds ? Status() : invalid_argument("generate", name, range, std::to_string(value));
 }
 
-bool likelier(double weight, int32_t id, double other_weight, int32_t other_id) {
-  return weight > other_weight || (weight == other_weight && id < other_id);
+using Candidate = Sampler::Candidate;
+
+bool likelier(const Candidate& a, const Candidate& b) {
+  return a.weight > b.weight || (a.weight == b.weight && a.id < b.id);
 }
+
+bool by_id(const Candidate& a, const Candidate& b) { return a.id < b.id; }
 
 }  // namespace
 
@@ -51,105 +58,112 @@ double uniform(uint64_t seed, uint64_t index) {
 
 Sampler::Sampler(Sampling sampling, int64_t vocabulary) : sampling_(std::move(sampling)) {
   const auto size = static_cast<size_t>(vocabulary);
-  const bool counts = sampling_.presence_penalty != 0 || sampling_.frequency_penalty != 0;
   if (sampling_.repetition_penalty != 1) heard_.resize(size);
-  if (counts) said_.resize(size);
-  if (!sampling_.suppressed.empty()) suppressed_.resize(size);
-  for (const int32_t id : sampling_.suppressed) suppressed_[static_cast<size_t>(id)] = 1;
+  if (sampling_.presence_penalty != 0 || sampling_.frequency_penalty != 0) said_.resize(size);
 }
 
 void Sampler::heard(std::span<const int32_t> prompt) {
   if (heard_.empty()) return;
-  for (const int32_t id : prompt) heard_[static_cast<size_t>(id)] = 1;
+  for (const int32_t id : prompt) {
+    if (!std::exchange(heard_[static_cast<size_t>(id)], 1)) heard_ids_.push_back(id);
+  }
 }
 
 void Sampler::said(int32_t token) {
   heard({&token, 1});
-  if (!said_.empty()) ++said_[static_cast<size_t>(token)];
+  if (!said_.empty() && said_[static_cast<size_t>(token)]++ == 0) said_ids_.push_back(token);
 }
 
-double Sampler::penalised(double logit, int32_t id) const {
-  const auto at = static_cast<size_t>(id);
-  if (!suppressed_.empty() && suppressed_[at]) return -std::numeric_limits<double>::infinity();
-  if (!heard_.empty() && heard_[at]) {
+// The logits, lowered where they are to be.
+void Sampler::read(std::span<const float> logits, std::vector<double>* values) const {
+  values->assign(logits.begin(), logits.end());
+  for (const int32_t id : heard_ids_) {
+    double& logit = (*values)[static_cast<size_t>(id)];
     logit = logit > 0 ? logit / sampling_.repetition_penalty : logit * sampling_.repetition_penalty;
   }
-  if (!said_.empty() && said_[at]) {
-    logit -= sampling_.presence_penalty + sampling_.frequency_penalty * said_[at];
+  for (const int32_t id : said_ids_) {
+    const auto at = static_cast<size_t>(id);
+    (*values)[at] -= sampling_.presence_penalty + sampling_.frequency_penalty * said_[at];
   }
-  return logit;
+  for (const int32_t id : sampling_.suppressed) {
+    double& logit = (*values)[static_cast<size_t>(id)];
+    if (!std::isnan(logit)) logit = -std::numeric_limits<double>::infinity();
+  }
 }
 
-// Fills candidates, in the order of their ids, with what is above -inf.
-Status Sampler::weigh(std::span<const float> logits, Scratch* candidates) const {
-  candidates->clear();
-  double most = -std::numeric_limits<double>::infinity();
-  for (size_t i = 0; i < logits.size(); ++i) {
-    const auto id = static_cast<int32_t>(i);
-    const double logit = penalised(logits[i], id);
-    if (std::isnan(logits[i]) || logit == std::numeric_limits<double>::infinity()) {
-      return invalid_argument("generate", "logits", "finite numbers",
-                              "NaN or infinity of token " + std::to_string(i));
-    }
-    if (logit == -std::numeric_limits<double>::infinity()) continue;
-    candidates->push_back({logit, id});
-    most = std::max(most, logit);
+// Leaves what min_p, top_k and top_p leave, in the order of their ids; the likeliest has weight 1.
+void Sampler::choose(Scratch* scratch) const {
+  const std::vector<double>& weights = scratch->values;
+  std::vector<Candidate>& candidates = scratch->candidates;
+  double sum = 0, least = sampling_.min_p;
+  if (sampling_.top_p < 1 && sampling_.min_p == 0 && sampling_.top_k == 0) {
+    for (const double one : scratch->sums) sum += one;
+    // All that weigh less than this share do not weigh 1 - top_p together, so none of them can be among the
+    // likeliest that reach top_p. (Half of it, for rounding.)
+    least = 0.5 * (1 - sampling_.top_p) * sum / static_cast<double>(weights.size());
   }
-  if (candidates->empty()) return invalid_argument("generate", "logits", "a token that may be drawn", "none");
-  if (sampling_.temperature == 0) return {};  // the logits themselves will do
-  for (Candidate& one : *candidates) one.weight = std::exp((one.weight - most) / sampling_.temperature);
-  return {};
-}
-
-// Leaves what min_p, top_k and top_p leave, in the order of their ids.
-void Sampler::cut(Scratch* scratch) const {
-  Scratch& candidates = *scratch;
-  if (sampling_.min_p > 0) {  // the likeliest has weight 1
-    std::erase_if(candidates, [&](const Candidate& one) { return one.weight < sampling_.min_p; });
+  candidates.clear();
+  for (size_t i = 0; i < weights.size(); ++i) {
+    if (weights[i] >= least && weights[i] > 0) candidates.push_back({weights[i], static_cast<int32_t>(i)});
   }
-  const auto likeliest_first = [](const Candidate& a, const Candidate& b) {
-    return likelier(a.weight, a.id, b.weight, b.id);
-  };
-  const auto by_id = [](const Candidate& a, const Candidate& b) { return a.id < b.id; };
   const auto k = static_cast<size_t>(sampling_.top_k);
-  if (k > 0 && k < candidates.size()) {
-    std::nth_element(candidates.begin(), candidates.begin() + static_cast<int64_t>(k), candidates.end(),
-                     likeliest_first);
-    candidates.resize(k);
-    std::sort(candidates.begin(), candidates.end(), by_id);
-  }
+  if (k > 0 && k < candidates.size()) keep_likeliest(&candidates);
   if (sampling_.top_p < 1) {
-    double sum = 0, reached = 0;
-    for (const Candidate& one : candidates) sum += one.weight;
-    // A heap gives the likeliest one after the other: few are needed, where sorting would order all.
-    const auto less = [&](const Candidate& a, const Candidate& b) { return likeliest_first(b, a); };
-    std::make_heap(candidates.begin(), candidates.end(), less);
-    auto rest = candidates.end();
-    while (rest != candidates.begin() && reached < sampling_.top_p * sum) {
-      std::pop_heap(candidates.begin(), rest, less);
-      reached += (--rest)->weight;
+    if (sum == 0) {
+      for (const Candidate& one : candidates) sum += one.weight;
     }
-    candidates.erase(candidates.begin(), rest);
-    std::sort(candidates.begin(), candidates.end(), by_id);
+    keep_nucleus(sum, &candidates);
   }
+}
+
+void Sampler::keep_likeliest(std::vector<Candidate>* candidates) const {
+  const auto kth = candidates->begin() + sampling_.top_k;
+  std::nth_element(candidates->begin(), kth, candidates->end(), likelier);
+  candidates->erase(kth, candidates->end());
+  std::sort(candidates->begin(), candidates->end(), by_id);
+}
+
+// The likeliest that reach top_p of the sum. A heap gives them one after the other: few are needed, where
+// sorting would order all.
+void Sampler::keep_nucleus(double sum, std::vector<Candidate>* candidates) const {
+  const auto less = [](const Candidate& a, const Candidate& b) { return likelier(b, a); };
+  std::make_heap(candidates->begin(), candidates->end(), less);
+  auto rest = candidates->end();
+  double reached = 0;
+  while (rest != candidates->begin() && reached < sampling_.top_p * sum) {
+    std::pop_heap(candidates->begin(), rest, less);
+    reached += (--rest)->weight;
+  }
+  candidates->erase(candidates->begin(), rest);
+  std::sort(candidates->begin(), candidates->end(), by_id);
 }
 
 Status Sampler::draw(std::span<const float> logits, double uniform, Scratch* scratch, int32_t* token) const {
-  Status status = weigh(logits, scratch);
-  if (!status.ok()) return status;
-  const Scratch& candidates = *scratch;
+  read(logits, &scratch->values);
+  std::vector<double>& values = scratch->values;
+  sampling::Weigh job;
+  job.count = static_cast<int64_t>(values.size());
   if (sampling_.temperature == 0) {
-    const auto best = std::max_element(
-        candidates.begin(), candidates.end(),
-        [](const Candidate& a, const Candidate& b) { return likelier(b.weight, b.id, a.weight, a.id); });
-    *token = best->id;
+    int64_t likeliest = 0;
+    if (Status status = sampling::likeliest(values.data(), job.count, &likeliest); !status.ok())
+      return status;
+    *token = static_cast<int32_t>(likeliest);
     return {};
   }
-  cut(scratch);
-  double sum = 0;
+  scratch->sums.resize(static_cast<size_t>(sampling::blocks_of(job.count)));
+  job.temperature = sampling_.temperature;
+  job.values = values.data();
+  job.sums = scratch->sums.data();
+  if (Status status = sampling::run(job); !status.ok()) return status;
+  if (!cuts()) {
+    *token = static_cast<int32_t>(sampling::draw(job, uniform));
+    return {};
+  }
+  choose(scratch);
+  const std::vector<Candidate>& candidates = scratch->candidates;
+  double sum = 0, reached = 0;
   for (const Candidate& one : candidates) sum += one.weight;
   const double aim = uniform * sum;
-  double reached = 0;
   *token = candidates.back().id;  // where rounding leaves the sum below the aim
   for (const Candidate& one : candidates) {
     reached += one.weight;

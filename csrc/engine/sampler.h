@@ -12,8 +12,8 @@
 //        likelier.
 //   draw the first token, by id, whose cumulative p exceeds uniform * sum: inverse transform sampling
 //
-// Arithmetic in double. The same logits, history and uniform number give the same token on every machine
-// whose exp agrees, whatever else runs beside.
+// Arithmetic in double (kernels/sampling). The same logits, history and uniform number give the same token on
+// every machine, whatever else runs beside.
 #pragma once
 
 #include <cstdint>
@@ -47,7 +47,10 @@ class Sampler {
     double weight;  // relative to the likeliest's
     int32_t id;
   };
-  using Scratch = std::vector<Candidate>;
+  struct Scratch {
+    std::vector<double> values, sums;  // logits, then weights, of the whole vocabulary
+    std::vector<Candidate> candidates;
+  };
 
   Sampler(Sampling sampling, int64_t vocabulary);  // checked before
 
@@ -59,13 +62,16 @@ class Sampler {
   Status draw(std::span<const float> logits, double uniform, Scratch* scratch, int32_t* token) const;
 
  private:
-  double penalised(double logit, int32_t id) const;
-  Status weigh(std::span<const float> logits, Scratch* candidates) const;
-  void cut(Scratch* candidates) const;
+  void read(std::span<const float> logits, std::vector<double>* values) const;
+  bool cuts() const { return sampling_.min_p > 0 || sampling_.top_k > 0 || sampling_.top_p < 1; }
+  void choose(Scratch* scratch) const;
+  void keep_likeliest(std::vector<Candidate>* candidates) const;
+  void keep_nucleus(double sum, std::vector<Candidate>* candidates) const;
 
   Sampling sampling_;
-  std::vector<uint8_t> heard_, suppressed_;  // [vocabulary] or empty where nobody asks
-  std::vector<uint32_t> said_;               // [vocabulary], times; or empty
+  std::vector<uint8_t> heard_;  // [vocabulary] or empty where nobody asks
+  std::vector<uint32_t> said_;  // [vocabulary], times; or empty
+  std::vector<int32_t> heard_ids_, said_ids_;
 };
 
 }  // namespace earnest::engine

@@ -1,0 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+#if defined(__x86_64__)
+#define EARNEST_TIER avx512
+#include "kernels/sampling/sampling_loops.h"
+#endif
