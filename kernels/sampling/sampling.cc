@@ -12,7 +12,7 @@ namespace earnest::sampling {
 namespace {
 
 Status choose(int64_t count, TierKernels* kernels) {
-  if (count < 1) return invalid_argument("sampling", "count", "at least 1", std::to_string(count));
+  if (count < 1) return invalid_argument("generate", "count", "at least 1", std::to_string(count));
   CpuTier tier;
   if (Status status = current_cpu_tier(&tier, CpuTier::kAvx512); !status.ok()) return status;
   *kernels = scalar::kernels();
@@ -28,7 +28,7 @@ Status find_largest(const TierKernels& kernels, const double* logits, int64_t co
   *most = kernels.largest(logits, count);
   if (std::isfinite(*most)) return {};
   const bool none = std::isinf(*most) && *most < 0;
-  return invalid_argument("sampling", "logits", none ? "a token that may be drawn" : "finite numbers",
+  return invalid_argument("generate", "logits", none ? "a token that may be drawn" : "finite numbers",
                           none ? "none" : "NaN or infinity");
 }
 
@@ -36,7 +36,7 @@ Status find_largest(const TierKernels& kernels, const double* logits, int64_t co
 
 Status run(const Weigh& job) {
   if (!(job.temperature > 0 && std::isfinite(job.temperature))) {
-    return invalid_argument("sampling", "temperature", "a finite number above 0",
+    return invalid_argument("generate", "temperature", "a finite number above 0",
                             std::to_string(job.temperature));
   }
   TierKernels kernels;
