@@ -97,7 +97,7 @@ constexpr int64_t kRowTile = EARNEST_ACCUMULATORS / 2;
 
 // Between two rows of the left tile: a power of two would put them all into the same sets of the cache.
 template <typename P>
-constexpr int64_t kLeftStride = kMostDepth / P::kDepthPerStep + 16;
+constexpr int64_t kLeftStride = kMostSteps + 16;
 
 // A step of the depth from one row of source, or (transposed) from two rows below each other.
 template <typename P, bool kTransposed>
