@@ -7,6 +7,7 @@
 #include <limits>
 
 #include "kernels/common/cpu_tier.h"
+#include "kernels/common/huge_pages.h"
 #include "kernels/linear/linear_backend.h"
 #include "kernels/linear/linear_cpu.h"
 
@@ -131,6 +132,7 @@ Status run(const Pack& pack, void* packed) {
   if (Status status = check_packed_memory(packed); !status.ok()) return status;
   CpuTier tier;
   if (Status status = current_cpu_tier(&tier); !status.ok()) return status;
+  advise_huge_pages(packed, packed_bytes(pack.type, pack.columns, pack.depth));
   run_pack(pack, kernels_of(tier, pack.type), packed);
   return {};
 }

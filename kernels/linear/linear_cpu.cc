@@ -19,7 +19,7 @@ constexpr int64_t kTaskRows = 96;
 constexpr int64_t kTaskPanels = 18;
 constexpr int64_t kSumsPad = 16;  // keeps the rows of sums out of each other's cache sets
 constexpr size_t kAlignment = 64;
-constexpr size_t kMostLeftBytes = 12 * (kMostDepth + 16) * 8;  // of any tier
+constexpr size_t kMostLeftBytes = 12 * (kMostSteps + 16) * 8;  // of any tier
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
@@ -45,7 +45,8 @@ class Packing {
   Packing(Type type, int64_t columns, int64_t depth)
       : type_(type), depth_(depth), panels_(ceil_div(columns, kPanel)) {
     // Blocks of equal size, whole steps each.
-    block_ = round_up(ceil_div(depth, ceil_div(depth, kMostDepth)), 2);
+    const int64_t most = kMostSteps * depth_per_step(type);
+    block_ = round_up(ceil_div(depth, ceil_div(depth, most)), 2);
   }
   int64_t panels() const { return panels_; }
   int64_t blocks() const { return ceil_div(depth_, block_); }
@@ -169,7 +170,7 @@ void run_walk(const Walk& w, const TileKernels& kernels, char* workspace) {
 }
 
 void sum_rows(const WeightGradient& g, const TileKernels& kernels, char* sums) {
-  const int64_t block = kMostDepth, columns = 256;
+  const int64_t block = kMostSteps, columns = 256;
   const bool small = static_cast<double>(g.rows) * static_cast<double>(g.outputs) < 2e5;
   const size_t size = element_size(g.type), sum = sum_size(g.type);
   run_in_lanes(ceil_div(g.outputs, columns), small ? 1 : g.threads, [&](int64_t task, int64_t) {

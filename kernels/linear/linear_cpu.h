@@ -14,7 +14,7 @@ size_t element_size(Type type);
 
 // What stands at the start of a packed matrix, so that it is not taken for one of another shape or type.
 struct alignas(64) PackedHeader {
-  static constexpr uint64_t kMagic = 0x3152414e494c4541;  // "AELINAR1"
+  static constexpr uint64_t kMagic = 0x3252414e494c4541;  // "AELINAR2"
   uint64_t magic;
   int64_t type, columns, depth;
 };

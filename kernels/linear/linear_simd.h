@@ -97,7 +97,7 @@ constexpr int64_t kRowTile = EARNEST_ACCUMULATORS / 2;
 
 // Between two rows of the left tile: a power of two would put them all into the same sets of the cache.
 template <typename P>
-constexpr int64_t kLeftStride = kMostDepth / P::kDepthPerStep + 16;
+constexpr int64_t kLeftStride = kMostSteps + 16;
 
 // A step of the depth from one row of source, or (transposed) from two rows below each other.
 template <typename P, bool kTransposed>
@@ -173,20 +173,32 @@ void load_left(const void* source, int64_t stride, bool transposed, int64_t rows
   }
 }
 
+// With up to half of the rows the arithmetic is so short that the processor itself reads far enough ahead.
+// With more it is not, so lines are asked for: into the second cache where each panel is met once, into the
+// first by a tile of all rows, behind which more may come.
+template <int kRows>
+EARNEST_INLINE void fetch_ahead(const void* from) {
+  constexpr bool kWhole = kRows == kRowTile;
+  constexpr int kBytes = kWhole ? 4096 : 8192;
+  if constexpr (kRows > kRowTile / 2) {
+    __builtin_prefetch(static_cast<const char*>(from) + kBytes, 0, kWhole ? 3 : 2);
+  }
+}
+
 // The register tile: kRows rows by kVectors vectors of columns, summed over the depth from zero, then stored
 // or added. Each sum is one chain of multiply-adds, whatever else is in the tile.
 template <typename P, int kRows, int kVectors, bool kTransposed>
 void register_tile(const typename P::Left* left, int64_t steps, const typename P::Right* right,
-                   int64_t panel_stride, typename P::Sum* sums, int64_t sums_stride, bool add) {
-  constexpr int64_t kPanelVectors = kPanel / kLanes<P>;
+                   typename P::Sum* sums, int64_t sums_stride, bool add) {
   constexpr int64_t kRowStride = kTransposed ? 1 : kLeftStride<P>, kDepthStride = kTransposed ? kRowTile : 1;
   typename P::Sums tile[kRows][kVectors] = {};
   for (int64_t k = 0; k < steps; ++k) {
     typename P::Rights columns[kVectors];
 #pragma GCC unroll 8
     for (int64_t j = 0; j < kVectors; ++j) {
-      const int64_t panel = j / kPanelVectors, within = j % kPanelVectors * kLanes<P>;
-      columns[j] = load<typename P::Rights>(right + (panel * panel_stride + k) * kPanel + within);
+      const typename P::Right* from = right + k * kPanel + j * kLanes<P>;
+      fetch_ahead<kRows>(from);
+      columns[j] = load<typename P::Rights>(from);
     }
 #pragma GCC unroll 16
     for (int64_t i = 0; i < kRows; ++i) {
@@ -205,29 +217,27 @@ void register_tile(const typename P::Left* left, int64_t steps, const typename P
   }
 }
 
-// Rows that leave registers free are taken with more columns at one time: more chains, and more streams of
-// the packed matrix in flight.
+// Few rows leave registers for a whole panel, which is then read once and as one stream.
+template <typename P>
+constexpr int kPanelVectors = static_cast<int>(kPanel / kLanes<P>);
+template <typename P>
 constexpr int vectors_for(int rows) {
-  return rows * 8 <= EARNEST_ACCUMULATORS ? 8 : rows * 4 <= EARNEST_ACCUMULATORS ? 4 : 2;
+  int vectors = kPanelVectors<P>;
+  while (vectors > 2 && rows * vectors > EARNEST_ACCUMULATORS) vectors /= 2;
+  return vectors;
 }
 
 template <typename P, int kRows, bool kTransposed>
 void multiply_rows(const typename P::Left* left, int64_t steps, const typename P::Right* right,
                    int64_t panel_stride, int64_t panels, typename P::Sum* sums, int64_t sums_stride,
                    bool add) {
-  constexpr int64_t kPanelVectors = kPanel / kLanes<P>;
-  int64_t vector = 0;
-  const auto take = [&]<int kVectors>(std::integral_constant<int, kVectors>) {
-    for (; vector + kVectors <= panels * kPanelVectors; vector += kVectors) {
-      const int64_t panel = vector / kPanelVectors, within = vector % kPanelVectors * kLanes<P>;
-      register_tile<P, kRows, kVectors, kTransposed>(
-          left, steps, right + panel * panel_stride * kPanel + within, panel_stride,
-          sums + vector * kLanes<P>, sums_stride, add);
+  constexpr int kVectors = vectors_for<P>(kRows);
+  for (int64_t panel = 0; panel < panels; ++panel, right += panel_stride * kPanel, sums += kPanel) {
+    for (int64_t column = 0; column < kPanel; column += kVectors * kLanes<P>) {
+      register_tile<P, kRows, kVectors, kTransposed>(left, steps, right + column, sums + column, sums_stride,
+                                                     add);
     }
-  };
-  if constexpr (vectors_for(kRows) == 8) take(std::integral_constant<int, 8>{});
-  if constexpr (vectors_for(kRows) >= 4) take(std::integral_constant<int, 4>{});
-  take(std::integral_constant<int, 2>{});
+  }
 }
 
 template <typename P>

@@ -14,7 +14,7 @@
 namespace earnest::linear {
 
 constexpr int64_t kPanel = 32;       // columns that are packed together: out[step][column]
-constexpr int64_t kMostDepth = 256;  // depth of one chain of multiply-adds
+constexpr int64_t kMostSteps = 256;  // in one chain of multiply-adds
 
 struct TileKernels {
   int64_t row_tile;    // rows that the register tile takes together
@@ -25,7 +25,7 @@ struct TileKernels {
   void (*pack_panel)(const void* source, int64_t stride, bool transposed, int64_t count, int64_t depth,
                      void* out);
 
-  // The left tile: up to row_tile rows, a depth of up to kMostDepth. Transposed: rows lie along a row of
+  // The left tile: up to row_tile rows, a depth of up to kMostSteps. Transposed: rows lie along a row of
   // source.
   void (*load_left)(const void* source, int64_t stride, bool transposed, int64_t rows, int64_t depth,
                     void* tile);
@@ -38,7 +38,7 @@ struct TileKernels {
   void (*finish)(const void* sums, int64_t sums_stride, int64_t rows, int64_t columns, const void* bias,
                  void* output, int64_t output_stride);
 
-  // sums[column] = or += the sum of up to kMostDepth rows of source.
+  // sums[column] = or += the sum of up to kMostSteps rows of source.
   void (*sum_rows)(const void* source, int64_t stride, int64_t rows, int64_t columns, void* sums, bool add);
 };
 
