@@ -34,6 +34,7 @@ TINY = {
     "logmel": logmel.whole(1, 80),
     "stream": logmel.stream(10, 80),
     "pitch": pitch.case(2),
+    "pitch stream": pitch.stream(10),
 } | {
     f"{operation} {dtype}": rowwise.case(operation, rowwise.Layer(5, 3, 2, 8, 7), dtype, gradients=True)
     for operation, dtype in zip(rowwise.OPERATIONS, ("float32", "bfloat16", "float32"), strict=True)
@@ -51,11 +52,13 @@ def test_a_tiny_real_run(name: str):
     else:
         assert ours[0]["median"] > 0
         assert ours[0]["error"] is not None
-    if name != "pitch":
+    if "pitch" not in name:  # whose peers are all of the extra
         assert record["best_peer"]
 
 
-@pytest.mark.parametrize("name", [name for name in TINY if name not in ("linear", "stream", "pitch")])
+@pytest.mark.parametrize(
+    "name", [name for name in TINY if name not in ("linear", "stream", "pitch", "pitch stream")]
+)
 def test_a_kernel_that_is_off_is_refused(name: str, monkeypatch: pytest.MonkeyPatch):
     case = TINY[name]
     problem = case.problem(np.random.default_rng(0))
@@ -83,6 +86,20 @@ def test_a_pitch_an_octave_off_is_refused():
     assert pitch.share_off([f0 * 2], [f0]) == 1
     assert pitch.share_off([f0 * 1.02], [f0]) == 0
     assert pitch.share_off([np.zeros_like(f0)], [f0]) == 1
+
+
+@pytest.mark.parametrize("milliseconds", [10, 80])
+def test_a_stream_of_pitch_is_checked_with_all_of_its_frames(milliseconds: int):
+    case = pitch.stream(milliseconds)
+    problem = case.problem(np.random.default_rng(2))
+    ours = next(i for i in problem.implementations if i.role == OURS)
+    found, (truth,) = ours.checked(*problem.inputs[0]), problem.reference(*problem.inputs[0])
+    assert found.shape == truth.shape == (300,)
+    assert problem.error([found], [truth]) <= problem.tolerance
+    chunks = [chunk for chunk, *_ in problem.inputs]
+    assert {len(chunk) for chunk in chunks} == {16 * milliseconds}
+    assert all(np.array_equal(piece[-len(chunk) :], chunk) for chunk, piece, _ in problem.inputs)
+    assert problem.operations > 0
 
 
 def test_every_case_of_the_targets_is_there_once():

@@ -2,11 +2,24 @@
 """Medians, quartiles and the order of rounds, on a clock that the test turns."""
 
 import gc
+import threading
+import time
 
 import pytest
 
 from earnest.bench.harness import ratios
-from earnest.bench.timing import Caller, Pace, Times, _is_due, clock_for, interleave, quartiles, turning
+from earnest.bench.timing import (
+    LONGEST_REST,
+    Caller,
+    Pace,
+    Times,
+    _is_due,
+    clock_for,
+    interleave,
+    quartiles,
+    settle,
+    turning,
+)
 
 
 class FakeTime:
@@ -44,45 +57,63 @@ def test_everybody_is_first_in_turn_and_runs_once_a_round():
 
 
 def test_rounds_alternate_and_times_are_of_one_call():
-    time = FakeTime()
+    clock = FakeTime()
     callers = {
-        "slow": Caller(time.taking("slow", 0.5), [()]),
-        "fast": Caller(time.taking("fast", 0.125), [()]),
+        "slow": Caller(clock.taking("slow", 0.5), [()]),
+        "fast": Caller(clock.taking("fast", 0.125), [()]),
     }
-    found = interleave(callers, Pace(seconds=1.0, sample=0.1, rounds=4, most_rounds=4, rest=0.0), time)
+    found = interleave(callers, Pace(seconds=1.0, sample=0.1, rounds=4, most_rounds=4, rest=0.0), clock)
     assert found["slow"] == Times((0.5,) * 4, 1)
     assert found["fast"] == Times((0.125,) * 4, 1)
-    measured = [name for name, *_ in time.calls][-8:]
+    measured = [name for name, *_ in clock.calls][-8:]
     assert measured == ["slow", "fast", "fast", "slow", "slow", "fast", "fast", "slow"]
 
 
 def test_after_a_rest_everybody_wakes_their_own_threads_untimed(monkeypatch):
-    time = FakeTime()
+    clock = FakeTime()
     rests = []
-    monkeypatch.setattr("time.sleep", lambda seconds: (rests.append(seconds), time.calls.append(("rest",))))
-    callers = {name: Caller(time.taking(name, 0.5), [()]) for name in "ab"}
-    found = interleave(callers, Pace(seconds=1.0, sample=0.1, rounds=2, most_rounds=2, rest=0.03), time)
+    monkeypatch.setattr("time.sleep", lambda seconds: (rests.append(seconds), clock.calls.append(("rest",))))
+    callers = {name: Caller(clock.taking(name, 0.5), [()]) for name in "ab"}
+    found = interleave(callers, Pace(seconds=1.0, sample=0.1, rounds=2, most_rounds=2, rest=0.03), clock)
     assert found["a"] == found["b"] == Times((0.5, 0.5), 1)
-    assert rests == [0.03] * 4
-    assert [name for name, *_ in time.calls][-6:] == ["rest", "b", "b", "rest", "a", "a"]
+    assert rests[::2] == [0.03] * 6  # the warm-ups too; each is followed by one look at who still works
+    calls = [name for name, *_ in clock.calls]
+    assert calls[-8:] == ["rest", "rest", "b", "b", "rest", "rest", "a", "a"]
+
+
+def test_a_rest_lasts_until_the_threads_of_the_one_before_sleep():
+    end = time.perf_counter() + 0.15
+
+    def spin() -> None:
+        while time.perf_counter() < end:
+            pass
+
+    spinning = threading.Thread(target=spin)
+    spinning.start()
+    settle(0.0)
+    assert time.perf_counter() >= end
+    spinning.join()
+    began = time.perf_counter()
+    settle(0.01)
+    assert time.perf_counter() - began < LONGEST_REST
 
 
 def test_short_calls_are_looped_to_the_least_sample():
-    time = FakeTime()
+    clock = FakeTime()
     found = interleave(
-        {"a": Caller(time.taking("a", 0.001), [()])}, Pace(0.0, sample=0.5, rounds=2, rest=0.0), time
+        {"a": Caller(clock.taking("a", 0.001), [()])}, Pace(0.0, sample=0.5, rounds=2, rest=0.0), clock
     )
     assert 500 <= found["a"].repeats <= 1024
     assert found["a"].median == pytest.approx(0.001)
 
 
 def test_who_has_spent_the_time_leaves_and_the_others_go_on():
-    time = FakeTime()
-    callers = {name: Caller(time.taking(name, took), [()]) for name, took in (("slow", 10.0), ("fast", 1.0))}
+    clock = FakeTime()
+    callers = {name: Caller(clock.taking(name, took), [()]) for name, took in (("slow", 10.0), ("fast", 1.0))}
     # The budget is wall time, which this fake does not spend: only the number of rounds can end it.
-    found = interleave(callers, Pace(seconds=1e9, sample=0.5, rounds=2, most_rounds=6, rest=0.0), time)
+    found = interleave(callers, Pace(seconds=1e9, sample=0.5, rounds=2, most_rounds=6, rest=0.0), clock)
     assert len(found["slow"].samples) == len(found["fast"].samples) == 6
-    found = interleave(callers, Pace(seconds=0.0, sample=0.5, rounds=3, most_rounds=6, rest=0.0), time)
+    found = interleave(callers, Pace(seconds=0.0, sample=0.5, rounds=3, most_rounds=6, rest=0.0), clock)
     assert len(found["slow"].samples) == 3
 
 
@@ -96,11 +127,11 @@ def test_three_rounds_are_enough_for_what_takes_minutes():
 
 
 def test_sets_of_inputs_take_turns():
-    time = FakeTime()
-    caller = Caller(time.taking("a", 1.0), [(1,), (2,), (3,)])
+    clock = FakeTime()
+    caller = Caller(clock.taking("a", 1.0), [(1,), (2,), (3,)])
     caller(2)
     caller(2)
-    assert [x for _, x in time.calls] == [1, 2, 3, 1]
+    assert [x for _, x in clock.calls] == [1, 2, 3, 1]
 
 
 def test_collection_of_garbage_is_off_while_timing_and_on_again_after():

@@ -84,7 +84,8 @@ class Limits:
 
 
 class Threads:
-    """So many threads, for our pool and torch's, inside a with block."""
+    """So many threads inside a with block: for our pool and torch's, and where threadpoolctl is installed for
+    numpy's products."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
@@ -95,12 +96,24 @@ class Threads:
         self._before = num_threads(), torch.get_num_threads()
         set_num_threads(self.threads)
         torch.set_num_threads(self.threads)
+        self._others = _limited(self.threads)
 
     def __exit__(self, *_: object) -> None:
         import torch
 
+        if self._others is not None:
+            self._others.restore_original_limits()
+
         set_num_threads(self._before[0])
         torch.set_num_threads(self._before[1])
+
+
+def _limited(threads: int) -> Any:
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        return None
+    return threadpool_limits(threads, user_api="blas")
 
 
 def _product_rate(dtype: str, seconds: float) -> float:

@@ -12,15 +12,15 @@ from typing import Any
 
 Clock = Callable[[], float]
 PATIENCE = 5
+LOOK, LONGEST_REST = 0.005, 0.5  # seconds
 
 
 @dataclass(frozen=True)
 class Pace:
     """seconds: for each implementation of a case. sample: the least time of one sample; shorter calls are
     looped. rounds: the fewest samples of each; three will do where they take PATIENCE times the seconds.
-    rest: seconds before each turn, in which the threads of whoever ran before go to sleep. Those of OpenMP
-    look for work for milliseconds after their last and would hold the core of the next one's; a call that is
-    not timed then wakes one's own."""
+    rest: seconds before each turn, or more (`settle`), in which the threads of whoever ran before go to
+    sleep; a call that is not timed then wakes one's own."""
 
     seconds: float = 2.0
     sample: float = 0.02
@@ -74,9 +74,25 @@ class Caller:
             self._next = (self._next + 1) % len(self.inputs)
 
 
+def settle(rest: float) -> None:
+    """Rests until no thread of this process works any more. Those of OpenMP look for more work for
+    milliseconds after their last, those of OpenBLAS (numpy's products) for a tenth of a second: they would
+    hold a core of whoever is timed next, whose processor time would count theirs."""
+    time.sleep(rest)
+    end = time.perf_counter() + LONGEST_REST
+    while time.perf_counter() < end:
+        began = time.process_time()
+        time.sleep(LOOK)
+        if time.process_time() - began < LOOK / 5:
+            return
+
+
 def interleave(callers: Mapping[str, Caller], pace: Pace, clock: Clock) -> dict[str, Times]:
     """Times of every caller. A caller is done when it has spent its time and has samples enough."""
-    repeats = {name: _repeats(caller, pace, clock) for name, caller in callers.items()}
+    repeats = {}
+    for name, caller in callers.items():
+        settle(pace.rest)
+        repeats[name] = _repeats(caller, pace, clock)
     samples: dict[str, list[float]] = {name: [] for name in callers}
     spent = dict.fromkeys(callers, 0.0)
     collecting = gc.isenabled()
@@ -88,7 +104,7 @@ def interleave(callers: Mapping[str, Caller], pace: Pace, clock: Clock) -> dict[
                 break
             for name in due:
                 if pace.rest and len(callers) > 1:
-                    time.sleep(pace.rest)
+                    settle(pace.rest)
                     callers[name](1)
                 began, wall = clock(), time.perf_counter()
                 callers[name](repeats[name])
