@@ -117,6 +117,15 @@ struct ForwardUnits {
   }
 };
 
+// How many key heads one task takes: all of them, as they lie side by side, or the most that divides them,
+// where that leaves enough tasks.
+int64_t heads_together(const Params& p, int64_t parts, int64_t most_rows) {
+  if (most_rows > kFewRows || p.sequences * parts < 4 * num_threads()) return 1;
+  int64_t heads = std::min<int64_t>(p.kv_heads, kMostHeads);
+  while (p.kv_heads % heads != 0) --heads;
+  return heads;
+}
+
 // Where there are fewer units than would keep the threads busy, each part of the keys is a task.
 Status forward_by_parts(const Params& p, const Output& output, const Backend& backend,
                         const ForwardUnits& units, int64_t work, int64_t parts, int64_t most_rows) {
@@ -125,12 +134,15 @@ Status forward_by_parts(const Params& p, const Output& output, const Backend& ba
       static_cast<char*>(caller_scratch.reserve(static_cast<size_t>(units.count() * parts) * bytes));
   if (memory == nullptr) return kOutOfMemory;
   const auto partials = [&](int64_t unit) { return memory + static_cast<size_t>(unit * parts) * bytes; };
+  const int64_t together = heads_together(p, parts, most_rows), tasks_a_part = units.count() / together;
   const auto part = [&](int64_t begin, int64_t end, void* scratch) {
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t part = i / units.count(), at = i % units.count();  // heads of the same keys together
+      const int64_t part = i / tasks_a_part, at = i % tasks_a_part * together;
       const Unit unit = units[at];
-      if (unit.row_begin < unit.row_end && (part == 0 || part * kPartKeys < keys_seen(p, unit)))
-        backend.forward_part(p, unit, part, partials(at) + static_cast<size_t>(part) * bytes, scratch);
+      if (unit.row_begin < unit.row_end && (part == 0 || part * kPartKeys < keys_seen(p, unit))) {
+        backend.forward_part(p, unit, together, part, partials(at) + static_cast<size_t>(part) * bytes,
+                             static_cast<size_t>(parts) * bytes, scratch);
+      }
     }
   };
   const auto join = [&](int64_t begin, int64_t end, void* scratch) {
@@ -140,7 +152,7 @@ Status forward_by_parts(const Params& p, const Output& output, const Backend& ba
     }
   };
   const size_t scratch_bytes = forward_scratch_bytes(p.dim);
-  if (Status status = for_each_chunk(units.count() * parts, work, scratch_bytes, part); !status.ok())
+  if (Status status = for_each_chunk(tasks_a_part * parts, work, scratch_bytes, part); !status.ok())
     return status;
   return for_each_chunk(units.count(), work / kPartKeys, scratch_bytes, join);
 }

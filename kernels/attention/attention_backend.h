@@ -16,6 +16,7 @@ constexpr int kTileKeys = 64;       // keys per tile, counted from the sequence'
 constexpr int kPartKeys = 512;      // keys of one partial softmax, counted likewise: a rule for every row
 constexpr int kForwardRows = 384;   // query rows that share one pass over the keys
 constexpr int kFewRows = 8;         // up to here a unit's rows are computed one by one, as in decoding
+constexpr int kMostHeads = 8;       // key heads whose few rows may be computed together
 constexpr int kBackwardRows = 192;  // query rows that share one pass over the keys backward
 constexpr int64_t kDimPadding = 16;
 
@@ -46,7 +47,10 @@ struct KeySums {
 struct Backend {
   void (*forward)(const Params&, const Output&, const Unit&, const Unit* next, void* scratch) = nullptr;
   // The same in two steps: part by part of kPartKeys keys, each into partial_bytes of memory, and joined.
-  void (*forward_part)(const Params&, const Unit&, int64_t part, void* partial, void* scratch) = nullptr;
+  // The first takes the unit and the same of the heads after it, `heads` in all (one, or where it has no more
+  // than kFewRows rows, up to kMostHeads), their partials `apart` bytes from each other.
+  void (*forward_part)(const Params&, const Unit&, int64_t heads, int64_t part, void* partials, size_t apart,
+                       void* scratch) = nullptr;
   void (*forward_join)(const Params&, const Output&, const Unit&, void* partials, size_t partial_bytes,
                        void* scratch) = nullptr;
   // grad_q of the unit's rows, and what they add to the gradients of the keys they see; then the latter of

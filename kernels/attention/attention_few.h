@@ -6,9 +6,9 @@
 
 constexpr int kFewLanes = 16;  // of arrays with a number for each row, loaded as whole vectors of any tier
 
-// Rows of keys, and of values that lie alike, which will be read soon.
+// Rows of keys that will be read soon.
 struct RowsAhead {
-  const char *keys, *values;
+  const char* keys;
   int64_t row, word;  // bytes from one to the next
 };
 
@@ -20,7 +20,7 @@ static void score_keys(const Element<V>* q, const Operand<Element<V>>& keys, int
   using T = Element<V>;
   const int64_t row = keys.row;
   V sums[kRows] = {};
-  const char *next = ahead.keys, *values = ahead.values;
+  const char* next = ahead.keys;
   for (int64_t w = 0; w < words; w += kLanes<V>, q += kLanes<V> * kFewRows) {
     V square[kLanes<V>];
     const T* key = keys.words + w;
@@ -30,15 +30,58 @@ static void score_keys(const Element<V>* q, const Operand<Element<V>>& keys, int
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes<V>; ++i) {
       __builtin_prefetch(next + i * ahead.row, 0, 2);
-      __builtin_prefetch(values + i * ahead.row, 0, 2);
 #pragma GCC unroll 8
       for (int r = 0; r < kRows; ++r)
         sums[r] = multiply_add<kPairs>(splat<V>(q[i * kFewRows + r]), square[i], sums[r]);
     }
-    next += kLanes<V> * ahead.word, values += kLanes<V> * ahead.word;
+    next += kLanes<V> * ahead.word;
   }
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) store(scores + r * kTileKeys, sums[r]);
+}
+
+// Vectors of kFewRows lanes, where the tier has them.
+template <typename T>
+constexpr bool kHasRowVectors = kFewRows * static_cast<int>(sizeof(T)) <= kVectorBytes;
+template <typename T>
+using RowVector = Vector<T, kFewRows * sizeof(T)>;
+constexpr int kKeyGroup = 16;
+
+// scores[key][:] = <q_:, k_key> for kKeyGroup keys, rows in the lanes of one vector.
+template <typename L, bool kPairs>
+static void score_rows(const Element<L>* q, const Operand<Element<L>>& keys, int64_t words,
+                       const RowsAhead& ahead, Element<L>* scores) {
+  using T = Element<L>;
+  const int64_t row = keys.row;
+  L sums[kKeyGroup] = {};
+  const T* fours[4] = {keys.words, keys.words + 4 * row, keys.words + 8 * row, keys.words + 12 * row};
+  const char* next = ahead.keys;
+  for (int64_t w = 0; w < words; w += kKeyGroup) {
+    const int64_t count = words - w < kKeyGroup ? words - w : kKeyGroup;
+    const char* next_row = next;
+    for (int64_t i = 0; i < count; ++i, q += kFewRows) {
+      __builtin_prefetch(next_row, 0, 2);
+      next_row += ahead.row;
+      const L rows = load<L>(q);
+#pragma GCC unroll 4
+      for (int f = 0; f < 4; ++f) {
+#pragma GCC unroll 4
+        for (int r = 0; r < 4; ++r) {
+          if constexpr (kPairs) {
+            sums[4 * f + r] = dot_pair(rows, fours[f] + r * row, sums[4 * f + r]);
+          } else {
+            T factor;
+            __builtin_memcpy(&factor, fours[f] + r * row, sizeof factor);
+            sums[4 * f + r] = multiply_add<kPairs>(splat<L>(factor), rows, sums[4 * f + r]);
+          }
+        }
+        ++fours[f];
+      }
+    }
+    next += kKeyGroup * ahead.word;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kKeyGroup; ++i) store(scores + i * kFewRows, sums[i]);
 }
 
 // softmax_lanes for rows of scores: [rows][kTileKeys]. alpha, maximum and total have an entry for each row.
@@ -91,6 +134,83 @@ static void softmax_rows(Element<V>* scores, Element<V>* weights, int64_t rows, 
     store(total + i, fma(load<V>(total + i), load<V>(alpha + i), load<V>(totals + i)));
 }
 
+// c[r][:] = keep[r] * c[r][:] + sum_j weights[r][j] * values[j][:] for kVectors vectors of columns, each
+// element the chain that multiply makes. Values lie as in memory: where kPairs, rows of two keys become pairs
+// in registers, within each 16 bytes, where it is cheap. Their columns come out of order, and are put back
+// after.
+template <typename T>
+struct WeightedSum {
+  const T* weights;
+  int64_t of_row, of_key;  // from one to the next, in words
+  Operand<T> values;
+  int64_t keys;   // rounded up to whole words
+  int64_t ahead;  // bytes from what is read now to what will be read next
+  T* c;
+  int64_t width;
+  const T* keep;
+};
+
+template <typename V, bool kPairs, int kRows, int kVectors>
+static void sum_columns(const WeightedSum<Element<V>>& p, int64_t column) {
+  using T = Element<V>;
+  constexpr auto kSequence = std::make_index_sequence<kLanes<V>>();
+  V sums[kRows][kVectors] = {};
+  const T *weights = p.weights, *values = p.values.words + column / kPack<kPairs>;
+  const int64_t of_row = p.of_row, of_key = p.of_key, row = p.values.row, ahead = p.ahead;
+  for (int64_t j = p.keys; j > 0; j -= kPack<kPairs>) {
+    V columns[kVectors];
+#pragma GCC unroll 4
+    for (int n = 0; n < kVectors; n += kPack<kPairs>) {
+      const T* at = values + n / kPack<kPairs> * kLanes<V>;
+      __builtin_prefetch(reinterpret_cast<const char*>(at) + ahead, 0, 2);
+      columns[n] = load<V>(at);
+      if constexpr (kPairs) {
+        __builtin_prefetch(reinterpret_cast<const char*>(at + row) + ahead, 0, 2);
+        const V low = columns[n], high = load<V>(at + row);
+        columns[n] = zip_pairs<0>(low, high), columns[n + 1] = zip_pairs<1>(low, high);
+      }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const V weight = splat<V>(weights[r * of_row]);
+#pragma GCC unroll 4
+      for (int n = 0; n < kVectors; ++n) sums[r][n] = multiply_add<kPairs>(weight, columns[n], sums[r][n]);
+    }
+    weights += of_key, values += kPack<kPairs> * row;
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+    T* c = p.c + r * p.width + column;
+    const V keep = splat<V>(p.keep[r]);
+#pragma GCC unroll 4
+    for (int n = 0; n < kVectors; ++n) {
+      V sum = sums[r][n];
+      if constexpr (kPairs) {
+        const V low = sums[r][n / 2 * 2], high = sums[r][n / 2 * 2 + 1];
+        sum = n % 2 ? zip_quarters<1>(low, high, kSequence) : zip_quarters<0>(low, high, kSequence);
+        if (column + n * kLanes<V> >= p.width) break;
+      }
+      store(c + n * kLanes<V>, fma(load<V>(c + n * kLanes<V>), keep, sum));
+    }
+  }
+}
+
+// All columns, a multiple of whole vectors, or of two where kPairs.
+template <typename V, bool kPairs, int kRows>
+static void sum_values(const WeightedSum<Element<V>>& p, int64_t columns) {
+  constexpr int kMost = (kManyRegisters ? 16 : 8) / kRows;  // vectors at a time
+  int64_t d = 0;
+  if constexpr (kMost >= 4) {
+    for (; columns - d >= 4 * kLanes<V>; d += 4 * kLanes<V>) sum_columns<V, kPairs, kRows, 4>(p, d);
+  }
+  if constexpr (kMost >= 2) {
+    for (; columns - d >= 2 * kLanes<V>; d += 2 * kLanes<V>) sum_columns<V, kPairs, kRows, 2>(p, d);
+  }
+  if constexpr (!kPairs) {
+    for (; d < columns; d += kLanes<V>) sum_columns<V, kPairs, kRows, 1>(p, d);
+  }
+}
+
 // Up to kFewRows rows. Sums of values lie as [rows][width].
 template <typename V_, typename E_, bool kPairs>
 struct FewRows {
@@ -106,13 +226,16 @@ struct FewRows {
     T* alpha;             // [kFewLanes]
   };
   static Buffers take_buffers(const Rows<V>&, int64_t width, Scratch* scratch) {
-    return {scratch->take<T>(kFewRows * width),     scratch->take<T>(kLanes<V> * width),
+    return {scratch->take<T>(kFewRows * width),     scratch->take<T>(kKeyGroup * width),
             scratch->take<T>(kTileKeys * width),    scratch->take<T>(kFewRows * kTileKeys),
             scratch->take<T>(kFewRows * kTileKeys), scratch->take<T>(kFewLanes)};
   }
 
   static void pack_queries(const E* q, const Rows<V>& rows, int64_t dim, const Buffers& b) {
     const int64_t words = dim / kPack<kPairs>;
+    if (rows.count < kFewRows) {
+      for (int64_t i = 0; i < round_up(words, kLanes<V>) * kFewRows; ++i) b.q[i] = 0;
+    }
     for (int64_t r = 0; r < rows.count; ++r) {
       for (int64_t w = 0; w < words; w += kLanes<V>) {
         const V x = load_words<V, kPairs>(q + rows.at[r] * dim, w, words);
@@ -121,12 +244,13 @@ struct FewRows {
     }
   }
 
-  // The unit's rows over keys [begin, end) alone.
+  // The unit's rows over keys [begin, end) alone. From each tile, `next` elements on lies what is read after
+  // it.
   static void add_keys(const Params& p, const Unit& unit, const Rows<V>& rows, int64_t begin, int64_t end,
-                       const Buffers& b, const Partial<T>& partial, const Ahead& ahead) {
+                       const Buffers& b, const Partial<T>& partial, const Ahead& ahead, int64_t next) {
     with_rows(rows.count, [&](auto count) {
       for (int64_t tile = begin; tile < end; tile += kTileKeys)
-        add_tile<count>(p, unit, rows, tile, end, b, partial, ahead);
+        add_tile<count>(p, unit, rows, tile, end, b, partial, ahead, unit.keys - tile > kTileKeys ? next : 0);
     });
   }
   template <int kRows = kFewRows, typename Run>
@@ -137,40 +261,57 @@ struct FewRows {
 
   template <int kRows>
   static void add_tile(const Params& p, const Unit& unit, const Rows<V>& rows, int64_t begin, int64_t end,
-                       const Buffers& b, const Partial<T>& partial, const Ahead& ahead) {
+                       const Buffers& b, const Partial<T>& partial, const Ahead& ahead, int64_t next) {
     const int64_t width = padded_dim(p.dim), words = p.dim / kPack<kPairs>, stride = p.kv_heads * p.dim;
     const int64_t tile = end - begin < kTileKeys ? end - begin : kTileKeys;
     const int64_t offset = (unit.key_begin + begin) * stride + unit.kv_head * p.dim;
     const E *k = static_cast<const E*>(p.k) + offset, *v = static_cast<const E*>(p.v) + offset;
-    const int64_t next = unit.keys - begin > kTileKeys ? kTileKeys * stride : 0;
-    for (int64_t j = 0; j < tile; j += kLanes<V>) {
+    constexpr bool kInLanes = kPairs && kRows >= 4;
+    constexpr int kGroup = kInLanes ? kKeyGroup : kLanes<V>;
+    for (int64_t j = 0; j < tile; j += kGroup) {
       if (begin < kPartKeys) {
-        const int64_t groups = (end + kLanes<V> - 1) / kLanes<V>;
-        ahead.ask(unit.kv_head * groups + (begin + j) / kLanes<V>, p.kv_heads * groups);
+        const int64_t groups = (end + kGroup - 1) / kGroup;
+        ahead.ask(unit.kv_head * groups + (begin + j) / kGroup, p.kv_heads * groups);
       }
       const E* group = k + j * stride;
       Operand<T> keys{reinterpret_cast<const T*>(group), stride / kPack<kPairs>};
-      if (!kSameWords || words % kLanes<V> != 0 || tile - j < kLanes<V>) {
+      if (!kSameWords || (!kInLanes && words % kLanes<V> != 0) || tile - j < kGroup) {
         keys = {b.keys, round_up(words, kLanes<V>)};
-        pack_along<V, kPairs>(group, stride, tile - j, kLanes<V>, p.dim, b.keys, keys.row);
+        pack_along<V, kPairs>(group, stride, tile - j, kGroup, p.dim, b.keys, keys.row);
       }
       const RowsAhead asked{reinterpret_cast<const char*>(group + next),
-                            reinterpret_cast<const char*>(v + j * stride),
                             stride * static_cast<int64_t>(sizeof(E)), kPack<kPairs> * sizeof(E)};
-      score_keys<V, kPairs, kRows>(b.q, keys, words, asked, b.scores + j);
+      if constexpr (kInLanes) {
+        score_rows<RowVector<T>, kPairs>(b.q, keys, words, asked, b.scores + j * kFewRows);
+      } else {
+        score_keys<V, kPairs, kRows>(b.q, keys, words, asked, b.scores + j);
+      }
     }
-    softmax_rows<V, kPairs>(b.scores, b.weights, kRows, tile, begin, rows.visible,
-                            static_cast<T>(p.scale * kLog2E), b.alpha, partial.maximum, partial.total);
-    Operand<T> values{reinterpret_cast<const T*>(v), stride};
-    if constexpr (kPairs) {
-      values = keys_across<V, kPairs>(v, stride, tile, p.dim, true, b.values);
-    } else if (!kSameWords || p.dim % kLanes<V> != 0) {
-      values = keys_along<V, kPairs>(v, stride, tile, p.dim, true, b.values);
+    if constexpr (kInLanes) {
+      using L = RowVector<T>;
+      const int64_t columns = round_up(tile, 4);
+      const L alpha = softmax_lanes<L, kPairs>(
+          b.scores, b.weights, kFewRows, columns, rows.least_visible(0) - begin < columns,
+          load<Integers<L>>(rows.visible) - static_cast<Integer<T>>(begin), static_cast<T>(p.scale * kLog2E),
+          partial.maximum, partial.total);
+      store(b.alpha, alpha);
+    } else {
+      softmax_rows<V, kPairs>(b.scores, b.weights, kRows, tile, begin, rows.visible,
+                              static_cast<T>(p.scale * kLog2E), b.alpha, partial.maximum, partial.total);
     }
-    multiply_few<V, kPairs, kRows>(
-        {kPairs ? b.weights : b.scores, kTileKeys / kPack<kPairs>, 1, values.words, values.row,
-         round_up(tile, kPack<kPairs>) / kPack<kPairs>, partial.sums, width, b.alpha},
-        (p.dim + kLanes<V> - 1) / kLanes<V>);
+    const int64_t columns = round_up(p.dim, kPack<kPairs> * kLanes<V>), stored = columns / kPack<kPairs>;
+    const int64_t counted = round_up(tile, kPack<kPairs>);
+    Operand<T> values{reinterpret_cast<const T*>(v), stride / kPack<kPairs>};
+    if (!kSameWords || columns != p.dim || counted != tile) {
+      values = {b.values, stored};
+      pack_along<V, kPairs>(v, stride, tile, counted, p.dim, b.values, stored);
+      lines_ahead(v + next, stride, tile, p.dim).ask(tile * p.dim);
+      next = 0;
+    }
+    sum_values<V, kPairs, kRows>(
+        {kPairs ? b.weights : b.scores, kInLanes ? 1 : kTileKeys / kPack<kPairs>, kInLanes ? kFewRows : 1,
+         values, counted, next * static_cast<int64_t>(sizeof(E)), partial.sums, width, b.alpha},
+        columns);
   }
 
   static void join_sums(const Rows<V>& rows, int64_t lane, int64_t dim, V alpha, V beta, const T* part,

@@ -111,7 +111,7 @@ struct ManyRows {
 
   // The unit's rows over keys [begin, end) alone. Skips what no row sees.
   static void add_keys(const Params& p, const Unit& unit, const Rows<V>& rows, int64_t begin, int64_t end,
-                       const Buffers& b, const Partial<T>& partial, const Ahead& ahead) {
+                       const Buffers& b, const Partial<T>& partial, const Ahead& ahead, int64_t) {
     const int64_t width = padded_dim(p.dim), stride = p.kv_heads * p.dim, lanes = rows.lanes;
     const T to_base2 = static_cast<T>(p.scale * kLog2E);
     const bool often = rows.blocks > 1;
@@ -175,7 +175,8 @@ static void forward_keys(const Params& p, const Unit& unit, const Rows<typename 
                          const Ahead& ahead) {
   const int64_t begin = part * kPartKeys, seen = rows.most_visible(rows.blocks - 1);
   clear_partial(partial, rows, padded_dim(p.dim));
-  Way::add_keys(p, unit, rows, begin, seen < begin + kPartKeys ? seen : begin + kPartKeys, b, partial, ahead);
+  Way::add_keys(p, unit, rows, begin, seen < begin + kPartKeys ? seen : begin + kPartKeys, b, partial, ahead,
+                kTileKeys * p.kv_heads * p.dim);
 }
 
 // whole = whole and part, each relative to the larger of their maxima.
@@ -229,17 +230,48 @@ static void forward_whole(const Params& p, const Output& output, const Unit& uni
   write_rows<Way>(p, output, rows, whole);
 }
 
-// One part of a unit's keys, into memory of partial_bytes; and the unit's rows from all its parts, one behind
-// the other.
+// One part of the keys, for the unit and the same of the heads after it, `heads` in all, each into its own
+// memory `apart` bytes from the last one's. Tile by tile, all heads of it: their keys are neighbours in
+// memory, which is read in order.
 template <typename Way>
-static void forward_one_part(const Params& p, const Unit& unit, int64_t part, void* partial, void* memory) {
-  Scratch scratch{static_cast<char*>(memory)}, place{static_cast<char*>(partial)};
-  const auto rows =
-      list_rows<typename Way::V>(p, unit, unit.row_begin, unit.row_end - unit.row_begin, &scratch);
-  const auto b = Way::take_buffers(rows, padded_dim(p.dim), &scratch);
-  Way::pack_queries(static_cast<const typename Way::E*>(p.q), rows, p.dim, b);
-  forward_keys<Way>(p, unit, rows, part, b, take_partial(rows, padded_dim(p.dim), &place), {});
+static void forward_one_part(const Params& p, const Unit& first, int64_t heads, int64_t part, void* partials,
+                             size_t apart, void* memory) {
+  using V = typename Way::V;
+  using T = typename Way::T;
+  struct Head {
+    Unit unit;
+    Rows<V> rows;
+    typename Way::Buffers buffers;
+    Partial<T> partial;
+  };
+  Head all[kMostHeads];
+  Scratch scratch{static_cast<char*>(memory)};
+  const int64_t width = padded_dim(p.dim), begin = part * kPartKeys, after = begin + kPartKeys;
+  int64_t end = 0;  // the same for every head
+  for (int64_t h = 0; h < heads; ++h) {
+    Head& head = all[h];
+    head.unit = first;
+    head.unit.kv_head += h;
+    head.rows = list_rows<V>(p, head.unit, first.row_begin, first.row_end - first.row_begin, &scratch);
+    head.buffers = h == 0 ? Way::take_buffers(head.rows, width, &scratch) : all[0].buffers;
+    if (h > 0) head.buffers.q = scratch.take<T>(kFewRows * width);
+    Way::pack_queries(static_cast<const typename Way::E*>(p.q), head.rows, p.dim, head.buffers);
+    Scratch place{static_cast<char*>(partials) + static_cast<size_t>(h) * apart};
+    head.partial = take_partial(head.rows, width, &place);
+    clear_partial(head.partial, head.rows, width);
+    const int64_t seen = head.rows.most_visible(head.rows.blocks - 1);
+    end = seen < after ? seen : after;
+  }
+  const int64_t step = heads == 1 ? kPartKeys : kTileKeys, tile_size = kTileKeys * p.kv_heads * p.dim;
+  for (int64_t tile = begin; tile < end; tile += step) {
+    for (int64_t h = 0; h < heads; ++h) {
+      const Head& head = all[h];
+      Way::add_keys(p, head.unit, head.rows, tile, end - tile < step ? end : tile + step, head.buffers,
+                    head.partial, {}, h + 1 < heads ? p.dim : tile_size - (heads - 1) * p.dim);
+    }
+  }
 }
+
 template <typename Way>
 static void forward_join(const Params& p, const Output& output, const Unit& unit, void* partials,
                          size_t partial_bytes, void* memory) {

@@ -34,7 +34,7 @@ EARNEST_INLINE LinesAhead lines_ahead(const E* rows, int64_t stride, int64_t cou
 }
 
 // c[m][:] = keep * c[m][:] + sum_i a[m * a_m + i * a_i] * b[i * b_i + :], a number of `a` against whole
-// vectors of b; keep is a number for each column, or for each row of a product of few rows. The sum starts
+// vectors of b; keep is a number for each column. The sum starts
 // from 0, i ascending, one fused multiply-add (or vdpbf16ps) each, and is added to c as a whole: an element's
 // bits do not depend on the shape of the block it is computed in, and long sums are made of short ones. A
 // null keep does not read c. Steps and counts are in units of T, which are pairs of bfloat16 in a and b where
@@ -60,7 +60,7 @@ EARNEST_INLINE V multiply_add(V a, V b, V c) {
   }
 }
 
-template <typename V, bool kPairs, int kRows, int kVectors, bool kKeepOfRows = false>
+template <typename V, bool kPairs, int kRows, int kVectors>
 static void multiply_block(const Product<Element<V>>& p, int64_t row, int64_t column) {
   using T = Element<V>;
   V sums[kRows][kVectors] = {};
@@ -85,12 +85,10 @@ static void multiply_block(const Product<Element<V>>& p, int64_t row, int64_t co
   if (p.keep != nullptr) {
 #pragma GCC unroll 4
     for (int n = 0; n < kVectors; ++n) {
-      V keep = load<V>(p.keep + column + n * kLanes<V>);
+      const V keep = load<V>(p.keep + column + n * kLanes<V>);
 #pragma GCC unroll 16
-      for (int r = 0; r < kRows; ++r) {
-        if constexpr (kKeepOfRows) keep = splat<V>(p.keep[row + r]);
+      for (int r = 0; r < kRows; ++r)
         sums[r][n] = fma(load<V>(c + r * c_m + n * kLanes<V>), keep, sums[r][n]);
-      }
     }
   }
 #pragma GCC unroll 16
@@ -122,18 +120,4 @@ static void multiply(const Product<Element<V>>& p, int64_t rows, int64_t vectors
     if constexpr (kManyRegisters) done = multiply_rows<V, kPairs, 16, 1>(p, 0, rows, n * kLanes<V>);
     multiply_rows<V, kPairs, 8, 1>(p, done, rows, n * kLanes<V>);
   }
-}
-
-// The product for kRows rows, whatever their number, with a keep for each.
-template <typename V, bool kPairs, int kRows>
-static void multiply_few(const Product<Element<V>>& p, int64_t vectors) {
-  constexpr int kMost = (kManyRegisters ? 16 : 8) / kRows;  // vectors at a time
-  int64_t n = 0;
-  if constexpr (kMost >= 4) {
-    for (; vectors - n >= 4; n += 4) multiply_block<V, kPairs, kRows, 4, true>(p, 0, n * kLanes<V>);
-  }
-  if constexpr (kMost >= 2) {
-    for (; vectors - n >= 2; n += 2) multiply_block<V, kPairs, kRows, 2, true>(p, 0, n * kLanes<V>);
-  }
-  for (; n < vectors; ++n) multiply_block<V, kPairs, kRows, 1, true>(p, 0, n * kLanes<V>);
 }

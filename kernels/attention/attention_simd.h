@@ -74,6 +74,7 @@ EARNEST_INLINE V max(V a, V b) {
 #if defined(__AVX512F__)  // the forms with a full mask keep GCC 12 from warning
   if constexpr (std::is_same_v<V, Vector<float>>) return _mm512_maskz_max_ps(0xffff, a, b);
   if constexpr (std::is_same_v<V, Vector<double>>) return _mm512_maskz_max_pd(0xff, a, b);
+  if constexpr (std::is_same_v<V, Vector<float, 32>>) return _mm256_max_ps(a, b);
 #endif
   return a > b ? a : b;
 }
@@ -82,11 +83,13 @@ template <typename V>
 EARNEST_INLINE V nearest(V x) {
   if constexpr (std::is_same_v<V, Vector<float>>) return _mm512_maskz_roundscale_ps(0xffff, x, 8);
   if constexpr (std::is_same_v<V, Vector<double>>) return _mm512_maskz_roundscale_pd(0xff, x, 8);
+  if constexpr (std::is_same_v<V, Vector<float, 32>>) return _mm256_roundscale_ps(x, 8);
 }
 template <typename V>
 EARNEST_INLINE V scale_by_power(V x, V n) {
   if constexpr (std::is_same_v<V, Vector<float>>) return _mm512_maskz_scalef_ps(0xffff, x, n);
   if constexpr (std::is_same_v<V, Vector<double>>) return _mm512_maskz_scalef_pd(0xff, x, n);
+  if constexpr (std::is_same_v<V, Vector<float, 32>>) return _mm256_scalef_ps(x, n);
 }
 #endif
 
@@ -138,6 +141,14 @@ template <size_t kHalf, typename V, size_t... kLane>
 EARNEST_INLINE V every_second(V a, V b, std::index_sequence<kLane...>) {
   constexpr size_t kIn = 16 / sizeof(Element<V>);
   return __builtin_shufflevector(a, b, (kLane / kIn * 2 * kIn + kHalf * kIn + kLane % kIn)...);
+}
+
+// 16 bytes of a and b in turn, from the lower or the upper half of each.
+template <size_t kHalf, typename V, size_t... kLane>
+EARNEST_INLINE V zip_quarters(V a, V b, std::index_sequence<kLane...>) {
+  constexpr size_t kIn = 16 / sizeof(Element<V>);
+  return __builtin_shufflevector(
+      a, b, (kLane / kIn / 2 * kIn + kHalf * kLanes<V> / 2 + kLane % kIn + kLane / kIn % 2 * kLanes<V>)...);
 }
 
 // Where transpose takes row i from, and leaves it: bits of the lane within 16 bytes first, then the reverse
@@ -261,9 +272,21 @@ EARNEST_INLINE void store_elements(E* to, V x, int64_t count) {
 EARNEST_INLINE Vector<float> dot_pairs(Vector<float> a, Vector<float> b, Vector<float> c) {
   return _mm512_dpbf16_ps(c, same_bits<__m512bh>(a), same_bits<__m512bh>(b));
 }
+EARNEST_INLINE Vector<float, 32> dot_pairs(Vector<float, 32> a, Vector<float, 32> b, Vector<float, 32> c) {
+  return _mm256_dpbf16_ps(c, same_bits<__m256bh>(a), same_bits<__m256bh>(b));
+}
+// The same, b one pair in memory for all lanes. GCC 12 loads it into a register first, which costs half the
+// rate.
+EARNEST_INLINE Vector<float, 32> dot_pair(Vector<float, 32> a, const float* b, Vector<float, 32> c) {
+  asm("vdpbf16ps %2%{1to8%}, %1, %0" : "+v"(c) : "v"(a), "m"(*b));
+  return c;
+}
 // low, then high, rounded.
 EARNEST_INLINE Vector<uint16_t> round_two(Vector<float> low, Vector<float> high) {
   return same_bits<Vector<uint16_t>>(_mm512_cvtne2ps_pbh(high, low));
+}
+EARNEST_INLINE Vector<uint16_t, 32> round_two(Vector<float, 32> low, Vector<float, 32> high) {
+  return same_bits<Vector<uint16_t, 32>>(_mm256_cvtne2ps_pbh(high, low));
 }
 #endif
 
@@ -274,4 +297,12 @@ EARNEST_INLINE V pair_up(V halves) {
   return [&]<size_t... kLane>(std::index_sequence<kLane...>) {
     return __builtin_shuffle(halves, V{static_cast<uint16_t>(kLane / 2 + kLane % 2 * (kCount / 2))...});
   }(std::make_index_sequence<kCount>());
+}
+
+// Pairs (low, high) of what two rows hold in the lower or the upper half of each 16 bytes.
+template <size_t kHalf, typename V>
+EARNEST_INLINE V zip_pairs(V low, V high) {
+  typedef Vector<uint16_t, sizeof(V)> Halves;
+  return same_bits<V>(zip_within<kHalf>(same_bits<Halves>(low), same_bits<Halves>(high),
+                                        std::make_index_sequence<kLanes<Halves>>()));
 }

@@ -11,8 +11,10 @@ struct Functions {
                       void* scratch) {
     (few(unit) ? forward_whole<Few> : forward_whole<Many>)(p, output, unit, next, scratch);
   }
-  static void part(const Params& p, const Unit& unit, int64_t part, void* partial, void* scratch) {
-    (few(unit) ? forward_one_part<Few> : forward_one_part<Many>)(p, unit, part, partial, scratch);
+  static void part(const Params& p, const Unit& unit, int64_t heads, int64_t part, void* partials,
+                   size_t apart, void* scratch) {
+    (few(unit) ? forward_one_part<Few> : forward_one_part<Many>)(p, unit, heads, part, partials, apart,
+                                                                 scratch);
   }
   static void join(const Params& p, const Output& output, const Unit& unit, void* partials,
                    size_t partial_bytes, void* scratch) {
