@@ -13,6 +13,7 @@ namespace {
 
 constexpr int64_t kTaskRows = 96;
 constexpr size_t kAlignment = 64;
+constexpr int64_t kMostAhead = int64_t{256} << 10;  // a part of the second cache
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t cut(int64_t part, int64_t parts, int64_t whole) { return part * whole / parts; }
@@ -90,6 +91,7 @@ void run_rectangle(const Product& p, const Kernels& k, const Columns& columns, c
   tile.inputs = p.inputs;
   tile.output_stride = columns.outputs();
   const int64_t most = k.panels_of_rows[std::min(rows, k.row_tile) - 1];
+  tile.ahead = std::min(most * panel_bytes({p.codes, kPanel, p.inputs}), kMostAhead);
   for (int64_t panel = 0; panel < panel_count; panel += most) {
     const int64_t count = std::min(most, panel_count - panel);
     for (int64_t row = 0; row < rows; row += k.row_tile) {
@@ -136,11 +138,12 @@ void run_product(const Product& p, const Kernels& k, void* workspace) {
   const Grid grid = grid_of(p, columns.panel_count(), k.row_tile);
   const auto task = [&](int64_t i) {
     const int64_t row = i % grid.row_tasks, panel = i / grid.row_tasks;
-    const int64_t first_row = cut(row, grid.row_tasks, p.rows), groups = ceil_div(columns.panel_count(), 4);
+    const int64_t groups = ceil_div(columns.panel_count(), 4), tiles = ceil_div(p.rows, k.row_tile);
+    const int64_t first_row = cut(row, grid.row_tasks, tiles) * k.row_tile;
+    const int64_t end_row = std::min(cut(row + 1, grid.row_tasks, tiles) * k.row_tile, p.rows);
     const int64_t first_panel = 4 * cut(panel, grid.panel_tasks, groups);
     const int64_t end = std::min(4 * cut(panel + 1, grid.panel_tasks, groups), columns.panel_count());
-    run_rectangle(p, k, columns, left, first_row, cut(row + 1, grid.row_tasks, p.rows) - first_row,
-                  first_panel, end - first_panel);
+    run_rectangle(p, k, columns, left, first_row, end_row - first_row, first_panel, end - first_panel);
   };
   const int64_t tasks = grid.row_tasks * grid.panel_tasks;
   if (grid.lanes == 1) {

@@ -65,6 +65,12 @@ EARNEST_INLINE Words same_in_all(const char* from) {
 
 EARNEST_INLINE Floats to_float(Words sums) { return __builtin_convertvector((Ints)sums, Floats); }
 
+// The panels that the next tile takes lie behind these: asked for while these are worked on, they are in the
+// second cache when their turn comes. A processor alone looks no further than the page that it is in.
+EARNEST_INLINE void fetch_ahead(const char* from, int64_t distance) {
+  __builtin_prefetch(from + distance, 0, 2);
+}
+
 // The sums of the planes as one number. Those of two fit in 32 bits together.
 template <int kPlanes>
 EARNEST_INLINE Floats joined(const Words* sums) {
@@ -102,8 +108,9 @@ struct Int8Block {
       Words w[kPanels][kVectors];
 #pragma GCC unroll 32
       for (int j = 0; j < kPanels * kVectors; ++j) {
-        w[j / kVectors][j % kVectors] = load<Words>(panels[j / kVectors] + step * kPanel * 4 +
-                                                    j % kVectors * EARNEST_VECTOR_BYTES);
+        const char* from = panels[j / kVectors] + step * kPanel * 4 + j % kVectors * EARNEST_VECTOR_BYTES;
+        w[j / kVectors][j % kVectors] = load<Words>(from);
+        if (j % kVectors == 0) fetch_ahead(from, t.ahead);
       }
 #pragma GCC unroll 64
       for (int i = 0; i < kRows * kPlanes; ++i) {
@@ -143,8 +150,10 @@ struct Int4Block {
         Words w[kPanels][kVectors];
 #pragma GCC unroll 32
         for (int j = 0; j < kPanels * kVectors; ++j) {
-          w[j / kVectors][j % kVectors] = load<Words>(
-              panels[j / kVectors] + (1 + quarter) * kPanel * 4 + j % kVectors * EARNEST_VECTOR_BYTES);
+          const char* from =
+              panels[j / kVectors] + (1 + quarter) * kPanel * 4 + j % kVectors * EARNEST_VECTOR_BYTES;
+          w[j / kVectors][j % kVectors] = load<Words>(from);
+          if (j % kVectors == 0) fetch_ahead(from, t.ahead);
         }
 #pragma GCC unroll 2
         for (int half = 0; half < 2; ++half) {
@@ -165,6 +174,7 @@ struct Int4Block {
 #pragma GCC unroll 32
       for (int j = 0; j < kPanels * kVectors; ++j) {
         const auto both = load<Words>(panels[j / kVectors] + j % kVectors * EARNEST_VECTOR_BYTES);
+        if (j % kVectors == 0) fetch_ahead(panels[j / kVectors], t.ahead);
         const Floats scale = (Floats)(both << 16), minimum = (Floats)(both & 0xffff0000u);
 #pragma GCC unroll 16
         for (int i = 0; i < kRows; ++i) {
@@ -190,24 +200,48 @@ struct Int4Block {
   }
 };
 
+// Numbers of T and floats, a vector at a time.
+typedef uint16_t Halves __attribute__((vector_size(EARNEST_VECTOR_BYTES / 2)));
+
+template <typename T>
+EARNEST_INLINE Floats load_widened(const T* from) {
+  if constexpr (sizeof(T) == 4) return load<Floats>(reinterpret_cast<const char*>(from));
+  const auto halves = load<Halves>(reinterpret_cast<const char*>(from));
+  return (Floats)(__builtin_convertvector(halves, Words) << 16);
+}
+
+// As narrow() of kernels/common/bfloat16.h does.
+template <typename T>
+EARNEST_INLINE void store_narrowed(Floats values, T* to) {
+  if constexpr (sizeof(T) == 4) {
+    std::memcpy(to, &values, sizeof values);
+    return;
+  }
+  const Words words = (Words)values;
+  const Words even = words + 0x7fffu + ((words >> 16) & 1u), nan = (Words)((words & 0x7fffffffu) > 0x7f800000u);
+  const Words rounded = ((nan & (words | 0x400000u)) | (~nan & even)) >> 16;
+  const Halves halves = __builtin_convertvector(rounded, Halves);
+  std::memcpy(to, &halves, sizeof halves);
+}
+
 // y = total scale + bias for what there is of one panel in one row.
 template <typename T, Codes kCodes>
 EARNEST_INLINE void finish(const Floats* totals, const char* panel, int64_t count, const void* bias, T* y) {
-  float sums[kPanel], scales[kPanel];
-  std::memcpy(sums, totals, sizeof sums);
-  if (kCodes == Codes::kInt8) {
-    std::memcpy(scales, panel, sizeof scales);
-    for (int64_t j = 0; j < kPanel; ++j) sums[j] *= scales[j];
+  T whole[kPanel], added[kPanel] = {};
+  T* to = count == kPanel ? y : whole;
+  const T* from = static_cast<const T*>(bias);
+  if (bias != nullptr && count < kPanel) {
+    std::memcpy(added, bias, static_cast<size_t>(count) * sizeof(T));
+    from = added;
   }
-  if (bias != nullptr) {
-    const T* added = static_cast<const T*>(bias);
-    for (int64_t j = 0; j < count; ++j) sums[j] += widen(added[j]);
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v) {
+    Floats sums = totals[v];
+    if (kCodes == Codes::kInt8) sums *= load<Floats>(panel + v * EARNEST_VECTOR_BYTES);
+    if (bias != nullptr) sums += load_widened(from + v * kLanes);
+    store_narrowed(sums, to + v * kLanes);
   }
-  if (count == kPanel) {
-    for (int64_t j = 0; j < kPanel; ++j) narrow(sums[j], &y[j]);
-  } else {
-    for (int64_t j = 0; j < count; ++j) narrow(sums[j], &y[j]);
-  }
+  if (count < kPanel) std::memcpy(y, whole, static_cast<size_t>(count) * sizeof(T));
 }
 
 template <typename T, Codes kCodes, int kPlanes, int kRows, int kPanels>

@@ -31,6 +31,7 @@ struct Tile {
   const char* left;  // rows as `quantise` left them
   int64_t left_stride;
   int64_t inputs;
+  int64_t ahead;  // bytes from a panel to the one whose turn comes after it
   const char* panels[kMostPanels];
   int64_t counts[kMostPanels];       // outputs of each that there are
   const void* biases[kMostPanels];   // of each, or null
