@@ -48,8 +48,8 @@ def test_a_back_end_that_cannot_run_is_an_error(family: str):
     [
         (
             {"family": "convolution"},
-            "[which] family: expected one of attention, frames, linear, logmel, logprob, pitch, ppo, quantized, "
-            "rowwise",
+            "[which] family: expected one of attention, frames, linear, logmel, logprob, pitch, ppo, "
+            "quantized, rowwise",
         ),
         ({"family": "ppo", "device": "abacus"}, "[which] device: expected cpu or cuda, got 'abacus'"),
         ({"family": "ppo", "dim": 64}, "[which] details: expected what ppo depends on (device), got dim"),

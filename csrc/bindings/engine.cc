@@ -177,7 +177,8 @@ std::unique_ptr<LoadedModel> from_memory(const std::string& config, const nb::di
     views.views.emplace(nb::cast<std::string>(key), std::move(view));
     loaded->kept.push_back(array);
   }
-  without_gil([&] { return engine::Model::create(parsed, std::move(views), chosen, &loaded->model, weights); });
+  without_gil(
+      [&] { return engine::Model::create(parsed, std::move(views), chosen, &loaded->model, weights); });
   return loaded;
 }
 

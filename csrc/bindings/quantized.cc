@@ -82,7 +82,8 @@ void unpack(const std::string& codes, int64_t outputs, const ReadBytes& packed, 
   const Shape shape = {codes_named(codes), outputs, inputs};
   const Type type = type_of(rows);
   void* out = data_of("quantized", "rows", rows);
-  without_gil([&, count = count] { return quantized::unpack(shape, packed.data(), first, count, type, out); });
+  without_gil(
+      [&, count = count] { return quantized::unpack(shape, packed.data(), first, count, type, out); });
 }
 
 void product(const std::string& codes, const Read& left, const ReadBytes& packed,
@@ -94,9 +95,9 @@ void product(const std::string& codes, const Read& left, const ReadBytes& packed
   check_packed(codes, outputs, inputs, packed.size());
   quantized::Part part = {packed.data(), outputs, nullptr};
   if (bias) {
-    expect(bias->ndim() == 1 && static_cast<int64_t>(bias->shape(0)) == outputs &&
-               bias->dtype() == left.dtype(),
-           "bias", "one number per output, of the dtype of the input", "something else");
+    expect(
+        bias->ndim() == 1 && static_cast<int64_t>(bias->shape(0)) == outputs && bias->dtype() == left.dtype(),
+        "bias", "one number per output, of the dtype of the input", "something else");
     part.bias = data_of("quantized", "bias", bias);
   }
   quantized::Product job;
@@ -121,11 +122,11 @@ void bind_quantized(nb::module_& module) {
   module.def("quantized_packed_size", &packed_size, nb::arg("codes"), nb::arg("outputs"), nb::arg("inputs"));
   module.def("quantized_pack", &pack, nb::arg("codes"), nb::arg("weight").noconvert(),
              nb::arg("packed").noconvert());
-  module.def("quantized_unpack", &unpack, nb::arg("codes"), nb::arg("outputs"),
-             nb::arg("packed").noconvert(), nb::arg("first"), nb::arg("rows").noconvert());
+  module.def("quantized_unpack", &unpack, nb::arg("codes"), nb::arg("outputs"), nb::arg("packed").noconvert(),
+             nb::arg("first"), nb::arg("rows").noconvert());
   module.def("quantized_product", &product, nb::arg("codes"), nb::arg("left").noconvert(),
-             nb::arg("packed").noconvert(), nb::arg("bias").noconvert().none(),
-             nb::arg("output").noconvert(), nb::arg("int8_activations"));
+             nb::arg("packed").noconvert(), nb::arg("bias").noconvert().none(), nb::arg("output").noconvert(),
+             nb::arg("int8_activations"));
   module.def(
       "quantized_which",
       [](const std::string& device) {

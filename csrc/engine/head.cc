@@ -71,8 +71,8 @@ Status Head::logprob_of_logits(const void* hidden, int64_t rows, const int64_t* 
       weighted += share * off;
     }
     const double log_sum = std::log(sum);
-    logp[row] = static_cast<float>(
-        (static_cast<double>(scores[targets[row]]) - largest) / temperature - log_sum);
+    logp[row] =
+        static_cast<float>((static_cast<double>(scores[targets[row]]) - largest) / temperature - log_sum);
     entropy[row] = static_cast<float>(log_sum - weighted / sum);
   }
   return {};

@@ -23,7 +23,8 @@ Status Model::create(const Config& config, Tensors tensors, Precision precision,
                      std::shared_ptr<Model>* model, Quantization quantization) {
   const bool saved_so = config.quantization != Quantization::kNone;
   if (saved_so && quantization != Quantization::kNone && quantization != config.quantization) {
-    return invalid_argument("load", "quantization", name_of(config.quantization) + std::string(" as it is saved"),
+    return invalid_argument("load", "quantization",
+                            name_of(config.quantization) + std::string(" as it is saved"),
                             name_of(quantization));
   }
   if (saved_so) quantization = config.quantization;

@@ -73,8 +73,7 @@ Status QuantizedMatrix::multiply(const void* x, int64_t rows, void* y, Arena* ar
   product.count = static_cast<int64_t>(parts_.size());
   product.left = x;
   product.output = y;
-  return quantized::run(product,
-                        arena->take<char>(static_cast<int64_t>(quantized::workspace_size(product))));
+  return quantized::run(product, arena->take<char>(static_cast<int64_t>(quantized::workspace_size(product))));
 }
 
 Status QuantizedMatrix::row(int64_t index, void* out) const {

@@ -76,8 +76,8 @@ class Table {
   size_t row_bytes_ = 0;
 };
 
-// The names and shapes that a model of this config has, before it is quantised. Where embeddings are tied, lm_head.weight may be
-// missing.
+// The names and shapes that a model of this config has, before it is quantised. Where embeddings are tied,
+// lm_head.weight may be missing.
 std::map<std::string, std::vector<int64_t>> tensor_shapes(const Config& config);
 
 // All tensors that are missing, of no use or of the wrong shape, in one error. Those that a quantised

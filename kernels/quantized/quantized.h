@@ -25,11 +25,11 @@
 
 namespace earnest::quantized {
 
-enum class Type { kFloat32, kBFloat16 };             // of x, y and the bias
-enum class Codes { kInt8, kInt4 };                   // of the weights
-enum class Activations { kExact, kInt8 };            // kInt8: 8 bits, whatever the type
-constexpr int64_t kPanel = 16;                       // outputs that lie together in a packed matrix
-constexpr int64_t kGroup = 32;                       // inputs that share a scale in int4
+enum class Type { kFloat32, kBFloat16 };   // of x, y and the bias
+enum class Codes { kInt8, kInt4 };         // of the weights
+enum class Activations { kExact, kInt8 };  // kInt8: 8 bits, whatever the type
+constexpr int64_t kPanel = 16;             // outputs that lie together in a packed matrix
+constexpr int64_t kGroup = 32;             // inputs that share a scale in int4
 
 // A packed matrix is [panels][panel_bytes], a panel 16 outputs (the last may have fewer). It is the same for
 // all tiers, and the layout of saved files:

@@ -50,12 +50,12 @@ class Columns {
       }
       const Part& from = p_.parts[part];
       const int64_t column = first * kPanel;
-      tile->panels[j] = static_cast<const char*>(from.packed) +
-                        first * panel_bytes({p_.codes, from.outputs, p_.inputs});
+      tile->panels[j] =
+          static_cast<const char*>(from.packed) + first * panel_bytes({p_.codes, from.outputs, p_.inputs});
       tile->counts[j] = std::min(kPanel, from.outputs - column);
-      tile->biases[j] = from.bias == nullptr ? nullptr
-                                             : static_cast<const char*>(from.bias) +
-                                                   static_cast<size_t>(column) * size;
+      tile->biases[j] = from.bias == nullptr
+                            ? nullptr
+                            : static_cast<const char*>(from.bias) + static_cast<size_t>(column) * size;
       tile->outputs[j] = static_cast<char*>(p_.output) +
                          static_cast<size_t>(row * outputs_ + columns_before + column) * size;
     }
@@ -72,8 +72,8 @@ struct Grid {
 
 Grid grid_of(const Product& p, int64_t panel_count, int64_t row_tile) {
   // Under some 5 microseconds of reading or arithmetic another thread would come too late.
-  const double bytes = static_cast<double>(panel_count) *
-                       static_cast<double>(panel_bytes({p.codes, kPanel, p.inputs}));
+  const double bytes =
+      static_cast<double>(panel_count) * static_cast<double>(panel_bytes({p.codes, kPanel, p.inputs}));
   const double work = bytes * static_cast<double>(std::max<int64_t>(1, ceil_div(p.rows, row_tile)));
   Grid grid;
   grid.lanes = work < 96.0 * 1024 ? 1 : p.threads;

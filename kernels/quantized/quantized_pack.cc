@@ -201,8 +201,8 @@ void run_pack(const Shape& shape, Type type, const void* source, void* packed) {
 
 void run_unpack(const Shape& shape, const void* packed, int64_t first, int64_t count, Type type, void* rows) {
   for (int64_t i = first; i < first + count; ++i) {
-    const auto* output = static_cast<const unsigned char*>(packed) + i / kPanel * panel_bytes(shape) +
-                         i % kPanel * 4;
+    const auto* output =
+        static_cast<const unsigned char*>(packed) + i / kPanel * panel_bytes(shape) + i % kPanel * 4;
     for (int64_t k = 0; k < shape.inputs; k += kChunk) {
       const int64_t here = std::min(kChunk, shape.inputs - k), at = (i - first) * shape.inputs + k;
       float part[kChunk];

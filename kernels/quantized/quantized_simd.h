@@ -38,14 +38,14 @@ EARNEST_INLINE Words dot4(Words sum, Words w, Words x) {
   return (Words)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x);
 #elif EARNEST_VECTOR_BYTES == 64
   const __m512i bytes = _mm512_set1_epi16(255), signed_x = (__m512i)x, codes = (__m512i)w;
-  const __m512i even = _mm512_madd_epi16(_mm512_and_si512(codes, bytes),
-                                         _mm512_srai_epi16(_mm512_slli_epi16(signed_x, 8), 8));
+  const __m512i even =
+      _mm512_madd_epi16(_mm512_and_si512(codes, bytes), _mm512_srai_epi16(_mm512_slli_epi16(signed_x, 8), 8));
   const __m512i odd = _mm512_madd_epi16(_mm512_srli_epi16(codes, 8), _mm512_srai_epi16(signed_x, 8));
   return sum + (Words)even + (Words)odd;
 #elif EARNEST_VECTOR_BYTES == 32
   const __m256i bytes = _mm256_set1_epi16(255), signed_x = (__m256i)x, codes = (__m256i)w;
-  const __m256i even = _mm256_madd_epi16(_mm256_and_si256(codes, bytes),
-                                         _mm256_srai_epi16(_mm256_slli_epi16(signed_x, 8), 8));
+  const __m256i even =
+      _mm256_madd_epi16(_mm256_and_si256(codes, bytes), _mm256_srai_epi16(_mm256_slli_epi16(signed_x, 8), 8));
   const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(codes, 8), _mm256_srai_epi16(signed_x, 8));
   return sum + (Words)even + (Words)odd;
 #else
@@ -218,7 +218,8 @@ EARNEST_INLINE void store_narrowed(Floats values, T* to) {
     return;
   }
   const Words words = (Words)values;
-  const Words even = words + 0x7fffu + ((words >> 16) & 1u), nan = (Words)((words & 0x7fffffffu) > 0x7f800000u);
+  const Words even = words + 0x7fffu + ((words >> 16) & 1u),
+              nan = (Words)((words & 0x7fffffffu) > 0x7f800000u);
   const Words rounded = ((nan & (words | 0x400000u)) | (~nan & even)) >> 16;
   const Halves halves = __builtin_convertvector(rounded, Halves);
   std::memcpy(to, &halves, sizeof halves);

@@ -21,8 +21,9 @@ inline int64_t blocks_of(int64_t inputs) { return (inputs + kBlock - 1) / kBlock
 // bytes each, lie behind this. sums: of the whole numbers over each group.
 struct alignas(64) BlockHeader {
   float unit;
-  float sums[kBlockGroups];     // for int4
-  int32_t lower_sum, upper_sum;  // -128 times the sum over the block of the two last planes as one, of plane 0 of 3
+  float sums[kBlockGroups];  // for int4
+  int32_t lower_sum,
+      upper_sum;  // -128 times the sum over the block of the two last planes as one, of plane 0 of 3
 };
 inline int64_t block_bytes(int planes) { return static_cast<int64_t>(sizeof(BlockHeader)) + planes * kBlock; }
 
@@ -33,15 +34,15 @@ struct Tile {
   int64_t inputs;
   int64_t ahead;  // bytes from a panel to the one whose turn comes after it
   const char* panels[kMostPanels];
-  int64_t counts[kMostPanels];       // outputs of each that there are
-  const void* biases[kMostPanels];   // of each, or null
-  void* outputs[kMostPanels];        // of each, in the first row
+  int64_t counts[kMostPanels];      // outputs of each that there are
+  const void* biases[kMostPanels];  // of each, or null
+  void* outputs[kMostPanels];       // of each, in the first row
   int64_t output_stride;
 };
 
 struct Kernels {
-  int64_t row_tile;                // rows that a tile takes at most
-  int64_t panels_of_rows[16];      // panels that a tile of i + 1 rows takes at most
+  int64_t row_tile;            // rows that a tile takes at most
+  int64_t panels_of_rows[16];  // panels that a tile of i + 1 rows takes at most
   void (*quantise)(const void* row, int64_t inputs, void* out);
   void (*multiply)(const Tile& tile, int64_t rows, int64_t panels);
 };

@@ -225,17 +225,22 @@ TEST(bad_input_is_an_error_with_a_sentence) {
   };
   CHECK(message([](Product*, Part*) {}).empty());
   CHECK(message([](Product* p, Part*) { p->rows = -1; }) == "[quantized] rows: expected at least 0, got -1");
-  CHECK(message([](Product* p, Part*) { p->inputs = 0; }) == "[quantized] inputs: expected at least 1, got 0");
-  CHECK(message([](Product* p, Part*) { p->count = 0; }) == "[quantized] count: expected 1 to 16 parts, got 0");
+  CHECK(message([](Product* p, Part*) { p->inputs = 0; }) ==
+        "[quantized] inputs: expected at least 1, got 0");
+  CHECK(message([](Product* p, Part*) { p->count = 0; }) ==
+        "[quantized] count: expected 1 to 16 parts, got 0");
   CHECK(message([](Product*, Part* parts) { parts[1].packed = nullptr; }) ==
         "[quantized] packed: expected an array, got null");
-  CHECK(message([](Product* p, Part*) { p->left = nullptr; }) == "[quantized] left: expected an array, got null");
-  CHECK(message([](Product* p, Part*) { p->threads = 0; }) == "[quantized] threads: expected 1 to 4096, got 0");
+  CHECK(message([](Product* p, Part*) { p->left = nullptr; }) ==
+        "[quantized] left: expected an array, got null");
+  CHECK(message([](Product* p, Part*) { p->threads = 0; }) ==
+        "[quantized] threads: expected 1 to 4096, got 0");
   CHECK(message([](Product* p, Part*) { p->rows = int64_t{1} << 60; }).find("fit in memory") !=
         std::string::npos);
   CHECK(message([](Product*, Part* parts) { parts[0].outputs = int64_t{1} << 61; }).find("fit in memory") !=
         std::string::npos);
-  CHECK(message([](Product* p, Part*) { p->device = Device::kCuda; }).find("without CUDA") != std::string::npos);
+  CHECK(message([](Product* p, Part*) { p->device = Device::kCuda; }).find("without CUDA") !=
+        std::string::npos);
   size_t bytes = 7;
   CHECK(!packed_size({Codes::kInt4, int64_t{1} << 40, int64_t{1} << 40}, &bytes).ok() && bytes == 7);
   CHECK(!unpack({Codes::kInt8, 4, 3}, c.packed[0].data(), 3, 2, Type::kFloat32, &bytes).ok());

@@ -202,9 +202,7 @@ def smollm(shared_data, tmp_path_factory):
     text = (shared_data / "README.md").read_text() + (
         shared_data / "step_benchmarks" / "README.md"
     ).read_text()
-    ids = torch.tensor(
-        tokenizers.Tokenizer.from_str(definition).encode(text, add_special_tokens=False).ids
-    )
+    ids = torch.tensor(tokenizers.Tokenizer.from_str(definition).encode(text, add_special_tokens=False).ids)
     return path, ids[: len(ids) // 256 * 256].view(-1, 256)
 
 
