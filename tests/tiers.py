@@ -12,6 +12,7 @@ HIGHEST = {
     "logprob": "avx512_bf16",
     "pitch": "avx512",
     "ppo": "avx512",
+    "quantized": "avx512_bf16",
     "rowwise": "avx512",
 }
 

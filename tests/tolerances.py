@@ -67,3 +67,12 @@ LINEAR = {
     "floor": {"float32": 5e-7, "bfloat16": 2.0**-9},
     "positive": 2e-6,  # sums of thousands of positive terms, relative
 }
+
+QUANTIZED = {
+    # Beside FACTOR times the error of plain arithmetic, of the largest result: some units in the last place.
+    "floor": {"float32": 5e-7, "bfloat16": 2.0**-9},
+    # A layer's error passes through the next ones: logits of a toy model on dequantised weights.
+    "logits": {"float32": 2e-4, "bfloat16": 1e-1},
+    # Of a fixed text, over that of the same weights in bfloat16 (SmolLM2-135M).
+    "perplexity": {"int8": 1.01, "int4": 1.04},
+}

@@ -68,6 +68,7 @@ void bind_ppo(nb::module_& module);
 void bind_rowwise(nb::module_& module);
 void bind_frames(nb::module_& module);
 void bind_linear(nb::module_& module);
+void bind_quantized(nb::module_& module);
 void bind_pitch(nb::module_& module);
 void bind_text(nb::module_& module);
 void bind_engine(nb::module_& module);

@@ -17,6 +17,7 @@
 #include "csrc/engine/generation.h"
 #include "csrc/engine/json.h"
 #include "csrc/engine/model.h"
+#include "csrc/engine/quantization.h"
 #include "csrc/engine/safetensors.h"
 
 namespace earnest::bindings {
@@ -27,6 +28,7 @@ using engine::Arena;
 using engine::KVCache;
 using engine::KVPool;
 using engine::Precision;
+using engine::Quantization;
 using engine::StoredType;
 using Read = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
 using Write = nb::ndarray<nb::c_contig, nb::device::cpu>;
@@ -142,17 +144,25 @@ struct LoadedModel {
   }
 };
 
-std::unique_ptr<LoadedModel> load(const std::string& folder, const std::string& precision) {
+Quantization quantization_named(const std::string& name) {
+  expect(name == "none" || name == "int8" || name == "int4", "quantization", "none, int8 or int4");
+  return name == "none" ? Quantization::kNone : name == "int8" ? Quantization::kInt8 : Quantization::kInt4;
+}
+
+std::unique_ptr<LoadedModel> load(const std::string& folder, const std::string& precision,
+                                  const std::string& quantization) {
   auto loaded = std::make_unique<LoadedModel>();
   const Precision chosen = precision_named(precision);
-  without_gil([&] { return engine::Model::load(folder, chosen, &loaded->model); });
+  const Quantization weights = quantization_named(quantization);
+  without_gil([&] { return engine::Model::load(folder, chosen, &loaded->model, weights); });
   return loaded;
 }
 
 std::unique_ptr<LoadedModel> from_memory(const std::string& config, const nb::dict& tensors,
-                                         const std::string& precision) {
+                                         const std::string& precision, const std::string& quantization) {
   auto loaded = std::make_unique<LoadedModel>();
   const Precision chosen = precision_named(precision);
+  const Quantization weights = quantization_named(quantization);
   const engine::Config parsed = parse_config(config);
   engine::Tensors views;
   for (const auto& [key, value] : tensors) {
@@ -167,7 +177,8 @@ std::unique_ptr<LoadedModel> from_memory(const std::string& config, const nb::di
     views.views.emplace(nb::cast<std::string>(key), std::move(view));
     loaded->kept.push_back(array);
   }
-  without_gil([&] { return engine::Model::create(parsed, std::move(views), chosen, &loaded->model); });
+  without_gil(
+      [&] { return engine::Model::create(parsed, std::move(views), chosen, &loaded->model, weights); });
   return loaded;
 }
 
@@ -343,8 +354,15 @@ void bind_engine(nb::module_& top) {
   module.def("read_safetensors", &read_safetensors, "path"_a);
   module.def("read_checkpoint", &read_checkpoint, "folder"_a);
   module.def("config_fields", &config_fields, "text"_a);
-  module.def("load", &load, "folder"_a, "precision"_a);
-  module.def("from_memory", &from_memory, "config"_a, "tensors"_a, "precision"_a);
+  module.def("load", &load, "folder"_a, "precision"_a, "quantization"_a = "none");
+  module.def("from_memory", &from_memory, "config"_a, "tensors"_a, "precision"_a, "quantization"_a = "none");
+  module.def(
+      "quantize",
+      [](const std::string& in, const std::string& out, const std::string& weights) {
+        const Quantization chosen = quantization_named(weights);
+        without_gil([&] { return engine::quantize_checkpoint(in, out, chosen); });
+      },
+      "checkpoint"_a, "out"_a, "weights"_a);
   nb::class_<KVCache>(module, "KVCache")
       .def_prop_ro("length", &KVCache::length)
       .def_prop_ro("start", &KVCache::start)

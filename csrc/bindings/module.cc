@@ -26,6 +26,7 @@ NB_MODULE(_native, module) {
   bind_rowwise(module);
   bind_frames(module);
   bind_linear(module);
+  bind_quantized(module);
   bind_pitch(module);
   bind_text(module);
   bind_engine(module);

@@ -186,14 +186,30 @@ Status check_kind(const Part& part) {
   bool named = names.absent();
   for (const json::Value name : names.items()) named = named || name.string() == kArchitecture;
   if (!named) return part.wrong("architectures", kArchitecture, shown(names));
-  const json::Value quantised = part["quantization_config"];
-  const bool plain = !given(quantised) ||
-                     (quantised.kind() == json::Kind::kObject && quantised.size() == 0) ||
-                     quantised.boolean() == false;
-  return plain ? Status() : part.wrong("quantization_config", "plain weights", "a quantised checkpoint");
+  return {};
+}
+
+// That which `earnest quantize` writes, or none.
+Status read_quantization(const Part& part, Quantization* quantization) {
+  constexpr char kKey[] = "quantization_config";
+  const json::Value value = part[kKey];
+  const bool object = value.kind() == json::Kind::kObject;
+  if (!given(value) || (object && value.size() == 0) || value.boolean() == false) return {};
+  if (value["quant_method"].string() != "earnest")
+    return part.wrong(kKey, "plain weights", "a quantised checkpoint");
+  const auto weights = value["weights"].string();
+  if ((weights != "int8" && weights != "int4") || value["version"].integer() != 1)
+    return part.wrong(kKey, "weights \"int8\" or \"int4\", and version 1", shown(value));
+  *quantization = weights == "int8" ? Quantization::kInt8 : Quantization::kInt4;
+  return {};
 }
 
 }  // namespace
+
+const char* name_of(Quantization quantization) {
+  if (quantization == Quantization::kNone) return "none";
+  return quantization == Quantization::kInt8 ? "int8" : "int4";
+}
 
 int64_t EncoderConfig::valid_positions(int64_t frames) const {
   const int64_t counted = audio_len == AudioLength::kVllm ? frames : std::max<int64_t>(frames - 2, 0);
@@ -220,6 +236,7 @@ Status Config::parse(const json::Value& root, Config* config) {
   Config read;
   EARNEST_RETURN_IF_ERROR(read_text(part["text_config"], &read.text));
   EARNEST_RETURN_IF_ERROR(read_audio(part["audio_encoder_config"], &read.audio));
+  EARNEST_RETURN_IF_ERROR(read_quantization(part, &read.quantization));
   if (read.audio.llm_dim != read.text.hidden_size) {
     return part.wrong("llm_dim", "hidden_size (" + std::to_string(read.text.hidden_size) + ")",
                       std::to_string(read.audio.llm_dim));

@@ -54,9 +54,14 @@ struct EncoderConfig {
   int64_t audio_tokens(int64_t frames) const;
 };
 
+// How the decoder's matrices are kept; see quantization.h.
+enum class Quantization { kNone, kInt8, kInt4 };
+const char* name_of(Quantization quantization);  // "none", "int8", "int4"
+
 struct Config {
   TextConfig text;
   EncoderConfig audio;
+  Quantization quantization = Quantization::kNone;  // of the checkpoint's files
 
   static Status parse(const json::Value& root, Config* config);
   static Status load(const std::string& folder, Config* config);  // its config.json

@@ -140,7 +140,7 @@ struct Decoder::Batch {
 Status Decoder::create(const TextConfig& config, Weights* weights) {
   config_ = config;
   precision_ = weights->precision();
-  EARNEST_RETURN_IF_ERROR(weights->array("model.embed_tokens.weight", &embeddings_));
+  EARNEST_RETURN_IF_ERROR(weights->table("model.embed_tokens.weight", &embeddings_));
   for (int64_t i = 0; i < config.num_hidden_layers; ++i) {
     const std::string name = "model.layers." + std::to_string(i) + ".", attn = name + "self_attn.";
     Layer layer;
@@ -234,7 +234,7 @@ Status Decoder::run_as(const std::vector<Segment>& segments, T* hidden, Arena* a
   angles.sine = batch.sine = arena->take<float>(batch.rows * angles.dim / 2);
   EARNEST_RETURN_IF_ERROR(rowwise::run(angles));
   T* x = arena->take<T>(batch.rows * width);
-  embed(batch, x);
+  EARNEST_RETURN_IF_ERROR(embed(batch, x));
   for (size_t i = 0; i < layers_.size(); ++i) {
     EARNEST_RETURN_IF_ERROR((attend<T, P>(i, &batch, x, arena)));
     if (batch.rows == 0) return {};
@@ -247,17 +247,20 @@ Status Decoder::run_as(const std::vector<Segment>& segments, T* hidden, Arena* a
 }
 
 template <typename T>
-void Decoder::embed(const Batch& batch, T* x) const {
+Status Decoder::embed(const Batch& batch, T* x) const {
   const int64_t width = config_.hidden_size;
   for (const Segment& segment : batch.segments) {
     const T* given = static_cast<const T*>(segment.embeddings);
     for (int64_t i = 0; i < segment.count; ++i, x += width) {
-      const bool from_table = segment.ids[i] != kGivenEmbedding;
-      const T* row = from_table ? embeddings_->as<T>() + segment.ids[i] * width : given;
-      std::memcpy(x, row, static_cast<size_t>(width) * sizeof(T));
-      if (!from_table) given += width;
+      if (segment.ids[i] != kGivenEmbedding) {
+        EARNEST_RETURN_IF_ERROR(embeddings_->copy_row(segment.ids[i], x));
+        continue;
+      }
+      std::memcpy(x, given, static_cast<size_t>(width) * sizeof(T));
+      given += width;
     }
   }
+  return {};
 }
 
 // x += o_proj(attention(...)). New keys and values go into the caches first. The last layer goes on with the

@@ -54,7 +54,7 @@ class Decoder {
   template <typename T, typename P>
   Status run_as(const std::vector<Segment>& segments, T* hidden, Arena* arena) const;
   template <typename T>
-  void embed(const Batch& batch, T* x) const;
+  Status embed(const Batch& batch, T* x) const;
   template <typename T, typename P>
   Status attend(size_t index, Batch* batch, T* x, Arena* arena) const;
   template <typename T, typename P>
@@ -62,7 +62,8 @@ class Decoder {
 
   TextConfig config_;
   Precision precision_ = Precision::kFloat32;
-  const Array *embeddings_ = nullptr, *norm_ = nullptr;
+  const Table* embeddings_ = nullptr;
+  const Array* norm_ = nullptr;
   std::vector<Layer> layers_;
 };
 

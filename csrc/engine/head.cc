@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "csrc/engine/head.h"
 
+#include <algorithm>
+#include <cmath>
 #include <string>
 
 #include "csrc/engine/guard.h"
@@ -13,7 +15,7 @@ Status Head::create(const TextConfig& config, Weights* weights) {
   precision_ = weights->precision();
   const std::string name = config.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
   EARNEST_RETURN_IF_ERROR(weights->head_matrix(name, &matrix_));
-  return weights->array(name, &rows_);
+  return weights->is_quantized(name) ? Status() : weights->array(name, &rows_);
 }
 
 Status Head::logits(const void* hidden, int64_t rows, float* logits, Arena* arena) const {
@@ -28,6 +30,7 @@ Status Head::logits(const void* hidden, int64_t rows, float* logits, Arena* aren
 
 Status Head::logprob(const void* hidden, int64_t rows, const int64_t* targets, double temperature,
                      float* logp, float* entropy, Arena* arena) const {
+  if (rows_ == nullptr) return logprob_of_logits(hidden, rows, targets, temperature, logp, entropy, arena);
   const Arena::Scope scope(arena);
   logprob::Forward job;
   job.problem.type = precision_ != Precision::kBFloat16 ? logprob::Type::kFloat32 : logprob::Type::kBFloat16;
@@ -42,6 +45,37 @@ Status Head::logprob(const void* hidden, int64_t rows, const int64_t* targets, d
   job.entropy = entropy;
   job.lse = arena->take<float>(rows);
   return logprob::run(job, arena->take<char>(static_cast<int64_t>(logprob::workspace_size(job))));
+}
+
+Status Head::logprob_of_logits(const void* hidden, int64_t rows, const int64_t* targets, double temperature,
+                               float* logp, float* entropy, Arena* arena) const {
+  if (!(temperature > 0)) {
+    return invalid_argument("logprob", "temperature", "above 0", std::to_string(temperature));
+  }
+  const Arena::Scope scope(arena);
+  const int64_t vocabulary = config_.vocab_size;
+  float* scores = arena->take<float>(vocabulary);
+  for (int64_t row = 0; row < rows; ++row) {
+    if (targets[row] < 0 || targets[row] >= vocabulary) {
+      return invalid_argument("logprob", "targets", "ids in [0, " + std::to_string(vocabulary) + ")",
+                              std::to_string(targets[row]));
+    }
+    const char* one = static_cast<const char*>(hidden) +
+                      static_cast<size_t>(row * config_.hidden_size) * size_of(precision_);
+    EARNEST_RETURN_IF_ERROR(logits(one, 1, scores, arena));
+    const auto largest = static_cast<double>(*std::max_element(scores, scores + vocabulary));
+    double sum = 0, weighted = 0;
+    for (int64_t i = 0; i < vocabulary; ++i) {
+      const double off = (static_cast<double>(scores[i]) - largest) / temperature, share = std::exp(off);
+      sum += share;
+      weighted += share * off;
+    }
+    const double log_sum = std::log(sum);
+    logp[row] =
+        static_cast<float>((static_cast<double>(scores[targets[row]]) - largest) / temperature - log_sum);
+    entropy[row] = static_cast<float>(log_sum - weighted / sum);
+  }
+  return {};
 }
 
 }  // namespace earnest::engine

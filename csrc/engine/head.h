@@ -18,15 +18,19 @@ class Head {
   // precision. May throw std::bad_alloc, as logprob.
   Status logits(const void* hidden, int64_t rows, float* logits, Arena* arena) const;
 
-  // logp and entropy [rows] of targets [rows] at this temperature, summed in float32 from exact products.
+  // logp and entropy [rows] of targets [rows] at this temperature: from the products before they are
+  // rounded, or, where the matrix is quantised, from its logits.
   Status logprob(const void* hidden, int64_t rows, const int64_t* targets, double temperature, float* logp,
                  float* entropy, Arena* arena) const;
 
  private:
+  Status logprob_of_logits(const void* hidden, int64_t rows, const int64_t* targets, double temperature,
+                           float* logp, float* entropy, Arena* arena) const;
+
   TextConfig config_;
   Precision precision_ = Precision::kFloat32;
   const Matrix* matrix_ = nullptr;
-  const Array* rows_ = nullptr;  // of the same matrix, as kernels/logprob reads it
+  const Array* rows_ = nullptr;  // of the same matrix, as kernels/logprob reads it; null: quantised
 };
 
 }  // namespace earnest::engine

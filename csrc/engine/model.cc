@@ -2,7 +2,6 @@
 #include "csrc/engine/model.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 #include <vector>
 
@@ -11,20 +10,31 @@
 
 namespace earnest::engine {
 
-Status Model::load(const std::string& folder, Precision precision, std::shared_ptr<Model>* model) {
+Status Model::load(const std::string& folder, Precision precision, std::shared_ptr<Model>* model,
+                   Quantization quantization) {
   Config config;
   Tensors tensors;
   EARNEST_RETURN_IF_ERROR(Config::load(folder, &config));
   EARNEST_RETURN_IF_ERROR(read_checkpoint(folder, &tensors));
-  return create(config, std::move(tensors), precision, model);
+  return create(config, std::move(tensors), precision, model, quantization);
 }
 
 Status Model::create(const Config& config, Tensors tensors, Precision precision,
-                     std::shared_ptr<Model>* model) {
+                     std::shared_ptr<Model>* model, Quantization quantization) {
+  const bool saved_so = config.quantization != Quantization::kNone;
+  if (saved_so && quantization != Quantization::kNone && quantization != config.quantization) {
+    return invalid_argument("load", "quantization",
+                            name_of(config.quantization) + std::string(" as it is saved"),
+                            name_of(quantization));
+  }
+  if (saved_so) quantization = config.quantization;
+  if (quantization != Quantization::kNone && precision == Precision::kMixed) {
+    return unsupported("load", "precision", "float32 or bfloat16 with quantised weights", "mixed");
+  }
   return guarded("load", [&]() -> Status {
     EARNEST_RETURN_IF_ERROR(check_tensors(config, tensors));
-    std::shared_ptr<Model> made(new Model(config, std::move(tensors), precision));
-    EARNEST_RETURN_IF_ERROR(made->check_tied());
+    if (config.text.tie_word_embeddings) EARNEST_RETURN_IF_ERROR(check_tied(tensors));
+    std::shared_ptr<Model> made(new Model(config, std::move(tensors), precision, quantization));
     EARNEST_RETURN_IF_ERROR(made->encoder_.create(config.audio, &made->weights_));
     EARNEST_RETURN_IF_ERROR(made->adaptor_.create(config.audio, &made->weights_));
     EARNEST_RETURN_IF_ERROR(made->decoder_.create(config.text, &made->weights_));
@@ -32,25 +42,6 @@ Status Model::create(const Config& config, Tensors tensors, Precision precision,
     *model = std::move(made);
     return {};
   });
-}
-
-// A file that ties its embeddings may hold the output matrix all the same, but no other one.
-Status Model::check_tied() const {
-  constexpr char kHead[] = "lm_head.weight";
-  if (!config_.text.tie_word_embeddings || !weights_.has(kHead)) return {};
-  const TensorView &head = weights_.view(kHead), &table = weights_.view("model.embed_tokens.weight");
-  if (head.data == table.data) return {};
-  constexpr int64_t kPart = 4096;
-  std::vector<float> ours(kPart), theirs(kPart);
-  for (int64_t first = 0; first < head.count(); first += kPart) {
-    const int64_t count = std::min(kPart, head.count() - first);
-    read(head, first, count, ours.data());
-    read(table, first, count, theirs.data());
-    if (std::memcmp(ours.data(), theirs.data(), static_cast<size_t>(count) * sizeof(float)) == 0) continue;
-    return corrupt(head.file, std::string("tensor \"") + kHead + '"',
-                   "the values of model.embed_tokens.weight (tied)", "others");
-  }
-  return {};
 }
 
 Status Model::hear(const float* mel, int64_t frames, void* embeddings, Arena* arena) const {

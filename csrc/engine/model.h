@@ -21,12 +21,14 @@ namespace earnest::engine {
 
 class Model {
  public:
-  // A folder in the published format.
-  static Status load(const std::string& folder, Precision precision, std::shared_ptr<Model>* model);
+  // A folder in the published format. quantization: of plain weights, as they are loaded; a folder that
+  // `earnest quantize` wrote has its own.
+  static Status load(const std::string& folder, Precision precision, std::shared_ptr<Model>* model,
+                     Quantization quantization = Quantization::kNone);
 
   // The same from tensors that lie in memory, such as a trainer's. They stay there as long as the model does.
   static Status create(const Config& config, Tensors tensors, Precision precision,
-                       std::shared_ptr<Model>* model);
+                       std::shared_ptr<Model>* model, Quantization quantization = Quantization::kNone);
 
   // Reads all tensors again, after they have changed where they lie. No forward pass may run meanwhile.
   Status refresh() { return weights_.refresh(); }
@@ -45,9 +47,8 @@ class Model {
                  float* entropy, Arena* arena) const;
 
  private:
-  Model(const Config& config, Tensors tensors, Precision precision)
-      : config_(config), weights_(std::move(tensors), precision) {}
-  Status check_tied() const;
+  Model(const Config& config, Tensors tensors, Precision precision, Quantization quantization)
+      : config_(config), weights_(std::move(tensors), precision, config, quantization) {}
 
   Config config_;
   Weights weights_;

@@ -26,7 +26,8 @@ std::string shown(const std::string& name) { return json::quoted(shortened(name,
 std::string base_name(const std::string& path) { return path.substr(path.rfind('/') + 1); }
 
 std::optional<StoredType> type_named(const std::string& name) {
-  for (const StoredType type : {StoredType::kFloat32, StoredType::kBFloat16, StoredType::kFloat16}) {
+  for (const StoredType type :
+       {StoredType::kFloat32, StoredType::kBFloat16, StoredType::kFloat16, StoredType::kBytes}) {
     if (name == name_of(type)) return type;
   }
   return std::nullopt;
@@ -97,7 +98,7 @@ class Header {
     const auto dtype = member["dtype"].string();
     if (!dtype) return wrong(tensor, "a dtype", "none");
     const auto type = type_named(*dtype);
-    if (!type) return wrong(tensor, "F32, BF16 or F16", shown(*dtype));
+    if (!type) return wrong(tensor, "F32, BF16, F16 or U8", shown(*dtype));
     entry->view.type = *type;
     EARNEST_RETURN_IF_ERROR(read_shape(tensor, member["shape"], &entry->view.shape));
     return read_offsets(tensor, member["data_offsets"], entry);

@@ -47,15 +47,32 @@ void read_as(const TensorView& view, int64_t first, int64_t count, To* out) {
     case StoredType::kFloat16:
       for (int64_t i = 0; i < count; ++i) narrow(widen_half(at<uint16_t>(view.data, first + i)), out + i);
       break;
+    case StoredType::kBytes:
+      for (int64_t i = 0; i < count; ++i) {
+        narrow(static_cast<float>(at<uint8_t>(view.data, first + i)), out + i);
+      }
+      break;
   }
 }
 
 }  // namespace
 
-size_t size_of(StoredType type) { return type == StoredType::kFloat32 ? 4 : 2; }
+size_t size_of(StoredType type) {
+  return type == StoredType::kFloat32 ? 4 : type == StoredType::kBytes ? 1 : 2;
+}
 
 const char* name_of(StoredType type) {
-  return type == StoredType::kFloat32 ? "F32" : type == StoredType::kBFloat16 ? "BF16" : "F16";
+  switch (type) {
+    case StoredType::kFloat32:
+      return "F32";
+    case StoredType::kBFloat16:
+      return "BF16";
+    case StoredType::kFloat16:
+      return "F16";
+    case StoredType::kBytes:
+      break;
+  }
+  return "U8";
 }
 
 int64_t TensorView::count() const {

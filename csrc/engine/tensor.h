@@ -15,10 +15,11 @@
 
 namespace earnest::engine {
 
-enum class StoredType { kFloat32, kBFloat16, kFloat16 };
+// kBytes: codes of a quantised matrix, which only those who know their layout read.
+enum class StoredType { kFloat32, kBFloat16, kFloat16, kBytes };
 
 size_t size_of(StoredType type);
-const char* name_of(StoredType type);  // as safetensors write it: "F32", "BF16", "F16"
+const char* name_of(StoredType type);  // as safetensors write it: "F32", "BF16", "F16", "U8"
 
 // Row-major; `data` may stand on any byte.
 struct TensorView {
@@ -38,7 +39,7 @@ struct Tensors {
 
 std::string shape_text(const std::vector<int64_t>& shape);  // "[2, 3]"
 
-// Numbers [first, first + count) of the tensor, rounded to nearest, ties to even.
+// Numbers [first, first + count) of the tensor, rounded to nearest, ties to even; bytes as 0 to 255.
 void read(const TensorView& view, int64_t first, int64_t count, float* out);
 void read(const TensorView& view, int64_t first, int64_t count, BFloat16* out);
 

@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "csrc/engine/weights.h"
 
+#include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "csrc/engine/guard.h"
 #include "csrc/engine/json.h"
 #include "csrc/engine/packed_matrix.h"
+#include "csrc/engine/quantization.h"
+#include "csrc/engine/quantized_matrix.h"
 #include "csrc/engine/utf8.h"
 
 namespace earnest::engine {
@@ -96,13 +100,22 @@ Shapes tensor_shapes(const Config& config) {
 
 Status check_tensors(const Config& config, const Tensors& tensors) {
   const Shapes shapes = tensor_shapes(config);
+  const QuantizedTensors quantized = quantized_tensors(config.text, config.quantization);
   Listing missing, extra, wrong;
   for (const auto& [name, shape] : shapes) {
     const auto found = tensors.views.find(name);
     if (found == tensors.views.end()) {
       if (name != kHead || !config.text.tie_word_embeddings) missing.add(name);
-    } else if (found->second.shape != shape) {
-      wrong.add(name + " " + shape_text(found->second.shape) + " instead of " + shape_text(shape));
+      continue;
+    }
+    const TensorView& view = found->second;
+    const auto codes = quantized.find(name);
+    const bool in_codes = codes != quantized.end();
+    const auto wanted = in_codes ? packed_shape(shape, codes->second) : shape;
+    if (view.shape != wanted) {
+      wrong.add(name + " " + shape_text(view.shape) + " instead of " + shape_text(wanted));
+    } else if ((view.type == StoredType::kBytes) != in_codes) {
+      wrong.add(name + " of type " + name_of(view.type) + " instead of " + (in_codes ? "U8" : "numbers"));
     }
   }
   for (const auto& [name, view] : tensors.views) {
@@ -111,11 +124,45 @@ Status check_tensors(const Config& config, const Tensors& tensors) {
   if (missing.empty() && extra.empty() && wrong.empty()) return {};
   std::string got;
   for (const std::string& part :
-       {missing.text("missing"), extra.text("that it has not"), wrong.text("of another shape")}) {
+       {missing.text("missing"), extra.text("that it has not"), wrong.text("of another shape or type")}) {
     if (!part.empty()) got += (got.empty() ? "" : "; ") + part;
   }
   return {StatusCode::kCorrupt, "[load] tensors: expected those of the config, got " + got};
 }
+
+Status check_tied(const Tensors& tensors) {
+  const auto found = tensors.views.find(kHead);
+  if (found == tensors.views.end()) return {};
+  const TensorView &head = found->second, &table = tensors.views.at("model.embed_tokens.weight");
+  if (head.data == table.data) return {};
+  constexpr int64_t kPart = 4096;
+  std::vector<float> ours(kPart), theirs(kPart);
+  for (int64_t first = 0; first < head.count(); first += kPart) {
+    const int64_t count = std::min(kPart, head.count() - first);
+    read(head, first, count, ours.data());
+    read(table, first, count, theirs.data());
+    if (std::memcmp(ours.data(), theirs.data(), static_cast<size_t>(count) * sizeof(float)) == 0) continue;
+    return corrupt(head.file, std::string("tensor \"") + kHead + '"',
+                   "the values of model.embed_tokens.weight (tied)", "others");
+  }
+  return {};
+}
+
+Status Table::copy_row(int64_t index, void* out) const {
+  if (matrix_ != nullptr) return matrix_->row(index, out);
+  std::memcpy(out, static_cast<const char*>(array_->data()) + static_cast<size_t>(index) * row_bytes_,
+              row_bytes_);
+  return {};
+}
+
+Weights::Weights(Tensors tensors, Precision precision, const Config& config, Quantization quantization)
+    : tensors_(std::move(tensors)),
+      precision_(precision),
+      shapes_(tensor_shapes(config)),
+      quantized_(quantized_tensors(config.text, quantization)) {}
+Weights::~Weights() = default;
+
+bool Weights::is_quantized(const std::string& name) const { return quantized_.count(name) > 0; }
 
 Status Weights::matrix(const MatrixNames& names, const Matrix** matrix) {
   const bool mixed = precision_ == Precision::kMixed;
@@ -128,6 +175,12 @@ Status Weights::head_matrix(const std::string& name, const Matrix** matrix) {
 }
 
 Status Weights::add_matrix(const MatrixNames& names, Precision precision, const Matrix** matrix) {
+  if (is_quantized(names.weights[0])) {
+    const QuantizedMatrix* made = nullptr;
+    EARNEST_RETURN_IF_ERROR(quantized_matrix(names, &made));
+    *matrix = made;
+    return {};
+  }
   std::vector<TensorView> weights, biases;
   for (const std::string& name : names.weights) weights.push_back(view(name));
   for (const std::string& name : names.biases) biases.push_back(name.empty() ? TensorView() : view(name));
@@ -135,6 +188,41 @@ Status Weights::add_matrix(const MatrixNames& names, Precision precision, const 
   EARNEST_RETURN_IF_ERROR(made->refresh());
   *matrix = made.get();
   matrices_.push_back(std::move(made));
+  return {};
+}
+
+Status Weights::quantized_matrix(const MatrixNames& names, const QuantizedMatrix** matrix) {
+  const auto known = quantized_matrices_.find(names.weights[0]);
+  if (known != quantized_matrices_.end()) {
+    *matrix = known->second;
+    return {};
+  }
+  std::vector<TensorView> weights, biases;
+  std::vector<std::vector<int64_t>> shapes;
+  for (const std::string& name : names.weights) {
+    weights.push_back(view(name));
+    shapes.push_back(shapes_.at(name));
+  }
+  for (const std::string& name : names.biases) biases.push_back(name.empty() ? TensorView() : view(name));
+  auto made = std::make_unique<QuantizedMatrix>(std::move(weights), shapes, std::move(biases),
+                                                quantized_.at(names.weights[0]), precision_);
+  EARNEST_RETURN_IF_ERROR(made->refresh());
+  *matrix = made.get();
+  quantized_matrices_.emplace(names.weights[0], made.get());
+  matrices_.push_back(std::move(made));
+  return {};
+}
+
+Status Weights::table(const std::string& name, const Table** table) {
+  auto made = std::make_unique<Table>();
+  if (is_quantized(name)) {
+    EARNEST_RETURN_IF_ERROR(quantized_matrix({{name}, {}}, &made->matrix_));
+  } else {
+    EARNEST_RETURN_IF_ERROR(array(name, &made->array_));
+    made->row_bytes_ = static_cast<size_t>(shapes_.at(name)[1]) * size_of(precision_);
+  }
+  *table = made.get();
+  tables_.push_back(std::move(made));
   return {};
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The weights of a model in the forms in which they are used: matrices packed for their products, everything
 // else as plain numbers. They are made from tensors wherever these lie; refresh() reads them again after a
-// change there. Other forms of a matrix, such as quantised ones, are other classes below Matrix.
+// change there. The forms of a matrix are classes below Matrix: packed_matrix.h, quantized_matrix.h.
 #pragma once
 
 #include <cstdint>
@@ -14,6 +14,7 @@
 #include "csrc/engine/config.h"
 #include "csrc/engine/tensor.h"
 #include "kernels/common/status.h"
+#include "kernels/quantized/quantized.h"
 
 namespace earnest::engine {
 
@@ -36,6 +37,8 @@ class Matrix {
   virtual Status refresh() = 0;
   virtual size_t bytes() const = 0;
 };
+
+class QuantizedMatrix;
 
 // Numbers in the model's precision: those of the tensor itself where it has them in that type, else a copy.
 class Array {
@@ -60,16 +63,35 @@ struct MatrixNames {
   std::vector<std::string> biases;  // none, or as many as weights
 };
 
-// The names and shapes that a model of this config has. Where embeddings are tied, lm_head.weight may be
-// missing.
+// Rows of the embedding table, from numbers or from codes.
+class Table {
+ public:
+  // Row `index`, `width` numbers of the model's precision.
+  Status copy_row(int64_t index, void* out) const;
+
+ private:
+  friend class Weights;
+  const Array* array_ = nullptr;
+  const QuantizedMatrix* matrix_ = nullptr;  // where the table is quantised
+  size_t row_bytes_ = 0;
+};
+
+// The names and shapes that a model of this config has, before it is quantised. Where embeddings are tied,
+// lm_head.weight may be missing.
 std::map<std::string, std::vector<int64_t>> tensor_shapes(const Config& config);
 
-// All tensors that are missing, of no use or of the wrong shape, in one error.
+// All tensors that are missing, of no use or of the wrong shape, in one error. Those that a quantised
+// checkpoint has in codes must be codes of the right size, all others numbers.
 Status check_tensors(const Config& config, const Tensors& tensors);
+
+// A file that ties its embeddings may hold the output matrix all the same, but no other one.
+Status check_tied(const Tensors& tensors);
 
 class Weights {
  public:
-  Weights(Tensors tensors, Precision precision) : tensors_(std::move(tensors)), precision_(precision) {}
+  // The matrices that quantized_tensors() lists are kept in codes.
+  Weights(Tensors tensors, Precision precision, const Config& config, Quantization quantization);
+  ~Weights();
   Weights(const Weights&) = delete;
   Weights& operator=(const Weights&) = delete;
 
@@ -81,6 +103,8 @@ class Weights {
   Status matrix(const MatrixNames& names, const Matrix** matrix);
   Status head_matrix(const std::string& name, const Matrix** matrix);
   Status array(const std::string& name, const Array** array);
+  Status table(const std::string& name, const Table** table);
+  bool is_quantized(const std::string& name) const;
 
   // Reads all tensors again: for weights in a trainer's memory, after a step.
   Status refresh();
@@ -90,11 +114,16 @@ class Weights {
  private:
   Status read(Array* array) const;
   Status add_matrix(const MatrixNames& names, Precision precision, const Matrix** matrix);
+  Status quantized_matrix(const MatrixNames& names, const QuantizedMatrix** matrix);
 
   Tensors tensors_;
   Precision precision_;
+  std::map<std::string, std::vector<int64_t>> shapes_;
+  std::map<std::string, quantized::Codes> quantized_;
+  std::map<std::string, const QuantizedMatrix*> quantized_matrices_;  // by the first of their weights
   std::vector<std::unique_ptr<Matrix>> matrices_;
   std::vector<std::unique_ptr<Array>> arrays_;
+  std::vector<std::unique_ptr<Table>> tables_;
 };
 
 }  // namespace earnest::engine

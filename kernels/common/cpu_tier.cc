@@ -49,7 +49,9 @@ CpuTier best_cpu_tier() {
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    if (avx512 && __builtin_cpu_supports("avx512bf16")) return CpuTier::kAvx512Bf16;
+    // Every processor with AVX512_BF16 has VNNI too; only a virtual machine could hide one of them.
+    const bool bf16 = __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+    if (avx512 && bf16) return CpuTier::kAvx512Bf16;
     return avx512 ? CpuTier::kAvx512 : avx2 ? CpuTier::kAvx2 : CpuTier::kScalar;
   }();
   return best;

@@ -22,6 +22,7 @@ _WHICH_DETAILS = {
     "logprob": ("device",),
     "pitch": ("device",),
     "ppo": ("device",),
+    "quantized": ("device",),
     "rowwise": ("device",),
 }
 _MODULES = ("audio", "dialogue", "features", "model", "ops")
@@ -30,10 +31,10 @@ _MODULES = ("audio", "dialogue", "features", "model", "ops")
 def which(family: str, device: str = "cpu", **details: Any) -> str:
     """The back end that would run a kernel family here and now, e.g. ``which("attention") == "cpu/avx512"``.
 
-    family: "attention", "frames", "linear", "logmel", "logprob", "pitch", "ppo" or "rowwise". device: "cpu"
-    or "cuda". attention also takes dtype ("float32", "float64", "bfloat16") and dim (head size). A tier
-    forced by EARNEST_CPU_TIER is the one named. Raises InvalidInput for a word it does not know, RuntimeError
-    for a back end that cannot run here.
+    family: "attention", "frames", "linear", "logmel", "logprob", "pitch", "ppo", "quantized" or "rowwise".
+    device: "cpu" or "cuda". attention also takes dtype ("float32", "float64", "bfloat16") and dim (head
+    size). A tier forced by EARNEST_CPU_TIER is the one named. Raises InvalidInput for a word it does not
+    know, RuntimeError for a back end that cannot run here.
     """
     from earnest.errors import InvalidInput
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: ``earnest demo | midtrain | sft | rlvr | judge | rlhf | chat | evaluate | report
-| bench``.
+| quantize | bench``.
 
 Nothing heavy is imported until a command runs. What a user can get wrong ends in one sentence on stderr and
 exit code 2; Ctrl-C in 130; a full disk or another system error in 1."""
@@ -143,6 +143,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "evaluate":  # the order of a first visit
             _add_chat(commands)
         _add_stage(commands, name, stage)
+    _add_quantize(commands)
     _add_bench(commands)
     return parser
 
@@ -278,6 +279,30 @@ def _run_chat(options: argparse.Namespace) -> None:
     run(options)
 
 
+def _add_quantize(commands: Any) -> None:
+    parser = commands.add_parser(
+        "quantize",
+        help="write a model with int8 or int4 weights, for the engine",
+        description="Reads a model folder and writes one whose decoder has quantised weights: int8 (a scale "
+        "for each output) or int4 (in groups of 32, the output matrix in int8). The engine uses them where "
+        "they lie in the file.",
+        epilog="example: earnest quantize runs/demo/rlhf runs/demo/rlhf-int8 --weights int8",
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", metavar="IN", help="a model folder, such as runs/demo/rlhf")
+    parser.add_argument("out", metavar="OUT", help="the folder to write, which must not exist yet")
+    parser.add_argument("--weights", choices=("int8", "int4"), default="int8", help="default: %(default)s")
+    parser.set_defaults(command=_run_quantize)
+
+
+def _run_quantize(options: argparse.Namespace) -> None:
+    from earnest import _native
+    from earnest.ops.eager import call
+
+    call(_native.engine.quantize, options.model, options.out, options.weights)
+    print(options.out)
+
+
 def _add_bench(commands: Any) -> None:
     parser = commands.add_parser(
         "bench",
@@ -292,7 +317,7 @@ def _add_bench(commands: Any) -> None:
         "what",
         nargs="*",
         metavar="FAMILY",
-        help="logmel, pitch, ppo, linear, rowwise, attention, logprob (default: all), or part of a case's "
+        help="logmel, pitch, ppo, linear, rowwise, attention, logprob, engine (default: all), or part of a case's "
         "name with its slash; or `report [FILE ...]`: tables and plots of result files; or `compare OLD NEW`",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="default: what each case's target says")

@@ -116,7 +116,7 @@ def test_any_header_is_read_or_refused_by_name(tmp_path, header):
         (build({"a": entry(0, 4, [-1])}, bytes(4)), "whole numbers from 0 on"),
         (build({"a": entry(0, 8, [1])}, bytes(4)), "within 4 bytes"),
         (build({"a": entry(4, 0, [1])}, bytes(4)), "within 4 bytes"),
-        (build({"a": entry(0, 8, [1], "I64")}, bytes(8)), 'expected F32, BF16 or F16, got "I64"'),
+        (build({"a": entry(0, 8, [1], "I64")}, bytes(8)), 'expected F32, BF16, F16 or U8, got "I64"'),
         (build({"a": {"dtype": "F32", "shape": []}}), "dtype, shape and data_offsets"),
         (
             build(b'{"a":' + json.dumps(entry(0, 4, [1])).encode() + b',"a":1}', bytes(4)),

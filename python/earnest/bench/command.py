@@ -19,7 +19,7 @@ from earnest.bench.limits import Limits
 from earnest.errors import InvalidInput
 from earnest.progress import Progress
 
-FAMILIES = ("logmel", "pitch", "ppo", "linear", "rowwise", "attention", "logprob", "learning")
+FAMILIES = ("logmel", "pitch", "ppo", "linear", "rowwise", "attention", "logprob", "learning", "engine")
 RESULTS = Path("bench") / "results"
 OP = "bench"
 

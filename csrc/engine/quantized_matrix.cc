@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "csrc/engine/quantized_matrix.h"
+
+#include <new>
+#include <utility>
+
+#include "csrc/engine/guard.h"
+#include "csrc/engine/quantization.h"
+
+namespace earnest::engine {
+
+QuantizedMatrix::QuantizedMatrix(std::vector<TensorView> weights,
+                                 const std::vector<std::vector<int64_t>>& shapes,
+                                 std::vector<TensorView> biases, quantized::Codes codes, Precision precision)
+    : codes_(codes),
+      type_(precision == Precision::kFloat32 ? quantized::Type::kFloat32 : quantized::Type::kBFloat16) {
+  for (size_t i = 0; i < weights.size(); ++i) {
+    Piece piece;
+    piece.weight = std::move(weights[i]);
+    if (!biases.empty()) piece.bias = std::move(biases[i]);
+    piece.outputs = shapes[i][0];
+    outputs_ += shapes[i][0];
+    inputs_ = shapes[i][1];
+    pieces_.push_back(std::move(piece));
+  }
+  parts_.resize(pieces_.size());
+}
+
+Status QuantizedMatrix::refresh() {
+  for (size_t i = 0; i < pieces_.size(); ++i) EARNEST_RETURN_IF_ERROR(refresh(&pieces_[i], &parts_[i]));
+  return {};
+}
+
+Status QuantizedMatrix::refresh(Piece* piece, quantized::Part* part) const {
+  part->outputs = piece->outputs;
+  part->packed = piece->weight.data;
+  if (piece->weight.type != StoredType::kBytes) {
+    size_t bytes = 0;
+    EARNEST_RETURN_IF_ERROR(quantized::packed_size({codes_, piece->outputs, inputs_}, &bytes));
+    if (piece->packed == nullptr) {
+      piece->packed.reset(::operator new(bytes, std::align_val_t{64}));
+      piece->packed_bytes = bytes;
+    }
+    EARNEST_RETURN_IF_ERROR(pack_tensor(piece->weight, codes_, piece->packed.get()));
+    part->packed = piece->packed.get();
+  }
+  if (piece->bias.shape.empty()) return {};
+  const bool float32 = type_ == quantized::Type::kFloat32;
+  piece->bias_copy.resize(static_cast<size_t>(piece->outputs) * (float32 ? 4 : 2));
+  if (float32) {
+    read(piece->bias, 0, piece->outputs, reinterpret_cast<float*>(piece->bias_copy.data()));
+  } else {
+    read(piece->bias, 0, piece->outputs, reinterpret_cast<BFloat16*>(piece->bias_copy.data()));
+  }
+  part->bias = piece->bias_copy.data();
+  return {};
+}
+
+size_t QuantizedMatrix::bytes() const {
+  size_t total = 0;
+  for (const Piece& piece : pieces_) total += piece.packed_bytes + piece.bias_copy.size();
+  return total;
+}
+
+Status QuantizedMatrix::multiply(const void* x, int64_t rows, void* y, Arena* arena) const {
+  const Arena::Scope scope(arena);
+  quantized::Product product;
+  product.type = type_;
+  product.codes = codes_;
+  product.rows = rows;
+  product.inputs = inputs_;
+  product.parts = parts_.data();
+  product.count = static_cast<int64_t>(parts_.size());
+  product.left = x;
+  product.output = y;
+  return quantized::run(product, arena->take<char>(static_cast<int64_t>(quantized::workspace_size(product))));
+}
+
+Status QuantizedMatrix::row(int64_t index, void* out) const {
+  return quantized::unpack({codes_, outputs_, inputs_}, parts_[0].packed, index, 1, type_, out);
+}
+
+}  // namespace earnest::engine

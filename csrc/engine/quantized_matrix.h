@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+// A matrix in int8 or int4 for kernels/quantized: quantised from plain tensors, or used where a saved
+// checkpoint has it.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "csrc/engine/weights.h"
+#include "kernels/quantized/quantized.h"
+
+namespace earnest::engine {
+
+class QuantizedMatrix : public Matrix {
+ public:
+  // weights: [rows, inputs] each, or bytes of that shape as saved; shapes: [rows, inputs] of each. biases:
+  // one for each, or none; an absent one (no shape) is none. precision: of x and y.
+  QuantizedMatrix(std::vector<TensorView> weights, const std::vector<std::vector<int64_t>>& shapes,
+                  std::vector<TensorView> biases, quantized::Codes codes, Precision precision);
+
+  int64_t inputs() const override { return inputs_; }
+  int64_t outputs() const override { return outputs_; }
+  Status multiply(const void* x, int64_t rows, void* y, Arena* arena) const override;
+  Status refresh() override;
+  size_t bytes() const override;
+
+  // One row of a matrix that has one part, in its precision.
+  Status row(int64_t index, void* out) const;
+
+ private:
+  struct Free {
+    void operator()(void* memory) const { ::operator delete(memory, std::align_val_t{64}); }
+  };
+  struct Piece {
+    TensorView weight, bias;
+    int64_t outputs = 0;
+    std::unique_ptr<void, Free> packed;  // null: in place
+    size_t packed_bytes = 0;
+    std::vector<char> bias_copy;
+  };
+
+  Status refresh(Piece* piece, quantized::Part* part) const;
+
+  std::vector<Piece> pieces_;
+  std::vector<quantized::Part> parts_;
+  quantized::Codes codes_;
+  quantized::Type type_;
+  int64_t outputs_ = 0, inputs_ = 0;
+};
+
+}  // namespace earnest::engine
