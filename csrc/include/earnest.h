@@ -9,41 +9,43 @@
  *     earnest_generation *generation = NULL;
  *     earnest_event event = EARNEST_EVENT_INIT;
  *
- *     earnest_model_load("folder", NULL, &model);                 weights, tokenizer, template: loaded once
- *     earnest_engine_create(model, NULL, &engine);                memory for dialogues, and the thread that
- * computes earnest_session_create(engine, NULL, &session);             one dialogue
- *     earnest_audio_create(session, "user", 48000, 1, &audio);    somebody speaks
- *     earnest_audio_push_f32(audio, samples, count);              ... again and again, pieces of any size
- *     earnest_audio_commit(audio);                                ... until the turn ends
- *     earnest_generation_start(session, NULL, &generation);       the answer begins
- *     while (earnest_generation_next(generation, -1, &event) == EARNEST_OK && event.kind !=
- * EARNEST_EVENT_DONE) if (event.kind == EARNEST_EVENT_REPLY) fwrite(event.text, 1, event.text_bytes, stdout);
+ *     earnest_model_load("folder", NULL, &model);                // weights, tokenizer, template: once
+ *     earnest_engine_create(model, NULL, &engine);               // memory of dialogues, and what computes
+ *     earnest_session_create(engine, NULL, &session);            // one dialogue
+ *     earnest_audio_create(session, "user", 48000, 1, &audio);   // somebody speaks
+ *     earnest_audio_push_f32(audio, samples, count);             // ... again and again, pieces of any size
+ *     earnest_audio_commit(audio);                               // ... until the turn ends
+ *     earnest_generation_start(session, NULL, &generation);      // the answer begins
+ *     while (earnest_generation_next(generation, -1, &event) == EARNEST_OK &&
+ *            event.kind != EARNEST_EVENT_DONE)
+ *       if (event.kind == EARNEST_EVENT_REPLY) fwrite(event.text, 1, event.text_bytes, stdout);
  *
  * Objects. A model is weights that never change; many engines may use it. An engine owns the memory of
  * dialogues (the KV pool) and one thread that computes for all of them together. A session is one dialogue.
  * An audio is a clip that is being spoken into a session. A generation is one answer of it.
  *
- * Lifetimes. Every *_create, *_load, *_start and *_fork gives the caller one reference, which the matching
- * *_destroy gives back; destroying NULL does nothing. Children hold their parents, so that the order does not
- * matter: a model goes when the last engine over it has gone. Destroying a generation cancels it; destroying
- * an audio that was not committed forgets it.
+ * Lifetimes. Every *_load, *_create, *_start, *_fork and *_retain gives the caller one reference, which one
+ * call of the matching *_destroy gives back; destroying NULL does nothing. Children hold their parents, so
+ * that the order does not matter: a model goes when the last engine over it has gone. Destroying a generation
+ * cancels it; destroying an audio that was not committed forgets it.
  *
  * Threads. Models and engines may be used from any thread at any time. A session and its audios belong to one
  * thread at a time, and so does a generation, but earnest_generation_cancel may be called from any thread
  * while the generation lives. Nothing here waits for computation but earnest_generation_next (as long as it
- * is told to), earnest_model_load, earnest_engine_drain, earnest_chat and the destruction of an engine's last
- * reference.
+ * is told to), earnest_model_load, earnest_session_save, earnest_engine_drain, earnest_chat, and the
+ * destruction of the last reference to an engine.
  *
  * Errors. Every call that can fail returns a status; earnest_last_error() then says on the same thread what
- * was expected and what came: "[op] argument: expected X, got Y". A call that fails changes nothing. Nothing
- * here throws, aborts, exits, writes to stdout or stderr, or touches signal handlers.
+ * was expected and what came: "[op] argument: expected X, got Y". A call that fails changes nothing, and sets
+ * what it was to create to NULL. Nothing here throws, aborts, exits, writes to stdout or stderr, or touches
+ * signal handlers. An argument that may be NULL says so.
  *
  * Text is UTF-8. Text that goes in is never searched for special tokens. Text that comes out is whole
  * characters and valid until the next call on the object that gave it, unless it says otherwise.
  *
- * Growth. Structs begin with their size, which the *_default functions write: fields are only ever added at
- * the end, and zero is their default. The version of the interface is EARNEST_ABI_VERSION; the library's is
- * earnest_abi_version().
+ * Growth. Structs begin with their size as the caller was compiled: struct_size. Fields are only ever added
+ * at the end, zero is their default, and a library older than its caller refuses what it does not know. The
+ * version of the interface is EARNEST_ABI_VERSION; the library's is earnest_abi_version().
  */
 #ifndef EARNEST_H
 #define EARNEST_H
@@ -51,9 +53,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#if defined(_WIN32)
-#define EARNEST_API __declspec(dllimport)
-#elif defined(__GNUC__)
+#if defined(__GNUC__) && !defined(_WIN32)
 #define EARNEST_API __attribute__((visibility("default")))
 #else
 #define EARNEST_API
@@ -63,10 +63,11 @@
 extern "C" {
 #endif
 
+/* The build reads both from here: they are the package's version and the SONAME's number. */
+#define EARNEST_VERSION "0.1.0"
 #define EARNEST_ABI_VERSION 0
 
-/* ---- process
- * --------------------------------------------------------------------------------------------------- */
+/* ---- process ------------------------------------------------------------------------------------------ */
 
 typedef enum earnest_status {
   EARNEST_OK = 0,
@@ -76,7 +77,7 @@ typedef enum earnest_status {
   EARNEST_CORRUPT_MODEL = 4,     /* a file that is not what it should be */
   EARNEST_OUT_OF_MEMORY = 5,
   EARNEST_CONTEXT_FULL = 6, /* no room for more tokens, in the model's context or in the KV pool */
-  EARNEST_BUSY = 7,         /* the queue is full, or the session is generating */
+  EARNEST_BUSY = 7,         /* the queue is full, or the session is generating or being spoken into */
   EARNEST_TIMEOUT = 8,      /* nothing came in time; try again */
   EARNEST_CANCELLED = 9,
   EARNEST_AUDIO_FORMAT = 10, /* not a WAV file that can be read, or samples that are not finite */
@@ -85,35 +86,34 @@ typedef enum earnest_status {
   EARNEST_UNSUPPORTED = 13 /* asked for something that this build or machine does not have */
 } earnest_status;
 
-EARNEST_API const char* earnest_version(void);    /* such as "0.1.0" */
+EARNEST_API const char* earnest_version(void);    /* EARNEST_VERSION of the library */
 EARNEST_API uint32_t earnest_abi_version(void);   /* EARNEST_ABI_VERSION of the library */
-EARNEST_API const char* earnest_build_info(void); /* JSON: compiler, back ends, the tier that this CPU runs */
-EARNEST_API const char* earnest_status_name(earnest_status status); /* such as "INVALID_ARGUMENT"; static */
+EARNEST_API const char* earnest_build_info(void); /* JSON: compiler, devices, what this CPU runs; static */
+EARNEST_API const char* earnest_status_name(int status); /* such as "INVALID_ARGUMENT"; static */
 EARNEST_API const char* earnest_last_error(void); /* of this thread's last call that failed; "" before any */
 
 typedef enum earnest_log_level {
-  EARNEST_LOG_DEBUG,
+  EARNEST_LOG_DEBUG = 0,
   EARNEST_LOG_INFO,
   EARNEST_LOG_WARNING,
   EARNEST_LOG_ERROR
 } earnest_log_level;
 typedef void (*earnest_log_callback)(earnest_log_level level, const char* line, void* user_data);
 
-/* Where log lines go; NULL (as at the start): nowhere. Lines hold no text, audio or keys of dialogues. Any
- * thread may call it, also after this returns once more with the callback before. */
+/* Where log lines go; NULL (as at the start): nowhere. Lines hold no text, audio or keys of dialogues. They
+ * come from any thread, one at a time; the callback may call nothing here. When this returns, the callback
+ * that was there before is not called any more. */
 EARNEST_API void earnest_log_set(earnest_log_callback callback, void* user_data);
 
-/* Gives back memory that a call documents as the caller's. */
+/* Gives back memory that a call documents as the caller's; NULL does nothing. */
 EARNEST_API void earnest_free(void* memory);
 
-/* ---- model
- * ------------------------------------------------------------------------------------------------------ */
+/* ---- model -------------------------------------------------------------------------------------------- */
 
 typedef struct earnest_model earnest_model;
 
 typedef enum earnest_weights {
-  EARNEST_WEIGHTS_AS_STORED =
-      0, /* float32 where the checkpoint is, bfloat16 for every other; quantised if saved so */
+  EARNEST_WEIGHTS_AS_STORED = 0, /* float32 where the checkpoint is, else bfloat16; quantised if saved so */
   EARNEST_WEIGHTS_FLOAT32,
   EARNEST_WEIGHTS_BFLOAT16,
   EARNEST_WEIGHTS_INT8, /* one scale for each output channel */
@@ -130,7 +130,9 @@ typedef struct earnest_model_params {
   void* progress_user_data;
 } earnest_model_params;
 
-EARNEST_API void earnest_model_params_default(earnest_model_params* params);
+/* This and its like below fill a struct with the defaults, and its struct_size with the one given:
+ * earnest_model_params_default(&params, sizeof params). */
+EARNEST_API void earnest_model_params_default(earnest_model_params* params, size_t struct_size);
 
 /* A folder in the published format: config.json, tokenizer.json, one or many .safetensors, which stay mapped
  * and must not change. params may be NULL here and everywhere: the defaults. */
@@ -139,20 +141,20 @@ EARNEST_API earnest_status earnest_model_load(const char* folder, const earnest_
 EARNEST_API void earnest_model_retain(earnest_model* model); /* one more reference */
 EARNEST_API void earnest_model_destroy(earnest_model* model);
 
-/* JSON: sizes, context, special tokens, precision, bytes of weights. Valid as long as the model. */
+/* JSON: sizes, context, special tokens, precision, bytes of weights. Valid as long as the model; NULL of
+ * NULL. */
 EARNEST_API const char* earnest_model_info(const earnest_model* model);
 
 /* Both write at most `capacity` and set *count (*bytes) to what there is; more than capacity:
- * EARNEST_INVALID_ARGUMENT and nothing written, so that a call with capacity 0 asks for the size. Text of
- * detokenize gets no final NUL. parse_special: whether names of special tokens in the text become those
- * tokens. */
+ * EARNEST_INVALID_ARGUMENT and nothing else written, so that a call with NULL and capacity 0 asks for the
+ * size. Text of detokenize gets no final NUL; special tokens give their names. parse_special: whether names
+ * of special tokens in the text become those tokens; 0 for what a user wrote. */
 EARNEST_API earnest_status earnest_tokenize(const earnest_model* model, const char* text, size_t text_bytes,
                                             int parse_special, int32_t* ids, size_t capacity, size_t* count);
 EARNEST_API earnest_status earnest_detokenize(const earnest_model* model, const int32_t* ids, size_t count,
                                               char* text, size_t capacity, size_t* bytes);
 
-/* ---- engine
- * ------------------------------------------------------------------------------------------------------ */
+/* ---- engine ------------------------------------------------------------------------------------------- */
 
 typedef struct earnest_engine earnest_engine;
 
@@ -163,16 +165,16 @@ typedef struct earnest_engine_params {
                          memory, whichever is less. The system gives pages as they are used. */
   uint32_t max_generations; /* that run side by side; 0: 64. Others wait their turn. */
   uint32_t max_waiting;     /* that may wait before starting one more is EARNEST_BUSY; 0: 256 */
-  uint32_t threads;         /* for computing, of the whole process; 0: as many as cores */
+  uint32_t threads;         /* for computing, of the whole process; 0: as they are (at first: all cores) */
   uint32_t prefill_tokens;  /* of prompts that are read between two steps of the answers beside; 0: 256 */
 } earnest_engine_params;
 
-EARNEST_API void earnest_engine_params_default(earnest_engine_params* params);
+EARNEST_API void earnest_engine_params_default(earnest_engine_params* params, size_t struct_size);
 EARNEST_API earnest_status earnest_engine_create(earnest_model* model, const earnest_engine_params* params,
                                                  earnest_engine** engine);
 
-/* Takes no new generations and waits for those there are, at most so many milliseconds; then EARNEST_TIMEOUT,
- * and the rest goes on. */
+/* Takes no new generations and waits for those there are, at most so many milliseconds (-1: for ever); then
+ * EARNEST_TIMEOUT, and the rest goes on. */
 EARNEST_API earnest_status earnest_engine_drain(earnest_engine* engine, int64_t timeout_ms);
 EARNEST_API void earnest_engine_destroy(earnest_engine* engine);
 
@@ -183,11 +185,12 @@ typedef struct earnest_engine_stats {
   uint64_t prompt_tokens, cached_tokens, completion_tokens; /* since the engine was made */
 } earnest_engine_stats;
 
+#define EARNEST_ENGINE_STATS_INIT {sizeof(earnest_engine_stats), 0, 0, 0, 0, 0, 0, 0, 0}
+
 EARNEST_API earnest_status earnest_engine_get_stats(const earnest_engine* engine,
                                                     earnest_engine_stats* stats);
 
-/* ---- session
- * ------------------------------------------------------------------------------------------------------ */
+/* ---- session ------------------------------------------------------------------------------------------ */
 
 typedef struct earnest_session earnest_session;
 
@@ -204,15 +207,15 @@ typedef struct earnest_session_params {
   const char* tools; /* a JSON list of tool schemas, or NULL */
 } earnest_session_params;
 
-EARNEST_API void earnest_session_params_default(earnest_session_params* params);
+EARNEST_API void earnest_session_params_default(earnest_session_params* params, size_t struct_size);
 EARNEST_API earnest_status earnest_session_create(earnest_engine* engine,
                                                   const earnest_session_params* params,
                                                   earnest_session** session);
 EARNEST_API void earnest_session_destroy(earnest_session* session);
 
-/* A dialogue is a list of messages, a message a role and its parts, texts and clips. What is added goes to
- * the last message if that has the same role and is open, else to a new one. earnest_session_end_message and
- * an answer close it. */
+/* A dialogue is a list of messages, a message a role ("system", "user", "assistant", another word) and its
+ * parts, texts and clips. What is added goes to the last message if that has the same role and is open, else
+ * to a new one. earnest_session_end_message and an answer close it. */
 EARNEST_API earnest_status earnest_session_add_text(earnest_session* session, const char* role,
                                                     const char* text, size_t text_bytes);
 /* A past answer from elsewhere: a closed message. reasoning may be NULL: none known. */
@@ -239,9 +242,7 @@ EARNEST_API earnest_status earnest_session_save(earnest_session* session, const 
 EARNEST_API earnest_status earnest_session_load(earnest_engine* engine, const char* path,
                                                 earnest_session** session);
 
-/* ---- audio
- * ---------------------------------------------------------------------------------------------------------
- */
+/* ---- audio -------------------------------------------------------------------------------------------- */
 
 typedef struct earnest_audio earnest_audio;
 
@@ -265,8 +266,7 @@ EARNEST_API void earnest_audio_destroy(earnest_audio* audio);
 EARNEST_API earnest_status earnest_session_add_wav(earnest_session* session, const char* role,
                                                    const void* wav, size_t bytes);
 
-/* ---- generation
- * ------------------------------------------------------------------------------------------------------ */
+/* ---- generation --------------------------------------------------------------------------------------- */
 
 typedef struct earnest_generation earnest_generation;
 
@@ -295,7 +295,7 @@ typedef struct earnest_generation_params {
 } earnest_generation_params;
 
 /* temperature 0.7, top_p 0.9, all else 0 */
-EARNEST_API void earnest_generation_params_default(earnest_generation_params* params);
+EARNEST_API void earnest_generation_params_default(earnest_generation_params* params, size_t struct_size);
 
 /* Answers the dialogue as it stands. While it runs, the session cannot be changed (EARNEST_BUSY). When it is
  * done, the answer is the session's last message; cancelled, what had been said so far is. */
@@ -354,10 +354,12 @@ typedef struct earnest_usage {
   double waiting_ms, prefill_ms, first_token_ms, total_ms; /* first_token_ms and total_ms: since the start */
 } earnest_usage;
 
+#define EARNEST_USAGE_INIT {sizeof(earnest_usage), 0, 0, 0, 0, 0, 0, 0, 0, 0}
+
 EARNEST_API earnest_status earnest_generation_get_usage(const earnest_generation* generation,
                                                         earnest_usage* usage);
 
-/* All of the thought or the reply so far. */
+/* All of the thought or the reply so far, NUL behind it; "" of NULL. */
 EARNEST_API const char* earnest_generation_reasoning(earnest_generation* generation);
 EARNEST_API const char* earnest_generation_reply(earnest_generation* generation);
 /* The ids of the answer so far with their log-probabilities at the sampling temperature (at 1 where that is
@@ -366,12 +368,11 @@ EARNEST_API earnest_status earnest_generation_tokens(earnest_generation* generat
                                                      float* logprobs, size_t capacity, size_t* count);
 EARNEST_API void earnest_generation_destroy(earnest_generation* generation);
 
-/* ---- all at once
- * ----------------------------------------------------------------------------------------------------- */
+/* ---- all at once -------------------------------------------------------------------------------------- */
 
 /* A chat completion request of OpenAI's shape in JSON (messages with text and input_audio parts), answered in
- * one call; *response is JSON of the same API, the caller's (earnest_free). Errors come as a status;
- * *response is then NULL. */
+ * one call; *response is JSON of the same API, the caller's (earnest_free). What it may say and what it is
+ * refused for: csrc/capi/README.md. Errors come as a status; *response is then NULL. */
 EARNEST_API earnest_status earnest_chat(earnest_engine* engine, const char* request, char** response);
 
 #ifdef __cplusplus

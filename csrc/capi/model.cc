@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "csrc/capi/model.h"
+
+#include <chrono>
+#include <filesystem>
+#include <utility>
+
+#include "csrc/capi/call.h"
+#include "csrc/capi/json_writer.h"
+#include "csrc/capi/log.h"
+#include "csrc/capi/sized.h"
+#include "csrc/engine/safetensors.h"
+
+namespace earnest::capi {
+namespace {
+
+constexpr char kOp[] = "load";
+
+using engine::Precision;
+using engine::StoredType;
+
+const char* name_of(Precision precision) {
+  return precision == Precision::kFloat32    ? "float32"
+         : precision == Precision::kBFloat16 ? "bfloat16"
+                                             : "mixed";
+}
+
+Outcome choose_precision(int weights, const engine::Tensors& tensors, Precision* precision) {
+  switch (weights) {
+    case EARNEST_WEIGHTS_AS_STORED: {
+      const auto embeddings = tensors.views.find("model.embed_tokens.weight");
+      const bool whole = embeddings != tensors.views.end() && embeddings->second.type == StoredType::kFloat32;
+      *precision = whole ? Precision::kFloat32 : Precision::kBFloat16;
+      return {};
+    }
+    case EARNEST_WEIGHTS_FLOAT32:
+      *precision = Precision::kFloat32;
+      return {};
+    case EARNEST_WEIGHTS_BFLOAT16:
+      *precision = Precision::kBFloat16;
+      return {};
+    case EARNEST_WEIGHTS_INT8:
+    case EARNEST_WEIGHTS_INT4:
+      return failure(EARNEST_UNSUPPORTED, kOp, "weights", "weights that this build has",
+                     weights == EARNEST_WEIGHTS_INT8 ? "int8" : "int4");
+    default:
+      return invalid(kOp, "weights", "one of earnest_weights", std::to_string(weights));
+  }
+}
+
+// Loading in steps, between which somebody may give up.
+class Loading {
+ public:
+  Loading(const char* folder, const earnest_model_params& params) : folder_(folder), params_(params) {}
+
+  Outcome run(std::shared_ptr<Checkpoint>* checkpoint) {
+    const auto began = std::chrono::steady_clock::now();
+    std::error_code error;
+    if (!std::filesystem::is_directory(folder_, error)) {
+      const bool there = std::filesystem::exists(folder_, error);
+      return failure(there ? EARNEST_INVALID_ARGUMENT : EARNEST_NOT_FOUND, kOp, "folder", "a folder",
+                     folder_);
+    }
+    auto made = std::make_shared<Checkpoint>();
+    EARNEST_RETURN_IF_FAILED(report(0.0));
+    engine::Config config;
+    EARNEST_RETURN_IF_FAILED(Outcome(engine::Config::load(folder_, &config))
+                                 .instead_of(EARNEST_INVALID_ARGUMENT, EARNEST_UNSUPPORTED_MODEL));
+    EARNEST_RETURN_IF_FAILED(read_tokenizer(made.get()));
+    EARNEST_RETURN_IF_FAILED(report(0.2));
+    engine::Tensors tensors;
+    EARNEST_RETURN_IF_FAILED(engine::read_checkpoint(folder_, &tensors));
+    Precision precision = Precision::kFloat32;
+    EARNEST_RETURN_IF_FAILED(choose_precision(number_of(params_.weights), tensors, &precision));
+    EARNEST_RETURN_IF_FAILED(report(0.3));
+    EARNEST_RETURN_IF_FAILED(
+        Outcome(engine::Model::create(config, std::move(tensors), precision, &made->model))
+            .instead_of(EARNEST_INVALID_ARGUMENT, EARNEST_CORRUPT_MODEL));
+    EARNEST_RETURN_IF_FAILED(report(1.0));
+    describe(made.get());
+    if (logging()) {
+      const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - began;
+      log(EARNEST_LOG_INFO, "model loaded in " + std::to_string(seconds.count()) + " s: " + made->info);
+    }
+    *checkpoint = std::move(made);
+    return {};
+  }
+
+ private:
+  Outcome report(double fraction) const {
+    if (!params_.progress || params_.progress(fraction, params_.progress_user_data) == 0) return {};
+    return failure(EARNEST_CANCELLED, kOp, "progress", "0 to go on", "another number");
+  }
+
+  Outcome read_tokenizer(Checkpoint* checkpoint) const {
+    const auto path = std::filesystem::path(folder_) / "tokenizer.json";
+    std::error_code error;
+    if (!std::filesystem::is_regular_file(path, error)) {
+      return failure(EARNEST_NOT_FOUND, kOp, "folder", "a tokenizer.json in it", "none");
+    }
+    auto tokenizer = std::make_shared<engine::Tokenizer>();
+    EARNEST_RETURN_IF_FAILED(Outcome(engine::Tokenizer::load(path.string(), tokenizer.get()))
+                                 .instead_of(EARNEST_INVALID_ARGUMENT, EARNEST_CORRUPT_MODEL)
+                                 .instead_of(EARNEST_UNSUPPORTED, EARNEST_UNSUPPORTED_MODEL));
+    EARNEST_RETURN_IF_FAILED(Outcome(engine::SpecialIds::read(*tokenizer, &checkpoint->special))
+                                 .instead_of(EARNEST_INVALID_ARGUMENT, EARNEST_UNSUPPORTED_MODEL));
+    checkpoint->tokenizer = std::move(tokenizer);
+    return {};
+  }
+
+  void describe(Checkpoint* checkpoint) const {
+    const engine::Config& config = checkpoint->model->config();
+    auto folder = std::filesystem::path(folder_).lexically_normal();
+    if (folder.filename().empty()) folder = folder.parent_path();
+    checkpoint->folder_name = folder.filename().string();
+    JsonWriter json;
+    json.object([&] {
+      json.member("architecture", "StepAudio2ForCausalLM");
+      json.member("precision", name_of(checkpoint->model->precision()));
+      json.member("weight_bytes", checkpoint->model->weight_bytes());
+      json.member("context", config.text.max_position_embeddings);
+      json.member("vocab_size", config.text.vocab_size);
+      json.member("hidden_size", config.text.hidden_size);
+      json.member("num_hidden_layers", config.text.num_hidden_layers);
+      json.member("num_attention_heads", config.text.num_attention_heads);
+      json.member("num_key_value_heads", config.text.num_key_value_heads);
+      json.member("n_mels", config.audio.n_mels);
+      json.member("n_audio_state", config.audio.n_audio_state);
+      json.member("n_audio_layer", config.audio.n_audio_layer);
+      json.key("special_tokens").object([&] {
+        for (const engine::AddedToken& token : checkpoint->tokenizer->added())
+          json.member(token.name, token.id);
+      });
+    });
+    checkpoint->info = std::move(json.text());
+  }
+
+  const std::string folder_;
+  const earnest_model_params& params_;
+};
+
+}  // namespace
+}  // namespace earnest::capi
+
+using namespace earnest::capi;
+
+void earnest_model_params_default(earnest_model_params* params, size_t struct_size) {
+  write_defaults(earnest_model_params{}, params, struct_size);
+}
+
+earnest_status earnest_model_load(const char* folder, const earnest_model_params* params,
+                                  earnest_model** model) {
+  return call(kOp, [&]() -> Outcome {
+    EARNEST_RETURN_IF_FAILED(required(kOp, "model", model));
+    *model = nullptr;
+    EARNEST_RETURN_IF_FAILED(required(kOp, "folder", folder));
+    earnest_model_params chosen{};
+    EARNEST_RETURN_IF_FAILED(read_params(kOp, params, &chosen));
+    auto handle = std::make_unique<earnest_model>();
+    std::shared_ptr<Checkpoint> checkpoint;
+    EARNEST_RETURN_IF_FAILED(Loading(folder, chosen).run(&checkpoint));
+    handle->checkpoint = std::move(checkpoint);
+    *model = handle.release();
+    return {};
+  });
+}
+
+void earnest_model_retain(earnest_model* model) {
+  if (model) model->references.fetch_add(1, std::memory_order_relaxed);
+}
+
+void earnest_model_destroy(earnest_model* model) {
+  if (model && model->references.fetch_sub(1, std::memory_order_acq_rel) == 1) delete model;
+}
+
+const char* earnest_model_info(const earnest_model* model) {
+  return model ? model->checkpoint->info.c_str() : nullptr;
+}
