@@ -28,6 +28,14 @@ earnest_status translated(StatusCode code) {
       return EARNEST_CORRUPT_MODEL;
     case StatusCode::kContextFull:
       return EARNEST_CONTEXT_FULL;
+    case StatusCode::kBusy:
+      return EARNEST_BUSY;
+    case StatusCode::kTimeout:
+      return EARNEST_TIMEOUT;
+    case StatusCode::kCancelled:
+      return EARNEST_CANCELLED;
+    case StatusCode::kAudioFormat:
+      return EARNEST_AUDIO_FORMAT;
     case StatusCode::kInternal:
       break;
   }

@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "csrc/capi/model.h"
-
 #include <chrono>
 #include <filesystem>
 #include <utility>
 
 #include "csrc/capi/call.h"
-#include "csrc/capi/json_writer.h"
+#include "csrc/capi/handles.h"
 #include "csrc/capi/log.h"
 #include "csrc/capi/sized.h"
 #include "csrc/engine/safetensors.h"
@@ -18,12 +16,6 @@ constexpr char kOp[] = "load";
 
 using engine::Precision;
 using engine::StoredType;
-
-const char* name_of(Precision precision) {
-  return precision == Precision::kFloat32    ? "float32"
-         : precision == Precision::kBFloat16 ? "bfloat16"
-                                             : "mixed";
-}
 
 Outcome choose_precision(int weights, const engine::Tensors& tensors, Precision* precision) {
   switch (weights) {
@@ -53,37 +45,33 @@ class Loading {
  public:
   Loading(const char* folder, const earnest_model_params& params) : folder_(folder), params_(params) {}
 
-  Outcome run(std::shared_ptr<Checkpoint>* checkpoint) {
-    const auto began = std::chrono::steady_clock::now();
+  Outcome run(std::shared_ptr<const engine::LoadedModel>* loaded) {
     std::error_code error;
     if (!std::filesystem::is_directory(folder_, error)) {
       const bool there = std::filesystem::exists(folder_, error);
       return failure(there ? EARNEST_INVALID_ARGUMENT : EARNEST_NOT_FOUND, kOp, "folder", "a folder",
-                     folder_);
+                     folder_.empty() ? "\"\"" : folder_);
     }
-    auto made = std::make_shared<Checkpoint>();
     EARNEST_RETURN_IF_FAILED(report(0.0));
     engine::Config config;
     EARNEST_RETURN_IF_FAILED(Outcome(engine::Config::load(folder_, &config))
                                  .instead_of(EARNEST_INVALID_ARGUMENT, EARNEST_UNSUPPORTED_MODEL));
-    EARNEST_RETURN_IF_FAILED(read_tokenizer(made.get()));
+    std::shared_ptr<const engine::Tokenizer> tokenizer;
+    EARNEST_RETURN_IF_FAILED(read_tokenizer(&tokenizer));
     EARNEST_RETURN_IF_FAILED(report(0.2));
     engine::Tensors tensors;
     EARNEST_RETURN_IF_FAILED(engine::read_checkpoint(folder_, &tensors));
     Precision precision = Precision::kFloat32;
     EARNEST_RETURN_IF_FAILED(choose_precision(number_of(params_.weights), tensors, &precision));
+    const engine::Digest fingerprint = engine::fingerprint_of(config, precision, tensors);
     EARNEST_RETURN_IF_FAILED(report(0.3));
+    std::shared_ptr<engine::Model> model;
+    EARNEST_RETURN_IF_FAILED(Outcome(engine::Model::create(config, std::move(tensors), precision, &model))
+                                 .instead_of(EARNEST_INVALID_ARGUMENT, EARNEST_CORRUPT_MODEL));
     EARNEST_RETURN_IF_FAILED(
-        Outcome(engine::Model::create(config, std::move(tensors), precision, &made->model))
-            .instead_of(EARNEST_INVALID_ARGUMENT, EARNEST_CORRUPT_MODEL));
-    EARNEST_RETURN_IF_FAILED(report(1.0));
-    describe(made.get());
-    if (logging()) {
-      const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - began;
-      log(EARNEST_LOG_INFO, "model loaded in " + std::to_string(seconds.count()) + " s: " + made->info);
-    }
-    *checkpoint = std::move(made);
-    return {};
+        Outcome(engine::LoadedModel::create(std::move(model), std::move(tokenizer), fingerprint, loaded))
+            .instead_of(EARNEST_INVALID_ARGUMENT, EARNEST_UNSUPPORTED_MODEL));
+    return report(1.0);
   }
 
  private:
@@ -92,52 +80,29 @@ class Loading {
     return failure(EARNEST_CANCELLED, kOp, "progress", "0 to go on", "another number");
   }
 
-  Outcome read_tokenizer(Checkpoint* checkpoint) const {
+  Outcome read_tokenizer(std::shared_ptr<const engine::Tokenizer>* tokenizer) const {
     const auto path = std::filesystem::path(folder_) / "tokenizer.json";
     std::error_code error;
     if (!std::filesystem::is_regular_file(path, error)) {
       return failure(EARNEST_NOT_FOUND, kOp, "folder", "a tokenizer.json in it", "none");
     }
-    auto tokenizer = std::make_shared<engine::Tokenizer>();
-    EARNEST_RETURN_IF_FAILED(Outcome(engine::Tokenizer::load(path.string(), tokenizer.get()))
+    auto read = std::make_shared<engine::Tokenizer>();
+    EARNEST_RETURN_IF_FAILED(Outcome(engine::Tokenizer::load(path.string(), read.get()))
                                  .instead_of(EARNEST_INVALID_ARGUMENT, EARNEST_CORRUPT_MODEL)
                                  .instead_of(EARNEST_UNSUPPORTED, EARNEST_UNSUPPORTED_MODEL));
-    EARNEST_RETURN_IF_FAILED(Outcome(engine::SpecialIds::read(*tokenizer, &checkpoint->special))
-                                 .instead_of(EARNEST_INVALID_ARGUMENT, EARNEST_UNSUPPORTED_MODEL));
-    checkpoint->tokenizer = std::move(tokenizer);
+    *tokenizer = std::move(read);
     return {};
-  }
-
-  void describe(Checkpoint* checkpoint) const {
-    const engine::Config& config = checkpoint->model->config();
-    auto folder = std::filesystem::path(folder_).lexically_normal();
-    if (folder.filename().empty()) folder = folder.parent_path();
-    checkpoint->folder_name = folder.filename().string();
-    JsonWriter json;
-    json.object([&] {
-      json.member("architecture", "StepAudio2ForCausalLM");
-      json.member("precision", name_of(checkpoint->model->precision()));
-      json.member("weight_bytes", checkpoint->model->weight_bytes());
-      json.member("context", config.text.max_position_embeddings);
-      json.member("vocab_size", config.text.vocab_size);
-      json.member("hidden_size", config.text.hidden_size);
-      json.member("num_hidden_layers", config.text.num_hidden_layers);
-      json.member("num_attention_heads", config.text.num_attention_heads);
-      json.member("num_key_value_heads", config.text.num_key_value_heads);
-      json.member("n_mels", config.audio.n_mels);
-      json.member("n_audio_state", config.audio.n_audio_state);
-      json.member("n_audio_layer", config.audio.n_audio_layer);
-      json.key("special_tokens").object([&] {
-        for (const engine::AddedToken& token : checkpoint->tokenizer->added())
-          json.member(token.name, token.id);
-      });
-    });
-    checkpoint->info = std::move(json.text());
   }
 
   const std::string folder_;
   const earnest_model_params& params_;
 };
+
+std::string last_part(const char* folder) {
+  auto path = std::filesystem::path(folder).lexically_normal();
+  if (path.filename().empty()) path = path.parent_path();
+  return path.filename().string();
+}
 
 }  // namespace
 }  // namespace earnest::capi
@@ -156,10 +121,15 @@ earnest_status earnest_model_load(const char* folder, const earnest_model_params
     EARNEST_RETURN_IF_FAILED(required(kOp, "folder", folder));
     earnest_model_params chosen{};
     EARNEST_RETURN_IF_FAILED(read_params(kOp, params, &chosen));
+    const auto began = std::chrono::steady_clock::now();
     auto handle = std::make_unique<earnest_model>();
-    std::shared_ptr<Checkpoint> checkpoint;
-    EARNEST_RETURN_IF_FAILED(Loading(folder, chosen).run(&checkpoint));
-    handle->checkpoint = std::move(checkpoint);
+    EARNEST_RETURN_IF_FAILED(Loading(folder, chosen).run(&handle->loaded));
+    handle->name = last_part(folder);
+    if (logging()) {
+      const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - began;
+      log(EARNEST_LOG_INFO,
+          "model loaded in " + std::to_string(seconds.count()) + " s: " + handle->loaded->info());
+    }
     *model = handle.release();
     return {};
   });
@@ -174,5 +144,5 @@ void earnest_model_destroy(earnest_model* model) {
 }
 
 const char* earnest_model_info(const earnest_model* model) {
-  return model ? model->checkpoint->info.c_str() : nullptr;
+  return model ? model->loaded->info().c_str() : nullptr;
 }

@@ -32,4 +32,8 @@ inline Outcome check_count(const char* op, const char* argument, size_t count, s
                        : invalid(op, argument, "at most " + std::to_string(most), std::to_string(count));
 }
 
+inline uint32_t narrow(int64_t count) {
+  return static_cast<uint32_t>(std::clamp<int64_t>(count, 0, UINT32_MAX));
+}
+
 }  // namespace earnest::capi

@@ -5,7 +5,7 @@
 #include <string_view>
 #include <vector>
 
-#include "csrc/capi/model.h"
+#include "csrc/capi/handles.h"
 #include "csrc/capi/results.h"
 
 using namespace earnest::capi;
@@ -18,7 +18,7 @@ earnest_status earnest_tokenize(const earnest_model* model, const char* text, si
     EARNEST_RETURN_IF_FAILED(required(kOp, "count", count));
     if (text_bytes > 0) EARNEST_RETURN_IF_FAILED(required(kOp, "text", text));
     std::vector<int32_t> made;
-    EARNEST_RETURN_IF_FAILED(model->checkpoint->tokenizer->encode(
+    EARNEST_RETURN_IF_FAILED(model->loaded->tokenizer().encode(
         std::string_view(text_bytes > 0 ? text : "", text_bytes), &made, parse_special != 0));
     return copy_out(kOp, made.data(), made.size(), ids, capacity, count);
   });
@@ -31,7 +31,7 @@ earnest_status earnest_detokenize(const earnest_model* model, const int32_t* ids
     EARNEST_RETURN_IF_FAILED(required(kOp, "model", model));
     EARNEST_RETURN_IF_FAILED(required(kOp, "bytes", bytes));
     if (count > 0) EARNEST_RETURN_IF_FAILED(required(kOp, "ids", ids));
-    const earnest::engine::Tokenizer& tokenizer = *model->checkpoint->tokenizer;
+    const earnest::engine::Tokenizer& tokenizer = model->loaded->tokenizer();
     EARNEST_RETURN_IF_FAILED(check_count(kOp, "count", count, sizeof(int32_t)));
     for (size_t i = 0; i < count; ++i) {
       if (!tokenizer.has(ids[i])) {

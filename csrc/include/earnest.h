@@ -32,8 +32,8 @@
  * Threads. Models and engines may be used from any thread at any time. A session and its audios belong to one
  * thread at a time, and so does a generation, but earnest_generation_cancel may be called from any thread
  * while the generation lives. Nothing here waits for computation but earnest_generation_next (as long as it
- * is told to), earnest_model_load, earnest_session_save, earnest_engine_drain, earnest_chat, and the
- * destruction of the last reference to an engine.
+ * is told to), earnest_generation_tokens, earnest_model_load, earnest_session_save, earnest_engine_drain,
+ * earnest_chat, and the destruction of the last reference to an engine.
  *
  * Errors. Every call that can fail returns a status; earnest_last_error() then says on the same thread what
  * was expected and what came: "[op] argument: expected X, got Y". A call that fails changes nothing, and sets
@@ -308,7 +308,7 @@ typedef enum earnest_event_kind {
   EARNEST_EVENT_PREFILL,   /* done of total tokens of the prompt have been read */
   EARNEST_EVENT_REASONING, /* more of the thought */
   EARNEST_EVENT_REPLY,     /* more of the reply */
-  EARNEST_EVENT_DONE       /* the last one: why, and the status where it failed */
+  EARNEST_EVENT_DONE       /* the last one: why, and where it failed the status (earnest_last_error: more) */
 } earnest_event_kind;
 
 typedef enum earnest_finish_reason {
@@ -362,8 +362,9 @@ EARNEST_API earnest_status earnest_generation_get_usage(const earnest_generation
 /* All of the thought or the reply so far, NUL behind it; "" of NULL. */
 EARNEST_API const char* earnest_generation_reasoning(earnest_generation* generation);
 EARNEST_API const char* earnest_generation_reply(earnest_generation* generation);
-/* The ids of the answer so far with their log-probabilities at the sampling temperature (at 1 where that is
- * 0); either array may be NULL; sizes as for earnest_tokenize. */
+/* The ids of the answer so far, one that ended it included, with their log-probabilities at the sampling
+ * temperature (at 1 where that is 0), which are computed now; either array may be NULL; sizes as for
+ * earnest_tokenize. */
 EARNEST_API earnest_status earnest_generation_tokens(earnest_generation* generation, int32_t* ids,
                                                      float* logprobs, size_t capacity, size_t* count);
 EARNEST_API void earnest_generation_destroy(earnest_generation* generation);
