@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "csrc/include/earnest.h"
+#include "tests/capi/wav_bytes.h"
 #include "tests/cpp/check.h"
 
 namespace talk {
@@ -44,7 +45,7 @@ inline Model model(const char* folder = TINY_MODEL) {
   return Model(made);
 }
 
-// kv_tokens: room for so many in the KV pool (0: the default); one takes 256 bytes of the tiny model.
+// kv_tokens: room for so many in the KV pool (0: the default); one takes 512 bytes of the tiny model.
 inline Engine engine(const Model& model, uint64_t kv_tokens = 8192, uint32_t max_waiting = 0) {
   earnest_engine_params params;
   earnest_engine_params_default(&params, sizeof params);
@@ -116,27 +117,9 @@ inline Said answer(const Session& session, const earnest_generation_params& para
   return listen(start(session, params));
 }
 
-// WAV bytes: 16 bits, one channel.
 inline std::string wav(const std::vector<int16_t>& samples, uint32_t rate = 16000) {
-  std::string bytes;
-  const auto number = [&](uint32_t value, int size) {
-    for (int i = 0; i < size; ++i) bytes += static_cast<char>(value >> (8 * i) & 0xFF);
-  };
-  const auto data = static_cast<uint32_t>(2 * samples.size());
-  bytes += "RIFF";
-  number(36 + data, 4);
-  bytes += "WAVEfmt ";
-  number(16, 4);
-  number(1, 2);
-  number(1, 2);
-  number(rate, 4);
-  number(2 * rate, 4);
-  number(2, 2);
-  number(16, 2);
-  bytes += "data";
-  number(data, 4);
-  for (const int16_t sample : samples) number(static_cast<uint16_t>(sample), 2);
-  return bytes;
+  const std::string data(reinterpret_cast<const char*>(samples.data()), 2 * samples.size());
+  return wav_bytes(data, rate, 1, 16);
 }
 
 inline std::vector<int16_t> tone(double seconds, uint32_t rate = 16000) {
