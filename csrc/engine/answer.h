@@ -80,9 +80,10 @@ class Answer {
   Status tokens(std::vector<int32_t>* ids, std::vector<float>* logp) const;
 
  private:
-  Answer(std::shared_ptr<Engine> engine, std::shared_ptr<AnswerState> state);
+  explicit Answer(std::shared_ptr<Engine> engine);
   std::shared_ptr<Engine> engine_;
   std::shared_ptr<AnswerState> state_;
+  bool fetched_ = false, handed_out_done_ = false;
 };
 
 }  // namespace earnest::engine

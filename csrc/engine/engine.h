@@ -31,6 +31,7 @@ struct EngineOptions {
 
 struct EngineStats {
   int64_t running = 0, waiting = 0, sessions = 0;
+  int64_t reading_ahead = 0;  // sessions of which more is read while nobody waits
   int64_t kv_tokens = 0, kv_tokens_used = 0;
   int64_t prompt_tokens = 0, cached_tokens = 0, completion_tokens = 0;  // since the engine was made
   int64_t read_tokens = 0;     // that the decoder computed: prompts, answers and what was read ahead

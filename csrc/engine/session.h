@@ -28,7 +28,7 @@ struct SessionOptions {
   TemplateName template_name = TemplateName::kCanonical;
   bool strip_history = false;  // an answer's thought is taken away when the answer is there; its reply is
                                // read again while nobody waits
-  std::string tools;  // a JSON list of schemas, or ""
+  std::string tools;           // a JSON list of schemas, or ""
 };
 
 class Session {
@@ -59,8 +59,7 @@ class Session {
   // Reads the closed messages, and the closed chunks of the open one, while no answer waits for the engine.
   Status warm();
 
-  // The dialogue with everything that was computed for it, and back; see session_file.h. Open clips are
-  // refused; an open message is closed.
+  // The dialogue with everything that was computed for it, and back; see session_file.h.
   Status save(const std::string& path);
   static Status load(const std::shared_ptr<Engine>& engine, const std::string& path,
                      std::unique_ptr<Session>* session);
@@ -74,6 +73,8 @@ class Session {
 
  private:
   Session(std::shared_ptr<Engine> engine, std::shared_ptr<SessionState> state);
+  static Status open(const std::shared_ptr<Engine>& engine, std::shared_ptr<SessionState> state,
+                     std::unique_ptr<Session>* session);
   std::shared_ptr<Engine> engine_;
   std::shared_ptr<SessionState> state_;
 };

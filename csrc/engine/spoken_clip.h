@@ -42,14 +42,17 @@ class SpokenClip {
   SpokenClip(std::shared_ptr<Engine> engine, std::shared_ptr<SessionState> state, int64_t rate,
              int64_t channels);
   Status begin();
-  Status take(std::span<const float> mono);
-  Status add_chunks(std::vector<Chunk> chunks);
+  Status remove();
+  Status check_piece(size_t samples) const;
+  template <typename Sample>
+  Status mix(std::span<const Sample> samples, double scale);
+  Status hear(bool last);
 
   std::shared_ptr<Engine> engine_;
   std::shared_ptr<SessionState> state_;
   const int64_t rate_, channels_;
   int64_t frames_ = 0;  // pushed, of each channel
-  bool open_ = true, committed_ = false;
+  bool open_ = false;   // it stands in the session
   std::unique_ptr<Resampler> resampler_;
   std::unique_ptr<ClipFeatures> features_;
   std::vector<float> mono_, resampled_;
