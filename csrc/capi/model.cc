@@ -7,6 +7,8 @@
 #include "csrc/capi/handles.h"
 #include "csrc/capi/log.h"
 #include "csrc/capi/sized.h"
+#include "csrc/engine/json.h"
+#include "csrc/engine/mapped_file.h"
 #include "csrc/engine/safetensors.h"
 
 namespace earnest::capi {
@@ -54,8 +56,7 @@ class Loading {
     }
     EARNEST_RETURN_IF_FAILED(report(0.0));
     engine::Config config;
-    EARNEST_RETURN_IF_FAILED(Outcome(engine::Config::load(folder_, &config))
-                                 .instead_of(EARNEST_INVALID_ARGUMENT, EARNEST_UNSUPPORTED_MODEL));
+    EARNEST_RETURN_IF_FAILED(read_config(&config));
     std::shared_ptr<const engine::Tokenizer> tokenizer;
     EARNEST_RETURN_IF_FAILED(read_tokenizer(&tokenizer));
     EARNEST_RETURN_IF_FAILED(report(0.2));
@@ -78,6 +79,20 @@ class Loading {
   Outcome report(double fraction) const {
     if (!params_.progress || params_.progress(fraction, params_.progress_user_data) == 0) return {};
     return failure(EARNEST_CANCELLED, kOp, "progress", "0 to go on", "another number");
+  }
+
+  // What is no JSON is broken; what is another model's is not supported.
+  Outcome read_config(engine::Config* config) const {
+    constexpr uint64_t kMostBytes = uint64_t{16} << 20;
+    const auto path = (std::filesystem::path(folder_) / "config.json").string();
+    std::shared_ptr<const engine::MappedFile> file;
+    EARNEST_RETURN_IF_FAILED(engine::MappedFile::open(path, kMostBytes, &file));
+    engine::json::Document document;
+    EARNEST_RETURN_IF_FAILED(
+        Outcome(engine::json::Document::parse(std::string(file->text()), path, &document))
+            .instead_of(EARNEST_INVALID_ARGUMENT, EARNEST_CORRUPT_MODEL));
+    return Outcome(engine::Config::parse(document.root(), config))
+        .instead_of(EARNEST_INVALID_ARGUMENT, EARNEST_UNSUPPORTED_MODEL);
   }
 
   Outcome read_tokenizer(std::shared_ptr<const engine::Tokenizer>* tokenizer) const {

@@ -77,7 +77,7 @@ typedef enum earnest_status {
   EARNEST_CORRUPT_MODEL = 4,     /* a file that is not what it should be */
   EARNEST_OUT_OF_MEMORY = 5,
   EARNEST_CONTEXT_FULL = 6, /* no room for more tokens, in the model's context or in the KV pool */
-  EARNEST_BUSY = 7,         /* the queue is full, or the session is generating or being spoken into */
+  EARNEST_BUSY = 7,         /* the queue is full, or the session is generating */
   EARNEST_TIMEOUT = 8,      /* nothing came in time; try again */
   EARNEST_CANCELLED = 9,
   EARNEST_AUDIO_FORMAT = 10, /* not a WAV file that can be read, or samples that are not finite */
@@ -248,7 +248,8 @@ typedef struct earnest_audio earnest_audio;
 
 /* A clip for a message of this role, spoken in pieces. Any rate from 1,000 to 192,000 Hz; channels are mixed.
  * Features are computed as samples come; every 25 s of a long clip is encoded and read by the decoder while
- * the rest is spoken. One audio of a session at a time; its place in the dialogue is where it was created. */
+ * the rest is spoken. One audio of a session at a time: until it is committed or destroyed, nothing else is
+ * added. Its place in the dialogue is where it was created. */
 EARNEST_API earnest_status earnest_audio_create(earnest_session* session, const char* role,
                                                 uint32_t sample_rate, uint32_t channels,
                                                 earnest_audio** audio);

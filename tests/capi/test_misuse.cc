@@ -297,7 +297,7 @@ TEST(sound_that_is_none) {
   CHECK_OK(earnest_audio_clear(audio.get()));
   CHECK(earnest_audio_seconds(audio.get()) == 0.0);
   earnest_audio* second = nullptr;
-  CHECK(refused(earnest_audio_create(session.get(), "user", 16000, 1, &second), EARNEST_BUSY));
+  CHECK(refused(earnest_audio_create(session.get(), "user", 16000, 1, &second)));
   CHECK_OK(earnest_audio_commit(audio.get()));
   CHECK(earnest_audio_commit(audio.get()) != EARNEST_OK);
   CHECK(earnest_audio_push_f32(audio.get(), samples.data(), 10) != EARNEST_OK);

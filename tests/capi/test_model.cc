@@ -53,7 +53,7 @@ std::string read(const std::string& name) {
 TEST(a_model_says_what_it_is) {
   earnest_model* model = load();
   const std::string info = earnest_model_info(model);
-  for (const char* part : {"\"precision\":\"float32\"", "\"context\":2048", "\"<|EOT|>\":403"}) {
+  for (const char* part : {"\"precision\":\"float32\"", "\"context\":2048", "\"eot\":403"}) {
     CHECK(info.find(part) != std::string::npos);
   }
   earnest_model_retain(model);
