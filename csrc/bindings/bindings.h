@@ -71,5 +71,6 @@ void bind_linear(nb::module_& module);
 void bind_pitch(nb::module_& module);
 void bind_text(nb::module_& module);
 void bind_engine(nb::module_& module);
+void bind_session(nb::module_& module);
 
 }  // namespace earnest::bindings
