@@ -72,5 +72,6 @@ void bind_quantized(nb::module_& module);
 void bind_pitch(nb::module_& module);
 void bind_text(nb::module_& module);
 void bind_engine(nb::module_& module);
+void bind_session(nb::module_& module);
 
 }  // namespace earnest::bindings

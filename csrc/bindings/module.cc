@@ -30,6 +30,7 @@ NB_MODULE(_native, module) {
   bind_pitch(module);
   bind_text(module);
   bind_engine(module);
+  bind_session(module);
 }
 
 }  // namespace earnest::bindings

@@ -115,6 +115,65 @@ Status KVPool::allocate(int64_t capacity, KVCache* cache) {
   });
 }
 
+Status KVPool::grow(int64_t capacity, KVCache* cache) {
+  if (cache->pool_.get() != this || capacity < cache->capacity_) {
+    return invalid_argument("kv_cache", "capacity", "at least that of a cache of this pool",
+                            std::to_string(capacity));
+  }
+  if (extend(capacity, cache)) return {};
+  KVCache larger;
+  Status status = allocate(capacity, &larger);
+  if (!status.ok()) return slide(capacity, cache) ? Status() : status;
+  EARNEST_RETURN_IF_ERROR(larger.copy(*cache, cache->length_));
+  cache->swap(larger);
+  return {};
+}
+
+// Takes what is missing from the free tokens right behind.
+bool KVPool::extend(int64_t capacity, KVCache* cache) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const int64_t more = capacity - cache->capacity_;
+  if (more == 0) return true;
+  const auto next = free_.find(cache->start_ + cache->capacity_);
+  if (next == free_.end() || next->second < more) return false;
+  auto rest = free_.extract(next);
+  if (rest.mapped() > more) {
+    rest.key() += more;
+    rest.mapped() -= more;
+    free_.insert(std::move(rest));
+  }
+  cache->run_.mapped() = cache->capacity_ = capacity;
+  return true;
+}
+
+// Moves a cache down into the free tokens right before it, where those on both sides together are enough.
+bool KVPool::slide(int64_t capacity, KVCache* cache) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const auto next = free_.lower_bound(cache->start_);
+  if (next == free_.begin()) return false;
+  const auto before = std::prev(next);
+  const auto [start, room] = *before;
+  if (start + room != cache->start_) return false;
+  const bool joined = next != free_.end() && next->first == cache->start_ + cache->capacity_;
+  const int64_t total = room + cache->capacity_ + (joined ? next->second : 0);
+  if (total < capacity) return false;
+  const size_t bytes = static_cast<size_t>(cache->length_) * token_bytes_;
+  for (int64_t layer = 0; bytes > 0 && layer < layers_; ++layer) {
+    std::memmove(keys(layer, start), keys(layer, cache->start_), bytes);
+    std::memmove(values(layer, start), values(layer, cache->start_), bytes);
+  }
+  if (joined) free_.erase(next);
+  auto rest = free_.extract(before);
+  if (total > capacity) {
+    rest.key() = start + capacity;
+    rest.mapped() = total - capacity;
+    free_.insert(std::move(rest));
+  }
+  cache->run_.key() = cache->start_ = start;
+  cache->run_.mapped() = cache->capacity_ = capacity;
+  return true;
+}
+
 int64_t KVPool::free_tokens() const {
   const std::lock_guard<std::mutex> lock(mutex_);
   int64_t total = 0;
@@ -142,6 +201,16 @@ void KVPool::release(Runs::node_type run) {
 Status KVCache::truncate(int64_t length) {
   if (length < 0 || length > length_) {
     return invalid_argument("kv_cache", "length", "0 to " + std::to_string(length_), std::to_string(length));
+  }
+  length_ = length;
+  return {};
+}
+
+Status KVCache::extend(int64_t length) {
+  if (length < length_ || length > capacity_) {
+    return invalid_argument("kv_cache", "length",
+                            std::to_string(length_) + " to " + std::to_string(capacity_),
+                            std::to_string(length));
   }
   length_ = length;
   return {};

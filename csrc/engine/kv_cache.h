@@ -38,6 +38,10 @@ class KVPool : public std::enable_shared_from_this<KVPool> {
   // thread.
   Status allocate(int64_t capacity, KVCache* cache);
 
+  // Room for `capacity` tokens in a cache of this pool, which keeps what it holds: in place where the tokens
+  // behind it are free, else it moves. kContextFull leaves it as it was.
+  Status grow(int64_t capacity, KVCache* cache);
+
   int64_t tokens() const { return tokens_; }
   int64_t free_tokens() const;
   size_t bytes() const { return 2 * static_cast<size_t>(layers_ * tokens_) * token_bytes_; }
@@ -69,6 +73,8 @@ class KVPool : public std::enable_shared_from_this<KVPool> {
   // needs no memory.
   using Runs = std::map<int64_t, int64_t>;
   void release(Runs::node_type run);
+  bool extend(int64_t capacity, KVCache* cache);
+  bool slide(int64_t capacity, KVCache* cache);
 
   int64_t tokens_ = 0, layers_ = 0;
   size_t token_bytes_ = 0;
@@ -95,6 +101,9 @@ class KVCache {
 
   // Forgets all but the first tokens.
   Status truncate(int64_t length);
+
+  // Holds so many tokens, which somebody has written where they belong.
+  Status extend(int64_t length);
 
   // Becomes the first `length` tokens of another, of the same pool or one like it.
   Status copy(const KVCache& other, int64_t length);

@@ -16,6 +16,10 @@ enum class StatusCode {
   kNotFound,     // a file that is not there
   kCorrupt,      // a file that is not what it should be
   kContextFull,  // no room for more tokens
+  kBusy,         // somebody else is using it, or the queue is full
+  kTimeout,      // nothing came in time
+  kCancelled,
+  kAudioFormat,  // sound that cannot be read, or samples that are not finite
 };
 
 class [[nodiscard]] Status {

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["AudioLM", "which"]
+__all__ = ["AudioLM", "Engine", "which"]
 
 # Per kernel family, what its choice of back end depends on.
 _WHICH_DETAILS = {
@@ -25,7 +25,7 @@ _WHICH_DETAILS = {
     "quantized": ("device",),
     "rowwise": ("device",),
 }
-_MODULES = ("audio", "dialogue", "features", "model", "ops")
+_MODULES = ("audio", "dialogue", "engine", "features", "model", "ops")
 
 
 def which(family: str, device: str = "cpu", **details: Any) -> str:
@@ -59,12 +59,15 @@ def which(family: str, device: str = "cpu", **details: Any) -> str:
 
 
 if TYPE_CHECKING:
+    from earnest.engine import Engine as Engine
     from earnest.model import AudioLM as AudioLM
 else:
 
     def __getattr__(name: str) -> Any:
         if name == "AudioLM":
             return importlib.import_module("earnest.model").AudioLM
+        if name == "Engine":
+            return importlib.import_module("earnest.engine").Engine
         if name in _MODULES:
             return importlib.import_module(f"earnest.{name}")
         raise AttributeError(f"module 'earnest' has no attribute {name!r}")

@@ -24,3 +24,11 @@ class MissingExtra(ImportError):
 
     def __reduce__(self) -> tuple:
         return type(self), (self.what, self.package, self.extra)
+
+
+class Busy(RuntimeError):
+    """Not now: the session is answering, or as many answers wait as may. Try again later."""
+
+
+class ContextFull(RuntimeError):
+    """There is no room for more tokens, in the model's context or in the engine's memory."""

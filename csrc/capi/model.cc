@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <chrono>
+#include <filesystem>
+#include <utility>
+
+#include "csrc/capi/call.h"
+#include "csrc/capi/handles.h"
+#include "csrc/capi/log.h"
+#include "csrc/capi/sized.h"
+#include "csrc/engine/json.h"
+#include "csrc/engine/mapped_file.h"
+#include "csrc/engine/safetensors.h"
+
+namespace earnest::capi {
+namespace {
+
+constexpr char kOp[] = "load";
+
+using engine::Precision;
+using engine::StoredType;
+
+Outcome choose_precision(int weights, const engine::Tensors& tensors, Precision* precision) {
+  switch (weights) {
+    case EARNEST_WEIGHTS_AS_STORED: {
+      const auto embeddings = tensors.views.find("model.embed_tokens.weight");
+      const bool whole = embeddings != tensors.views.end() && embeddings->second.type == StoredType::kFloat32;
+      *precision = whole ? Precision::kFloat32 : Precision::kBFloat16;
+      return {};
+    }
+    case EARNEST_WEIGHTS_FLOAT32:
+      *precision = Precision::kFloat32;
+      return {};
+    case EARNEST_WEIGHTS_BFLOAT16:
+      *precision = Precision::kBFloat16;
+      return {};
+    case EARNEST_WEIGHTS_INT8:
+    case EARNEST_WEIGHTS_INT4:
+      return failure(EARNEST_UNSUPPORTED, kOp, "weights", "weights that this build has",
+                     weights == EARNEST_WEIGHTS_INT8 ? "int8" : "int4");
+    default:
+      return invalid(kOp, "weights", "one of earnest_weights", std::to_string(weights));
+  }
+}
+
+// Loading in steps, between which somebody may give up.
+class Loading {
+ public:
+  Loading(const char* folder, const earnest_model_params& params) : folder_(folder), params_(params) {}
+
+  Outcome run(std::shared_ptr<const engine::LoadedModel>* loaded) {
+    std::error_code error;
+    if (!std::filesystem::is_directory(folder_, error)) {
+      const bool there = std::filesystem::exists(folder_, error);
+      return failure(there ? EARNEST_INVALID_ARGUMENT : EARNEST_NOT_FOUND, kOp, "folder", "a folder",
+                     folder_.empty() ? "\"\"" : folder_);
+    }
+    EARNEST_RETURN_IF_FAILED(report(0.0));
+    engine::Config config;
+    EARNEST_RETURN_IF_FAILED(read_config(&config));
+    std::shared_ptr<const engine::Tokenizer> tokenizer;
+    EARNEST_RETURN_IF_FAILED(read_tokenizer(&tokenizer));
+    EARNEST_RETURN_IF_FAILED(report(0.2));
+    engine::Tensors tensors;
+    EARNEST_RETURN_IF_FAILED(engine::read_checkpoint(folder_, &tensors));
+    Precision precision = Precision::kFloat32;
+    EARNEST_RETURN_IF_FAILED(choose_precision(number_of(params_.weights), tensors, &precision));
+    const engine::Digest fingerprint = engine::fingerprint_of(config, precision, tensors);
+    EARNEST_RETURN_IF_FAILED(report(0.3));
+    std::shared_ptr<engine::Model> model;
+    EARNEST_RETURN_IF_FAILED(Outcome(engine::Model::create(config, std::move(tensors), precision, &model))
+                                 .instead_of(EARNEST_INVALID_ARGUMENT, EARNEST_CORRUPT_MODEL));
+    EARNEST_RETURN_IF_FAILED(
+        Outcome(engine::LoadedModel::create(std::move(model), std::move(tokenizer), fingerprint, loaded))
+            .instead_of(EARNEST_INVALID_ARGUMENT, EARNEST_UNSUPPORTED_MODEL));
+    return report(1.0);
+  }
+
+ private:
+  Outcome report(double fraction) const {
+    if (!params_.progress || params_.progress(fraction, params_.progress_user_data) == 0) return {};
+    return failure(EARNEST_CANCELLED, kOp, "progress", "0 to go on", "another number");
+  }
+
+  // What is no JSON is broken; what is another model's is not supported.
+  Outcome read_config(engine::Config* config) const {
+    constexpr uint64_t kMostBytes = uint64_t{16} << 20;
+    const auto path = (std::filesystem::path(folder_) / "config.json").string();
+    std::shared_ptr<const engine::MappedFile> file;
+    EARNEST_RETURN_IF_FAILED(engine::MappedFile::open(path, kMostBytes, &file));
+    engine::json::Document document;
+    EARNEST_RETURN_IF_FAILED(
+        Outcome(engine::json::Document::parse(std::string(file->text()), path, &document))
+            .instead_of(EARNEST_INVALID_ARGUMENT, EARNEST_CORRUPT_MODEL));
+    return Outcome(engine::Config::parse(document.root(), config))
+        .instead_of(EARNEST_INVALID_ARGUMENT, EARNEST_UNSUPPORTED_MODEL);
+  }
+
+  Outcome read_tokenizer(std::shared_ptr<const engine::Tokenizer>* tokenizer) const {
+    const auto path = std::filesystem::path(folder_) / "tokenizer.json";
+    std::error_code error;
+    if (!std::filesystem::is_regular_file(path, error)) {
+      return failure(EARNEST_NOT_FOUND, kOp, "folder", "a tokenizer.json in it", "none");
+    }
+    auto read = std::make_shared<engine::Tokenizer>();
+    EARNEST_RETURN_IF_FAILED(Outcome(engine::Tokenizer::load(path.string(), read.get()))
+                                 .instead_of(EARNEST_INVALID_ARGUMENT, EARNEST_CORRUPT_MODEL)
+                                 .instead_of(EARNEST_UNSUPPORTED, EARNEST_UNSUPPORTED_MODEL));
+    *tokenizer = std::move(read);
+    return {};
+  }
+
+  const std::string folder_;
+  const earnest_model_params& params_;
+};
+
+std::string last_part(const char* folder) {
+  auto path = std::filesystem::path(folder).lexically_normal();
+  if (path.filename().empty()) path = path.parent_path();
+  return path.filename().string();
+}
+
+}  // namespace
+}  // namespace earnest::capi
+
+using namespace earnest::capi;
+
+void earnest_model_params_default(earnest_model_params* params, size_t struct_size) {
+  write_defaults(earnest_model_params{}, params, struct_size);
+}
+
+earnest_status earnest_model_load(const char* folder, const earnest_model_params* params,
+                                  earnest_model** model) {
+  return call(kOp, [&]() -> Outcome {
+    EARNEST_RETURN_IF_FAILED(required(kOp, "model", model));
+    *model = nullptr;
+    EARNEST_RETURN_IF_FAILED(required(kOp, "folder", folder));
+    earnest_model_params chosen{};
+    EARNEST_RETURN_IF_FAILED(read_params(kOp, params, &chosen));
+    const auto began = std::chrono::steady_clock::now();
+    auto handle = std::make_unique<earnest_model>();
+    EARNEST_RETURN_IF_FAILED(Loading(folder, chosen).run(&handle->loaded));
+    handle->name = last_part(folder);
+    if (logging()) {
+      const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - began;
+      log(EARNEST_LOG_INFO,
+          "model loaded in " + std::to_string(seconds.count()) + " s: " + handle->loaded->info());
+    }
+    *model = handle.release();
+    return {};
+  });
+}
+
+void earnest_model_retain(earnest_model* model) {
+  if (model) model->references.fetch_add(1, std::memory_order_relaxed);
+}
+
+void earnest_model_destroy(earnest_model* model) {
+  if (model && model->references.fetch_sub(1, std::memory_order_acq_rel) == 1) delete model;
+}
+
+const char* earnest_model_info(const earnest_model* model) {
+  return model ? model->loaded->info().c_str() : nullptr;
+}

@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "csrc/engine/step.h"
+
+#include <algorithm>
+#include <atomic>
+
+#include "csrc/engine/guard.h"
+#include "kernels/common/thread_pool.h"
+
+namespace earnest::engine {
+namespace {
+
+constexpr size_t kRowsAtOnce = 32;  // of logits: 20 MB where the vocabulary has 158,720 tokens
+
+size_t row_bytes_of(const Model& model) {
+  return static_cast<size_t>(model.config().text.hidden_size) * size_of(model.precision());
+}
+
+void hear(const Model& model, Arena* arena, Step* step) {
+  const HeardChunk& chunk = *step->chunk;
+  step->heard = guarded("audio", [&] {
+    step->embeddings.resize(static_cast<size_t>(chunk.rows) * row_bytes_of(model));
+    return model.hear(chunk.mel.data(), chunk.frames, step->embeddings.data(), arena);
+  });
+}
+
+Segment segment_of(StepRow* row, size_t row_bytes) {
+  Segment segment;
+  segment.cache = &row->prefix->cache;
+  segment.count = static_cast<int64_t>(row->ids.size());
+  segment.ids = row->ids.data();
+  segment.embeddings = row->embeddings.empty() ? nullptr : row->embeddings.data();
+  segment.embedding_rows = static_cast<int64_t>(row->embeddings.size() / row_bytes);
+  segment.wanted = row->draws ? 1 : 0;
+  return segment;
+}
+
+Status forward(const Model& model, Arena* arena, const std::vector<StepRow*>& rows) {
+  const size_t row_bytes = row_bytes_of(model);
+  return guarded("decoder", [&]() -> Status {
+    arena->reset();
+    std::vector<Segment> segments;
+    int64_t wanted = 0;
+    for (StepRow* row : rows) {
+      segments.push_back(segment_of(row, row_bytes));
+      wanted += segments.back().wanted;
+      if (row->draws) row->hidden.resize(row_bytes);
+    }
+    char* hidden = arena->take<char>(std::max<int64_t>(wanted, 1) * static_cast<int64_t>(row_bytes));
+    EARNEST_RETURN_IF_ERROR(model.forward(segments, hidden, arena));
+    for (StepRow* row : rows) {
+      if (!row->draws) continue;
+      std::copy(hidden, hidden + row_bytes, row->hidden.begin());
+      hidden += row_bytes;
+    }
+    return {};
+  });
+}
+
+// A token of each row, from its hidden state.
+Status draw(const Model& model, Arena* arena, std::span<StepRow*> rows) {
+  const size_t row_bytes = row_bytes_of(model);
+  const auto count = static_cast<int64_t>(rows.size());
+  const int64_t vocabulary = model.config().text.vocab_size;
+  arena->reset();
+  float* logits = arena->take<float>(count * vocabulary);
+  char* hidden = arena->take<char>(count * static_cast<int64_t>(row_bytes));
+  for (size_t i = 0; i < rows.size(); ++i) {
+    std::copy(rows[i]->hidden.begin(), rows[i]->hidden.end(), hidden + i * row_bytes);
+  }
+  EARNEST_RETURN_IF_ERROR(model.logits(hidden, count, logits, arena));
+  const int64_t lanes = std::min<int64_t>(count, num_threads());
+  std::vector<Sampler::Scratch> scratch(static_cast<size_t>(lanes));
+  std::atomic<int64_t> next{0};
+  parallel_for(lanes, [&](int64_t lane) {
+    for (int64_t i = next.fetch_add(1); i < count; i = next.fetch_add(1)) {
+      StepRow* row = rows[static_cast<size_t>(i)];
+      row->status = guarded("generate", [&] {
+        return row->answer->sampler.draw({logits + i * vocabulary, static_cast<size_t>(vocabulary)},
+                                         uniform(row->answer->options.seed, row->index),
+                                         &scratch[static_cast<size_t>(lane)], &row->token);
+      });
+    }
+  });
+  return {};
+}
+
+}  // namespace
+
+void gather(const Transcript& tokens, int64_t first, int64_t count, size_t row_bytes, StepRow* row) {
+  const auto begin = tokens.ids().begin() + first;
+  row->ids.assign(begin, begin + count);
+  for (auto place = tokens.audio_from(first); place != tokens.audio().end(); ++place) {
+    const int64_t from = std::max(place->start, first);
+    const int64_t to = std::min(place->start + place->chunk->rows, first + count);
+    if (from >= to) break;
+    std::fill(row->ids.begin() + (from - first), row->ids.begin() + (to - first), kGivenEmbedding);
+    const char* rows = place->chunk->embeddings.data();
+    row->embeddings.insert(row->embeddings.end(), rows + static_cast<size_t>(from - place->start) * row_bytes,
+                           rows + static_cast<size_t>(to - place->start) * row_bytes);
+  }
+}
+
+void compute(const Model& model, Arena* arena, Step* step) {
+  if (step->chunk != nullptr) {
+    arena->reset();
+    hear(model, arena, step);
+  }
+  std::vector<StepRow*> rows, drawing;
+  for (StepRow& row : step->rows) rows.push_back(&row);
+  Status status = rows.empty() ? Status() : forward(model, arena, rows);
+  for (StepRow* row : rows) {
+    if (!status.ok()) row->status = rows.size() == 1 ? status : forward(model, arena, {row});
+    if (row->status.ok() && row->draws) drawing.push_back(row);
+  }
+  for (size_t first = 0; first < drawing.size(); first += kRowsAtOnce) {
+    const std::span<StepRow*> part =
+        std::span(drawing).subspan(first, std::min(kRowsAtOnce, drawing.size() - first));
+    status = guarded("generate", [&] { return draw(model, arena, part); });
+    if (status.ok()) continue;
+    for (StepRow* row : part) row->status = status;
+  }
+  for (StepRating& one : step->ratings) {
+    const double temperature = one.answer->options.sampling.temperature;
+    if (!rate(model, one.hidden, one.tokens, temperature, arena, &one.logp).ok()) one.logp.clear();
+  }
+}
+
+Status rate(const Model& model, const std::vector<char>& hidden, const std::vector<int64_t>& tokens,
+            double temperature, Arena* arena, std::vector<float>* logp) {
+  return guarded("logprob", [&]() -> Status {
+    arena->reset();
+    logp->resize(tokens.size());
+    if (tokens.empty()) return {};
+    std::vector<float> entropy(tokens.size());
+    return model.logprob(hidden.data(), static_cast<int64_t>(tokens.size()), tokens.data(),
+                         temperature == 0 ? 1 : temperature, logp->data(), entropy.data(), arena);
+  });
+}
+
+}  // namespace earnest::engine

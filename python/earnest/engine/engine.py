@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model in memory, and the memory for dialogues over it."""
+
+from __future__ import annotations
+
+import json
+import os
+import weakref
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Literal
+
+from earnest import _native
+from earnest.engine.checks import OP, whole
+from earnest.engine.session import Session
+from earnest.errors import InvalidInput
+
+WEIGHTS = ("as-stored", "float32", "bfloat16", "int8", "int4")
+
+
+class Engine:
+    """A model in memory and the memory for dialogues over it. May be used from any thread.
+
+    path: a folder in the published format. device: "cpu". threads: for computing, of the whole process
+    (None: as they are, at first all cores). weights: "as-stored", "float32", "bfloat16", "int8" or "int4".
+    kv_bytes: memory for keys and values (None: room for 4 full contexts, or a quarter of the machine's).
+    max_generations, max_waiting: answers that run side by side (64), and that may wait beside them (256).
+    prefill_tokens: of prompts that are read between two steps of the answers beside (256).
+
+    Raises ValueError for a folder that holds no model it can run, MemoryError where memory runs out.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        device: str = "cpu",
+        threads: int | None = None,
+        *,
+        weights: str = "as-stored",
+        kv_bytes: int | None = None,
+        max_generations: int | None = None,
+        max_waiting: int | None = None,
+        prefill_tokens: int | None = None,
+    ) -> None:
+        if weights not in WEIGHTS:
+            raise InvalidInput(OP, "weights", f"one of {', '.join(WEIGHTS)}", repr(weights))
+        self._native: Any = _native.session.Engine(
+            os.fspath(path),
+            device,
+            WEIGHTS.index(weights),
+            whole("kv_bytes", kv_bytes, 2**63 - 1),
+            whole("max_generations", max_generations),
+            whole("max_waiting", max_waiting),
+            whole("threads", threads),
+            whole("prefill_tokens", prefill_tokens),
+        )
+        self.info: dict[str, Any] = json.loads(self._native.info)
+        self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+
+    def session(
+        self,
+        system: str | None = None,
+        *,
+        template: Literal["canonical", "stepfun-compat"] = "canonical",
+        history: Literal["keep", "strip"] = "keep",
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> Session:
+        """A new dialogue. system: how the model shall behave. history: "strip" takes the thought of an answer
+        away when the answer is there. tools: their JSON schemas."""
+        if history not in ("keep", "strip"):
+            raise InvalidInput(OP, "history", "keep or strip", repr(history))
+        schemas = None if tools is None else json.dumps(list(tools))
+        made = _native.session.Session(self._open(), template, history == "strip", schemas)
+        session = self._keep(made)
+        if system is not None:
+            session.add_text(system, role="system")
+        return session
+
+    def load_session(self, path: str | os.PathLike[str]) -> Session:
+        """A dialogue as `Session.save` left it; it goes on with the same bits. ValueError for a file of
+        another model, or of something else."""
+        return self._keep(_native.session.Session.load(self._open(), os.fspath(path)))
+
+    def chat(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """A chat completion request of OpenAI's shape, answered in one call (csrc/capi/README.md says what
+        it may hold)."""
+        response: dict[str, Any] = json.loads(self._open().chat(json.dumps(request)))
+        return response
+
+    def stats(self) -> dict[str, int]:
+        """Counts now (running, waiting, sessions, kv_tokens, kv_tokens_used) and since the beginning
+        (prompt_tokens, cached_tokens, completion_tokens)."""
+        counts: dict[str, int] = self._open().stats()
+        return counts
+
+    def drain(self, timeout: float | None = None) -> None:
+        """Takes no new answers and waits for those there are. TimeoutError after so many seconds; the rest
+        goes on."""
+        self._open().drain(-1 if timeout is None else max(0, round(1000 * timeout)))
+
+    def close(self) -> None:
+        """Cancels what runs and gives everything back; its sessions are closed as well."""
+        for session in list(self._sessions):
+            session.close()
+        self._native = None
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open(self) -> Any:
+        if self._native is None:
+            raise InvalidInput(OP, "engine", "one that is open", "a closed one")
+        return self._native
+
+    def _keep(self, native: Any) -> Session:
+        session = Session(native, self._keep)
+        self._sessions.add(session)
+        return session
