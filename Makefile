@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 # Python files are used in place (an editable install); only what is compiled or declared asks for a new install.
 SOURCES := pyproject.toml CMakeLists.txt $(shell find kernels csrc -type f 2>/dev/null)
-CPP_FILES := $(shell find kernels csrc tests/cpp -name '*.cc' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
+CPP_FILES := $(shell find kernels csrc tests examples -name '*.cc' -o -name '*.c' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 
 .PHONY: help demo test test-python test-cpp bench lint format clean
 .DELETE_ON_ERROR:

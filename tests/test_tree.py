@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("kernels", "csrc", "python", "tests", "bench")
-SOURCE_SUFFIXES = {".py", ".cc", ".h", ".cu", ".cuh"}
+FOLDERS = ("kernels", "csrc", "python", "tests", "bench", "examples")
+SOURCE_SUFFIXES = {".py", ".c", ".cc", ".h", ".cu", ".cuh", ".rs"}
 MOST_LINES = 499
 FOREIGN_INCLUDE = re.compile(
     r"^\s*#\s*include\s*[<\"](Python\.h|torch/|ATen/|c10/|nanobind/|pybind11/)", re.M
@@ -54,6 +54,20 @@ def test_kernels_do_not_include_what_stands_above_them():
 )
 def test_the_wall_sees_a_breach(line: str):
     assert FOREIGN_INCLUDE.search(f"// kernels\n{line}\n")
+
+
+def test_apps_and_examples_know_the_public_header_alone():
+    inside = re.compile(r"^\s*#\s*include\s*[<\"](csrc|kernels)/", re.M)
+    assert (
+        names_of([path for path in sources("csrc/apps", "examples") if inside.search(path.read_text())]) == []
+    )
+
+
+def test_every_package_has_the_version_of_the_header():
+    header = (ROOT / "csrc/include/earnest.h").read_text()
+    version = re.search(r'^#define EARNEST_VERSION "(.+)"$', header, re.M)[1]
+    for file, line in (("pyproject.toml", "version"), ("python/earnest/__init__.py", "__version__")):
+        assert re.search(rf'^{line} = "(.+)"$', (ROOT / file).read_text(), re.M)[1] == version, file
 
 
 def test_no_pickle_is_ever_loaded():

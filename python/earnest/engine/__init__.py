@@ -9,8 +9,8 @@ with Engine("runs/demo/rlhf") as engine:
             case Reasoning(text) | Reply(text):
                 print(text, end="")
 
-Answers may be iterated with ``for`` or ``async for``; many at once share the work. Nothing here holds Python's
-lock while it computes or waits, and nothing needs torch.
+Answers may be iterated with ``for`` or ``async for``; many at once share the work. Nothing here holds
+Python's lock while it computes or waits, and nothing needs torch.
 """
 
 from earnest.engine.answer import Answer

@@ -61,7 +61,7 @@ Event: TypeAlias = Prefill | Reasoning | Reply | Done
 
 
 def next_event(native: Any, timeout_ms: int) -> Event | None:
-    """The next event of a native answer, or None where nothing came in so many milliseconds (-1: for ever)."""
+    """The next event of a native answer; None where nothing came in so many milliseconds (-1: for ever)."""
     came = native.next(timeout_ms)
     if came is None:
         return None
