@@ -84,7 +84,7 @@ Status Scheduler::plan(Step* step) {
 
 // From those who wait, in their order.
 Status Scheduler::admit() {
-  while (!core_.waiting.empty() &&
+  while (!core_.short_of_room && !core_.waiting.empty() &&
          static_cast<int64_t>(core_.running.size()) < core_.options.max_generations) {
     const Answering answer = core_.waiting.front();
     const Status status = start(answer);
@@ -165,6 +165,7 @@ void Scheduler::preempt(const Answering& answer) {
   if (prefix->in_use == 0) core_.prefixes.evict(prefix);
   std::erase(core_.running, answer);
   core_.waiting.push_front(answer);
+  core_.short_of_room = true;
 }
 
 // How many of the next tokens can be read in this step; sound that nobody has heard comes first.

@@ -240,6 +240,8 @@ TEST(parents_may_go_before_their_children) {
     const auto own = engine(model());
     auto one = session(own), other = session(own);
     CHECK(one->add_text("user", "go on").ok() && Answer::start(one.get(), options(1, 20), &answer).ok());
+    CHECK(other->add_text("system", "one message before").ok());
+    CHECK(say(other.get(), options(2)).started.ok());
     CHECK(SpokenClip::create(*other, "user", 16000, 1, &clip).ok());
   }
   CHECK(clip->push(std::span<const float>(sound(30, 1))).ok() && clip->commit().ok());
