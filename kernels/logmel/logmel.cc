@@ -68,7 +68,7 @@ void compute(const Backend& backend, const Tables& tables, const Signal& signal,
   int64_t t = begin;
   while (end - t > kMostAlone) {
     const int count = static_cast<int>(std::min<int64_t>(lanes, end - t));
-    const float* samples = signal.frames(t, count, lanes, scratch);
+    const float* samples = signal.frames(t, count, 2 * count > lanes ? lanes : lanes / 2, scratch);
     backend.tile(tables, samples, count, out + (t - begin), stride);
     t += count;
   }

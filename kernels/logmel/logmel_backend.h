@@ -15,7 +15,8 @@ struct Backend {
   int lanes;  // frames computed side by side, one in each SIMD lane
 
   // Raw features of `lanes` frames, of which the first `count` go to column 0 .. count - 1 of out (row stride
-  // in floats). samples are those of all `lanes` frames in one piece: 160 (lanes - 1) + 400.
+  // in floats). samples are those of all `lanes` frames in one piece, 160 (lanes - 1) + 400, or of half as
+  // many frames where count is no more than that.
   void (*tile)(const Tables& tables, const float* samples, int count, float* out, int64_t stride);
 
   // The same numbers, bit for bit, of the one frame of samples[0 .. 400), to column 0 of out.

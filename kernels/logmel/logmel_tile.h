@@ -23,18 +23,19 @@ constexpr Places places() {
 static constexpr Places kPlaces = places();
 
 // hops[kHopStride * i + h] = samples[160 h + i]. Frames overlap 2.5 times; each hop is transposed once. The
-// last frame ends 80 samples into the hop kLanes + 1.
+// last of kFrames ends 80 samples into the hop kFrames + 1.
+template <int kFrames>
 static inline void gather(const float* samples, float* hops) {
   for (int i = 0; i < 160; i += kLanes) {
     Floats rows[kLanes];
 #pragma GCC unroll 16
-    for (int h = 0; h < kLanes; ++h) rows[h] = load(samples + 160 * h + i);
+    for (int h = 0; h < kLanes; ++h) rows[h] = h < kFrames ? load(samples + 160 * h + i) : Floats{};
     transpose<Ints>(rows);
 #pragma GCC unroll 16
     for (int lane = 0; lane < kLanes; ++lane) store(hops + kHopStride * (i + lane), rows[lane]);
   }
-  for (int i = 0; i < 160; ++i) hops[kHopStride * i + kLanes] = samples[160 * kLanes + i];
-  for (int i = 0; i < 80; ++i) hops[kHopStride * i + kLanes + 1] = samples[160 * (kLanes + 1) + i];
+  for (int i = 0; i < 160; ++i) hops[kHopStride * i + kFrames] = samples[160 * kFrames + i];
+  for (int i = 0; i < 80; ++i) hops[kHopStride * i + kFrames + 1] = samples[160 * (kFrames + 1) + i];
 }
 
 static inline Doubles power_of(Pair x) { return fused(x.re, x.re, x.im * x.im); }
@@ -115,9 +116,13 @@ static void tile(const Tables& tables, const float* samples, int count, float* o
     __builtin_prefetch(out + m * stride, 1);
     __builtin_prefetch(out + m * stride + kLanes - 1, 1);
   }
-  gather(samples, hops);
+  if (count > kHalf) {
+    gather<kLanes>(samples, hops);
+    transform_half(tables, hops + kHalf, power + kHalf);
+  } else {
+    gather<kHalf>(samples, hops);
+  }
   transform_half(tables, hops, power);
-  if (count > kHalf) transform_half(tables, hops + kHalf, power + kHalf);
   Floats rising = {};
   int k = 0;
   for (int m = 0; m <= tables.n_mels; ++m) {

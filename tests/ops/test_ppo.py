@@ -402,6 +402,22 @@ def test_parts_of_a_batch_add_up_to_the_batch() -> None:
         assert float(joined[name]) == pytest.approx(float(value), rel=1e-11, abs=1e-13), name
 
 
+def test_metrics_are_a_mapping_whose_scalars_are_made_on_demand() -> None:
+    metrics = call(batch(40)).metrics
+    together = dict(metrics.items())
+    assert list(metrics) == list(together)
+    assert len(metrics) == len(together) > 10
+    for name, value in together.items():
+        assert metrics[name].shape == ()
+        assert not metrics[name].requires_grad
+        assert torch.equal(metrics[name], value)
+    assert [float(x) for x in metrics.values()] == [float(x) for x in together.values()]
+    assert "tokens" in metrics
+    assert "tokens" in repr(metrics)
+    with pytest.raises(KeyError):
+        metrics["no such metric"]
+
+
 @pytest.mark.parametrize("tokens", [0, 3])
 def test_no_trainable_token_gives_zero(tokens: int) -> None:
     data = batch(tokens) | {"trainable": torch.zeros(tokens, dtype=torch.bool)}

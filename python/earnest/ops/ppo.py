@@ -10,7 +10,7 @@ kernels/ppo/README.md. Torch tensors or numpy arrays in, the same out; gradients
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -24,10 +24,10 @@ from earnest import _native
 from earnest.errors import InvalidInput
 from earnest.ops.eager import runs_directly
 from earnest.ops.ppo_autograd import NUM_SUMS, Call, Settings, dispatched_loss, eager_loss
+from earnest.ops.ppo_metrics import METRICS, metrics_of_tensor
 
 Array = Any  # a torch.Tensor or a numpy.ndarray: all arguments of one call are of one kind
 
-_METRICS: tuple[str, ...] = tuple(_native.ppo_metric_names())
 _FLOATS = (torch.float32, torch.float64, np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -62,7 +62,7 @@ class PPOLoss:
         return self._parts[4]
 
     @cached_property
-    def metrics(self) -> dict[str, Array]:
+    def metrics(self) -> Mapping[str, Array]:
         return metrics_of(self.sums)
 
 
@@ -231,15 +231,14 @@ def join_sums(parts: Array) -> Array:
     return _joined("join_sums", "parts", parts, NUM_SUMS, _native.ppo_join_sums)
 
 
-def metrics_of(sums: Array) -> dict[str, Array]:
+def metrics_of(sums: Array) -> Mapping[str, Array]:
     """The metrics of ``sums`` (float64), of one call or joined: exactly those of the whole batch."""
     sums = _Arrays("metrics_of", "sums", sums).floats("sums", sums)
     if isinstance(sums, Tensor):
-        found = _metrics_of(sums) if runs_directly(sums) else _metrics(sums)
-        return dict(zip(_METRICS, found.unbind(), strict=True))
-    out = np.empty(len(_METRICS))
+        return metrics_of_tensor(sums)
+    out = np.empty(len(METRICS))
     _native.ppo_metrics(sums, out)
-    return dict(zip(_METRICS, out, strict=True))
+    return dict(zip(METRICS, out, strict=True))
 
 
 def join_moments(parts: Array) -> Array:
@@ -476,19 +475,3 @@ def _group_advantage(
 @_group_advantage.register_fake
 def _(scores, groups, valid, leave_one_out, normalize_std, eps, min_std):
     return torch.empty_like(scores)
-
-
-def _metrics_of(sums: Tensor) -> Tensor:
-    out = torch.empty(len(_METRICS), dtype=torch.float64)
-    _native.ppo_metrics(to_dlpack(sums), to_dlpack(out))
-    return out
-
-
-@torch.library.custom_op("earnest::ppo_metrics", mutates_args=())
-def _metrics(sums: Tensor) -> Tensor:
-    return _metrics_of(sums)
-
-
-@_metrics.register_fake
-def _(sums):
-    return sums.new_empty(len(_METRICS))

@@ -59,23 +59,17 @@ class Call:
     """One call: its inputs, sums, and gradients on request. ``call[i]`` is the policy (1), value, kl or
     entropy loss, with its gradient."""
 
-    __slots__ = ("differentiable", "inputs", "settings", "sums", "versions")
+    __slots__ = ("differentiable", "inputs", "settings", "sums", "versions", "wanted")
 
     def __init__(self, inputs: Inputs, settings: Settings) -> None:
         self.inputs, self.settings = inputs, settings
         self.sums = torch.empty(NUM_SUMS, dtype=torch.float64)
         # Saving tensors costs as much as the kernel on a small batch: versions are enough to see a change.
         self.versions = _versions(inputs)
-        self.differentiable = torch.is_grad_enabled() and any(self.wanted())
-
-    def wanted(self) -> tuple[bool, bool, bool]:
-        """Whether logp, values and entropy want gradients."""
-        logp, values, entropy = (self.inputs[i] for i in _DIFFERENTIABLE)
-        return (
-            logp is not None and logp.requires_grad,
-            values is not None and values.requires_grad,
-            entropy is not None and entropy.requires_grad,
-        )
+        # Whether logp, values and entropy want gradients.
+        leaves = [inputs[i] for i in _DIFFERENTIABLE]
+        self.wanted = [x is not None and x.requires_grad for x in leaves]
+        self.differentiable = torch.is_grad_enabled() and True in self.wanted
 
     def loss(self) -> Tensor:
         """Runs the kernel."""
@@ -99,7 +93,7 @@ class Call:
         """Gradients of the sum that coefs make of the four losses."""
         if _versions(self.inputs) != self.versions:
             raise RuntimeError("[ppo_loss] backward: expected the inputs of the loss, got changed ones")
-        gradients = _new_gradients(self.inputs, self.wanted())
+        gradients = _new_gradients(self.inputs, self.wanted)
         settings = self.settings._replace(coefs=coefs)
         _run(self.inputs, settings, gradients, torch.empty_like(self.sums))
         return gradients
@@ -133,7 +127,10 @@ def _new_gradients(inputs: Inputs, wanted: Sequence[bool]) -> list[Maybe]:
 
 
 def _versions(inputs: Inputs) -> list[int]:
-    return [0 if x is None or x.is_inference() else x._version for x in inputs]
+    try:
+        return [0 if x is None else x._version for x in inputs]
+    except RuntimeError:  # inference tensors have none
+        return [0 if x is None or x.is_inference() else x._version for x in inputs]
 
 
 class _Loss(torch.autograd.Function):
@@ -142,7 +139,7 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logp: Tensor, values: Maybe, entropy: Maybe, call: Call) -> Tensor:
         ctx.call = call
-        ctx.gradients = _new_gradients(call.inputs, call.wanted())
+        ctx.gradients = _new_gradients(call.inputs, call.wanted)
         return _run(call.inputs, call.settings, ctx.gradients, call.sums)
 
     @staticmethod
