@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // A task owns a rectangle of the output and walks over all of the depth for it, block by block in order, so
-// neither threads nor batch mates change a bit. Its share of one block of the packed matrix stays in the
-// second cache while the left side passes by in tiles that stay in the first.
+// neither threads nor batch mates change a bit. Its share of one block of the packed matrix passes by tiles
+// of the left side that stay in the first cache.
 #include "kernels/linear/linear_cpu.h"
 
 #include <algorithm>
@@ -13,10 +13,10 @@
 namespace earnest::linear {
 namespace {
 
-// A rectangle: of rows a multiple of every row_tile; of panels as many as let one block of their depth stay
-// in the second cache, so that the left side is moved into tiles as seldom as can be.
-constexpr int64_t kTaskRows = 96;
-constexpr int64_t kTaskPanels = 18;
+// A rectangle: of rows a multiple of every row_tile; of panels so many that the left side is moved into tiles
+// as seldom as can be. A block of their depth need not stay in the second cache: it is fetched ahead.
+constexpr int64_t kTaskRows = 48;
+constexpr int64_t kTaskPanels = 64;
 constexpr int64_t kSumsPad = 16;  // keeps the rows of sums out of each other's cache sets
 constexpr size_t kAlignment = 64;
 constexpr size_t kMostLeftBytes = 12 * (kMostSteps + 16) * 8;  // of any tier
