@@ -2,7 +2,6 @@
 #include "csrc/engine/packed_matrix.h"
 
 #include <cstring>
-#include <new>
 #include <utility>
 
 #include "csrc/engine/guard.h"
@@ -35,8 +34,8 @@ void lay_taps_outside(const TensorView& view, T* out) {
 }  // namespace
 
 PackedMatrix::PackedMatrix(std::vector<TensorView> weights, std::vector<TensorView> biases,
-                           Precision precision)
-    : weights_(std::move(weights)), biases_(std::move(biases)), precision_(precision) {
+                           Precision precision, WeightMemory* memory)
+    : weights_(std::move(weights)), biases_(std::move(biases)), precision_(precision), memory_(memory) {
   for (const TensorView& weight : weights_) {
     outputs_ += weight.shape[0];
     inputs_ = weight.count() / weight.shape[0];
@@ -96,10 +95,10 @@ Status PackedMatrix::refresh() {
     lay_out(static_cast<BFloat16*>(weight), reinterpret_cast<BFloat16*>(bias_.data()));
   }
   if (packed_ == nullptr) {
-    packed_.reset(::operator new(bytes, std::align_val_t{64}));
+    packed_ = memory_->take(bytes);
     packed_bytes_ = bytes;
   }
-  return linear::run(pack, packed_.get());
+  return linear::run(pack, packed_);
 }
 
 Status PackedMatrix::multiply(const void* x, int64_t rows, void* y, Arena* arena) const {
@@ -110,7 +109,7 @@ Status PackedMatrix::multiply(const void* x, int64_t rows, void* y, Arena* arena
   product.columns = outputs_;
   product.depth = inputs_;
   product.left = x;
-  product.packed = packed_.get();
+  product.packed = packed_;
   product.bias = bias_.empty() ? nullptr : bias_.data();
   product.output = y;
   return linear::run(product, arena->take<char>(static_cast<int64_t>(linear::workspace_size(product))));

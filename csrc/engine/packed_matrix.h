@@ -2,9 +2,9 @@
 // A matrix packed for kernels/linear, in float32 or bfloat16.
 #pragma once
 
-#include <memory>
 #include <vector>
 
+#include "csrc/engine/weight_memory.h"
 #include "csrc/engine/weights.h"
 
 namespace earnest::engine {
@@ -13,7 +13,8 @@ class PackedMatrix : public Matrix {
  public:
   // weights: [rows, ...] each, of one size behind the first axis; biases: one for each, or none; an absent
   // one (no shape) is zero.
-  PackedMatrix(std::vector<TensorView> weights, std::vector<TensorView> biases, Precision precision);
+  PackedMatrix(std::vector<TensorView> weights, std::vector<TensorView> biases, Precision precision,
+               WeightMemory* memory);
 
   int64_t inputs() const override { return inputs_; }
   int64_t outputs() const override { return outputs_; }
@@ -22,10 +23,6 @@ class PackedMatrix : public Matrix {
   size_t bytes() const override { return packed_bytes_ + bias_.size(); }
 
  private:
-  struct Free {
-    void operator()(void* memory) const { ::operator delete(memory, std::align_val_t{64}); }
-  };
-
   template <typename T>
   void lay_out(T* weight, T* bias) const;
   const void* in_place() const;
@@ -33,7 +30,8 @@ class PackedMatrix : public Matrix {
   std::vector<TensorView> weights_, biases_;
   Precision precision_;
   int64_t outputs_ = 0, inputs_ = 0;
-  std::unique_ptr<void, Free> packed_;
+  WeightMemory* memory_;
+  void* packed_ = nullptr;
   size_t packed_bytes_ = 0;
   std::vector<char> bias_;
 };

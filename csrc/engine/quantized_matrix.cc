@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "csrc/engine/quantized_matrix.h"
 
-#include <new>
 #include <utility>
 
 #include "csrc/engine/guard.h"
@@ -11,9 +10,11 @@ namespace earnest::engine {
 
 QuantizedMatrix::QuantizedMatrix(std::vector<TensorView> weights,
                                  const std::vector<std::vector<int64_t>>& shapes,
-                                 std::vector<TensorView> biases, quantized::Codes codes, Precision precision)
+                                 std::vector<TensorView> biases, quantized::Codes codes, Precision precision,
+                                 WeightMemory* memory)
     : codes_(codes),
-      type_(precision == Precision::kFloat32 ? quantized::Type::kFloat32 : quantized::Type::kBFloat16) {
+      type_(precision == Precision::kFloat32 ? quantized::Type::kFloat32 : quantized::Type::kBFloat16),
+      memory_(memory) {
   for (size_t i = 0; i < weights.size(); ++i) {
     Piece piece;
     piece.weight = std::move(weights[i]);
@@ -38,11 +39,11 @@ Status QuantizedMatrix::refresh(Piece* piece, quantized::Part* part) const {
     size_t bytes = 0;
     EARNEST_RETURN_IF_ERROR(quantized::packed_size({codes_, piece->outputs, inputs_}, &bytes));
     if (piece->packed == nullptr) {
-      piece->packed.reset(::operator new(bytes, std::align_val_t{64}));
+      piece->packed = memory_->take(bytes);
       piece->packed_bytes = bytes;
     }
-    EARNEST_RETURN_IF_ERROR(pack_tensor(piece->weight, codes_, piece->packed.get()));
-    part->packed = piece->packed.get();
+    EARNEST_RETURN_IF_ERROR(pack_tensor(piece->weight, codes_, piece->packed));
+    part->packed = piece->packed;
   }
   if (piece->bias.shape.empty()) return {};
   const bool float32 = type_ == quantized::Type::kFloat32;

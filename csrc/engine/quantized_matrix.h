@@ -3,9 +3,9 @@
 // checkpoint has it.
 #pragma once
 
-#include <memory>
 #include <vector>
 
+#include "csrc/engine/weight_memory.h"
 #include "csrc/engine/weights.h"
 #include "kernels/quantized/quantized.h"
 
@@ -16,7 +16,8 @@ class QuantizedMatrix : public Matrix {
   // weights: [rows, inputs] each, or bytes of that shape as saved; shapes: [rows, inputs] of each. biases:
   // one for each, or none; an absent one (no shape) is none. precision: of x and y.
   QuantizedMatrix(std::vector<TensorView> weights, const std::vector<std::vector<int64_t>>& shapes,
-                  std::vector<TensorView> biases, quantized::Codes codes, Precision precision);
+                  std::vector<TensorView> biases, quantized::Codes codes, Precision precision,
+                  WeightMemory* memory);
 
   int64_t inputs() const override { return inputs_; }
   int64_t outputs() const override { return outputs_; }
@@ -28,13 +29,10 @@ class QuantizedMatrix : public Matrix {
   Status row(int64_t index, void* out) const;
 
  private:
-  struct Free {
-    void operator()(void* memory) const { ::operator delete(memory, std::align_val_t{64}); }
-  };
   struct Piece {
     TensorView weight, bias;
     int64_t outputs = 0;
-    std::unique_ptr<void, Free> packed;  // null: in place
+    void* packed = nullptr;  // null: in place
     size_t packed_bytes = 0;
     std::vector<char> bias_copy;
   };
@@ -46,6 +44,7 @@ class QuantizedMatrix : public Matrix {
   quantized::Codes codes_;
   quantized::Type type_;
   int64_t outputs_ = 0, inputs_ = 0;
+  WeightMemory* memory_;
 };
 
 }  // namespace earnest::engine

@@ -184,7 +184,7 @@ Status Weights::add_matrix(const MatrixNames& names, Precision precision, const 
   std::vector<TensorView> weights, biases;
   for (const std::string& name : names.weights) weights.push_back(view(name));
   for (const std::string& name : names.biases) biases.push_back(name.empty() ? TensorView() : view(name));
-  auto made = std::make_unique<PackedMatrix>(std::move(weights), std::move(biases), precision);
+  auto made = std::make_unique<PackedMatrix>(std::move(weights), std::move(biases), precision, &memory_);
   EARNEST_RETURN_IF_ERROR(made->refresh());
   *matrix = made.get();
   matrices_.push_back(std::move(made));
@@ -205,7 +205,7 @@ Status Weights::quantized_matrix(const MatrixNames& names, const QuantizedMatrix
   }
   for (const std::string& name : names.biases) biases.push_back(name.empty() ? TensorView() : view(name));
   auto made = std::make_unique<QuantizedMatrix>(std::move(weights), shapes, std::move(biases),
-                                                quantized_.at(names.weights[0]), precision_);
+                                                quantized_.at(names.weights[0]), precision_, &memory_);
   EARNEST_RETURN_IF_ERROR(made->refresh());
   *matrix = made.get();
   quantized_matrices_.emplace(names.weights[0], made.get());

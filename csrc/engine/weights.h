@@ -13,6 +13,7 @@
 #include "csrc/engine/arena.h"
 #include "csrc/engine/config.h"
 #include "csrc/engine/tensor.h"
+#include "csrc/engine/weight_memory.h"
 #include "kernels/common/status.h"
 #include "kernels/quantized/quantized.h"
 
@@ -121,6 +122,7 @@ class Weights {
   std::map<std::string, std::vector<int64_t>> shapes_;
   std::map<std::string, quantized::Codes> quantized_;
   std::map<std::string, const QuantizedMatrix*> quantized_matrices_;  // by the first of their weights
+  WeightMemory memory_;
   std::vector<std::unique_ptr<Matrix>> matrices_;
   std::vector<std::unique_ptr<Array>> arrays_;
   std::vector<std::unique_ptr<Table>> tables_;

@@ -16,7 +16,7 @@ import numpy as np
 from earnest.bench import peers
 from earnest.bench.case import Absent
 
-GGUF = {"bf16": "MOSTLY_BF16", "int8": "MOSTLY_Q8_0", "int4": "MOSTLY_Q4_0"}
+GGUF = {"bf16": "MOSTLY_BF16", "f16": "MOSTLY_F16", "int8": "MOSTLY_Q8_0", "int4": "MOSTLY_Q4_0"}
 
 
 def models() -> Path:
@@ -143,7 +143,8 @@ class OpenVino:
             "INFERENCE_PRECISION_HINT": "bf16",
             "ATTENTION_BACKEND": "SDPA",  # without its cache of prefixes
         }
-        self._pipeline = genai.LLMPipeline(str(gguf(weights)), "CPU", **properties)
+        form = "f16" if weights == "bf16" else weights  # it reads no bfloat16
+        self._pipeline = genai.LLMPipeline(str(gguf(form)), "CPU", **properties)
 
     def prefill(self, ids: np.ndarray) -> list[int]:
         tensor = self._openvino.Tensor(np.ascontiguousarray(ids))
