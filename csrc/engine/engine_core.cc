@@ -38,6 +38,11 @@ void EngineCore::read_ahead(const std::shared_ptr<SessionState>& session) {
   work.notify_all();
 }
 
+void EngineCore::stop_reading_ahead(const std::shared_ptr<SessionState>& session) {
+  std::erase(idle, session);
+  session->reading_ahead = false;
+}
+
 void EngineCore::abandon(const std::shared_ptr<SessionState>& session) {
   session->abandoned = true;
   retire_if_abandoned(session);
@@ -102,6 +107,7 @@ Status EngineCore::check_queue() const {
 void EngineCore::enqueue(const std::shared_ptr<AnswerState>& answer) {
   answer->started = Clock::now();
   waiting.push_back(answer);
+  stop_reading_ahead(answer->session);
   answer->session->answer = answer;
   work.notify_all();
 }

@@ -44,6 +44,7 @@ class EngineCore {
 
   // The session's tokens are read while nobody waits.
   void read_ahead(const std::shared_ptr<SessionState>& session);
+  void stop_reading_ahead(const std::shared_ptr<SessionState>& session);
   // The handle is gone; what was computed is kept as long as there is room.
   void abandon(const std::shared_ptr<SessionState>& session);
   void retire_if_abandoned(const std::shared_ptr<SessionState>& session);

@@ -259,7 +259,7 @@ void Scheduler::apply(Step* step) {
     core_.totals.read_tokens += static_cast<int64_t>(row.ids.size());
     if (row.read) prefix->computed = std::min(prefix->cache.length(), prefix->agreed);
     core_.prefixes.publish(prefix);
-    if (!row.status.ok() && row.answer == nullptr) stop_reading_ahead(row.session);
+    if (!row.status.ok() && row.answer == nullptr) core_.stop_reading_ahead(row.session);
     if (row.answer == nullptr || row.answer->finish != Finish::kNone) {
       core_.retire_if_abandoned(row.session);
     } else if (!row.status.ok()) {
@@ -272,11 +272,6 @@ void Scheduler::apply(Step* step) {
       if (!status.ok()) core_.finish(row.answer, Finish::kError, status);
     }
   }
-}
-
-void Scheduler::stop_reading_ahead(const std::shared_ptr<SessionState>& session) {
-  std::erase(core_.idle, session);
-  session->reading_ahead = false;
 }
 
 void Scheduler::apply_chunk(Step* step) {

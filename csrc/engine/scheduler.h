@@ -38,7 +38,6 @@ class Scheduler {
   void add_row(const std::shared_ptr<SessionState>& session, const Answering& answer, int64_t count,
                Step* step) const;
   void apply(Step* step);
-  void stop_reading_ahead(const std::shared_ptr<SessionState>& session);
   void apply_chunk(Step* step);
   void advance(const Answering& answer, StepRow* row);
   void take(const Answering& answer, int32_t token);
