@@ -145,6 +145,11 @@ void Answer::cancel() {
   core.finish(state_, Finish::kCancelled);
 }
 
+bool Answer::done() const {
+  const std::lock_guard<std::mutex> lock(engine_->core().mutex);
+  return state_->finish != Finish::kNone;
+}
+
 Usage Answer::usage() const {
   const std::lock_guard<std::mutex> lock(engine_->core().mutex);
   Usage usage = state_->usage;

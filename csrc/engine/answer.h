@@ -72,6 +72,7 @@ class Answer {
   // Ends it at once: the session may be changed when this returns. Again and afterwards it does nothing.
   void cancel();
 
+  bool done() const;  // whether kDone is there, fetched or not
   Usage usage() const;
   std::string reasoning() const, reply() const;  // all so far
 

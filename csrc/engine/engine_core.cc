@@ -38,13 +38,19 @@ void EngineCore::read_ahead(const std::shared_ptr<SessionState>& session) {
   work.notify_all();
 }
 
+void EngineCore::stop_reading_ahead(const std::shared_ptr<SessionState>& session) {
+  std::erase(idle, session);
+  session->reading_ahead = false;
+}
+
 void EngineCore::abandon(const std::shared_ptr<SessionState>& session) {
   session->abandoned = true;
   retire_if_abandoned(session);
 }
 
 void EngineCore::retire_if_abandoned(const std::shared_ptr<SessionState>& session) {
-  if (!session->abandoned || session->answer != nullptr || session->prefix->in_use > 0) return;
+  const bool in_use = session->answer != nullptr || session->speaking || session->prefix->in_use > 0;
+  if (!session->abandoned || in_use) return;
   prefixes.truncate(session->prefix.get(), session->prefix->computed);
   prefixes.keep(session->prefix);
   sessions.erase(session);
@@ -101,6 +107,7 @@ Status EngineCore::check_queue() const {
 void EngineCore::enqueue(const std::shared_ptr<AnswerState>& answer) {
   answer->started = Clock::now();
   waiting.push_back(answer);
+  stop_reading_ahead(answer->session);
   answer->session->answer = answer;
   work.notify_all();
 }
@@ -125,6 +132,7 @@ void EngineCore::finish(const std::shared_ptr<AnswerState>& answer, Finish how, 
   if (answer->finish != Finish::kNone) return;
   const std::shared_ptr<SessionState> session = answer->session;
   answer->finish = how;
+  short_of_room = false;
   if (std::erase(running, answer) > 0) {
     --session->prefix->in_use;
   } else {
@@ -152,6 +160,20 @@ void EngineCore::finish(const std::shared_ptr<AnswerState>& answer, Finish how, 
   work.notify_all();
 }
 
+namespace {
+
+// Whether there is a thought in an answer, its given beginning included, and the reply behind it.
+bool reply_after_thought(const AnswerState& answer, std::string* reply) {
+  const std::string& prefill = answer.options.prefill;
+  ReasoningStream stream(answer.text.began_inside_thought() && prefill.empty());
+  for (const auto& deltas : {stream.push(prefill + answer.text.said()), stream.finish()}) {
+    for (const Delta& delta : deltas) *reply += delta.channel == Channel::kReply ? delta.text : "";
+  }
+  return stream.thought_seen();
+}
+
+}  // namespace
+
 // What was said becomes the session's last message.
 Status EngineCore::close_message(AnswerState* answer) {
   SessionState& session = *answer->session;
@@ -162,13 +184,8 @@ Status EngineCore::close_message(AnswerState* answer) {
   }
   const AnswerText& text = answer->text;
   Piece piece;
-  const std::string& prefill = answer->options.prefill;
-  ReasoningStream whole(text.began_inside_thought() && prefill.empty());
   std::string reply;
-  for (auto deltas : {whole.push(prefill + text.said()), whole.finish()}) {
-    for (const Delta& delta : deltas) reply += delta.channel == Channel::kReply ? delta.text : "";
-  }
-  if (session.options.strip_history && whole.thought_seen()) {
+  if (session.options.strip_history && reply_after_thought(*answer, &reply)) {
     EARNEST_RETURN_IF_ERROR(ids_of_answer(nullptr, reply, false, *model, session.options, &piece));
     replace_tail(&session, answer->begin, piece);
   } else {

@@ -40,9 +40,11 @@ class EngineCore {
   std::vector<std::shared_ptr<AnswerState>> to_deliver;  // whose callback has events to come
   EngineStats totals;
   bool draining = false, stopping = false;
+  bool short_of_room = false;  // an answer gave up its room: nobody begins before another has ended
 
   // The session's tokens are read while nobody waits.
   void read_ahead(const std::shared_ptr<SessionState>& session);
+  void stop_reading_ahead(const std::shared_ptr<SessionState>& session);
   // The handle is gone; what was computed is kept as long as there is room.
   void abandon(const std::shared_ptr<SessionState>& session);
   void retire_if_abandoned(const std::shared_ptr<SessionState>& session);

@@ -80,14 +80,14 @@ Prefix* PrefixCache::find(const Prefix& prefix, int64_t limit, int64_t* matched)
   return best;
 }
 
-Status PrefixCache::reuse(Prefix* prefix) {
+Status PrefixCache::reuse(Prefix* prefix, bool all) {
   int64_t matched = 0;
   const int64_t limit = prefix->tokens.size() - 1;
   if (prefix->untrusted && prefix->computed > 0) return {};
   Prefix* source = find(*prefix, limit, &matched);
   if (source == nullptr) return {};
   constexpr int64_t kLost = 4 * Transcript::kBlock;  // of a kept dialogue, that may go when it is taken over
-  if (source->kept && source->in_use == 0 && source->computed - matched <= kLost) {
+  if (all && source->kept && source->in_use == 0 && source->computed - matched <= kLost) {
     std::swap(prefix->cache, source->cache);
     if (prefix->cache.capacity() > 0) holders_.insert(prefix);
     remove(source);

@@ -53,8 +53,9 @@ class PrefixCache {
   Status settle(Prefix* prefix);
 
   // Takes over the longest beginning that some other dialogue has, if it is longer than what is there; never
-  // the last token, whose hidden state is wanted.
-  Status reuse(Prefix* prefix);
+  // the last token, whose hidden state is wanted. It is copied, but for a kept one of which no more is to be
+  // had, where `all` of this dialogue is there.
+  Status reuse(Prefix* prefix, bool all);
 
   // What was computed elsewhere for the first tokens.
   Status adopt(Prefix* prefix, KVCache cache, int64_t tokens);

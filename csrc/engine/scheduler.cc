@@ -84,7 +84,7 @@ Status Scheduler::plan(Step* step) {
 
 // From those who wait, in their order.
 Status Scheduler::admit() {
-  while (!core_.waiting.empty() &&
+  while (!core_.short_of_room && !core_.waiting.empty() &&
          static_cast<int64_t>(core_.running.size()) < core_.options.max_generations) {
     const Answering answer = core_.waiting.front();
     const Status status = start(answer);
@@ -105,7 +105,7 @@ Status Scheduler::start(const Answering& answer) {
   EARNEST_RETURN_IF_ERROR(core_.prefixes.settle(prefix));
   // Who holds room enough is not to look for the same tokens elsewhere.
   if (prefix->pending() > Transcript::kBlock) {
-    const Status reused = core_.prefixes.reuse(prefix);
+    const Status reused = core_.prefixes.reuse(prefix, true);
     if (!reused.ok() && reused.code() != StatusCode::kContextFull) return reused;
   }
   const auto left = answer->most_tokens - static_cast<int64_t>(answer->drawn.size());
@@ -165,6 +165,7 @@ void Scheduler::preempt(const Answering& answer) {
   if (prefix->in_use == 0) core_.prefixes.evict(prefix);
   std::erase(core_.running, answer);
   core_.waiting.push_front(answer);
+  core_.short_of_room = true;
 }
 
 // How many of the next tokens can be read in this step; sound that nobody has heard comes first.
@@ -221,7 +222,7 @@ Status Scheduler::add_read_ahead(Step* step) {
     session->reading_ahead = false;
     if (session->abandoned || prefix->pending() == 0 || prefix->in_use > 0) continue;
     EARNEST_RETURN_IF_ERROR(core_.prefixes.settle(prefix));
-    Status status = prefix->computed == 0 ? core_.prefixes.reuse(prefix) : Status();
+    Status status = prefix->computed == 0 ? core_.prefixes.reuse(prefix, false) : Status();
     if (status.ok()) status = core_.prefixes.reserve(prefix, prefix->tokens.size(), 0);
     if (!status.ok()) continue;  // there is no room to read ahead
     const int64_t tokens = readable(*prefix, std::min(prefix->pending(), core_.options.prefill_tokens), step);
@@ -255,9 +256,10 @@ void Scheduler::apply(Step* step) {
   for (StepRow& row : step->rows) {
     Prefix* prefix = row.prefix.get();
     --prefix->in_use;
-    prefix->computed = std::min(prefix->cache.length(), prefix->agreed);
-    core_.prefixes.publish(prefix);
     core_.totals.read_tokens += static_cast<int64_t>(row.ids.size());
+    if (row.read) prefix->computed = std::min(prefix->cache.length(), prefix->agreed);
+    core_.prefixes.publish(prefix);
+    if (!row.status.ok() && row.answer == nullptr) core_.stop_reading_ahead(row.session);
     if (row.answer == nullptr || row.answer->finish != Finish::kNone) {
       core_.retire_if_abandoned(row.session);
     } else if (!row.status.ok()) {

@@ -47,8 +47,8 @@ Status SpokenClip::create(const Session& session, std::string_view role, int64_t
     std::unique_ptr<SpokenClip> made(new SpokenClip(session.engine(), session.state(), rate, channels));
     EARNEST_RETURN_IF_ERROR(made->begin());
     EARNEST_RETURN_IF_ERROR(add_part(&core, state, role, Chunks()));
-    made->open_ = state->speaking = true;
     state->spoken_part = state->open->parts.size() - 1;
+    made->set_open(true);
     *clip = std::move(made);
     return {};
   });
@@ -56,8 +56,15 @@ Status SpokenClip::create(const Session& session, std::string_view role, int64_t
 
 SpokenClip::~SpokenClip() {
   if (!open_) return;
-  open_ = state_->speaking = false;
   (void)guarded("audio", [&] { return remove(); });
+  set_open(false);
+}
+
+void SpokenClip::set_open(bool open) {
+  EngineCore& core = engine_->core();
+  const std::lock_guard<std::mutex> lock(core.mutex);
+  open_ = state_->speaking = open;
+  core.retire_if_abandoned(state_);
 }
 
 // Its part goes, and the message where it has no other.
@@ -169,8 +176,9 @@ Status SpokenClip::commit() {
   return guarded("audio", [&]() -> Status {
     EARNEST_RETURN_IF_ERROR(check_piece(0));
     if (frames_ == 0) {
-      open_ = state_->speaking = false;
-      return remove();
+      EARNEST_RETURN_IF_ERROR(remove());
+      set_open(false);
+      return {};
     }
     const int64_t samples = std::max<int64_t>(1, (frames_ * kSampleRate + rate_ / 2) / rate_);
     if (engine_->model().config().audio.audio_tokens(mel_frames(samples)) == 0) {
@@ -180,7 +188,7 @@ Status SpokenClip::commit() {
     resampled_.clear();
     EARNEST_RETURN_IF_ERROR(resampler_->finish(&resampled_));
     EARNEST_RETURN_IF_ERROR(hear(true));
-    open_ = state_->speaking = false;
+    set_open(false);
     return {};
   });
 }

@@ -43,6 +43,7 @@ class SpokenClip {
              int64_t channels);
   Status begin();
   Status remove();
+  void set_open(bool open);
   Status check_piece(size_t samples) const;
   template <typename Sample>
   Status mix(std::span<const Sample> samples, double scale);

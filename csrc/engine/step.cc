@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 
 #include "csrc/engine/guard.h"
 #include "kernels/common/thread_pool.h"
@@ -31,8 +32,19 @@ Segment segment_of(StepRow* row, size_t row_bytes) {
   segment.ids = row->ids.data();
   segment.embeddings = row->embeddings.empty() ? nullptr : row->embeddings.data();
   segment.embedding_rows = static_cast<int64_t>(row->embeddings.size() / row_bytes);
-  segment.wanted = row->draws ? 1 : 0;
   return segment;
+}
+
+// A token that hears all before it is no number where one of them is none.
+bool finite(const StepRow& row, Precision precision) {
+  const auto all = [&](auto type, const auto& is_finite) {
+    const auto* numbers = reinterpret_cast<const decltype(type)*>(row.hidden.data());
+    return std::all_of(numbers, numbers + row.hidden.size() / sizeof type, is_finite);
+  };
+  if (precision == Precision::kBFloat16) {
+    return all(BFloat16(), [](BFloat16 x) { return std::isfinite(widen(x)); });
+  }
+  return all(0.0F, [](float x) { return std::isfinite(x); });
 }
 
 Status forward(const Model& model, Arena* arena, const std::vector<StepRow*>& rows) {
@@ -40,18 +52,19 @@ Status forward(const Model& model, Arena* arena, const std::vector<StepRow*>& ro
   return guarded("decoder", [&]() -> Status {
     arena->reset();
     std::vector<Segment> segments;
-    int64_t wanted = 0;
     for (StepRow* row : rows) {
       segments.push_back(segment_of(row, row_bytes));
-      wanted += segments.back().wanted;
-      if (row->draws) row->hidden.resize(row_bytes);
+      row->hidden.resize(row_bytes);
     }
-    char* hidden = arena->take<char>(std::max<int64_t>(wanted, 1) * static_cast<int64_t>(row_bytes));
+    char* hidden = arena->take<char>(static_cast<int64_t>(rows.size() * row_bytes));
     EARNEST_RETURN_IF_ERROR(model.forward(segments, hidden, arena));
     for (StepRow* row : rows) {
-      if (!row->draws) continue;
       std::copy(hidden, hidden + row_bytes, row->hidden.begin());
       hidden += row_bytes;
+      row->read = finite(*row, model.precision());
+      if (row->read) continue;
+      row->status = {StatusCode::kInternal,
+                     "[decoder] hidden states: expected finite numbers, got NaN or infinity"};
     }
     return {};
   });
@@ -110,7 +123,11 @@ void compute(const Model& model, Arena* arena, Step* step) {
   for (StepRow& row : step->rows) rows.push_back(&row);
   Status status = rows.empty() ? Status() : forward(model, arena, rows);
   for (StepRow* row : rows) {
-    if (!status.ok()) row->status = rows.size() == 1 ? status : forward(model, arena, {row});
+    if (!status.ok() && rows.size() == 1) row->status = status;
+    if (!status.ok() && rows.size() > 1) {
+      const Status own = forward(model, arena, {row});
+      if (!own.ok()) row->status = own;
+    }
     if (row->status.ok() && row->draws) drawing.push_back(row);
   }
   for (size_t first = 0; first < drawing.size(); first += kRowsAtOnce) {

@@ -25,8 +25,9 @@ struct StepRow {
   uint64_t index = 0;                   // of the token that is drawn
 
   Status status;
+  bool read = false;  // their keys and values are numbers, and so are all before them
   int32_t token = 0;
-  std::vector<char> hidden;  // that it was drawn from
+  std::vector<char> hidden;  // of the last of them
 };
 
 // Log-probabilities of tokens that were drawn earlier.

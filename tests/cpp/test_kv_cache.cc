@@ -117,6 +117,56 @@ TEST(an_arena_gives_memory_that_does_not_overlap_and_keeps_it) {
   CHECK(refused);
 }
 
+TEST(caches_grow_in_place_or_move_and_keep_what_they_hold) {
+  std::mt19937 random(6);
+  const int64_t tokens = 96;
+  const auto pool = pool_of(tokens);
+  std::vector<KVCache> caches;
+  std::vector<char> marks;
+  const auto mark = [&](KVCache* cache, char value) {
+    for (int64_t layer = 0; layer < pool->layers(); ++layer) {
+      for (char* part : {pool->keys(layer, cache->start()), pool->values(layer, cache->start())}) {
+        std::memset(part, value + static_cast<char>(layer),
+                    static_cast<size_t>(cache->length()) * pool->token_bytes());
+      }
+    }
+  };
+  int grown = 0, refused = 0;
+  for (int step = 0; step < 20000; ++step) {
+    const uint32_t kind = random() % 8;
+    if (kind == 0 && !caches.empty()) {
+      const auto at = static_cast<int64_t>(random() % caches.size());
+      caches.erase(caches.begin() + at);
+      marks.erase(marks.begin() + at);
+    } else if (kind == 1 || caches.empty()) {
+      KVCache cache;
+      if (!pool->allocate(static_cast<int64_t>(1 + random() % 10), &cache).ok()) continue;
+      CHECK(cache.extend(cache.capacity()).ok() && !cache.extend(cache.capacity() + 1).ok());
+      caches.push_back(std::move(cache));
+      marks.push_back(static_cast<char>(random() % 100));
+      mark(&caches.back(), marks.back());
+    } else {
+      const size_t at = random() % caches.size();
+      const int64_t before = caches[at].capacity(), wanted = before + static_cast<int64_t>(random() % 12);
+      const Status status = pool->grow(wanted, &caches[at]);
+      status.ok() ? ++grown : ++refused;
+      CHECK(status.ok() || status.code() == StatusCode::kContextFull);
+      CHECK(caches[at].capacity() == (status.ok() ? wanted : before) && caches[at].length() <= before);
+      if (caches.size() == 1) CHECK(status.ok() || wanted > tokens);  // alone, it can have all there is
+    }
+    int64_t used = 0;
+    for (size_t i = 0; i < caches.size(); ++i) {
+      used += caches[i].capacity();
+      const char* last = pool->values(1, caches[i].start() + caches[i].length() - 1);
+      const char* first = pool->keys(0, caches[i].start());
+      CHECK(*first == marks[i] && *last == marks[i] + 1);
+    }
+    CHECK(pool->free_tokens() == tokens - used);
+  }
+  CHECK(grown > 1000 && refused > 100);
+  CHECK(!pool->grow(caches[0].capacity() - 1, &caches[0]).ok());
+}
+
 TEST(memory_of_others_is_adopted_run_by_run_and_stays_theirs) {
   std::vector<char> memory[4];
   for (auto& part : memory) part.assign(10 * 8 * 2, 0);

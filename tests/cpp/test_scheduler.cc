@@ -58,7 +58,8 @@ TEST(what_was_said_before_a_cancel_stays_at_every_token) {
     std::unique_ptr<Answer> answer;
     CHECK(Answer::start(one.get(), options(7, 40), &answer).ok());
     std::vector<int32_t> ids;
-    while (static_cast<int>(ids.size()) < tokens) CHECK(answer->tokens(&ids, nullptr).ok());
+    while (static_cast<int>(ids.size()) < tokens && !answer->done())
+      CHECK(answer->tokens(&ids, nullptr).ok());
     answer->cancel();
     answer->cancel();
     CHECK(one->add_text("user", "and").ok());  // free at once
@@ -84,8 +85,7 @@ TEST(a_session_that_answers_is_busy_and_so_is_a_full_queue) {
     sessions.push_back(session(own));
     CHECK(sessions.back()->add_text("user", "wait").ok());
   }
-  AnswerOptions forever = options(1, 4000);
-  forever.sampling.suppressed = shared_model()->stop_ids();
+  const AnswerOptions forever = endless(*shared_model(), 1, 4000);
   CHECK(Answer::start(sessions[0].get(), forever, &answers[0]).ok());
   CHECK(Answer::start(sessions[1].get(), forever, &answers[1]).ok());
   const size_t messages = sessions[2]->message_count();
@@ -118,9 +118,7 @@ TEST(without_room_for_all_the_same_is_said_later) {
     for (uint32_t i = 0; i < 12; ++i) {
       sessions.push_back(session(engine));
       CHECK(sessions[i]->add_text("user", std::string(10 + 7 * i, static_cast<char>('a' + i))).ok());
-      AnswerOptions long_one = options(i, 100 + 5 * i);
-      long_one.sampling.suppressed = shared_model()->stop_ids();
-      CHECK(Answer::start(sessions[i].get(), long_one, &answers[i]).ok());
+      CHECK(Answer::start(sessions[i].get(), endless(*shared_model(), i, 100 + 5 * i), &answers[i]).ok());
     }
     for (auto& answer : answers) said.push_back(finish(answer.get()));
     return said;
@@ -133,8 +131,7 @@ TEST(without_room_for_all_the_same_is_said_later) {
   CHECK(one->add_text("user", "short").ok() && one->add_text("system", std::string(500, 'z')).ok());
   CHECK(say(one.get(), options(1)).started.code() == StatusCode::kContextFull);
   CHECK(one->truncate(1).ok());
-  AnswerOptions all = options(1, 0);
-  all.sampling.suppressed = shared_model()->stop_ids();
+  const AnswerOptions all = endless(*shared_model(), 1, 0);
   const Said full = say(one.get(), all);
   CHECK(full.started.ok() && full.finish == Finish::kLength);
   CHECK(static_cast<int64_t>(full.ids.size()) == tokens - full.usage.prompt_tokens);
@@ -156,7 +153,11 @@ TEST(a_number_that_is_none_ends_its_own_answer_alone) {
   const auto fresh = session(engine(shared_model()));
   CHECK(fresh->add_text("user", "fine").ok() && say(fresh.get(), options(2)) == went_on);
   CHECK(poisoned->message_count() == 3 && poisoned->truncate(2).ok());
-  CHECK(poisoned->add_text("user", "again").ok() && say(poisoned.get(), options(4)).status.ok());
+  CHECK(poisoned->add_text("user", "again").ok());
+  CHECK(say(poisoned.get(), options(4)).status.ok());
+  // Nor does another dialogue that begins alike find anything of it.
+  const auto alike = session(own);
+  CHECK(alike->add_text("user", "first").ok() && say(alike.get(), options(3)) == first);
 }
 
 TEST(a_long_prompt_does_not_hold_up_answers_nor_they_it) {
@@ -166,8 +167,7 @@ TEST(a_long_prompt_does_not_hold_up_answers_nor_they_it) {
   const auto talker = session(own), reader = session(own);
   CHECK(talker->add_text("user", "talk").ok());
   CHECK(reader->add_text("user", std::string(2000, 'r')).ok());
-  AnswerOptions forever = options(1, 3000);
-  forever.sampling.suppressed = shared_model()->stop_ids();
+  const AnswerOptions forever = endless(*shared_model(), 1, 3000);
   std::unique_ptr<Answer> talking, reading;
   CHECK(Answer::start(talker.get(), forever, &talking).ok());
   std::vector<int32_t> before, now;
@@ -240,6 +240,8 @@ TEST(parents_may_go_before_their_children) {
     const auto own = engine(model());
     auto one = session(own), other = session(own);
     CHECK(one->add_text("user", "go on").ok() && Answer::start(one.get(), options(1, 20), &answer).ok());
+    CHECK(other->add_text("system", "one message before").ok());
+    CHECK(say(other.get(), options(2)).started.ok());
     CHECK(SpokenClip::create(*other, "user", 16000, 1, &clip).ok());
   }
   CHECK(clip->push(std::span<const float>(sound(30, 1))).ok() && clip->commit().ok());
@@ -337,7 +339,7 @@ TEST(thousands_of_turns_with_cancels_and_nothing_is_left_behind) {
   int checked = 0, cancelled = 0;
   const auto fetch = [&](size_t i) {
     if (answers[i] == nullptr) return;
-    const Said said = finish(answers[i].get(), random() % 4 == 0 ? static_cast<int>(random() % 8) : -1);
+    const Said said = finish(answers[i].get());
     answers[i].reset();
     AnswerOptions how_long = asked_for[i];
     if (said.finish == Finish::kCancelled) {  // the twin says as much, ended by length
@@ -371,6 +373,12 @@ TEST(thousands_of_turns_with_cancels_and_nothing_is_left_behind) {
     asked_for[i] = options(random(), 1 + random() % 30);
     if (turn % 5 == 0) asked_for[i].sampling.repetition_penalty = 1.2;
     CHECK(Answer::start(sessions[i].get(), asked_for[i], &answers[i]).ok());
+    if (random() % 4 == 0) {  // cancelled after some of it, or later on than it ends
+      std::vector<int32_t> ids;
+      const size_t tokens = random() % 10;
+      while (ids.size() < tokens && !answers[i]->done()) CHECK(answers[i]->tokens(&ids, nullptr).ok());
+      answers[i]->cancel();
+    }
     if (turn == turns / 4) resident = resident_kilobytes();
   }
   for (size_t i = 0; i < kSessions; ++i) fetch(i);

@@ -167,22 +167,25 @@ TEST(what_a_turn_costs_does_not_depend_on_the_dialogue) {
 TEST(a_beginning_that_another_dialogue_had_is_taken_over_and_only_that) {
   const auto own = engine(shared_model());
   const std::string system(300, 'x');
-  const auto tell = [&](uint32_t voice, double seconds, const char* last) {
+  // What was said, and how many tokens of the prompt were read for it, ahead or not.
+  const auto tell = [&](uint32_t voice, const char* last, int64_t* read) {
+    const int64_t before = own->stats().read_tokens;
     const auto one = session(own);
     CHECK(one->add_text("system", system).ok());
-    add_sound(one.get(), sound(seconds, voice));
+    add_sound(one.get(), sound(2.0, voice));
     CHECK(one->add_text("user", last).ok());
-    return say(one.get(), options(5, 6));
+    const Said said = say(one.get(), options(5, 6));
+    *read = own->stats().read_tokens - before - static_cast<int64_t>(said.ids.size() - 1);
+    return said;
   };
-  const Said first = tell(1, 2.0, "the same");
-  CHECK(first.usage.cached_tokens == 0 && first.usage.audio_tokens > 20);
-  const Said again = tell(1, 2.0, "the same");
-  CHECK(again == first && again.usage.cached_tokens == again.usage.prompt_tokens - 1);
-  const Said other = tell(1, 2.0, "the other");  // up to the text behind the sound
-  CHECK(other.usage.cached_tokens > 300 + first.usage.audio_tokens - 16);
-  CHECK(other.usage.cached_tokens < other.usage.prompt_tokens - 1);
-  const Said voice = tell(2, 2.0, "the same");  // as long a sound, but another one
-  CHECK(voice.usage.cached_tokens >= 290 && voice.usage.cached_tokens < 320 && !(voice == first));
+  int64_t read = 0;
+  const Said first = tell(1, "the same", &read);
+  CHECK(read == first.usage.prompt_tokens && first.usage.audio_tokens > 20);
+  CHECK(tell(1, "the same", &read) == first && read == 1);
+  (void)tell(1, "the other", &read);  // all but what follows the sound
+  CHECK(read > 1 && read < 60);
+  const Said voice = tell(2, "the same", &read);  // as long a sound, but another one
+  CHECK(read > first.usage.audio_tokens && read < first.usage.prompt_tokens - 290 && !(voice == first));
   const auto fresh = engine(shared_model());
   const auto check = session(fresh);
   CHECK(check->add_text("system", system).ok());
@@ -221,8 +224,7 @@ TEST(an_answer_ends_before_a_text_that_stops_it) {
   const auto own = engine(shared_model());
   const auto one = session(own);
   CHECK(one->add_text("user", "go").ok());
-  AnswerOptions how = options(11, 60);
-  how.sampling.suppressed = shared_model()->stop_ids();
+  AnswerOptions how = endless(*shared_model(), 11, 60);
   const Said whole = say(one.get(), how);
   CHECK(one->truncate(1).ok());
   int tried = 0;

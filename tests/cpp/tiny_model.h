@@ -139,7 +139,16 @@ inline AnswerOptions options(uint64_t seed, int64_t most = 12) {
   options.max_tokens = most;
   options.sampling.temperature = 0.8;
   options.sampling.top_p = 0.95;
+  options.sampling.suppressed = {kPoison[0]};
   return options;
+}
+
+// The same, that goes on until its length is reached.
+inline AnswerOptions endless(const LoadedModel& model, uint64_t seed, int64_t most) {
+  AnswerOptions endless = options(seed, most);
+  std::vector<int32_t>& suppressed = endless.sampling.suppressed;
+  suppressed.insert(suppressed.end(), model.stop_ids().begin(), model.stop_ids().end());
+  return endless;
 }
 
 // Waits for the end; events and the texts at the end must agree. cancel_after: events of text, or -1.
