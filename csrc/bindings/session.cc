@@ -48,6 +48,14 @@ void check(earnest_status status, const std::string& message) {
   }
 }
 
+// For texts that C knows by where they end.
+const char* c_text(const std::string& text) {
+  if (text.find('\0') != text.npos) {
+    raise_if_error(invalid_argument("engine", "text", "one without a zero character", "one with it"));
+  }
+  return text.c_str();
+}
+
 // call() -> earnest_status, without the lock.
 template <typename Call>
 void run(const Call& call) {
@@ -93,10 +101,11 @@ std::unique_ptr<Engine> make_engine(const std::string& folder, const std::string
   earnest_model_params_default(&model_params, sizeof model_params);
   model_params.weights = static_cast<earnest_weights>(weights);
   Handle<earnest_model, earnest_model_destroy> model;
-  run([&] { return earnest_model_load(folder.c_str(), &model_params, model.place()); });
+  const char* path = c_text(folder);
+  run([&] { return earnest_model_load(path, &model_params, model.place()); });
   earnest_engine_params params;
   earnest_engine_params_default(&params, sizeof params);
-  params.device = device.c_str();
+  params.device = c_text(device);
   params.kv_bytes = kv_bytes;
   params.max_generations = max_generations;
   params.max_waiting = max_waiting;
@@ -125,7 +134,8 @@ nb::dict stats_of(const Engine& engine) {
 
 std::string chat(const Engine& engine, const std::string& request) {
   char* response = nullptr;
-  run([&] { return earnest_chat(engine.get(), request.c_str(), &response); });
+  const char* asked = c_text(request);
+  run([&] { return earnest_chat(engine.get(), asked, &response); });
   std::string text(response);
   earnest_free(response);
   return text;
@@ -137,9 +147,9 @@ std::unique_ptr<Session> make_session(const Engine& engine, const std::string& t
                                       const std::optional<std::string>& tools) {
   earnest_session_params params;
   earnest_session_params_default(&params, sizeof params);
-  params.template_name = template_name.c_str();
+  params.template_name = c_text(template_name);
   params.history = strip ? EARNEST_HISTORY_STRIP : EARNEST_HISTORY_KEEP;
-  params.tools = tools ? tools->c_str() : nullptr;
+  params.tools = tools ? c_text(*tools) : nullptr;
   auto session = std::make_unique<Session>();
   run([&] { return earnest_session_create(engine.get(), &params, session->place()); });
   return session;
@@ -147,7 +157,8 @@ std::unique_ptr<Session> make_session(const Engine& engine, const std::string& t
 
 std::unique_ptr<Session> load_session(const Engine& engine, const std::string& path) {
   auto session = std::make_unique<Session>();
-  run([&] { return earnest_session_load(engine.get(), path.c_str(), session->place()); });
+  const char* file = c_text(path);
+  run([&] { return earnest_session_load(engine.get(), file, session->place()); });
   return session;
 }
 
@@ -158,14 +169,14 @@ std::unique_ptr<Session> fork(const Session& session) {
 }
 
 void add_text(Session& session, const std::string& role, const std::string& text) {
-  run([&] { return earnest_session_add_text(session.get(), role.c_str(), text.data(), text.size()); });
+  const char* who = c_text(role);
+  run([&] { return earnest_session_add_text(session.get(), who, text.data(), text.size()); });
 }
 
 void add_answer(Session& session, const std::optional<std::string>& reasoning, const std::string& reply) {
-  run([&] {
-    const char* thought = reasoning ? reasoning->c_str() : nullptr;
-    return earnest_session_add_answer(session.get(), thought, reply.c_str());
-  });
+  const char* thought = reasoning ? c_text(*reasoning) : nullptr;
+  const char* answer = c_text(reply);
+  run([&] { return earnest_session_add_answer(session.get(), thought, answer); });
 }
 
 size_t tokens_of(const Session& session, size_t message) {
@@ -178,7 +189,8 @@ size_t tokens_of(const Session& session, size_t message) {
 
 std::unique_ptr<Clip> make_clip(Session& session, const std::string& role, uint32_t rate, uint32_t channels) {
   auto clip = std::make_unique<Clip>();
-  run([&] { return earnest_audio_create(session.get(), role.c_str(), rate, channels, clip->place()); });
+  const char* who = c_text(role);
+  run([&] { return earnest_audio_create(session.get(), who, rate, channels, clip->place()); });
   return clip;
 }
 
@@ -212,12 +224,12 @@ std::unique_ptr<Answer> start(Session& session, uint32_t max_tokens, int thinkin
   params.frequency_penalty = frequency_penalty;
   params.seed = seed;
   std::vector<const char*> stops;
-  for (const std::string& text : stop) stops.push_back(text.c_str());
+  for (const std::string& text : stop) stops.push_back(c_text(text));
   params.stop = stops.data();
   params.stop_count = stops.size();
   params.stop_ids = stop_ids.data();
   params.stop_id_count = stop_ids.size();
-  params.prefill = prefill ? prefill->c_str() : nullptr;
+  params.prefill = prefill ? c_text(*prefill) : nullptr;
   auto answer = std::make_unique<Answer>();
   run([&] { return earnest_generation_start(session.get(), &params, answer->place()); });
   return answer;
@@ -241,6 +253,12 @@ std::optional<Event> next(Answer& answer, int64_t timeout_ms) {
   check(status, message);
   std::string text = event.text ? std::string(event.text, event.text_bytes) : std::string();
   return Event(event.kind, std::move(text), event.done, event.total, event.finish_reason);
+}
+
+std::string said(const char* (*text)(earnest_generation*, size_t*), const Answer& answer) {
+  size_t bytes = 0;
+  const char* start = text(answer.get(), &bytes);
+  return {start, bytes};
 }
 
 nb::dict usage_of(const Answer& answer) {
@@ -297,7 +315,8 @@ void bind_session(nb::module_& top) {
       .def("warm", [](Session& s) { run([&] { return earnest_session_warm(s.get()); }); })
       .def("save",
            [](Session& s, const std::string& path) {
-             run([&] { return earnest_session_save(s.get(), path.c_str()); });
+             const char* file = c_text(path);
+             run([&] { return earnest_session_save(s.get(), file); });
            })
       .def("tokens", &tokens_of, "message"_a)
       .def("__len__", [](const Session& s) { return earnest_session_message_count(s.get()); });
@@ -320,8 +339,8 @@ void bind_session(nb::module_& top) {
            })
       .def("usage", &usage_of)
       .def("tokens", &tokens)
-      .def_prop_ro("reasoning", [](Answer& a) { return std::string(earnest_generation_reasoning(a.get())); })
-      .def_prop_ro("reply", [](Answer& a) { return std::string(earnest_generation_reply(a.get())); });
+      .def_prop_ro("reasoning", [](Answer& a) { return said(earnest_generation_reasoning, a); })
+      .def_prop_ro("reply", [](Answer& a) { return said(earnest_generation_reply, a); });
 }
 
 }  // namespace earnest::bindings

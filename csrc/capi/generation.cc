@@ -113,13 +113,17 @@ earnest_event shown(const engine::Event& event) {
 }
 
 // What was said so far, kept where the caller may look at it; "" where memory ran out.
-const char* kept(std::string (engine::Answer::*text)() const, const earnest_generation* generation,
-                 std::string* place) {
+const char* kept(std::string (engine::Answer::*text)() const, std::string earnest_generation::* place,
+                 earnest_generation* generation, size_t* bytes) {
+  if (bytes) *bytes = 0;
   const earnest_status status = call(kOp, [&]() -> Outcome {
-    *place = (generation->answer.get()->*text)();
+    EARNEST_RETURN_IF_FAILED(required(kOp, "generation", generation));
+    generation->*place = (generation->answer.get()->*text)();
     return {};
   });
-  return status == EARNEST_OK ? place->c_str() : "";
+  if (status != EARNEST_OK) return "";
+  if (bytes) *bytes = (generation->*place).size();
+  return (generation->*place).c_str();
 }
 
 }  // namespace
@@ -207,12 +211,12 @@ earnest_status earnest_generation_get_usage(const earnest_generation* generation
   });
 }
 
-const char* earnest_generation_reasoning(earnest_generation* generation) {
-  return generation ? kept(&earnest::engine::Answer::reasoning, generation, &generation->reasoning) : "";
+const char* earnest_generation_reasoning(earnest_generation* generation, size_t* bytes) {
+  return kept(&earnest::engine::Answer::reasoning, &earnest_generation::reasoning, generation, bytes);
 }
 
-const char* earnest_generation_reply(earnest_generation* generation) {
-  return generation ? kept(&earnest::engine::Answer::reply, generation, &generation->reply) : "";
+const char* earnest_generation_reply(earnest_generation* generation, size_t* bytes) {
+  return kept(&earnest::engine::Answer::reply, &earnest_generation::reply, generation, bytes);
 }
 
 earnest_status earnest_generation_tokens(earnest_generation* generation, int32_t* ids, float* logprobs,

@@ -360,9 +360,10 @@ typedef struct earnest_usage {
 EARNEST_API earnest_status earnest_generation_get_usage(const earnest_generation* generation,
                                                         earnest_usage* usage);
 
-/* All of the thought or the reply so far, NUL behind it; "" of NULL. */
-EARNEST_API const char* earnest_generation_reasoning(earnest_generation* generation);
-EARNEST_API const char* earnest_generation_reply(earnest_generation* generation);
+/* All of the thought or the reply so far, NUL behind it; "" of NULL. bytes (may be NULL): how long it is, of
+ * which a model may have said U+0000 as well. */
+EARNEST_API const char* earnest_generation_reasoning(earnest_generation* generation, size_t* bytes);
+EARNEST_API const char* earnest_generation_reply(earnest_generation* generation, size_t* bytes);
 /* The ids of the answer so far, one that ended it included, with their log-probabilities at the sampling
  * temperature (at 1 where that is 0), which are computed now; either array may be NULL; sizes as for
  * earnest_tokenize. */

@@ -70,7 +70,7 @@ void listen(const std::vector<std::pair<const char*, earnest_generation*>>& answ
       check(event.status);
       over[i] = true;
       ++done;
-      std::printf("%s:%s\n", answers[i].first, earnest_generation_reply(answers[i].second));
+      std::printf("%s:%s\n", answers[i].first, earnest_generation_reply(answers[i].second, nullptr));
     }
   }
 }

@@ -102,8 +102,9 @@ inline Said listen(const Generation& generation) {
   } while (event.kind != EARNEST_EVENT_DONE && event.kind != EARNEST_EVENT_NONE);
   CHECK(event.status == EARNEST_OK);
   said.finish = event.finish_reason;
-  CHECK(said.reasoning == earnest_generation_reasoning(generation.get()));
-  CHECK(said.reply == earnest_generation_reply(generation.get()));
+  size_t bytes = 0;
+  CHECK(said.reasoning == earnest_generation_reasoning(generation.get(), nullptr));
+  CHECK(said.reply == earnest_generation_reply(generation.get(), &bytes) && bytes == said.reply.size());
   size_t count = 0;
   earnest_generation_tokens(generation.get(), nullptr, nullptr, SIZE_MAX, &count);
   said.ids.resize(count);

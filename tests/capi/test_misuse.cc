@@ -60,8 +60,8 @@ TEST(nothing_is_called_with_nothing) {
   CHECK(refused(earnest_generation_tokens(nullptr, nullptr, nullptr, 0, &count)));
   CHECK(refused(earnest_chat(nullptr, "{}", &response)));
   CHECK(earnest_session_message_count(nullptr) == 0 && earnest_audio_seconds(nullptr) == 0.0);
-  CHECK(std::strcmp(earnest_generation_reply(nullptr), "") == 0);
-  CHECK(std::strcmp(earnest_generation_reasoning(nullptr), "") == 0);
+  CHECK(std::strcmp(earnest_generation_reply(nullptr, nullptr), "") == 0);
+  CHECK(std::strcmp(earnest_generation_reasoning(nullptr, nullptr), "") == 0);
   earnest_generation_cancel(nullptr);
   earnest_engine_destroy(nullptr);
   earnest_session_destroy(nullptr);

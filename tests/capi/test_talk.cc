@@ -133,7 +133,7 @@ TEST(events_can_go_to_a_callback) {
       },
       &heard));
   while (!heard.done) std::this_thread::yield();
-  CHECK(heard.reply == earnest_generation_reply(generation.get()) && heard.events >= 2);
+  CHECK(heard.reply == earnest_generation_reply(generation.get(), nullptr) && heard.events >= 2);
 }
 
 TEST(a_saved_dialogue_goes_on_as_if_it_had_never_stopped) {

@@ -14,10 +14,12 @@ import soundfile
 import torch
 
 from earnest import Engine
-from earnest.dialogue import Audio, Message, Tokenizer
+from earnest.dialogue import Audio, Message, Text, Tokenizer
+from earnest.dialogue.tokenizer import FAMILY_SPECIALS
 from earnest.engine import Done, Prefill, Reasoning, Reply
 from earnest.errors import Busy, ContextFull, InvalidInput
 from earnest.model import AudioLM, AudioLMConfig
+from earnest.model.answer import prompt
 
 LONG = {"max_tokens": 1500, "temperature": 0.0, "thinking": False}
 
@@ -37,7 +39,8 @@ def model(tokenizer):
     model = AudioLM(config, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
         model.lm_head.weight.mul_(30)
-        model.lm_head.weight[tokenizer.stop_ids] = 0  # it talks until it is stopped
+        # It talks until it is stopped, and never says what the engine would not let it say.
+        model.lm_head.weight[[tokenizer.special(name) for name in FAMILY_SPECIALS]] = 0
     return model
 
 
@@ -55,37 +58,44 @@ def engine(folder):
         yield engine
 
 
-def said_by_python(model, tokenizer, messages, tokens):
-    model.tokenizer = tokenizer
-    with torch.no_grad():
-        return model.generate(messages, max_new_tokens=tokens)
-
-
 def test_it_says_what_the_python_model_says(engine, model, tokenizer):
     clips = [tone(0.4), tone(1.7)]
     session = engine.session("be calm")
-    turns = [Message.system("be calm")]
-    for number, words in enumerate(["how do I sound?", "tell me more, it is loud"]):
-        session.add_audio(clips[number])
-        session.add_text(words)
-        turns.append(Message.user(Audio(samples=clips[number], sample_rate=16_000), words))
-        want = said_by_python(model, tokenizer, turns, 24)
-        answer = session.generate(max_tokens=24, temperature=0.0, top_p=1.0, thinking=True)
+    session.add_audio(clips[0])
+    session.add_text("how do I sound?")
+    session.add_answer("you sound calm", "it is low")
+    session.add_audio(clips[1])
+    session.add_text("tell me more, it is loud")
+    turns = [
+        Message.system("be calm"),
+        Message.user(Audio(pcm=clips[0]), Text("how do I sound?")),
+        Message.assistant("you sound calm", "it is low"),
+        Message.user(Audio(pcm=clips[1]), Text("tell me more, it is loud")),
+    ]
+    model.tokenizer = tokenizer
+    for think in (True, False):
+        batch, _ = prompt(model, tokenizer, turns, think=think)
+        with torch.no_grad():
+            want = model.generate(turns, max_new_tokens=24, think=think)
+            made = model.generate_ids(batch, max_new_tokens=24, temperature=0.0)
+        answer = session.fork().generate(max_tokens=24, temperature=0.0, thinking=think)
         events = list(answer)
+        assert isinstance(events[0], Prefill)
         assert answer.reasoning == "".join(e.text for e in events if isinstance(e, Reasoning))
         assert answer.reply == "".join(e.text for e in events if isinstance(e, Reply))
-        assert (answer.reasoning, answer.reply) == (want.reasoning, want.text)
-        assert isinstance(events[0], Prefill)
-        assert isinstance(events[-1], Done)
-        assert events[-1].finish_reason == "length"
-        assert events[-1].usage.completion_tokens == 24
-        turns.append(want)
-    assert len(session) == 5
+        assert (answer.reasoning, answer.reply) == (want.reasoning or "", want.text)
+        ids, logprobs = answer.tokens()
+        assert ids.tolist() == list(made.ids[0])
+        assert logprobs.tolist() == torch.as_tensor(made.logp[0]).tolist()  # to the last bit
+        done = events[-1]
+        assert isinstance(done, Done)
+        assert done.finish_reason == "length"
+        assert done.usage.completion_tokens == 24
+        assert done.usage.prompt_tokens == len(batch.input_ids)
+        assert done.usage.audio_tokens == len(batch.audio_positions)
+    assert len(session) == 4
     assert session.tokens(0) > 3
-    assert events[-1].usage.cached_tokens > 0
-    assert events[-1].usage.audio_tokens == sum(
-        model.config.audio_encoder_config.audio_tokens(math.ceil(len(c) / 160) + 2) for c in clips
-    )
+    assert done.usage.cached_tokens > 0  # the second fork found what the first had read
 
 
 def test_tokens_come_with_their_log_probabilities(engine):
@@ -134,7 +144,7 @@ def test_other_rates_are_resampled(engine):
     session = engine.session()
     session.add_audio(tone(1.0, 44_100), 44_100)
     events = list(session.generate(max_tokens=1))
-    assert events[-1].usage.audio_tokens == 12  # of 12.5 a second
+    assert events[-1].usage.audio_tokens == 13  # of 12.5 a second
 
 
 def test_forks_truncations_and_files_go_on_alike(engine, tmp_path):
@@ -144,7 +154,7 @@ def test_forks_truncations_and_files_go_on_alike(engine, tmp_path):
     fork = session.fork()
     session.save(tmp_path / "session")
     want = session.reply("tell me more", **how)
-    assert fork.reply("it is loud", **how) != want
+    fork.reply("it is loud", **how)
     fork.truncate(2)
     assert fork.reply("tell me more", **how) == want
     loaded = engine.load_session(tmp_path / "session")
@@ -200,7 +210,7 @@ def test_an_answer_ends_when_it_is_cancelled_closed_or_forgotten(engine):
 
 
 def test_two_sessions_answer_at_once_in_one_loop(engine):
-    how = {"max_tokens": 40, "temperature": 0.0}
+    how = {"max_tokens": 400, "temperature": 0.0}
     turns = ["how do I sound?", "it is loud"]
     alone = []
     for words in turns:
@@ -299,6 +309,15 @@ def test_what_cannot_be_is_refused(engine, folder, tmp_path):
         Engine(folder, weights="int2")
     with pytest.raises(InvalidInput):
         engine.session(history="forget")
+    for call in (
+        lambda: session.add_answer("a\0b"),
+        lambda: session.add_answer("a", "a\0b"),
+        lambda: session.add_text("a", role="us\0er"),
+        lambda: session.generate(stop=["a\0b"]),
+        lambda: session.save("a\0b"),
+    ):
+        with pytest.raises(ValueError, match="zero"):
+            call()
     with Engine(folder, kv_bytes=1 << 18) as small:
         crowded = small.session()
         crowded.add_text("how do I sound? " * 2000)

@@ -3,12 +3,15 @@
 
 #include <algorithm>
 #include <chrono>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
 #if defined(__SANITIZE_ADDRESS__)
 extern "C" void __sanitizer_set_death_callback(void (*callback)());
+extern "C" const char* __asan_default_options() { return "allocator_may_return_null=1"; }
+extern "C" const char* __ubsan_default_options() { return "print_stacktrace=1:abort_on_error=1"; }
 #endif
 
 namespace {
@@ -97,6 +100,11 @@ void run(const std::string& input) {
   std::free(bytes);
 }
 
+void on_abort(int) {
+  say_how_to_repeat();
+  std::_Exit(1);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -105,6 +113,7 @@ int main(int argc, char** argv) {
     return 2;
   }
   program = argv[0];
+  std::signal(SIGABRT, on_abort);
   seed_now = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : 1;
 #if defined(__SANITIZE_ADDRESS__)
   __sanitizer_set_death_callback(say_how_to_repeat);

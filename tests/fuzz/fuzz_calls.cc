@@ -291,8 +291,8 @@ void use_answer(Choices& choices, World& world) {
       if (usage.cached_tokens > usage.prompt_tokens) fail("only what is read can be cached");
       break;
     default:
-      (void)earnest_generation_reply(generation);
-      (void)earnest_generation_reasoning(generation);
+      if (earnest_generation_reply(generation, &count)[count] != '\0') fail("a reply ends in NUL");
+      (void)earnest_generation_reasoning(generation, nullptr);
   }
 }
 
