@@ -2,6 +2,7 @@
 // One dialogue: its ids, what a turn costs, what forks, files and other sessions have in common with it.
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <fstream>
 #include <sstream>
 #include <string>
@@ -305,4 +306,26 @@ TEST(max_tokens_is_cut_to_the_room_and_a_full_context_is_said) {
   const size_t messages = one->message_count();
   CHECK(say(one.get(), how).started.code() == StatusCode::kContextFull && one->message_count() == messages);
   CHECK(one->truncate(1).ok() && say(one.get(), options(1, 4)).started.ok());
+}
+
+// A measurement, for EARNEST_MODEL=folder: 50 turns of 5 s of sound, and how long each reply took to begin.
+TEST(the_fiftieth_reply_begins_as_soon_as_the_second) {
+  const char* folder = std::getenv("EARNEST_MODEL");
+  if (folder == nullptr) return;
+  std::shared_ptr<const LoadedModel> loaded;
+  CHECK(LoadedModel::load(folder, Precision::kBFloat16, &loaded).ok());
+  const auto one = session(engine(loaded));
+  std::vector<double> waited;
+  for (uint32_t turn = 0; turn < 50; ++turn) {
+    add_sound(one.get(), sound(5, turn));
+    waited.push_back(say(one.get(), options(turn, 8)).usage.first_token_ms);
+  }
+  const auto median = [&](int64_t first) {
+    std::vector<double> some(waited.begin() + first, waited.begin() + first + 5);
+    std::nth_element(some.begin(), some.begin() + 2, some.end());
+    return some[2];
+  };
+  std::printf(
+      "first token after %.0f ms in turns 2 to 6, %.0f ms in turns 46 to 50 (%zu tokens): %.2f times\n",
+      median(1), median(45), one->ids().size(), median(45) / median(1));
 }
