@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Few rows against many keys, as in decoding: keys lie in the lanes of vectors for the scores, columns of
-// values for the weighted sum, so that whole vectors are at work for a single row too. Every score and every
-// sum is the chain of additions that ManyRows makes of it, hence the same bits. Included inside the tier's
-// own namespace, after attention_forward.h.
+// Few rows against many keys, as in decoding: keys lie in the lanes of vectors for the scores (or the rows,
+// where there are enough of them), columns of values for the weighted sum, so that whole vectors are at work
+// for a single row too, and keys and values are read once, in place. Every score and every sum is the chain
+// of additions that ManyRows makes of it, hence the same bits. Included inside the tier's own namespace,
+// after attention_forward.h.
 
 constexpr int kFewLanes = 16;  // of arrays with a number for each row, loaded as whole vectors of any tier
 
@@ -40,41 +41,31 @@ static void score_keys(const Element<V>* q, const Operand<Element<V>>& keys, int
   for (int r = 0; r < kRows; ++r) store(scores + r * kTileKeys, sums[r]);
 }
 
-// Vectors of kFewRows lanes, where the tier has them.
-template <typename T>
-constexpr bool kHasRowVectors = kFewRows * static_cast<int>(sizeof(T)) <= kVectorBytes;
+constexpr int kKeyGroup =
+    16;  // keys whose scores are summed together: more chains than a product takes cycles
 template <typename T>
 using RowVector = Vector<T, kFewRows * sizeof(T)>;
-constexpr int kKeyGroup = 16;
 
-// scores[key][:] = <q_:, k_key> for kKeyGroup keys, rows in the lanes of one vector.
-template <typename L, bool kPairs>
+// scores[key][:] = <q_:, k_key> of pairs for kKeyGroup keys: the same chains with rows in the lanes of half a
+// vector and nothing transposed, for the shuffles of score_keys take longer than the products of its pairs.
+template <typename L>
 static void score_rows(const Element<L>* q, const Operand<Element<L>>& keys, int64_t words,
                        const RowsAhead& ahead, Element<L>* scores) {
-  using T = Element<L>;
   const int64_t row = keys.row;
   L sums[kKeyGroup] = {};
-  const T* fours[4] = {keys.words, keys.words + 4 * row, keys.words + 8 * row, keys.words + 12 * row};
+  const Element<L>* fours[4] = {keys.words, keys.words + 4 * row, keys.words + 8 * row,
+                                keys.words + 12 * row};
   const char* next = ahead.keys;
   for (int64_t w = 0; w < words; w += kKeyGroup) {
     const int64_t count = words - w < kKeyGroup ? words - w : kKeyGroup;
     const char* next_row = next;
-    for (int64_t i = 0; i < count; ++i, q += kFewRows) {
+    for (int64_t i = 0; i < count; ++i, q += kFewRows, next_row += ahead.row) {
       __builtin_prefetch(next_row, 0, 2);
-      next_row += ahead.row;
       const L rows = load<L>(q);
 #pragma GCC unroll 4
       for (int f = 0; f < 4; ++f) {
 #pragma GCC unroll 4
-        for (int r = 0; r < 4; ++r) {
-          if constexpr (kPairs) {
-            sums[4 * f + r] = dot_pair(rows, fours[f] + r * row, sums[4 * f + r]);
-          } else {
-            T factor;
-            __builtin_memcpy(&factor, fours[f] + r * row, sizeof factor);
-            sums[4 * f + r] = multiply_add<kPairs>(splat<L>(factor), rows, sums[4 * f + r]);
-          }
-        }
+        for (int r = 0; r < 4; ++r) sums[4 * f + r] = dot_pair(rows, fours[f] + r * row, sums[4 * f + r]);
         ++fours[f];
       }
     }
@@ -221,8 +212,8 @@ struct FewRows {
 
   struct Buffers {
     T* q;                 // [words, rounded up to kLanes][kFewRows]
-    T *keys, *values;     // [kLanes] and [kTileKeys] rows, where they cannot be read in place
-    T *scores, *weights;  // [kFewRows][kTileKeys] and, rounded to pairs, half of that
+    T *keys, *values;     // [kKeyGroup] and [kTileKeys] rows, where they cannot be read in place
+    T *scores, *weights;  // [kFewRows][kTileKeys], or turned about; rounded to pairs, half of that
     T* alpha;             // [kFewLanes]
   };
   static Buffers take_buffers(const Rows<V>&, int64_t width, Scratch* scratch) {
@@ -233,9 +224,7 @@ struct FewRows {
 
   static void pack_queries(const E* q, const Rows<V>& rows, int64_t dim, const Buffers& b) {
     const int64_t words = dim / kPack<kPairs>;
-    if (rows.count < kFewRows) {
-      for (int64_t i = 0; i < round_up(words, kLanes<V>) * kFewRows; ++i) b.q[i] = 0;
-    }
+    for (int64_t i = 0; i < round_up(words, kLanes<V>) * kFewRows; ++i) b.q[i] = 0;  // of rows that are not
     for (int64_t r = 0; r < rows.count; ++r) {
       for (int64_t w = 0; w < words; w += kLanes<V>) {
         const V x = load_words<V, kPairs>(q + rows.at[r] * dim, w, words);
@@ -259,58 +248,77 @@ struct FewRows {
     if constexpr (kRows > 1) with_rows<kRows - 1>(rows, run);
   }
 
+  // Which of score_keys and score_rows is faster; scores and weights lie as it leaves them.
   template <int kRows>
-  static void add_tile(const Params& p, const Unit& unit, const Rows<V>& rows, int64_t begin, int64_t end,
-                       const Buffers& b, const Partial<T>& partial, const Ahead& ahead, int64_t next) {
-    const int64_t width = padded_dim(p.dim), words = p.dim / kPack<kPairs>, stride = p.kv_heads * p.dim;
+  static constexpr bool kInLanes = kPairs && kRows >= 4;
+
+  // Scores of a tile of keys, which begin at k.
+  template <int kRows>
+  static void score_tile(const Params& p, const Unit& unit, int64_t begin, int64_t end, const E* k,
+                         const Buffers& b, const Ahead& ahead, int64_t next) {
+    constexpr int kGroup = kInLanes<kRows> ? kKeyGroup : kLanes<V>;
+    const int64_t words = p.dim / kPack<kPairs>, stride = p.kv_heads * p.dim;
     const int64_t tile = end - begin < kTileKeys ? end - begin : kTileKeys;
-    const int64_t offset = (unit.key_begin + begin) * stride + unit.kv_head * p.dim;
-    const E *k = static_cast<const E*>(p.k) + offset, *v = static_cast<const E*>(p.v) + offset;
-    constexpr bool kInLanes = kPairs && kRows >= 4;
-    constexpr int kGroup = kInLanes ? kKeyGroup : kLanes<V>;
-    for (int64_t j = 0; j < tile; j += kGroup) {
+    for (int64_t j = 0; j < tile; j += kGroup, k += kGroup * stride) {
       if (begin < kPartKeys) {
         const int64_t groups = (end + kGroup - 1) / kGroup;
         ahead.ask(unit.kv_head * groups + (begin + j) / kGroup, p.kv_heads * groups);
       }
-      const E* group = k + j * stride;
-      Operand<T> keys{reinterpret_cast<const T*>(group), stride / kPack<kPairs>};
-      if (!kSameWords || (!kInLanes && words % kLanes<V> != 0) || tile - j < kGroup) {
+      Operand<T> keys{reinterpret_cast<const T*>(k), stride / kPack<kPairs>};
+      if (!kSameWords || (!kInLanes<kRows> && words % kLanes<V> != 0) || tile - j < kGroup) {
         keys = {b.keys, round_up(words, kLanes<V>)};
-        pack_along<V, kPairs>(group, stride, tile - j, kGroup, p.dim, b.keys, keys.row);
+        pack_along<V, kPairs>(k, stride, tile - j, kGroup, p.dim, b.keys, keys.row);
       }
-      const RowsAhead asked{reinterpret_cast<const char*>(group + next),
-                            stride * static_cast<int64_t>(sizeof(E)), kPack<kPairs> * sizeof(E)};
-      if constexpr (kInLanes) {
-        score_rows<RowVector<T>, kPairs>(b.q, keys, words, asked, b.scores + j * kFewRows);
+      const RowsAhead asked{reinterpret_cast<const char*>(k + next), stride * static_cast<int64_t>(sizeof(E)),
+                            kPack<kPairs> * sizeof(E)};
+      if constexpr (kInLanes<kRows>) {
+        score_rows<RowVector<T>>(b.q, keys, words, asked, b.scores + j * kFewRows);
       } else {
         score_keys<V, kPairs, kRows>(b.q, keys, words, asked, b.scores + j);
       }
     }
-    if constexpr (kInLanes) {
+  }
+
+  template <int kRows>
+  static void weigh_tile(const Params& p, const Rows<V>& rows, int64_t begin, int64_t tile, const Buffers& b,
+                         const Partial<T>& partial) {
+    const T to_base2 = static_cast<T>(p.scale * kLog2E);
+    if constexpr (kInLanes<kRows>) {
       using L = RowVector<T>;
-      const int64_t columns = round_up(tile, 4);
-      const L alpha = softmax_lanes<L, kPairs>(
-          b.scores, b.weights, kFewRows, columns, rows.least_visible(0) - begin < columns,
-          load<Integers<L>>(rows.visible) - static_cast<Integer<T>>(begin), static_cast<T>(p.scale * kLog2E),
-          partial.maximum, partial.total);
-      store(b.alpha, alpha);
+      const int64_t columns = round_up(tile, 4);  // of kKeyGroup that are there
+      const auto visible = load<Integers<L>>(rows.visible) - static_cast<Integer<T>>(begin);
+      store(b.alpha, softmax_lanes<L, kPairs>(b.scores, b.weights, kFewRows, columns,
+                                              rows.least_visible(0) - begin < columns, visible, to_base2,
+                                              partial.maximum, partial.total));
     } else {
-      softmax_rows<V, kPairs>(b.scores, b.weights, kRows, tile, begin, rows.visible,
-                              static_cast<T>(p.scale * kLog2E), b.alpha, partial.maximum, partial.total);
+      softmax_rows<V, kPairs>(b.scores, b.weights, kRows, tile, begin, rows.visible, to_base2, b.alpha,
+                              partial.maximum, partial.total);
     }
-    const int64_t columns = round_up(p.dim, kPack<kPairs> * kLanes<V>), stored = columns / kPack<kPairs>;
-    const int64_t counted = round_up(tile, kPack<kPairs>);
+  }
+
+  template <int kRows>
+  static void add_tile(const Params& p, const Unit& unit, const Rows<V>& rows, int64_t begin, int64_t end,
+                       const Buffers& b, const Partial<T>& partial, const Ahead& ahead, int64_t next) {
+    const int64_t stride = p.kv_heads * p.dim, tile = end - begin < kTileKeys ? end - begin : kTileKeys;
+    const int64_t offset = (unit.key_begin + begin) * stride + unit.kv_head * p.dim;
+    score_tile<kRows>(p, unit, begin, end, static_cast<const E*>(p.k) + offset, b, ahead, next);
+    weigh_tile<kRows>(p, rows, begin, tile, b, partial);
+    const E* v = static_cast<const E*>(p.v) + offset;
+    const int64_t columns = round_up(p.dim, kPack<kPairs> * kLanes<V>), packed = columns / kPack<kPairs>;
+    const int64_t keys = round_up(tile, kPack<kPairs>);
     Operand<T> values{reinterpret_cast<const T*>(v), stride / kPack<kPairs>};
-    if (!kSameWords || columns != p.dim || counted != tile) {
-      values = {b.values, stored};
-      pack_along<V, kPairs>(v, stride, tile, counted, p.dim, b.values, stored);
+    if (!kSameWords || columns != p.dim || keys != tile) {
+      values = {b.values, packed};
+      pack_along<V, kPairs>(v, stride, tile, keys, p.dim, b.values, packed);
       lines_ahead(v + next, stride, tile, p.dim).ask(tile * p.dim);
       next = 0;
     }
+    const T* weights = kPairs ? b.weights : b.scores;
+    const int64_t of_row = kInLanes<kRows> ? 1 : kTileKeys / kPack<kPairs>;
+    const int64_t of_key = kInLanes<kRows> ? kFewRows : 1;
     sum_values<V, kPairs, kRows>(
-        {kPairs ? b.weights : b.scores, kInLanes ? 1 : kTileKeys / kPack<kPairs>, kInLanes ? kFewRows : 1,
-         values, counted, next * static_cast<int64_t>(sizeof(E)), partial.sums, width, b.alpha},
+        {weights, of_row, of_key, values, keys, next * static_cast<int64_t>(sizeof(E)), partial.sums,
+         padded_dim(p.dim), b.alpha},
         columns);
   }
 

@@ -277,7 +277,9 @@ EARNEST_INLINE Vector<float, 32> dot_pairs(Vector<float, 32> a, Vector<float, 32
 }
 // The same, b one pair in memory for all lanes. GCC 12 loads it into a register first, which costs half the
 // rate.
-EARNEST_INLINE Vector<float, 32> dot_pair(Vector<float, 32> a, const float* b, Vector<float, 32> c) {
+EARNEST_INLINE Vector<float, 32> dot_pair(Vector<float, 32> a, const float* pair, Vector<float, 32> c) {
+  typedef float Anywhere __attribute__((aligned(1), may_alias));
+  const auto* b = reinterpret_cast<const Anywhere*>(pair);
   asm("vdpbf16ps %2%{1to8%}, %1, %0" : "+v"(c) : "v"(a), "m"(*b));
   return c;
 }

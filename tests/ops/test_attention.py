@@ -211,6 +211,28 @@ def test_long_caches_give_the_rows_of_prefill_whoever_takes_their_parts(tier, dt
 
 @pytest.mark.parametrize("tier", TIERS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "keys"), [(14, 2, 64, [1100, 513, 1]), (20, 10, 8, [6000])]
+)
+def test_heads_that_one_task_takes_together_give_what_each_gives_alone(
+    tier, dtype, heads, kv_heads, dim, keys
+) -> None:
+    _native.force_cpu_tier(tier)
+    shape = len(keys), max(keys), kv_heads, dim  # enough parts of keys for a task to take all heads of one
+    k, v = (torch.randn(shape).to(dtype) for _ in range(2))
+    q, used = torch.randn(len(keys), 1, heads, dim).to(dtype), torch.tensor(keys, dtype=torch.int32)
+    _native.set_num_threads(1)
+    alone = attention(q, k, v, causal=True, seqused_k=used)
+    _native.set_num_threads(3 if len(keys) == 1 else 2)
+    assert torch.equal(attention(q, k, v, causal=True, seqused_k=used), alone)
+    true = exact(
+        q[0], k[0, : keys[0]], v[0, : keys[0]], causal=False, cu_seqlens_q=[0, 1], cu_seqlens_k=[0, keys[0]]
+    )
+    assert (alone[0].double() - true).abs().max() <= ATTENTION["forward"][name_of(dtype)]
+
+
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
 def test_gradients_of_a_long_sequence_are_exact_and_depend_on_nothing_else(tier, dtype) -> None:
     _native.force_cpu_tier(tier)
     lengths_q, lengths_k = [1030, 20, 3], [1100, 20, 2100]  # several shares; one; one with many keys
