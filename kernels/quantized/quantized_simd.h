@@ -57,6 +57,18 @@ EARNEST_INLINE Words dot4(Words sum, Words w, Words x) {
 #endif
 }
 
+// a b + c, in one rounding where the tier has that. Said by name: left to the compiler, which products are
+// fused differs from one tile to another, and with it the bits of a row.
+EARNEST_INLINE Floats multiply_add(Floats a, Floats b, Floats c) {
+#if EARNEST_VECTOR_BYTES == 64
+  return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif EARNEST_VECTOR_BYTES == 32
+  return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+
 EARNEST_INLINE Words same_in_all(const char* from) {
   uint32_t value;
   std::memcpy(&value, from, sizeof value);
@@ -132,7 +144,7 @@ struct Int8Block {
 #pragma GCC unroll 32
       for (int j = 0; j < kPanels * kVectors; ++j) {
         Floats* to = &totals[i][j / kVectors][j % kVectors];
-        *to += unit * joined<kPlanes>(sums[i][j / kVectors][j % kVectors]);
+        *to = multiply_add(Floats{} + unit, joined<kPlanes>(sums[i][j / kVectors][j % kVectors]), *to);
       }
     }
   }
@@ -181,8 +193,8 @@ struct Int4Block {
           float sum;
           std::memcpy(&sum, left + i * t.left_stride + (1 + group) * 4, sizeof sum);
           Floats* to = &part[i][j / kVectors][j % kVectors];
-          *to += scale * joined<kPlanes>(sums[i][j / kVectors][j % kVectors]);
-          *to += minimum * sum;
+          *to = multiply_add(scale, joined<kPlanes>(sums[i][j / kVectors][j % kVectors]), *to);
+          *to = multiply_add(minimum, Floats{} + sum, *to);
         }
       }
 #pragma GCC unroll 8
@@ -194,7 +206,8 @@ struct Int4Block {
       std::memcpy(&unit, left + i * t.left_stride, sizeof unit);
 #pragma GCC unroll 32
       for (int j = 0; j < kPanels * kVectors; ++j) {
-        totals[i][j / kVectors][j % kVectors] += unit * part[i][j / kVectors][j % kVectors];
+        Floats* to = &totals[i][j / kVectors][j % kVectors];
+        *to = multiply_add(Floats{} + unit, part[i][j / kVectors][j % kVectors], *to);
       }
     }
   }
@@ -237,9 +250,10 @@ EARNEST_INLINE void finish(const Floats* totals, const char* panel, int64_t coun
   }
 #pragma GCC unroll 4
   for (int v = 0; v < kVectors; ++v) {
-    Floats sums = totals[v];
-    if (kCodes == Codes::kInt8) sums *= load<Floats>(panel + v * EARNEST_VECTOR_BYTES);
-    if (bias != nullptr) sums += load_widened(from + v * kLanes);
+    const Floats biases = bias == nullptr ? Floats{} : load_widened(from + v * kLanes);
+    const Floats sums = kCodes == Codes::kInt4
+                            ? totals[v] + biases
+                            : multiply_add(totals[v], load<Floats>(panel + v * EARNEST_VECTOR_BYTES), biases);
     store_narrowed(sums, to + v * kLanes);
   }
   if (count < kPanel) std::memcpy(y, whole, static_cast<size_t>(count) * sizeof(T));

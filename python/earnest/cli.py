@@ -318,7 +318,8 @@ def _add_bench(commands: Any) -> None:
         nargs="*",
         metavar="FAMILY",
         help="logmel, pitch, ppo, linear, rowwise, attention, logprob, learning, engine (default: all), or "
-        "part of a case's name with its slash; or `report [FILE ...]`: tables, plots; or `compare OLD NEW`",
+        "part of a case's name with its slash; or `report [FILE ...]`: tables and plots of result files; "
+        "or `compare OLD NEW`",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="default: what each case's target says")
     parser.add_argument(

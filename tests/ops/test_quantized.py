@@ -100,6 +100,18 @@ def test_a_row_stands_alone(codes, dtype, data):
         _native.set_num_threads(before)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("codes", CODES)
+def test_rows_of_tiles_of_every_size_are_the_same(tier, codes, dtype):
+    for outputs, inputs in ((17, 2), (5, 33), (80, 40)):
+        x, weight, bias = problem(13, outputs, inputs, dtype)
+        kept = quantize(weight, codes)
+        for added in (bias, None):
+            alone = torch.stack([quantized_linear(row, kept, added) for row in x])
+            for rows in range(1, 14):
+                assert torch.equal(quantized_linear(x[:rows], kept, added), alone[:rows])
+
+
 def test_codes_do_not_depend_on_the_tier():
     weight = torch.randn(40, 90)
     for codes in CODES:
