@@ -9,7 +9,6 @@
 #include <vector>
 
 #include "tests/cpp/check.h"
-// check.h first
 #include "tests/cpp/tiny_model.h"
 
 using namespace tiny;
