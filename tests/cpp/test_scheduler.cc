@@ -12,7 +12,6 @@
 #include <vector>
 
 #include "tests/cpp/check.h"
-// check.h first
 #include "tests/cpp/tiny_model.h"
 
 using namespace tiny;
@@ -277,6 +276,23 @@ TEST(callbacks_tell_the_same_and_are_over_when_the_answer_is_gone) {
     if (round % 4 == 1) CHECK(expected.reply.starts_with(reply));
     answer.reset();
     gone = true;
+  }
+}
+
+TEST(what_is_cut_while_it_is_read_ahead_is_not_taken_for_what_follows) {
+  const auto alone = session(engine(shared_model()));
+  CHECK(alone->add_text("system", "kept").ok() && alone->add_text("user", std::string(700, 'b')).ok());
+  const Said expected = say(alone.get(), options(3, 4));
+  const auto own = engine(shared_model());
+  for (int round = 0; round < 60; ++round) {
+    const auto one = session(own);
+    CHECK(one->add_text("system", "kept").ok() && one->end_message().ok());
+    CHECK(one->add_text("user", std::string(700, 'a')).ok() && one->end_message().ok());
+    const int64_t read = own->stats().read_tokens;
+    CHECK(one->warm().ok());
+    for (int i = 0; i < 2000 && own->stats().read_tokens < read + round % 4; ++i) std::this_thread::yield();
+    CHECK(one->truncate(1).ok() && one->add_text("user", std::string(700, 'b')).ok());
+    CHECK(say(one.get(), options(3, 4)) == expected);
   }
 }
 

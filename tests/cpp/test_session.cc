@@ -9,7 +9,6 @@
 #include <vector>
 
 #include "tests/cpp/check.h"
-// check.h first
 #include "tests/cpp/tiny_model.h"
 
 using namespace tiny;
@@ -182,8 +181,8 @@ TEST(a_beginning_that_another_dialogue_had_is_taken_over_and_only_that) {
   int64_t read = 0;
   const Said first = tell(1, "the same", &read);
   CHECK(read == first.usage.prompt_tokens && first.usage.audio_tokens > 20);
-  CHECK(tell(1, "the same", &read) == first && read == 1);
-  (void)tell(1, "the other", &read);  // all but what follows the sound
+  CHECK(tell(1, "the same", &read) == first && read <= 2);  // the last token, and that of what was read ahead
+  (void)tell(1, "the other", &read);                        // all but what follows the sound
   CHECK(read > 1 && read < 60);
   const Said voice = tell(2, "the same", &read);  // as long a sound, but another one
   CHECK(read > first.usage.audio_tokens && read < first.usage.prompt_tokens - 290 && !(voice == first));

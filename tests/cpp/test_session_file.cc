@@ -7,9 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "tests/cpp/check.h"
-// check.h first
 #include "csrc/engine/digest.h"
+#include "tests/cpp/check.h"
 #include "tests/cpp/tiny_model.h"
 
 using namespace tiny;

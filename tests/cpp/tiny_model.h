@@ -14,6 +14,7 @@
 #include "csrc/engine/loaded_model.h"
 #include "csrc/engine/session.h"
 #include "csrc/engine/spoken_clip.h"
+#include "tests/cpp/check.h"
 #include "tests/cpp/small_vocabulary.h"
 
 namespace tiny {
