@@ -17,29 +17,45 @@ namespace {
 constexpr char kOp[] = "load";
 
 using engine::Precision;
+using engine::Quantization;
 using engine::StoredType;
 
-Outcome choose_precision(int weights, const engine::Tensors& tensors, Precision* precision) {
+struct Arithmetic {
+  Precision precision = Precision::kFloat32;
+  Quantization quantization = Quantization::kNone;
+};
+
+// Whether the numbers that nobody quantises are float32; every other type is computed with in bfloat16.
+Precision precision_of(const engine::Tensors& tensors) {
+  const auto norm = tensors.views.find("model.norm.weight");
+  const bool whole = norm != tensors.views.end() && norm->second.type == StoredType::kFloat32;
+  return whole ? Precision::kFloat32 : Precision::kBFloat16;
+}
+
+Outcome choose_arithmetic(int weights, Quantization saved, const engine::Tensors& tensors,
+                          Arithmetic* chosen) {
   switch (weights) {
-    case EARNEST_WEIGHTS_AS_STORED: {
-      const auto embeddings = tensors.views.find("model.embed_tokens.weight");
-      const bool whole = embeddings != tensors.views.end() && embeddings->second.type == StoredType::kFloat32;
-      *precision = whole ? Precision::kFloat32 : Precision::kBFloat16;
+    case EARNEST_WEIGHTS_AS_STORED:
+      *chosen = {precision_of(tensors), saved};
       return {};
-    }
     case EARNEST_WEIGHTS_FLOAT32:
-      *precision = Precision::kFloat32;
-      return {};
+      *chosen = {Precision::kFloat32, Quantization::kNone};
+      break;
     case EARNEST_WEIGHTS_BFLOAT16:
-      *precision = Precision::kBFloat16;
-      return {};
+      *chosen = {Precision::kBFloat16, Quantization::kNone};
+      break;
     case EARNEST_WEIGHTS_INT8:
+      *chosen = {Precision::kBFloat16, Quantization::kInt8};
+      break;
     case EARNEST_WEIGHTS_INT4:
-      return failure(EARNEST_UNSUPPORTED, kOp, "weights", "weights that this build has",
-                     weights == EARNEST_WEIGHTS_INT8 ? "int8" : "int4");
+      *chosen = {Precision::kBFloat16, Quantization::kInt4};
+      break;
     default:
       return invalid(kOp, "weights", "one of earnest_weights", std::to_string(weights));
   }
+  if (saved == Quantization::kNone || saved == chosen->quantization) return {};
+  return failure(EARNEST_UNSUPPORTED, kOp, "weights",
+                 std::string(engine::name_of(saved)) + ", as these are saved", "others");
 }
 
 // Loading in steps, between which somebody may give up.
@@ -62,12 +78,15 @@ class Loading {
     EARNEST_RETURN_IF_FAILED(report(0.2));
     engine::Tensors tensors;
     EARNEST_RETURN_IF_FAILED(engine::read_checkpoint(folder_, &tensors));
-    Precision precision = Precision::kFloat32;
-    EARNEST_RETURN_IF_FAILED(choose_precision(number_of(params_.weights), tensors, &precision));
-    const engine::Digest fingerprint = engine::fingerprint_of(config, precision, tensors);
+    Arithmetic chosen;
+    EARNEST_RETURN_IF_FAILED(
+        choose_arithmetic(number_of(params_.weights), config.quantization, tensors, &chosen));
+    const engine::Digest fingerprint =
+        engine::fingerprint_of(config, chosen.precision, chosen.quantization, tensors);
     EARNEST_RETURN_IF_FAILED(report(0.3));
     std::shared_ptr<engine::Model> model;
-    EARNEST_RETURN_IF_FAILED(Outcome(engine::Model::create(config, std::move(tensors), precision, &model))
+    EARNEST_RETURN_IF_FAILED(Outcome(engine::Model::create(config, std::move(tensors), chosen.precision,
+                                                           &model, chosen.quantization))
                                  .instead_of(EARNEST_INVALID_ARGUMENT, EARNEST_CORRUPT_MODEL));
     EARNEST_RETURN_IF_FAILED(
         Outcome(engine::LoadedModel::create(std::move(model), std::move(tokenizer), fingerprint, loaded))

@@ -45,15 +45,17 @@ class Object {
 
 }  // namespace
 
-Digest fingerprint_of(const Config& config, Precision precision, const Tensors& tensors) {
+Digest fingerprint_of(const Config& config, Precision precision, Quantization quantization,
+                      const Tensors& tensors) {
   constexpr int64_t kPlaces = 64, kNumbers = 16;
   Sha256 hash;
   const TextConfig& text = config.text;
   const EncoderConfig& audio = config.audio;
   for (const int64_t number :
-       {static_cast<int64_t>(precision), text.vocab_size, text.hidden_size, text.intermediate_size,
-        text.num_hidden_layers, text.num_attention_heads, text.num_key_value_heads, audio.n_mels,
-        audio.n_audio_state, audio.n_audio_layer, static_cast<int64_t>(audio.audio_len)}) {
+       {static_cast<int64_t>(precision), static_cast<int64_t>(quantization), text.vocab_size,
+        text.hidden_size, text.intermediate_size, text.num_hidden_layers, text.num_attention_heads,
+        text.num_key_value_heads, audio.n_mels, audio.n_audio_state, audio.n_audio_layer,
+        static_cast<int64_t>(audio.audio_len)}) {
     hash.add(static_cast<uint64_t>(number));
   }
   hash.add(&text.rms_norm_eps, sizeof text.rms_norm_eps);
@@ -73,16 +75,16 @@ Digest fingerprint_of(const Config& config, Precision precision, const Tensors& 
   return hash.finish();
 }
 
-Status LoadedModel::load(const std::string& folder, Precision precision,
+Status LoadedModel::load(const std::string& folder, Precision precision, Quantization quantization,
                          std::shared_ptr<const LoadedModel>* loaded) {
   return guarded("load", [&]() -> Status {
     auto tokenizer = std::make_shared<Tokenizer>();
     EARNEST_RETURN_IF_ERROR(Tokenizer::load(folder, tokenizer.get()));
     std::shared_ptr<Model> model;
-    EARNEST_RETURN_IF_ERROR(Model::load(folder, precision, &model));
+    EARNEST_RETURN_IF_ERROR(Model::load(folder, precision, &model, quantization));
     Tensors tensors;
     EARNEST_RETURN_IF_ERROR(read_checkpoint(folder, &tensors));
-    const Digest fingerprint = fingerprint_of(model->config(), precision, tensors);
+    const Digest fingerprint = fingerprint_of(model->config(), precision, model->quantization(), tensors);
     return create(std::move(model), std::move(tokenizer), fingerprint, loaded);
   });
 }
@@ -152,6 +154,7 @@ std::string LoadedModel::describe() const {
   info.add("kv_heads", text.num_key_value_heads);
   info.add("context", context());
   info.add("precision", json::quoted(name_of(model_->precision())));
+  info.add("quantization", json::quoted(earnest::engine::name_of(model_->quantization())));
   info.add("weight_bytes", static_cast<int64_t>(model_->weight_bytes()));
   info.add("fingerprint", json::quoted(hexadecimal(fingerprint_)));
   info.add("audio", sound.text());

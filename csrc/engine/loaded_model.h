@@ -15,14 +15,16 @@
 
 namespace earnest::engine {
 
-// Which weights these are, for files that must not meet others: the config's sizes, the precision, and names,
-// shapes and some numbers of every tensor (all numbers of an 8B model would take minutes).
-Digest fingerprint_of(const Config& config, Precision precision, const Tensors& tensors);
+// Which weights these are, for files that must not meet others: the config's sizes, how they are
+// computed with, and names, shapes and some numbers of every tensor (all numbers of an 8B model would take
+// minutes).
+Digest fingerprint_of(const Config& config, Precision precision, Quantization quantization,
+                      const Tensors& tensors);
 
 class LoadedModel {
  public:
   // A folder in the published format: config.json, tokenizer.json, one or many .safetensors.
-  static Status load(const std::string& folder, Precision precision,
+  static Status load(const std::string& folder, Precision precision, Quantization quantization,
                      std::shared_ptr<const LoadedModel>* loaded);
 
   // The same from parts. Refuses a tokenizer whose ids go beyond the vocabulary, or lack the family's names.

@@ -35,6 +35,7 @@ class Model {
 
   const Config& config() const { return config_; }
   Precision precision() const { return weights_.precision(); }
+  Quantization quantization() const { return quantization_; }  // of the decoder's weights
   size_t weight_bytes() const { return weights_.bytes(); }
 
   // mel [frames, n_mels] of one chunk -> embeddings [config().audio.audio_tokens(frames), hidden_size].
@@ -48,9 +49,12 @@ class Model {
 
  private:
   Model(const Config& config, Tensors tensors, Precision precision, Quantization quantization)
-      : config_(config), weights_(std::move(tensors), precision, config, quantization) {}
+      : config_(config),
+        quantization_(quantization),
+        weights_(std::move(tensors), precision, config, quantization) {}
 
   Config config_;
+  Quantization quantization_;
   Weights weights_;
   Encoder encoder_;
   Adaptor adaptor_;

@@ -116,8 +116,8 @@ typedef enum earnest_weights {
   EARNEST_WEIGHTS_AS_STORED = 0, /* float32 where the checkpoint is, else bfloat16; quantised if saved so */
   EARNEST_WEIGHTS_FLOAT32,
   EARNEST_WEIGHTS_BFLOAT16,
-  EARNEST_WEIGHTS_INT8, /* one scale for each output channel */
-  EARNEST_WEIGHTS_INT4  /* one scale for each group of 32 inputs */
+  EARNEST_WEIGHTS_INT8, /* the decoder's; one scale for each output channel. The rest is bfloat16. */
+  EARNEST_WEIGHTS_INT4  /* groups of 32 inputs; the output matrix int8 */
 } earnest_weights;
 
 /* How far loading has come, 0 to 1; returning non-zero gives up: EARNEST_CANCELLED. */

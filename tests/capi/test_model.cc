@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <fstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "csrc/include/earnest.h"
@@ -63,6 +64,12 @@ TEST(a_model_says_what_it_is) {
   earnest_model* small = load(EARNEST_WEIGHTS_BFLOAT16);
   CHECK(std::strstr(earnest_model_info(small), "\"precision\":\"bfloat16\"") != nullptr);
   earnest_model_destroy(small);
+  for (const auto& [weights, name] : {std::pair{EARNEST_WEIGHTS_INT8, "\"quantization\":\"int8\""},
+                                      {EARNEST_WEIGHTS_INT4, "\"quantization\":\"int4\""}}) {
+    earnest_model* quantised = load(weights);
+    CHECK(std::strstr(earnest_model_info(quantised), name) != nullptr);
+    earnest_model_destroy(quantised);
+  }
   CHECK(earnest_model_info(nullptr) == nullptr);
   earnest_model_retain(nullptr);
   earnest_model_destroy(nullptr);

@@ -312,7 +312,7 @@ TEST(the_fiftieth_reply_begins_as_soon_as_the_second) {
   const char* folder = std::getenv("EARNEST_MODEL");
   if (folder == nullptr) return;
   std::shared_ptr<const LoadedModel> loaded;
-  CHECK(LoadedModel::load(folder, Precision::kBFloat16, &loaded).ok());
+  CHECK(LoadedModel::load(folder, Precision::kBFloat16, Quantization::kNone, &loaded).ok());
   const auto one = session(engine(loaded));
   std::vector<double> waited;
   for (uint32_t turn = 0; turn < 50; ++turn) {

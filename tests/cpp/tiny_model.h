@@ -63,7 +63,7 @@ inline std::shared_ptr<const LoadedModel> model(int64_t context = 4096, uint32_t
     tensors.views[name] = view;
     tensors.owners.push_back(numbers);
   }
-  const Digest fingerprint = fingerprint_of(sizes, precision, tensors);
+  const Digest fingerprint = fingerprint_of(sizes, precision, Quantization::kNone, tensors);
   std::shared_ptr<Model> weights;
   CHECK(Model::create(sizes, std::move(tensors), precision, &weights).ok());
   auto tokenizer = std::make_shared<Tokenizer>();

@@ -14,6 +14,7 @@ import soundfile
 import torch
 
 from earnest import Engine
+from earnest.cli import main
 from earnest.dialogue import Audio, Message, Text, Tokenizer
 from earnest.dialogue.tokenizer import FAMILY_SPECIALS
 from earnest.engine import Done, Prefill, Reasoning, Reply
@@ -56,6 +57,24 @@ def folder(model, tokenizer, tmp_path_factory):
 def engine(folder):
     with Engine(folder, weights="float32") as engine:
         yield engine
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_a_saved_quantised_model_answers_as_one_quantised_on_load(folder, tmp_path, weights):
+    saved = tmp_path / weights
+    assert main(["quantize", str(folder), str(saved), "--weights", weights]) == 0
+    replies = []
+    for path, chosen in ((folder, weights), (saved, "as-stored"), (saved, weights)):
+        with Engine(path, weights=chosen) as engine:
+            assert engine.info["quantization"] == weights
+            assert engine.info["precision"] == ("float32" if chosen == "as-stored" else "bfloat16")
+            session = engine.session()
+            session.add_audio(tone(0.6))
+            session.add_text("how do I sound?")
+            replies.append(session.reply(max_tokens=40, temperature=0.0))
+    assert replies[0] == replies[2] != ""
+    with pytest.raises(ValueError, match=f"weights: expected {weights}, as these are saved"):
+        Engine(saved, weights="bfloat16")
 
 
 def test_it_says_what_the_python_model_says(engine, model, tokenizer):
@@ -357,6 +376,7 @@ def test_importing_it_needs_no_torch(folder):
     code = f"""
 import sys
 from earnest import Engine
+from earnest.cli import main
 with Engine({str(folder)!r}) as engine:
     print(len(engine.session().reply("how?", max_tokens=5)) > 0, "torch" in sys.modules)
 """

@@ -2,7 +2,7 @@
 """Cases of attention with one query against a cache of keys and values.
 
 The cache stays where it is from call to call, as it does while a reply is sampled, so its level of memory is
-the limit, or the arithmetic: seven query heads for each key make more of it than reading out of a cache takes.
+the limit, or the arithmetic: seven query heads for each key make more of it than reading out of a cache does.
 """
 
 from __future__ import annotations
