@@ -10,8 +10,10 @@
 
 #if defined(__SANITIZE_ADDRESS__)
 extern "C" void __sanitizer_set_death_callback(void (*callback)());
-extern "C" const char* __asan_default_options() { return "allocator_may_return_null=1"; }
-extern "C" const char* __ubsan_default_options() { return "print_stacktrace=1:abort_on_error=1"; }
+// For the runtime's library to find, which hidden names are not.
+#define FOUND_BY_RUNTIME extern "C" __attribute__((visibility("default")))
+FOUND_BY_RUNTIME const char* __asan_default_options() { return "allocator_may_return_null=1"; }
+FOUND_BY_RUNTIME const char* __ubsan_default_options() { return "print_stacktrace=1:abort_on_error=1"; }
 #endif
 
 namespace {
