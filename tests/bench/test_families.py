@@ -127,8 +127,8 @@ def test_every_case_of_the_targets_is_there_once():
                 assert targets[f"logprob/{size}-{dtype}-{ending}"].extra_bytes == 64 << 20
     assert {"ppo/gae-16x1024", "ppo/gae-512x2048", "ppo/losses-16x1024", "ppo/losses-512x2048"} <= set(names)
     assert {targets[f"learning/step-5m-32x64-{dtype}"].ratio for dtype in ("fp32", "bf16")} == {4.0}
-    # a step of learning takes seconds, and its only peer is of the extra
-    assert {case.family for case in cases if case.quick} == set(command.FAMILIES) - {"learning"}
+    # a step of learning and the engine's cases take seconds, and their peers are all of the extra
+    assert {case.family for case in cases if case.quick} == set(command.FAMILIES) - {"learning", "engine"}
 
 
 def test_words_choose_cases():

@@ -86,6 +86,19 @@ def test_ours_absent_leaves_the_peers():
     assert record["ratio"] is record["fraction"] is record["met"] is None
 
 
+def test_a_case_that_nobody_can_run_says_why_and_ends():
+    def missing():
+        raise Absent("models: none")
+
+    case = bench_cases.case()
+    problem = case.problem(np.random.default_rng(0))
+    problem.implementations[:] = [Implementation("earnest", missing, "ours")]
+    record = run(type(case)(case.name, lambda rng: problem, case.shape, target=Target(ratio=2.0)), peers=True)
+    assert record["absent"] == {"earnest": "models: none"}
+    assert record["results"] == []
+    assert record["met"] is None
+
+
 def test_peers_of_the_extra_run_only_when_asked_for_and_slow_starters_not_in_a_hurry():
     more = (Implementation("extra", lambda: doubled), Implementation("jit", lambda: doubled, compiles=True))
 

@@ -24,7 +24,7 @@ def cases() -> list[Case]:
     found = []
     for weights in ("bf16", "int8", "int4"):
         for threads in (1, 2):
-            found.append(decode(weights, threads, quick=weights == "int8" and threads == 1))
+            found.append(decode(weights, threads))
             for tokens in (512, 4096):
                 found.append(prefill(weights, tokens, threads))
         for sequences in (8, 32):
@@ -32,9 +32,7 @@ def cases() -> list[Case]:
     return found
 
 
-def decode(
-    weights: str, threads: int, sequences: int = 1, prompt: int = 512, tokens: int = 128, quick: bool = False
-) -> Case:
+def decode(weights: str, threads: int, sequences: int = 1, prompt: int = 512, tokens: int = 128) -> Case:
     prompt, tokens = (prompt, tokens) if sequences == 1 else (128, 16)
     ratio = DECODE[weights] if sequences == 1 else 1.3
     return Case(
@@ -45,7 +43,6 @@ def decode(
         threads=threads,
         target=Target(ratio=ratio, against="llama.cpp"),
         per=(sequences * tokens, "token"),
-        quick=quick,
     )
 
 

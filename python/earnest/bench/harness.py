@@ -61,6 +61,8 @@ def measure(case: Case, settings: Settings, limits: Limits) -> dict[str, Any]:
         }  # fmt: skip
         if any(entry.name in wrong for entry in problem.implementations if entry.role == OURS):
             return record
+        if not entries:
+            return record
         load = machine.Load()
         times = interleave(
             {e.implementation.name: e.caller for e in entries}, settings.pace, clock_for(threads)
