@@ -49,6 +49,17 @@ def product() -> dict:
     return {"left": ones(2, 5), "packed": packed(), "bias": ones(3), "output": ones(2, 3)}
 
 
+def quantized() -> np.ndarray:
+    memory = np.empty(_native.quantized_packed_size("int8", 3, 64), np.uint8)
+    _native.quantized_pack("int8", ones(3, 64), memory)
+    return memory
+
+
+def quantized_product() -> dict:
+    inputs = {"codes": "int8", "left": ones(2, 64), "packed": quantized(), "bias": ones(3)}
+    return inputs | {"output": ones(2, 3), "int8_activations": False}
+
+
 def weight_gradient() -> dict:
     grads = {"grad_output": ones(2, 3), "grad_weight": ones(3, 5), "grad_bias": ones(3)}
     return grads | {"input": ones(2, 5)}
@@ -143,6 +154,15 @@ def sums(rows: int, columns: int) -> dict:
 
 # Every function of the extension that takes arrays, and arguments that it accepts.
 CALLS = {
+    "quantized_pack": lambda: {"codes": "int8", "weight": ones(3, 64), "packed": quantized()},
+    "quantized_product": quantized_product,
+    "quantized_unpack": lambda: {
+        "codes": "int8",
+        "outputs": 3,
+        "packed": quantized(),
+        "first": 0,
+        "rows": ones(3, 64),
+    },
     "attention_forward": attention,
     "attention_backward": attention_backward,
     "gelu": lambda: {"x": ones(4), "y": ones(4)},

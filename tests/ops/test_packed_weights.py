@@ -26,7 +26,9 @@ def is_current(weight: Tensor) -> bool:
     result = linear(x, weight)
     (grad_x,) = torch.autograd.grad(result, x, torch.ones_like(result))
     fresh = weight.detach().clone()
-    return torch.equal(result, linear(X, fresh)) and torch.allclose(grad_x, fresh.sum(0).expand(3, 5))
+    return torch.equal(result, linear(X, fresh)) and torch.allclose(
+        grad_x, fresh.sum(0).expand(3, 5), atol=1e-5
+    )
 
 
 def edit_view(weight: Tensor) -> None:
@@ -106,6 +108,7 @@ def test_it_is_packed_once_while_it_stays(weight: torch.nn.Parameter):
 
 
 def test_the_copy_goes_with_the_tensor():
+    gc.collect()  # what earlier tests left in cycles
     before = len(_packed)
     weights = [torch.randn(6, 5) for _ in range(20)]
     for weight in weights:
