@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <numeric>
 
 #include "kernels/common/thread_pool.h"
 
@@ -113,6 +114,8 @@ Grid grid_of(const Walk& w, const Packing& packing, int64_t row_tile) {
   // Cut rows first: it costs no second copy of the left side.
   row_tasks = std::max(row_tasks, std::min(ceil_div(wanted, panel_tasks), ceil_div(w.rows, 2 * row_tile)));
   panel_tasks = std::max(panel_tasks, std::min(ceil_div(wanted, row_tasks), ceil_div(packing.panels(), 2)));
+  // As many for each lane: of 11 rectangles, two lanes would do 6 and 5.
+  row_tasks = round_up(row_tasks, grid.lanes / std::gcd(grid.lanes, panel_tasks));
   grid.row_tasks = std::min(row_tasks, ceil_div(w.rows, row_tile));
   grid.panel_tasks = panel_tasks;
   grid.lanes = std::min(grid.lanes, grid.row_tasks * grid.panel_tasks);
