@@ -86,11 +86,13 @@ class Problem:
 @dataclass(frozen=True)
 class Target:
     """What this project wants of a case. ratio: so many times faster than the best peer, or than `against`,
-    one implementation by name. fraction: of this machine's limit. extra_bytes: of memory beside the results
-    at most. error: against float64 at most."""
+    one implementation by name; also: and than others by theirs. fraction: of this machine's limit. seconds:
+    of one call at most. extra_bytes: of memory beside the results at most. error: against float64 at most."""
 
     ratio: float | None = None
     against: str = ""
+    also: Mapping[str, float] = field(default_factory=dict)
+    seconds: float | None = None
     fraction: float | None = None
     extra_bytes: int | None = None
     error: float | None = None
