@@ -127,6 +127,16 @@ def largest_difference(got: Sequence[Any], expected: Sequence[Any]) -> float:
     return _worst(got, expected, lambda b: 1.0)
 
 
+def share_off(got: Sequence[Any], expected: Sequence[Any]) -> float:
+    """The size of the differences in units of the values' own, each array's as one vector: for what a few
+    numbers much larger than all others would hide, or be off in."""
+    sizes = [np.linalg.norm(as_float64(b)) or 1.0 for b in expected]
+    lengths = [np.linalg.norm(as_float64(a) - as_float64(b)) if np.shape(a) == np.shape(b) else float("inf")
+               for a, b in zip(got, expected, strict=True)]  # fmt: skip
+    worst = max((float(a / b) for a, b in zip(lengths, sizes, strict=True)), default=0.0)
+    return worst if worst == worst else float("inf")
+
+
 def _worst(got: Sequence[Any], expected: Sequence[Any], unit: Callable[[np.ndarray], float]) -> float:
     """NaN, missing arrays and other shapes are infinitely wrong."""
     worst = 0.0 if len(got) == len(expected) else float("inf")

@@ -226,7 +226,7 @@ class WhisperCpp:
         return np.array(found)
 
     def __del__(self) -> None:
-        if getattr(self, "_context", None) is not None:
+        if getattr(self, "_context", None) is not None and callable(self._api.whisper_free):
             self._api.whisper_free(self._context)
 
 
