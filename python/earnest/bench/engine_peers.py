@@ -117,11 +117,11 @@ class Transformers:
     def feed(self, ids: np.ndarray, start: int) -> Any:
         if start == 0:
             self._cache = self._transformers.DynamicCache(config=self.model.config)
-        elif self._cache.get_seq_length() > start:
-            self._cache.crop(start)
+        elif (beyond := self._cache.get_seq_length() - start) > 0:
+            self._cache.crop(-beyond)
         with self._torch.inference_mode():
             said = self.model(
-                input_ids=self._torch.from_numpy(ids), past_key_values=self._cache, logits_to_keep=1
+                input_ids=self._torch.from_numpy(ids), cache=self._cache, logits_to_keep=1
             )
         return said.logits[:, -1]
 
