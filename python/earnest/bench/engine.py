@@ -145,7 +145,7 @@ def _problem(
 ) -> Problem:
     return Problem(
         inputs=inputs,
-        reference=lambda ids: [_float32(decoder, ids)],
+        reference=lambda ids: [qwen2.last_logits(decoder.tensors(), decoder.sizes, ids)],
         implementations=[
             Implementation("earnest", build(engine_peers.Ours), OURS),
             Implementation("llama.cpp", build(engine_peers.LlamaCpp)),
@@ -156,13 +156,3 @@ def _problem(
         operations=operations,
     )
 
-
-def _float32(decoder: Decoder, ids: np.ndarray) -> Any:
-    """Logits after the last token of each sequence, by definition in float32."""
-    import torch
-
-    weights = decoder.tensors()
-    rows = [
-        qwen2.hidden_states(weights, decoder.sizes, torch.from_numpy(one), torch.float32)[-1] for one in ids
-    ]
-    return qwen2.logits(weights, torch.stack(rows))

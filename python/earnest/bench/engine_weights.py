@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -215,6 +216,18 @@ def joined() -> Path:
         join(*parts, dtype=torch.bfloat16, generator=generator).save_pretrained(path)
 
     return cached("smollm2-whisper-base", make)
+
+
+def talking() -> Path:
+    """The same with a small vocabulary of words, so that it takes part in dialogues."""
+
+    def make(path: Path) -> None:
+        from earnest.dialogue import Tokenizer
+
+        shutil.copytree(joined(), path)
+        Tokenizer.train(["a few words to read and to say"], 512).save(path)
+
+    return cached("smollm2-whisper-base-talking", make)
 
 
 def _quantise(source: Path, path: Path, weights: str) -> None:
