@@ -8,6 +8,7 @@ import pytest
 import torch
 from bench_cases import FakeLimits, settings
 
+from earnest import _native
 from earnest.bench import engine, engine_dialogue, engine_hearing, engine_rollouts, engine_weights, qwen2
 from earnest.bench.case import OURS, Target, share_off
 from earnest.bench.engine_weights import Decoder
@@ -99,11 +100,10 @@ def test_transformers_ends_with_the_same_logits():
 def test_bytes_are_those_that_the_engine_reads():
     """Within the scales and norms: what is counted is what the loaded weights hold."""
     wide = Decoder("wide", {**TINY.sizes, "hidden_size": 512, "intermediate_size": 1024, "vocab_size": 2048})
-    from earnest import _native
-
+    folder = str(wide.checkpoint())
     hearing = [
-        _native.engine.load(str(wide.checkpoint(weights)), "bfloat16").weight_bytes - wide.bytes_read(weights)
-        for weights in engine.WEIGHTS
+        _native.engine.load(folder, "bfloat16", codes).weight_bytes - wide.bytes_read(weights)
+        for weights, codes in zip(engine.WEIGHTS, ("none", "int8", "int4"), strict=True)
     ]
     # the same encoder and adaptor, and the table of embeddings, in all three
     assert max(hearing) - min(hearing) < 0.1 * wide.bytes_read("int4")

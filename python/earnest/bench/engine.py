@@ -25,7 +25,9 @@ def cases() -> list[Case]:
     found = []
     for weights in WEIGHTS:
         for threads in (1, 2):
-            found.append(decode(SMOLLM2, weights, threads, Target(ratio=DECODE[weights], against="llama.cpp")))
+            found.append(
+                decode(SMOLLM2, weights, threads, Target(ratio=DECODE[weights], against="llama.cpp"))
+            )
             for tokens in (512, 4096):
                 found.append(prefill(SMOLLM2, weights, tokens, threads))
         for sequences in (8, 32):
@@ -155,4 +157,3 @@ def _problem(
         bytes=read,
         operations=operations,
     )
-

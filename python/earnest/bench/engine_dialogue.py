@@ -69,7 +69,9 @@ def memory(folder: Folder = engine_weights.talking) -> Case:
 
 def _first_token(rng: np.random.Generator, late: int, folder: Folder) -> Problem:
     spoken, _ = voice(rng, SECONDS)
-    turns = {name: partial(_Dialogue, folder, spoken, count) for name, count in (("earnest", late), ("turn 2", 2))}
+    turns = {
+        name: partial(_Dialogue, folder, spoken, count) for name, count in (("earnest", late), ("turn 2", 2))
+    }
 
     def implementation(name: str, role: str) -> Implementation:
         return Implementation(
@@ -167,26 +169,29 @@ def _load(rng: np.random.Generator, decoder: Decoder) -> Problem:
 def _memory(rng: np.random.Generator, folder: Folder) -> Problem:
     spoken, _ = voice(rng, SECONDS)
 
-    def whole(spoken: np.ndarray) -> np.ndarray:
-        """[tokens of the answer, bytes of weights, keys and values]."""
+    def whole(spoken: np.ndarray) -> tuple[int, int]:
+        """(tokens of the answer, bytes of weights, keys and values in use)."""
         from earnest.engine import Engine
 
-        with Engine(folder(), kv_bytes=KV_BYTES) as engine:
+        path = folder()
+        with Engine(path, kv_bytes=KV_BYTES) as engine:
             session = engine.session()
             session.add_audio(spoken, RATE)
-            with session.generate(max_tokens=TOKENS, temperature=0.0, stop_ids=[]) as answer:
+            with session.generate(max_tokens=TOKENS, temperature=0.0) as answer:
                 for _ in answer:
                     pass
                 said = len(answer.tokens()[0])
-            return np.array([said, engine.info["weight_bytes"] + KV_BYTES])
+            counts = engine.stats()
+        weights = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+        return said, weights + KV_BYTES * counts["kv_tokens_used"] // counts["kv_tokens"]
 
     return Problem(
         inputs=[(spoken,)],
         reference=lambda spoken: [np.ones(1)],
         implementations=[
             Implementation(
-                "earnest", lambda: whole, OURS, result_bytes=lambda counts: int(counts[1]),
-                outputs=lambda counts: [np.array([float(counts[0] > 0)])],
+                "earnest", lambda: whole, OURS, result_bytes=lambda result: result[1],
+                outputs=lambda result: [np.array([float(result[0] > 0)])],
             )
         ],
         tolerance=0.0,

@@ -75,7 +75,9 @@ class LlamaCpp:
         if api.llama_decode(self._context, batch):
             raise RuntimeError("llama_decode failed")
         last = [(i + 1) * ids.shape[1] - 1 for i in range(sequences)]
-        rows = [np.ctypeslib.as_array(api.llama_get_logits_ith(self._context, i), (vocabulary,)) for i in last]
+        rows = [
+            np.ctypeslib.as_array(api.llama_get_logits_ith(self._context, i), (vocabulary,)) for i in last
+        ]
         return rows[0][None] if len(rows) == 1 else np.stack(rows)
 
     def __del__(self) -> None:  # the weights of a large one should not stay until the process ends
@@ -120,9 +122,7 @@ class Transformers:
         elif (beyond := self._cache.get_seq_length() - start) > 0:
             self._cache.crop(-beyond)
         with self._torch.inference_mode():
-            said = self.model(
-                input_ids=self._torch.from_numpy(ids), cache=self._cache, logits_to_keep=1
-            )
+            said = self.model(input_ids=self._torch.from_numpy(ids), cache=self._cache, logits_to_keep=1)
         return said.logits[:, -1]
 
 

@@ -122,7 +122,10 @@ class _Rollouts:
             hidden = qwen2.hidden_states(weights, sizes, read, torch.float64)[len(prompt) - 1 :]
             expected = qwen2.logits(weights, hidden).log_softmax(-1)
             tokens = torch.tensor(ids)[:, None]
-            through, share = expected.exp().cumsum(-1).gather(1, tokens)[:, 0], expected.gather(1, tokens)[:, 0]
+            through, share = (
+                expected.exp().cumsum(-1).gather(1, tokens)[:, 0],
+                expected.gather(1, tokens)[:, 0],
+            )
             drawn = uniforms[row, : len(ids)]
             outside = torch.maximum(through - share.exp() - drawn, drawn - through).clamp(min=0)
             found = (logp.double() - share).abs().max(), outside.max()

@@ -49,7 +49,7 @@ def zentorch() -> Any:
 
 
 def compiled_by_zentorch(function: Callable[..., Any]) -> Callable[..., Any]:
-    """torch.compile with zentorch's backend for fixed shapes and weights. Inductor's settings are as they were
+    """torch.compile with zentorch's backend for fixed shapes and weights. Inductor's settings are as before
     after each call: the backend puts its passes into everybody's."""
     zentorch()
     import torch

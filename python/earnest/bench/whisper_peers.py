@@ -231,7 +231,6 @@ class WhisperCpp:
 
 
 def _in_torch(encoder: Encoder) -> Any:
-    import torch
     import torch.nn.functional as F
     from torch import nn
 
