@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A case of learning's sampler: rollouts of the demo's model by the engine, over the trainer's own tensors,
-beside the loop in Python that the demo sampled with before there was one."""
+beside the loop in Python on today's kernels and beside the one that the demo sampled with in part 1."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from earnest.bench import qwen2
+from earnest.bench import part_one, qwen2
 from earnest.bench.case import OURS, Case, Implementation, Problem, Target, largest_difference
 
 PROMPTS, PER_PROMPT, NEW_TOKENS = 8, 16, 96  # as in the demo's RLVR
@@ -30,7 +30,7 @@ def case(prompts: int = PROMPTS, per_prompt: int = PER_PROMPT, new_tokens: int =
         problem=lambda rng: _Rollouts(rng, prompts, per_prompt, new_tokens).problem(),
         shape={"prompts": prompts, "per_prompt": per_prompt, "new_tokens": new_tokens},
         threads=2,
-        target=Target(ratio=WANTED),
+        target=Target(ratio=WANTED, against="loop of part 1"),
         per=(prompts * per_prompt, "rollout"),
     )
 
@@ -68,6 +68,9 @@ class _Rollouts:
             implementations=[
                 Implementation("earnest", lambda: self.natively, OURS, **compared),
                 Implementation("Python loop", lambda: partial(_on_one_thread, self.in_python), **compared),
+                Implementation(
+                    "loop of part 1", lambda: partial(_on_one_thread, self.as_in_part_one), **compared
+                ),
             ],
             tolerance=TOLERANCE,
             bytes=0,
@@ -104,6 +107,9 @@ class _Rollouts:
             [row[:n] for row, n in zip(ids.tolist(), lengths, strict=True)],
             [row[:n] for row, n in zip(logp, lengths, strict=True)],
         )
+
+    def as_in_part_one(self) -> tuple[list[list[int]], list[Any]]:
+        return part_one.sample(self.model, self.batch, self.generator(), **self.asked)
 
     def compared(self, said: tuple[list[list[int]], list[Any]]) -> list[np.ndarray]:
         """How far any log-probability is from the definition's, in float64, and how far any token's share of
