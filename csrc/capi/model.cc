@@ -76,8 +76,8 @@ class Loading {
     EARNEST_RETURN_IF_FAILED(read_config(&config));
     // The words are read beside the weights, on a thread of their own where there is one to be had.
     std::shared_ptr<const engine::Tokenizer> tokenizer;
-    auto words = std::async(std::launch::async | std::launch::deferred,
-                            [&] { return read_tokenizer(&tokenizer); });
+    auto words =
+        std::async(std::launch::async | std::launch::deferred, [&] { return read_tokenizer(&tokenizer); });
     std::shared_ptr<engine::Model> model;
     engine::Digest fingerprint;
     const Outcome weights = read_weights(config, &model, &fingerprint);
@@ -119,8 +119,8 @@ class Loading {
     EARNEST_RETURN_IF_FAILED(report(0.1));
     *fingerprint = engine::fingerprint_of(config, chosen.precision, chosen.quantization, tensors);
     EARNEST_RETURN_IF_FAILED(report(0.2));
-    return Outcome(
-               engine::Model::create(config, std::move(tensors), chosen.precision, model, chosen.quantization))
+    return Outcome(engine::Model::create(config, std::move(tensors), chosen.precision, model,
+                                         chosen.quantization))
         .instead_of(EARNEST_INVALID_ARGUMENT, EARNEST_CORRUPT_MODEL);
   }
 

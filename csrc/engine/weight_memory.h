@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Memory of packed weights: pieces of large blocks, for which the system is asked for huge pages. A step of
-// decoding reads all weights once, and with pages of 4 KiB it looks one up for every 64 lines. All threads touch
-// a piece before it is given out, as the system clears a page for whoever touches it first: that takes as long
-// as packing does.
+// decoding reads all weights once, and with pages of 4 KiB it looks one up for every 64 lines. All threads
+// touch a piece before it is given out: the system clears a page for whoever touches it first, and clearing
+// takes as long as reading.
 #pragma once
 
 #include <algorithm>
