@@ -219,7 +219,7 @@ __device__ void scan_piece(const GaeParams<T>& p, const Workspace& w, int64_t sl
 }
 
 template <typename T>
-__global__ void __launch_bounds__(32 * kWarps) scan_pieces(GaeParams<T> p, Workspace w, int64_t slots) {
+__global__ void __launch_bounds__(32 * kWarps, 3) scan_pieces(GaeParams<T> p, Workspace w, int64_t slots) {
   EARNEST_SHARED(uint32_t, ticket, 1);
   EARNEST_SHARED(T, rewards, kWarps * kPlaces<T>);
   EARNEST_SHARED(T, values, kWarps * kPlaces<T>);
