@@ -23,6 +23,16 @@ QuantizedTensors quantized_tensors(const TextConfig& config, Quantization quanti
   return tensors;
 }
 
+quantized::Activations activations_of(const std::string& name, quantized::Type type) {
+  if (type == quantized::Type::kFloat32) return quantized::Activations::kExact;
+  for (const char* part : {".mlp.gate_proj.weight", ".mlp.up_proj.weight", ".self_attn.o_proj.weight"}) {
+    const std::string ending = part;
+    if (name.size() >= ending.size() && name.compare(name.size() - ending.size(), ending.size(), ending) == 0)
+      return quantized::Activations::kInt8;
+  }
+  return quantized::Activations::kExact;
+}
+
 std::vector<int64_t> packed_shape(const std::vector<int64_t>& shape, quantized::Codes codes) {
   const quantized::Shape matrix = {codes, shape[0], shape[1]};
   return {quantized::panels(matrix), quantized::panel_bytes(matrix)};

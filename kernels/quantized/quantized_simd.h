@@ -99,7 +99,7 @@ EARNEST_INLINE Floats joined(const Words* sums) {
 
 template <int kPlanes>
 EARNEST_INLINE const char* plane_of(const char* block, int plane) {
-  return block + sizeof(BlockHeader) + plane * kBlock;
+  return block + sizeof(BlockHeader) + plane * block_of(kPlanes);
 }
 
 // ---- one block of the depth, `groups` groups, for all rows and panels of a tile ----
@@ -290,9 +290,9 @@ void multiply_tile(const Tile& t) {
   const char* panels[kPanels];
   for (int j = 0; j < kPanels; ++j) panels[j] = t.panels[j] + (kCodes == Codes::kInt8 ? kPanel * 4 : 0);
   const char* left = t.left;
-  constexpr int64_t kBlockBytes = sizeof(BlockHeader) + kPlanes * kBlock;
-  for (int64_t groups = groups_of(t.inputs); groups > 0; groups -= kBlockGroups, left += kBlockBytes) {
-    const int64_t here = groups < kBlockGroups ? groups : kBlockGroups;
+  constexpr int64_t kGroups = block_of(kPlanes) / kGroup;
+  for (int64_t groups = groups_of(t.inputs); groups > 0; groups -= kGroups, left += block_bytes(kPlanes)) {
+    const int64_t here = groups < kGroups ? groups : kGroups;
     if constexpr (kCodes == Codes::kInt8) {
       Int8Block<kPlanes, kRows, kPanels>::run(t, left, here, panels, totals);
     } else {
@@ -325,6 +325,7 @@ uint32_t largest_bits(const T* x, int64_t count) {
 
 template <int kPlanes>
 EARNEST_INLINE void split(const int32_t* whole, int8_t* planes) {
+  constexpr int64_t kBlock = block_of(kPlanes);
   for (int64_t i = 0; i < kBlock; ++i) {
     int32_t rest = whole[i];
     if (kPlanes == 3) {
@@ -343,6 +344,7 @@ EARNEST_INLINE void split(const int32_t* whole, int8_t* planes) {
 
 template <typename T, int kPlanes>
 void quantise_block(const T* x, int64_t count, char* out) {
+  constexpr int64_t kBlock = block_of(kPlanes);
   constexpr float kMost = kPlanes == 1 ? 127.0f : kPlanes == 2 ? 127.0f * 256 : 127.0f * 65536;
   constexpr float kLeast = 1e-30f;  // below it counts as zero
   BlockHeader header = {};
@@ -365,7 +367,7 @@ void quantise_block(const T* x, int64_t count, char* out) {
     whole[i] = static_cast<int32_t>(value + (value < 0 ? -0.5f : 0.5f));
   }
   int32_t total = 0, upper = 0;
-  for (int64_t group = 0; group < kBlockGroups; ++group) {
+  for (int64_t group = 0; group < kBlock / kGroup; ++group) {
     int32_t sum = 0;
     for (int64_t i = 0; i < kGroup; ++i) sum += whole[group * kGroup + i];
     header.sums[group] = static_cast<float>(sum);
@@ -384,7 +386,8 @@ template <typename T, int kPlanes>
 void quantise(const void* row, int64_t inputs, void* out) {
   const T* x = static_cast<const T*>(row);
   char* to = static_cast<char*>(out);
-  for (; inputs > 0; inputs -= kBlock, x += kBlock, to += sizeof(BlockHeader) + kPlanes * kBlock) {
+  constexpr int64_t kBlock = block_of(kPlanes);
+  for (; inputs > 0; inputs -= kBlock, x += kBlock, to += block_bytes(kPlanes)) {
     quantise_block<T, kPlanes>(x, inputs < kBlock ? inputs : kBlock, to);
   }
 }
