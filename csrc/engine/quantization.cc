@@ -25,12 +25,8 @@ QuantizedTensors quantized_tensors(const TextConfig& config, Quantization quanti
 
 quantized::Activations activations_of(const std::string& name, quantized::Type type) {
   if (type == quantized::Type::kFloat32) return quantized::Activations::kExact;
-  for (const char* part : {".mlp.gate_proj.weight", ".mlp.up_proj.weight", ".self_attn.o_proj.weight"}) {
-    const std::string ending = part;
-    if (name.size() >= ending.size() && name.compare(name.size() - ending.size(), ending.size(), ending) == 0)
-      return quantized::Activations::kInt8;
-  }
-  return quantized::Activations::kExact;
+  const bool bears = name.find(".mlp.") != std::string::npos || name.find(".o_proj.") != std::string::npos;
+  return bears ? quantized::Activations::kInt8 : quantized::Activations::kExact;
 }
 
 std::vector<int64_t> packed_shape(const std::vector<int64_t>& shape, quantized::Codes codes) {
