@@ -14,7 +14,7 @@ namespace earnest::quantized {
 // bits of fewer others.
 constexpr int64_t block_of(int planes) { return planes == 1 ? 64 : 256; }
 constexpr int64_t kMostGroups = 256 / kGroup;  // of a block
-constexpr int64_t kMostPanels = 8;  // that a tile takes together
+constexpr int64_t kMostPanels = 8;             // that a tile takes together
 
 inline int64_t groups_of(int64_t inputs) { return (inputs + kGroup - 1) / kGroup; }
 inline int64_t blocks_of(int64_t inputs, int planes) {
