@@ -165,8 +165,9 @@ EARNEST_INLINE void register_tile_of(const T* left, int64_t row_stride, int64_t 
 // and one panel of it near the first, while all rows pass over it.
 template <typename O, typename T = typename O::Number>
 EARNEST_INLINE void dot_products(const LogitTile<T>& tile, T* out) {
-  for (int64_t k = 0; k < tile.depth; k += kDepthBlock) {
-    const int64_t depth = tile.depth - k < kDepthBlock ? tile.depth - k : kDepthBlock;
+  const int64_t block = depth_block(tile.depth, O::kPair);
+  for (int64_t k = 0; k < tile.depth; k += block) {
+    const int64_t depth = tile.depth - k < block ? tile.depth - k : block;
     for (int64_t column = 0; column < tile.columns; column += kPanel<T>) {
       const T* weight = tile.weight + column * tile.depth + k * kPanel<T>;
       for (int64_t row = 0; row < tile.rows; row += kRowGroup) {

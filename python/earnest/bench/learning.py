@@ -127,7 +127,9 @@ class _Earnest:
         from earnest.learn.types import Case as Question
         from earnest.learn.types import Prompt
         from earnest.learn.update import Learner, Update, UpdateSettings
+        from earnest.memory import keep_freed_memory
 
+        keep_freed_memory()  # as a run does; the peer's too from here on
         self.world = world
         policy, reference = world.model(), world.model().requires_grad_(False)
         for name, parameter in policy.named_parameters():
