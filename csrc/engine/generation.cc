@@ -160,12 +160,12 @@ class Loop {
   const bool rates_as_it_draws_;  // else all tokens at the end
   std::vector<Sampler> samplers_;
   std::vector<Live> live_;
-  std::vector<char> hidden_;       // [live, hidden_size]: what the next tokens are drawn from
-  std::vector<int32_t> tokens_;    // of the last draw, one for each row of it
+  std::vector<char> hidden_;             // [live, hidden_size]: what the next tokens are drawn from
+  std::vector<int32_t> tokens_;          // of the last draw, one for each row of it
   std::vector<logprob::RowNorm> norms_;  // of the same rows
-  std::vector<int64_t> next_ids_;  // of those still alive
-  std::vector<char> drawn_;        // [all tokens, hidden_size], in the order in which they were drawn
-  std::vector<size_t> drawn_by_;   // whose they were
+  std::vector<int64_t> next_ids_;        // of those still alive
+  std::vector<char> drawn_;              // [all tokens, hidden_size], in the order in which they were drawn
+  std::vector<size_t> drawn_by_;         // whose they were
 };
 
 }  // namespace

@@ -14,7 +14,8 @@ constexpr int64_t kTile = 192;
 // kernels/linear cuts them: so logits are the same bits there and here.
 constexpr int64_t kMostDepthBlock = 256;
 constexpr int64_t depth_block(int64_t words, int64_t pair) {
-  const int64_t blocks = (words + kMostDepthBlock - 1) / kMostDepthBlock, size = (words + blocks - 1) / blocks;
+  const int64_t blocks = (words + kMostDepthBlock - 1) / kMostDepthBlock,
+                size = (words + blocks - 1) / blocks;
   return pair == 1 ? (size + 1) / 2 * 2 : size;
 }
 // At most so many columns of the output matrix, and words of rows (the depth of grad_weight's product), are

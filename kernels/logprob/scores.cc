@@ -53,7 +53,9 @@ struct Layout {
   size_t hidden, sums, row_sums, bytes;
 
   Layout(const Scores& s, int64_t pair)
-      : words(ceil_div(s.depth, pair)), tiles(ceil_div(s.vocabulary, kTile)), rows(round_up(s.rows, kRowBlock)) {
+      : words(ceil_div(s.depth, pair)),
+        tiles(ceil_div(s.vocabulary, kTile)),
+        rows(round_up(s.rows, kRowBlock)) {
     Offsets offsets;
     hidden = offsets.take(rows * words, sizeof(float));
     sums = offsets.take(3 * rows * tiles, sizeof(float));

@@ -33,8 +33,8 @@ struct RowNorm {
 };
 
 struct Scores {
-  Type type = Type::kFloat32;    // that of the packed matrix, as vocabulary and depth
-  int64_t rows = 0;              // N, may be 0
+  Type type = Type::kFloat32;  // that of the packed matrix, as vocabulary and depth
+  int64_t rows = 0;            // N, may be 0
   int64_t vocabulary = 0;
   int64_t depth = 0;
   const void* hidden = nullptr;  // [N, H]

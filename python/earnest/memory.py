@@ -14,5 +14,5 @@ def keep_freed_memory() -> None:
     for a page that it had had before: 47 of 1,420 ms. Where the C library is another, nothing happens."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_MMAP_THRESHOLD, 1 << 30)
+        mallopt(_MMAP_THRESHOLD, 1 << 30) or mallopt(_MMAP_THRESHOLD, 32 << 20)  # the most of older ones
         mallopt(_TRIM_THRESHOLD, 2**31 - 1)
