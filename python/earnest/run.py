@@ -54,7 +54,6 @@ from safetensors import SafetensorError
 
 from earnest import checkpoint, ops
 from earnest.errors import InvalidInput
-from earnest.memory import keep_freed_memory
 from earnest.metrics import MetricsLog
 from earnest.progress import Progress, track
 from earnest.settings import RunSettings, differences, to_yaml
@@ -119,7 +118,6 @@ class Run:
             if done.is_file():
                 self._seconds = dict(json.loads(done.read_text())["seconds"])
         use_threads(self.options)
-        keep_freed_memory()
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
