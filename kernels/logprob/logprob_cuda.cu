@@ -91,15 +91,14 @@ Status forward(const Forward& f, CudaPath path, void* workspace) {
   using T = Arithmetic<Stored>;
   const Problem& p = f.problem;
   const ForwardMemory<Stored> memory(p, workspace);
-  const auto scale = static_cast<T>(kLog2E / p.temperature);
+  const auto inverse = static_cast<T>(1 / p.temperature);
   const int64_t count = (path == CudaPath::kSm90a ? sm90a::kParts : sm80::kParts).count(p.vocabulary);
-  const LogitSums<Stored> sums = {p.rows, p.vocabulary, p.targets, scale, memory.parts, count};
+  const LogitSums<Stored> sums = {p.rows, p.vocabulary, p.targets, inverse, memory.parts, count};
   const Product logits = {{p.hidden, p.depth}, {p.weight, p.depth}, p.rows, p.vocabulary, p.depth};
   if (Status status = run_product(path, logits, sums, p.stream); !status.ok()) return status;
   const RowResults<T> results = {p.rows,
                                  p.vocabulary,
                                  p.targets,
-                                 scale,
                                  memory.parts,
                                  count,
                                  static_cast<T*>(f.logp),
@@ -205,7 +204,7 @@ class BackwardRun {
     const LogitGradients<Stored> logits = {chunk.first,
                                            p_.targets,
                                            memory_.slopes,
-                                           static_cast<T>(kLog2E / p_.temperature),
+                                           static_cast<T>(1 / p_.temperature),
                                            gradients,
                                            memory_.lost};
     if (Status status = multiply(hidden, weight, p_.rows, chunk.columns, p_.depth, logits); !status.ok()) return status;

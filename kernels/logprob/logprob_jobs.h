@@ -30,28 +30,48 @@ struct ArithmeticOf<double> {
 template <typename Stored>
 using Arithmetic = typename ArithmeticOf<Stored>::Type;
 
-__device__ inline float exp2_of(float x) {
+// e^x. In float 2^(x log2(e)), within |x| + 3 units of the last place; 0 below the normal numbers.
+__device__ inline float exp_of(float x) {
+  constexpr float kLog2E = 1.4426950408889634f;
 #if defined(__CUDA_ARCH__)
-  float result;  // within 2 units of the last place; 0 below the normal numbers
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x * kLog2E));
   return result;
 #else
-  return std::exp2(x);
+  return std::exp2(x * kLog2E);
 #endif
 }
-__device__ inline double exp2_of(double x) { return exp2(x); }
+__device__ inline double exp_of(double x) { return exp(x); }
 __device__ inline float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 __device__ inline double multiply_add(double a, double b, double c) { return fma(a, b, c); }
+
+// A logit: the product is rounded before anything is subtracted from it. A row's largest logit less itself is 0, and
+// where lse rounds to it, the probability is 1: both directions make the same number.
+__device__ inline float logit(float s, float inverse_temperature) {
+#if defined(__CUDA_ARCH__)
+  return __fmul_rn(s, inverse_temperature);  // never fused with what follows
+#else
+  return s * inverse_temperature;
+#endif
+}
+__device__ inline double logit(double s, double inverse_temperature) {
+#if defined(__CUDA_ARCH__)
+  return __dmul_rn(s, inverse_temperature);
+#else
+  return s * inverse_temperature;
+#endif
+}
+
 __device__ inline float larger(float a, float b) { return fmaxf(a, b); }  // the other one of a NaN
 __device__ inline double larger(double a, double b) { return fmax(a, b); }
 
-// Exponents below it, -inf too, count as it where they are factors: 2^kLeast is 0, and 0 * kLeast is no NaN.
+// Exponents below it, -inf too, count as it where they are factors: e^kLeast is 0, and 0 * kLeast is no NaN.
 constexpr float kLeast = -10000;
 __device__ inline float bounded(float exponent) { return larger(exponent, kLeast); }
 __device__ inline double bounded(double exponent) { return larger(exponent, double{kLeast}); }
 
-// Of a row's logits in some columns, in units of log2(e) / temperature: the largest, sum 2^(z - max), sum
-// (z - max) 2^(z - max); and the target's S if it is among them, else 0.
+// Of a row's logits in some columns: the largest, sum e^(z - max), sum (z - max) e^(z - max); and the target's if it
+// is among them, else 0.
 template <typename T>
 struct alignas(4 * sizeof(T)) Part {
   T max, sum, product, target;
@@ -62,7 +82,7 @@ template <typename T>
 __device__ inline Part<T> join(const Part<T>& a, const Part<T>& b) {
   const T max = larger(a.max, b.max);
   const T past_a = bounded(a.max - max), past_b = bounded(b.max - max);
-  const T of_a = exp2_of(past_a), of_b = exp2_of(past_b);
+  const T of_a = exp_of(past_a), of_b = exp_of(past_b);
   return {max, a.sum * of_a + b.sum * of_b,
           (a.product + a.sum * past_a) * of_a + (b.product + b.sum * past_b) * of_b, a.target + b.target};
 }
@@ -100,7 +120,7 @@ struct LogitSums {
 
   int64_t rows, vocabulary;
   const int64_t* targets;
-  T scale;         // log2(e) / temperature
+  T inverse_temperature;
   Part<T>* parts;  // [N, part_count]
   int64_t part_count;
 
@@ -130,19 +150,19 @@ struct LogitSums {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       Part<T>& part = state.part[half];
-      at_column<J>(state.target[half] - column, half, [&](int j, int i) { part.target = s[j][i]; });
+      at_column<J>(state.target[half] - column, half, [&](int j, int i) { part.target = logit(s[j][i], inverse_temperature); });
       T max = s[0][2 * half];
 #pragma unroll
       for (int j = 0; j < J; ++j) max = larger(max, larger(s[j][2 * half], s[j][2 * half + 1]));
-      max = larger(part.max, max * scale);
-      const T past = bounded(part.max - max), keep = exp2_of(past);
+      max = larger(part.max, logit(max, inverse_temperature));
+      const T past = bounded(part.max - max), keep = exp_of(past);
       T sum = part.sum * keep, product = (part.product + part.sum * past) * keep;
 #pragma unroll
       for (int j = 0; j < J; ++j) {
 #pragma unroll
         for (int i = 2 * half; i < 2 * half + 2; ++i) {
-          const T exponent = multiply_add(s[j][i], scale, -max);
-          const T term = exp2_of(exponent);  // not of `bounded`, which would hide NaN
+          const T exponent = logit(s[j][i], inverse_temperature) - max;
+          const T term = exp_of(exponent);  // not of `bounded`, which would hide NaN
           sum += term;
           product = multiply_add(term, bounded(exponent), product);
         }
@@ -183,8 +203,8 @@ struct LogitSums {
   }
 };
 
-// A row's gradients of its results, as factors: with q = z - lse in units of log2(e) / temperature,
-//   dS[v] = target [v = targets[n]] - 2^q (constant + slope q).
+// A row's gradients of its results, as factors: with q = z - lse,
+//   dS[v] = target [v = targets[n]] - e^q (constant + slope q).
 template <typename T>
 struct alignas(4 * sizeof(T)) RowSlope {
   T lse, constant, slope, target;
@@ -200,7 +220,7 @@ struct LogitGradients {
   int64_t first;  // the chunk's first column
   const int64_t* targets;
   const RowSlope<T>* slopes;
-  T scale;
+  T inverse_temperature;
   Matrix<Stored> gradients;  // dS of the chunk
   T* lost;                   // [N]: what rounding took from the target's dS; null where nothing is rounded
 
@@ -224,8 +244,8 @@ struct LogitGradients {
       for (int j = 0; j < J; ++j) {
 #pragma unroll
         for (int i = 2 * half; i < 2 * half + 2; ++i) {
-          const T q = multiply_add(s[j][i], scale, -of.lse);
-          s[j][i] = -exp2_of(q) * multiply_add(of.slope, bounded(q), of.constant);
+          const T q = logit(s[j][i], inverse_temperature) - of.lse;
+          s[j][i] = -exp_of(q) * multiply_add(of.slope, bounded(q), of.constant);
         }
       }
       at_column<J>(targets[r] - first - column, half, [&](int j, int i) {

@@ -9,7 +9,6 @@
 namespace earnest::logprob::gpu {
 
 constexpr int kRowThreads = 256, kRowsOfBlock = kRowThreads / simt::kWarpSize;
-constexpr double kLog2E = 1.4426950408889634074, kLn2 = 0.69314718055994530942;
 
 __device__ inline bool is_target(int64_t target, int64_t vocabulary) {
   return target >= 0 && target < vocabulary;
@@ -19,7 +18,6 @@ template <typename T>
 struct RowResults {
   int64_t rows, vocabulary;
   const int64_t* targets;
-  T scale;
   const Part<T>* parts;
   int64_t part_count;
   T *logp, *entropy, *lse;
@@ -40,7 +38,7 @@ __global__ void __launch_bounds__(kRowThreads) join_parts(const RowResults<T> r)
   double sum = 0, product = 0, target = 0;
   for (int64_t i = lane; i < r.part_count; i += simt::kWarpSize) {
     const T past = bounded(parts[i].max - max);
-    const double factor = exp2_of(past);
+    const double factor = exp_of(past);
     sum += factor * parts[i].sum;
     product += factor * (parts[i].product + static_cast<double>(parts[i].sum) * past);
     target += parts[i].target;
@@ -54,11 +52,10 @@ __global__ void __launch_bounds__(kRowThreads) join_parts(const RowResults<T> r)
   const bool known = is_target(r.targets[row], r.vocabulary);
   if (!known && r.fault != nullptr) record_fault(r.fault, {FaultOp::kLogProb, row, 0});
   // No logit above -inf (and a largest of +inf, and NaN): the row has no distribution.
-  const double log_sum = sum == 0 ? NAN : log2(sum);
-  const double logp = target * r.scale - max - log_sum;
-  r.lse[row] = static_cast<T>((max + log_sum) * kLn2);
-  r.logp[row] = static_cast<T>(known ? logp * kLn2 : NAN);
-  r.entropy[row] = static_cast<T>((log_sum - product / sum) * kLn2);
+  const double log_sum = sum == 0 ? NAN : log(sum);
+  r.lse[row] = static_cast<T>(max + log_sum);
+  r.logp[row] = static_cast<T>(known ? target - max - log_sum : NAN);
+  r.entropy[row] = static_cast<T>(log_sum - product / sum);
 }
 
 template <typename T>
@@ -77,14 +74,10 @@ __global__ void __launch_bounds__(kRowThreads) prepare_rows(const RowGradients<T
   const auto at = [row](const T* values) { return values == nullptr ? 0.0 : static_cast<double>(values[row]); };
   const bool known = is_target(g.targets[row], g.vocabulary);
   if (!known && g.fault != nullptr) record_fault(g.fault, {FaultOp::kLogProb, row, 0});
-  const double lse = at(g.lse) * kLog2E, a = at(g.grad_logp), e = at(g.grad_entropy);
-  const T rounded = static_cast<T>(lse);
-  const double rest = lse - rounded;  // p = 2^(z - lse) = 2^(z - rounded) 2^-rest
-  const double factor = (known ? exp2(-rest) : NAN) * g.inverse_temperature;
-  const double slope = e * kLn2;
-  const double constant = a - at(g.grad_lse) + e * g.entropy[row] - slope * rest;
-  slopes[row] = {rounded, static_cast<T>(constant * factor), static_cast<T>(slope * factor),
-                 static_cast<T>(a * g.inverse_temperature)};
+  const double a = at(g.grad_logp), e = at(g.grad_entropy);
+  const double factor = known ? g.inverse_temperature : NAN;
+  slopes[row] = {g.lse[row], static_cast<T>((a - at(g.grad_lse) + e * g.entropy[row]) * factor),
+                 static_cast<T>(e * factor), static_cast<T>(a * factor)};
 }
 
 // For each row the next one with the same target, and for each target its first row; `first` holds -1 before. Each

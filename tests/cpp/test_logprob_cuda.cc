@@ -124,18 +124,19 @@ bool same_gradients(const Case<Stored>& a, const Case<Stored>& b) {
   return same_bits(a.grad_hidden, b.grad_hidden) && same_bits(a.grad_weight, b.grad_weight);
 }
 
-// At most twice the error of plain arithmetic in the same precision, and a few units in the last place.
+// At most twice the error of plain arithmetic in float (float64), and a few units in the last place: of float32, and
+// for gradients in bfloat16 a quarter of its own, since dS is rounded for the products too.
 template <typename Stored>
 void check_budget(const Case<Stored>& got, const Case<double>& oracle, const Case<Stored>& plain) {
-  const double floor = sizeof(typename Case<Stored>::Row) == 8 ? 1e-13 : 1e-6;
-  const auto budget = [&](const auto& by_plain, const auto& right) {
-    return 2 * largest_error(by_plain, right) + floor;
+  const double floor = sizeof(Stored) == 8 ? 1e-13 : 2e-6, of_gradients = sizeof(Stored) == 2 ? 0x1p-11 : floor;
+  const auto budget = [&](const auto& by_plain, const auto& right, double more) {
+    return 2 * largest_error(by_plain, right) + more;
   };
-  CHECK_NEAR(largest_error(got.logp, oracle.logp), 0, budget(plain.logp, oracle.logp));
-  CHECK_NEAR(largest_error(got.entropy, oracle.entropy), 0, budget(plain.entropy, oracle.entropy));
-  CHECK_NEAR(largest_error(got.lse, oracle.lse), 0, budget(plain.lse, oracle.lse));
-  CHECK_NEAR(largest_error(got.grad_hidden, oracle.grad_hidden), 0, budget(plain.grad_hidden, oracle.grad_hidden));
-  CHECK_NEAR(largest_error(got.grad_weight, oracle.grad_weight), 0, budget(plain.grad_weight, oracle.grad_weight));
+  CHECK_NEAR(largest_error(got.logp, oracle.logp), 0, budget(plain.logp, oracle.logp, floor));
+  CHECK_NEAR(largest_error(got.entropy, oracle.entropy), 0, budget(plain.entropy, oracle.entropy, floor));
+  CHECK_NEAR(largest_error(got.lse, oracle.lse), 0, budget(plain.lse, oracle.lse, floor));
+  CHECK_NEAR(largest_error(got.grad_hidden, oracle.grad_hidden), 0, budget(plain.grad_hidden, oracle.grad_hidden, of_gradients));
+  CHECK_NEAR(largest_error(got.grad_weight, oracle.grad_weight), 0, budget(plain.grad_weight, oracle.grad_weight, of_gradients));
 }
 
 template <typename Stored>
@@ -143,7 +144,13 @@ void compare(Case<Stored> c, const Options& options = {}) {
   Case<Stored> plain = c;
   run_plain(&plain);
   CHECK(run_on_device(&c, options) == kNoFault);
+  const int before = check::failures();
   check_budget(c, exact_of(c), plain);
+  if (check::failures() != before) {
+    std::printf("  of N %lld, H %lld, V %lld, temperature %g\n", static_cast<long long>(c.problem.rows),
+                static_cast<long long>(c.problem.depth), static_cast<long long>(c.problem.vocabulary),
+                c.problem.temperature);
+  }
 }
 
 constexpr int64_t kShapes[][3] = {
@@ -255,8 +262,7 @@ TEST(one_hot_and_uniform_rows_have_entropy_0_and_log_v) {
   c.weight[static_cast<size_t>(2999 * 4)] = 50;  // logit 5000
   c.targets = {2999, 17};
   run_on_device(&c);
-  CHECK(c.logp[0] == 0 && c.entropy[0] == 0);
-  CHECK_NEAR(c.lse[0], 5000, 5000 * 1.2e-7);
+  CHECK(c.logp[0] == 0 && c.entropy[0] == 0 && c.lse[0] == 5000);
   CHECK_NEAR(c.logp[1], -std::log(3000.0), 1e-6);
   CHECK_NEAR(c.entropy[1], std::log(3000.0), 1e-6);
 }
