@@ -270,7 +270,7 @@ struct SumsOf<BFloat16> {
   using Type = SplitSums;
 };
 template <int J, typename T>
-__device__ inline void load_sums(const Matrix<T>& from, int64_t row, int64_t column, Strip<T, J>& strip) {
+__device__ inline void load_sums(const Matrix<T>& from, bool zero, int64_t row, int64_t column, Strip<T, J>& strip) {
   set_zero<J>(strip);
   for_each_in_strip<J>(from, row, column,
                        [&](int j, int i, int64_t r, int64_t c) { strip[j][i] = from.data[r * from.pitch + c]; });
@@ -300,11 +300,7 @@ struct HiddenGradient {
 
   template <int J>
   __device__ void load(Strip<T, J>& s, int64_t row, int64_t column) const {
-    if (first_chunk) {
-      set_zero<J>(s);
-    } else {
-      load_sums<J>(sums, row, column, s);
-    }
+    load_sums<J>(sums, first_chunk, row, column, s);
   }
 
   template <int J>

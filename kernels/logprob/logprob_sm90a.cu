@@ -37,8 +37,8 @@ constexpr int kLeftBytes = kRows / kBox * kBoxBytes, kRightBytes = kColumns / kB
 constexpr int kStageBytes = kLeftBytes + kRightBytes;
 constexpr int kStages = 4;
 constexpr int kJ = kColumns / 8;
-// Registers: 65,536 a multiprocessor. 128 threads with 40 and 256 with 232 are 64,512.
-constexpr int kLoadingRegisters = 40, kMultiplyingRegisters = 232;
+// Registers: 65,536 a multiprocessor. 128 threads with 56 and 256 with 224 are 64,512.
+constexpr int kLoadingRegisters = 56, kMultiplyingRegisters = 224;
 
 struct Barriers {
   Barrier full[kStages], empty[kStages];
@@ -130,6 +130,7 @@ __device__ inline void multiply_all(int64_t steps, int first, unsigned char* sta
     if (lane < kCluster) hopper::arrive_at(&barriers->empty[stage], lane);
   };
   int before = 0;
+  hopper::settle(sums);
   for (int64_t step = 0; step < steps; ++step, turn->next()) {
     hopper::wait(&barriers->full[turn->stage], turn->parity);
     const uint32_t left = simt::shared_address(stages + turn->stage * kStageBytes), right = left + kLeftBytes;

@@ -53,6 +53,12 @@ struct Matrix {
   bool wide;
 };
 
+// Path sm90a, whose strips have 256 columns, only runs where all matrices are wide.
+template <int J, typename M>
+__device__ inline bool is_wide(const M& matrix) {
+  return J == 32 || matrix.wide;
+}
+
 // Calls each(j, i, row, column) for every number that the lane holds of the matrix.
 template <int J, typename M, typename Each>
 __device__ inline void for_each_in_strip(const M& matrix, int64_t row, int64_t column, const Each& each) {
@@ -71,7 +77,7 @@ template <int J, typename Stored, typename T>
 __device__ inline void store_strip(const Matrix<Stored>& to, int64_t row, int64_t column,
                                    const Strip<T, J>& strip) {
   if constexpr (sizeof(Stored) == 2) {
-    if (to.wide) {  // four lanes write 64 bytes of a row, 16 each
+    if (is_wide<J>(to)) {  // four lanes write 64 bytes of a row, 16 each
       static_assert(J % 4 == 0);
 #pragma unroll
       for (int j = 0; j < J; j += 4) {
@@ -104,16 +110,18 @@ struct SplitSums {
 };
 
 template <int J>
-__device__ inline void load_sums(const SplitSums& from, int64_t row, int64_t column, Strip<float, J>& strip) {
+__device__ inline void load_sums(const SplitSums& from, bool zero, int64_t row, int64_t column,
+                                 Strip<float, J>& strip) {
   const Matrix<BFloat16>& upper = from.upper;
-  if (upper.wide) {
+  const int64_t rows = zero ? 0 : upper.rows;
+  if (is_wide<J>(upper)) {
 #pragma unroll
     for (int j = 0; j < J; j += 4) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int64_t r = row + strip_row(half), c = column + 8 * j + 4 * strip_column();
         Words high = {}, low = {};
-        if (r < upper.rows && c < upper.columns) {
+        if (r < rows && c < upper.columns) {
           high = *reinterpret_cast<const Words*>(upper.data + r * upper.pitch + c);
           low = *reinterpret_cast<const Words*>(from.lower + r * upper.pitch + c);
         }
@@ -141,7 +149,7 @@ template <int J>
 __device__ inline void store_sums(const SplitSums& to, int64_t row, int64_t column,
                                   const Strip<float, J>& strip) {
   const Matrix<BFloat16>& upper = to.upper;
-  if (upper.wide) {
+  if (is_wide<J>(upper)) {
 #pragma unroll
     for (int j = 0; j < J; j += 4) {
 #pragma unroll
