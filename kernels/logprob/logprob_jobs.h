@@ -272,6 +272,7 @@ struct SumsOf<BFloat16> {
 template <int J, typename T>
 __device__ inline void load_sums(const Matrix<T>& from, bool zero, int64_t row, int64_t column, Strip<T, J>& strip) {
   set_zero<J>(strip);
+  if (zero) return;
   for_each_in_strip<J>(from, row, column,
                        [&](int j, int i, int64_t r, int64_t c) { strip[j][i] = from.data[r * from.pitch + c]; });
 }
