@@ -101,15 +101,6 @@ __device__ inline void at_column(int64_t column, int half, const Each& each) {
   }
 }
 
-template <int J, typename T>
-__device__ inline void set_zero(Strip<T, J>& strip) {
-#pragma unroll
-  for (int j = 0; j < J; ++j) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) strip[j][i] = 0;
-  }
-}
-
 template <typename Stored>
 struct LogitSums {
   using Element = Stored;
