@@ -4,7 +4,7 @@
 #include <initializer_list>
 
 #include "kernels/common/cuda.h"
-#include "kernels/logprob/logprob_backend.h"
+#include "kernels/logprob/logprob_cuda.h"
 #include "kernels/logprob/logprob_paths.h"
 #include "kernels/logprob/logprob_rows.h"
 
