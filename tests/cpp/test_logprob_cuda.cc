@@ -162,21 +162,27 @@ void compare(Case<Stored> c, const Options& options = {}) {
   }
 }
 
-constexpr int64_t kShapes[][3] = {
-    {1, 1, 1},      {3, 5, 2},       {127, 31, 129}, {128, 64, 128}, {129, 65, 127},  // tiles of 128, steps of 64
-    {2, 7, 2047},   {3, 33, 2048},   {1, 13, 2049},  {5, 8, 4099},                   // parts of 2048
-    {131, 16, 257}, {257, 136, 300}, {2, 401, 11}};
+struct Shape {
+  int64_t rows, depth, vocabulary;
+};
 
 template <typename Stored>
-void compare_shapes() {
-  for (const auto& shape : kShapes) compare(Case<Stored>(shape[0], shape[1], shape[2], 0.7));
+void compare_shapes(const std::vector<Shape>& shapes) {
+  for (const Shape& s : shapes) compare(Case<Stored>(s.rows, s.depth, s.vocabulary, 0.7));
 }
+
+// The ends of tiles (128 rows and columns) and of a step along the depth (64 bfloat16, 32 float32, 16 float64).
+const std::vector<Shape> kTiles = {{1, 1, 1}, {3, 5, 2}, {127, 31, 129}, {129, 65, 127}, {2, 401, 11}, {5, 16, 130}};
 
 }  // namespace
 
-TEST(bfloat16_is_within_twice_plain_arithmetic) { compare_shapes<BFloat16>(); }
-TEST(float32_is_within_twice_plain_arithmetic) { compare_shapes<float>(); }
-TEST(float64_is_within_twice_plain_arithmetic) { compare_shapes<double>(); }
+TEST(bfloat16_is_within_twice_plain_arithmetic) {
+  compare_shapes<BFloat16>(kTiles);
+  compare_shapes<BFloat16>({{128, 64, 128}, {257, 136, 300}});
+  compare_shapes<BFloat16>({{3, 33, 2048}, {1, 13, 2049}, {5, 8, 4099}});  // parts of 2048 columns
+}
+TEST(float32_is_within_twice_plain_arithmetic) { compare_shapes<float>(kTiles); }
+TEST(float64_is_within_twice_plain_arithmetic) { compare_shapes<double>(kTiles); }
 
 TEST(chunks_change_no_bit) {
   // Of 20 rows, grad_weight has room for chunks of 1280 and 512 columns, and 256 and 28 go to the workspace; without
@@ -199,7 +205,7 @@ TEST(a_row_alone_equals_the_row_in_a_batch) {
     using C = decltype(batch);
     const auto depth = static_cast<size_t>(batch.problem.depth);
     run_on_device(&batch, {.scratch = 0});
-    for (size_t row : {0u, 7u, 8u, 127u, 128u, 130u}) {
+    for (size_t row : {8u, 127u, 130u}) {
       C alone(1, batch.problem.depth, batch.problem.vocabulary, batch.problem.temperature);
       alone.weight = batch.weight;
       std::copy_n(batch.hidden.begin() + static_cast<int64_t>(row * depth), depth, alone.hidden.begin());
@@ -214,8 +220,8 @@ TEST(a_row_alone_equals_the_row_in_a_batch) {
                         depth * sizeof(batch.grad_hidden[0])) == 0);
     }
   };
-  compare_rows(Case<BFloat16>(131, 40, 2500, 1.3));
-  compare_rows(Case<float>(131, 21, 700, 1.3));
+  compare_rows(Case<BFloat16>(131, 24, 2100, 1.3));
+  compare_rows(Case<float>(131, 21, 300, 1.3));
 }
 
 TEST(two_runs_give_the_same_bits) {
