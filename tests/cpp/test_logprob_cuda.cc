@@ -264,22 +264,48 @@ TEST(targets_at_edges_and_shared_by_rows) {
   }
 }
 
+TEST(what_rounding_takes_from_the_targets_gradient_is_given_back) {
+  // The gradient of the target's logit is 1 + 2^-8, which bfloat16 rounds to 1; three times it is 3 + 3/4 of a unit.
+  for (int64_t depth : {2, 8}) {
+    Case<BFloat16> c(4, depth, 3, 1.0);
+    for (auto* values : {&c.hidden, &c.weight}) std::fill(values->begin(), values->end(), BFloat16{0});
+    const auto d = static_cast<size_t>(depth);
+    for (size_t n = 0; n < 4; ++n) narrow(1.0f, &c.hidden[n * d]);
+    narrow(1000.0f, &c.weight[0]);  // column 0 has probability 1
+    narrow(3.0f, &c.weight[d + 1]);
+    c.targets = {1, 1, 0, 1};
+    std::fill(c.grad_logp.begin(), c.grad_logp.end(), 1 + 0x1p-8f);
+    c.grad_entropy.clear();
+    c.grad_lse.clear();
+    run_on_device(&c);
+    CHECK(widen(c.grad_hidden[1]) == 3.015625f && widen(c.grad_hidden[3 * d + 1]) == 3.015625f);
+    CHECK(widen(c.grad_hidden[2 * d + 1]) == 0);
+    CHECK(widen(c.grad_weight[d]) == 3.015625f && widen(c.grad_weight[0]) == -3);
+    CHECK(widen(c.grad_weight[2 * d]) == 0);  // nobody's target
+  }
+}
+
 TEST(the_temperature_and_the_size_of_logits) {
   for (double temperature : {1e-3, 0.25, 40.0, 1e6}) compare(Case<float>(9, 40, 150, temperature));
   for (double temperature : {1e-2, 100.0}) compare(Case<BFloat16>(9, 40, 150, temperature));
 }
 
 TEST(one_hot_and_uniform_rows_have_entropy_0_and_log_v) {
-  Case<float> c(2, 4, 3000, 1.0);
-  std::fill(c.hidden.begin(), c.hidden.end(), 0.0f);
-  std::fill(c.weight.begin(), c.weight.end(), 0.0f);
-  c.hidden[0] = 100;                             // row 0 sees the first column of weight, row 1 nothing
-  c.weight[static_cast<size_t>(2999 * 4)] = 50;  // logit 5000
-  c.targets = {2999, 17};
-  run_on_device(&c);
-  CHECK(c.logp[0] == 0 && c.entropy[0] == 0 && c.lse[0] == 5000);
-  CHECK_NEAR(c.logp[1], -std::log(3000.0), 1e-6);
-  CHECK_NEAR(c.entropy[1], std::log(3000.0), 1e-6);
+  for (double temperature : {1.0, 0.3}) {
+    Case<float> c(2, 4, 3000, temperature);
+    std::fill(c.hidden.begin(), c.hidden.end(), 0.0f);
+    std::fill(c.weight.begin(), c.weight.end(), 0.0f);
+    c.hidden[0] = 100;                             // row 0 sees the first column of weight, row 1 nothing
+    c.weight[static_cast<size_t>(2999 * 4)] = 50;  // 5000 before the temperature
+    c.targets = {2999, 17};
+    c.grad_entropy.clear();
+    c.grad_lse.clear();
+    run_on_device(&c);
+    CHECK(c.logp[0] == 0 && c.entropy[0] == 0 && c.lse[0] == 5000 * static_cast<float>(1 / temperature));
+    CHECK(c.grad_hidden[0] == 0);  // the probability is 1, not nearly 1
+    CHECK_NEAR(c.logp[1], -std::log(3000.0), 1e-6);
+    CHECK_NEAR(c.entropy[1], std::log(3000.0), 1e-6);
+  }
 }
 
 TEST(a_row_with_nan_or_infinity_is_its_own_trouble) {
