@@ -80,12 +80,14 @@ class Memory {
 template <typename Stored>
 struct ForwardMemory {
   Part<Arithmetic<Stored>>* parts;  // room for either path's
+  Arithmetic<Stored>* target_logits;
   size_t bytes;
 
   ForwardMemory(const Problem& p, void* workspace) {
     Memory memory(workspace);
     parts = memory.take<Part<Arithmetic<Stored>>>(
         p.rows * std::max(sm80::kParts.count(p.vocabulary), sm90a::kParts.count(p.vocabulary)));
+    target_logits = memory.take<Arithmetic<Stored>>(p.rows);
     bytes = memory.bytes();
   }
 };
@@ -97,7 +99,8 @@ Status forward(const Forward& f, CudaPath path, void* workspace) {
   const ForwardMemory<Stored> memory(p, workspace);
   const auto inverse = static_cast<T>(1 / p.temperature);
   const int64_t count = (path == CudaPath::kSm90a ? sm90a::kParts : sm80::kParts).count(p.vocabulary);
-  const LogitSums<Stored> sums = {p.rows, p.vocabulary, p.targets, inverse, memory.parts, count};
+  const LogitSums<Stored> sums = {p.rows, p.vocabulary, p.targets, inverse, memory.parts, count,
+                                  memory.target_logits};
   const Product logits = {{p.hidden, p.depth}, {p.weight, p.depth}, p.rows, p.vocabulary, p.depth};
   if (Status status = run_product(path, logits, sums, p.stream); !status.ok()) return status;
   const RowResults<T> results = {p.rows,
@@ -105,6 +108,7 @@ Status forward(const Forward& f, CudaPath path, void* workspace) {
                                  p.targets,
                                  memory.parts,
                                  count,
+                                 memory.target_logits,
                                  static_cast<T*>(f.logp),
                                  static_cast<T*>(f.entropy),
                                  static_cast<T*>(f.lse),

@@ -70,11 +70,14 @@ constexpr float kLeast = -10000;
 __device__ inline float bounded(float exponent) { return larger(exponent, kLeast); }
 __device__ inline double bounded(double exponent) { return larger(exponent, double{kLeast}); }
 
-// Of a row's logits in some columns: the largest, sum e^(z - max), sum (z - max) e^(z - max); and the target's if it
-// is among them, else 0.
+__device__ inline bool is_target(int64_t target, int64_t vocabulary) {
+  return target >= 0 && target < vocabulary;
+}
+
+// Of a row's logits in some columns: the largest, sum e^(z - max), sum (z - max) e^(z - max).
 template <typename T>
-struct alignas(4 * sizeof(T)) Part {
-  T max, sum, product, target;
+struct Part {
+  T max, sum, product;
 };
 constexpr float kNoMax = -FLT_MAX;  // finite, so that nothing of nothing is 0 and not NaN
 
@@ -84,7 +87,7 @@ __device__ inline Part<T> join(const Part<T>& a, const Part<T>& b) {
   const T past_a = bounded(a.max - max), past_b = bounded(b.max - max);
   const T of_a = exp_of(past_a), of_b = exp_of(past_b);
   return {max, a.sum * of_a + b.sum * of_b,
-          (a.product + a.sum * past_a) * of_a + (b.product + b.sum * past_b) * of_b, a.target + b.target};
+          (a.product + a.sum * past_a) * of_a + (b.product + b.sum * past_b) * of_b};
 }
 
 // Calls each(j, i) for the number of a strip in this lane's row of `half` and column `column` of the strip, if the
@@ -114,19 +117,20 @@ struct LogitSums {
   T inverse_temperature;
   Part<T>* parts;  // [N, part_count]
   int64_t part_count;
+  T* target_logits;  // [N]: written by the lane that has it
 
   // Each lane keeps sums of its own columns; the quad's are joined at the end.
   struct State {
     Part<T> part[2];
-    int64_t target[2];
+    int32_t target[2];  // -1: none
   };
 
   __device__ void begin(State& state, int64_t row) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int64_t r = row + strip_row(half);
-      state.part[half] = {kNoMax, 0, 0, 0};
-      state.target[half] = r < rows ? targets[r] : -1;
+      state.part[half] = {kNoMax, 0, 0};
+      state.target[half] = r < rows && is_target(targets[r], vocabulary) ? static_cast<int32_t>(targets[r]) : -1;
     }
   }
 
@@ -136,12 +140,12 @@ struct LogitSums {
   }
 
   template <int J>
-  __device__ void tile(State& state, Strip<T, J>& s, int64_t, int64_t column) const {
+  __device__ void tile(State& state, Strip<T, J>& s, int64_t row, int64_t column) const {
     if (column + 8 * J > vocabulary) mask<J>(s, column);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       Part<T>& part = state.part[half];
-      at_column<J>(state.target[half] - column, half, [&](int j, int i) { part.target = logit(s[j][i], inverse_temperature); });
+      at_column<J>(state.target[half] - column, half, [&](int j, int i) { target_logits[row + strip_row(half)] = logit(s[j][i], inverse_temperature); });
       T max = s[0][2 * half];
 #pragma unroll
       for (int j = 0; j < J; ++j) max = larger(max, larger(s[j][2 * half], s[j][2 * half + 1]));
@@ -172,8 +176,7 @@ struct LogitSums {
       for (int distance = 1; distance <= 2; distance *= 2) {
         const Part<T> other = {__shfl_xor_sync(simt::kFullWarp, mine.max, distance),
                                __shfl_xor_sync(simt::kFullWarp, mine.sum, distance),
-                               __shfl_xor_sync(simt::kFullWarp, mine.product, distance),
-                               __shfl_xor_sync(simt::kFullWarp, mine.target, distance)};
+                               __shfl_xor_sync(simt::kFullWarp, mine.product, distance)};
         mine = join(mine, other);
       }
       const int64_t r = row + strip_row(half);

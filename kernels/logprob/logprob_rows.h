@@ -10,16 +10,13 @@ namespace earnest::logprob::gpu {
 
 constexpr int kRowThreads = 256, kRowsOfBlock = kRowThreads / simt::kWarpSize;
 
-__device__ inline bool is_target(int64_t target, int64_t vocabulary) {
-  return target >= 0 && target < vocabulary;
-}
-
 template <typename T>
 struct RowResults {
   int64_t rows, vocabulary;
   const int64_t* targets;
   const Part<T>* parts;
   int64_t part_count;
+  const T* target_logits;
   T *logp, *entropy, *lse;
   FaultWord* fault;
 };
@@ -35,18 +32,16 @@ __global__ void __launch_bounds__(kRowThreads) join_parts(const RowResults<T> r)
   for (int64_t i = lane; i < r.part_count; i += simt::kWarpSize) max = larger(max, parts[i].max);
   for (int distance = 16; distance > 0; distance /= 2)
     max = larger(max, __shfl_xor_sync(simt::kFullWarp, max, distance));
-  double sum = 0, product = 0, target = 0;
+  double sum = 0, product = 0;
   for (int64_t i = lane; i < r.part_count; i += simt::kWarpSize) {
     const T past = bounded(parts[i].max - max);
     const double factor = exp_of(past);
     sum += factor * parts[i].sum;
     product += factor * (parts[i].product + static_cast<double>(parts[i].sum) * past);
-    target += parts[i].target;
   }
   for (int distance = 16; distance > 0; distance /= 2) {
     sum += __shfl_xor_sync(simt::kFullWarp, sum, distance);
     product += __shfl_xor_sync(simt::kFullWarp, product, distance);
-    target += __shfl_xor_sync(simt::kFullWarp, target, distance);
   }
   if (lane != 0) return;
   const bool known = is_target(r.targets[row], r.vocabulary);
@@ -54,7 +49,7 @@ __global__ void __launch_bounds__(kRowThreads) join_parts(const RowResults<T> r)
   // No logit above -inf (and a largest of +inf, and NaN): the row has no distribution.
   const double log_sum = sum == 0 ? NAN : log(sum);
   r.lse[row] = static_cast<T>(max + log_sum);
-  r.logp[row] = static_cast<T>(known ? target - max - log_sum : NAN);
+  r.logp[row] = static_cast<T>(known ? static_cast<double>(r.target_logits[row]) - max - log_sum : NAN);
   r.entropy[row] = static_cast<T>(log_sum - product / sum);
 }
 
