@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // What is done with the four products of the CUDA back end, strip by strip, the same for every path. With
-// S = hidden weight^T (the logits before the temperature), dS the gradient of S, and left times right transposed
-// over the depth in each:
+// S = hidden weight^T (the logits before the temperature), dS the gradient of S, and left times right
+// transposed over the depth in each:
 //
 //   LogitSums        hidden [N, H]     weight [V, H]       forward: S becomes three sums a row
-//   LogitGradients   hidden [N, H]     weight [C, H]       backward: S of a chunk of C columns becomes dS [N, C]
-//   HiddenGradient   dS [N, C]         weight^T [H, C]     grad_hidden [N, H], summed over chunks
+//   LogitGradients   hidden [N, H]     weight [C, H]       backward: S of a chunk of C columns becomes dS [N,
+//   C] HiddenGradient   dS [N, C]         weight^T [H, C]     grad_hidden [N, H], summed over chunks
 //   WeightGradient   dS^T [C, N]       hidden^T [H, N]     the chunk's rows of grad_weight [C, H]
 //
-// An operand written ^T lies transposed in memory. A job offers load (a strip's first sums), tile (what to do with
-// the whole ones), and begin and end around the tiles of one unit. (row, column) is a strip's first number.
+// An operand written ^T lies transposed in memory. A job offers load (a strip's first sums), tile (what to do
+// with the whole ones), and begin and end around the tiles of one unit. (row, column) is a strip's first
+// number.
 #pragma once
 
 #include <cfloat>
@@ -45,8 +46,8 @@ __device__ inline double exp_of(double x) { return exp(x); }
 __device__ inline float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 __device__ inline double multiply_add(double a, double b, double c) { return fma(a, b, c); }
 
-// A logit: the product is rounded before anything is subtracted from it. A row's largest logit less itself is 0, and
-// where lse rounds to it, the probability is 1: both directions make the same number.
+// A logit: the product is rounded before anything is subtracted from it. A row's largest logit less itself is
+// 0, and where lse rounds to it, the probability is 1: both directions make the same number.
 __device__ inline float logit(float s, float inverse_temperature) {
 #if defined(__CUDA_ARCH__)
   return __fmul_rn(s, inverse_temperature);  // never fused with what follows
@@ -90,8 +91,8 @@ __device__ inline Part<T> join(const Part<T>& a, const Part<T>& b) {
           (a.product + a.sum * past_a) * of_a + (b.product + b.sum * past_b) * of_b};
 }
 
-// Calls each(j, i) for the number of a strip in this lane's row of `half` and column `column` of the strip, if the
-// lane holds it. The loop keeps the strip in registers: only names known when compiling index it.
+// Calls each(j, i) for the number of a strip in this lane's row of `half` and column `column` of the strip,
+// if the lane holds it. The loop keeps the strip in registers: only names known when compiling index it.
 template <int J, typename Each>
 __device__ inline void at_column(int64_t column, int half, const Each& each) {
   if (column < 0 || column >= 8 * J || column % 8 / 2 * 2 != strip_column()) return;
@@ -130,7 +131,8 @@ struct LogitSums {
     for (int half = 0; half < 2; ++half) {
       const int64_t r = row + strip_row(half);
       state.part[half] = {kNoMax, 0, 0};
-      state.target[half] = r < rows && is_target(targets[r], vocabulary) ? static_cast<int32_t>(targets[r]) : -1;
+      state.target[half] =
+          r < rows && is_target(targets[r], vocabulary) ? static_cast<int32_t>(targets[r]) : -1;
     }
   }
 
@@ -145,7 +147,9 @@ struct LogitSums {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       Part<T>& part = state.part[half];
-      at_column<J>(state.target[half] - column, half, [&](int j, int i) { target_logits[row + strip_row(half)] = logit(s[j][i], inverse_temperature); });
+      at_column<J>(state.target[half] - column, half, [&](int j, int i) {
+        target_logits[row + strip_row(half)] = logit(s[j][i], inverse_temperature);
+      });
       T max = s[0][2 * half];
 #pragma unroll
       for (int j = 0; j < J; ++j) max = larger(max, larger(s[j][2 * half], s[j][2 * half + 1]));
@@ -264,14 +268,17 @@ struct SumsOf<BFloat16> {
   using Type = SplitSums;
 };
 template <int J, typename T>
-__device__ inline void load_sums(const Matrix<T>& from, bool zero, int64_t row, int64_t column, Strip<T, J>& strip) {
+__device__ inline void load_sums(const Matrix<T>& from, bool zero, int64_t row, int64_t column,
+                                 Strip<T, J>& strip) {
   set_zero<J>(strip);
   if (zero) return;
-  for_each_in_strip<J>(from, row, column,
-                       [&](int j, int i, int64_t r, int64_t c) { strip[j][i] = from.data[r * from.pitch + c]; });
+  for_each_in_strip<J>(from, row, column, [&](int j, int i, int64_t r, int64_t c) {
+    strip[j][i] = from.data[r * from.pitch + c];
+  });
 }
 template <int J, typename T>
-__device__ inline void store_sums(const Matrix<T>& to, int64_t row, int64_t column, const Strip<T, J>& strip) {
+__device__ inline void store_sums(const Matrix<T>& to, int64_t row, int64_t column,
+                                  const Strip<T, J>& strip) {
   store_strip<J>(to, row, column, strip);
 }
 
@@ -307,7 +314,8 @@ struct HiddenGradient {
     if (lost != nullptr) {
       for_each_in_strip<J>(result, row, column, [&](int j, int i, int64_t r, int64_t c) {
         // A row whose target is none has NaN already, and no such row of weight.
-        if (lost[r] != 0) s[j][i] = multiply_add(lost[r], widen(weight[targets[r] * result.columns + c]), s[j][i]);
+        if (lost[r] != 0)
+          s[j][i] = multiply_add(lost[r], widen(weight[targets[r] * result.columns + c]), s[j][i]);
       });
     }
     store_strip<J>(result, row, column, s);
@@ -321,8 +329,8 @@ struct WeightGradient {
   static constexpr const char* kName = "weight_gradient";
   static constexpr bool kLeftTransposed = true, kRightTransposed = true, kByParts = false;
 
-  Matrix<Stored> result;  // the chunk's rows of grad_weight
-  const Stored* hidden;   // [N, H]
+  Matrix<Stored> result;     // the chunk's rows of grad_weight
+  const Stored* hidden;      // [N, H]
   const int32_t* first_row;  // [C]: the first row with this target, -1: none
   const int32_t* next_row;   // [N]: the next row with the same target, -1: none
   const T* lost;

@@ -66,7 +66,9 @@ template <typename T>
 __global__ void __launch_bounds__(kRowThreads) prepare_rows(const RowGradients<T> g, RowSlope<T>* slopes) {
   const int64_t row = blockIdx.x * int64_t{kRowThreads} + threadIdx.x;
   if (row >= g.rows) return;
-  const auto at = [row](const T* values) { return values == nullptr ? 0.0 : static_cast<double>(values[row]); };
+  const auto at = [row](const T* values) {
+    return values == nullptr ? 0.0 : static_cast<double>(values[row]);
+  };
   const bool known = is_target(g.targets[row], g.vocabulary);
   if (!known && g.fault != nullptr) record_fault(g.fault, {FaultOp::kLogProb, row, 0});
   const double a = at(g.grad_logp), e = at(g.grad_entropy);
@@ -75,8 +77,8 @@ __global__ void __launch_bounds__(kRowThreads) prepare_rows(const RowGradients<T
                  static_cast<T>(e * factor), static_cast<T>(a * factor)};
 }
 
-// For each row the next one with the same target, and for each target its first row; `first` holds -1 before. Each
-// thread looks through all rows for its own.
+// For each row the next one with the same target, and for each target its first row; `first` holds -1 before.
+// Each thread looks through all rows for its own.
 __global__ void __launch_bounds__(kRowThreads)
     link_targets(const int64_t* targets, int64_t rows, int64_t vocabulary, int32_t* first, int32_t* next) {
   EARNEST_SHARED(int32_t, some, kRowThreads);

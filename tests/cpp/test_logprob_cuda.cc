@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CUDA back end of log-probabilities against plain loops in float64: on a GPU, or by the emulator. Sizes end
-// before, at and behind the ends of tiles, parts and chunks.
+// The CUDA back end of log-probabilities against plain loops in float64: on a GPU, or by the emulator. Sizes
+// end before, at and behind the ends of tiles, parts and chunks.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -133,19 +133,22 @@ bool same_gradients(const Case<Stored>& a, const Case<Stored>& b) {
   return same_bits(a.grad_hidden, b.grad_hidden) && same_bits(a.grad_weight, b.grad_weight);
 }
 
-// At most twice the error of plain arithmetic in float (float64), and a few units in the last place: of float32, and
-// for gradients in bfloat16 a quarter of its own, since dS is rounded for the products too.
+// At most twice the error of plain arithmetic in float (float64), and a few units in the last place: of
+// float32, and for gradients in bfloat16 a quarter of its own, since dS is rounded for the products too.
 template <typename Stored>
 void check_budget(const Case<Stored>& got, const Case<double>& oracle, const Case<Stored>& plain) {
-  const double floor = sizeof(Stored) == 8 ? 1e-13 : 2e-6, of_gradients = sizeof(Stored) == 2 ? 0x1p-11 : floor;
+  const double floor = sizeof(Stored) == 8 ? 1e-13 : 2e-6,
+               of_gradients = sizeof(Stored) == 2 ? 0x1p-11 : floor;
   const auto budget = [&](const auto& by_plain, const auto& right, double more) {
     return 2 * largest_error(by_plain, right) + more;
   };
   CHECK_NEAR(largest_error(got.logp, oracle.logp), 0, budget(plain.logp, oracle.logp, floor));
   CHECK_NEAR(largest_error(got.entropy, oracle.entropy), 0, budget(plain.entropy, oracle.entropy, floor));
   CHECK_NEAR(largest_error(got.lse, oracle.lse), 0, budget(plain.lse, oracle.lse, floor));
-  CHECK_NEAR(largest_error(got.grad_hidden, oracle.grad_hidden), 0, budget(plain.grad_hidden, oracle.grad_hidden, of_gradients));
-  CHECK_NEAR(largest_error(got.grad_weight, oracle.grad_weight), 0, budget(plain.grad_weight, oracle.grad_weight, of_gradients));
+  CHECK_NEAR(largest_error(got.grad_hidden, oracle.grad_hidden), 0,
+             budget(plain.grad_hidden, oracle.grad_hidden, of_gradients));
+  CHECK_NEAR(largest_error(got.grad_weight, oracle.grad_weight), 0,
+             budget(plain.grad_weight, oracle.grad_weight, of_gradients));
 }
 
 template <typename Stored>
@@ -171,8 +174,10 @@ void compare_shapes(const std::vector<Shape>& shapes) {
   for (const Shape& s : shapes) compare(Case<Stored>(s.rows, s.depth, s.vocabulary, 0.7));
 }
 
-// The ends of tiles (128 rows and columns) and of a step along the depth (64 bfloat16, 32 float32, 16 float64).
-const std::vector<Shape> kTiles = {{1, 1, 1}, {3, 5, 2}, {127, 31, 129}, {129, 65, 127}, {2, 401, 11}, {5, 16, 130}};
+// The ends of tiles (128 rows and columns) and of a step along the depth (64 bfloat16, 32 float32, 16
+// float64).
+const std::vector<Shape> kTiles = {{1, 1, 1},      {3, 5, 2},    {127, 31, 129},
+                                   {129, 65, 127}, {2, 401, 11}, {5, 16, 130}};
 
 }  // namespace
 
@@ -185,8 +190,8 @@ TEST(float32_is_within_twice_plain_arithmetic) { compare_shapes<float>(kTiles); 
 TEST(float64_is_within_twice_plain_arithmetic) { compare_shapes<double>(kTiles); }
 
 TEST(chunks_change_no_bit) {
-  // Of 20 rows, grad_weight has room for chunks of 1280 and 512 columns, and 256 and 28 go to the workspace; without
-  // grad_weight all go there, 256 at a time.
+  // Of 20 rows, grad_weight has room for chunks of 1280 and 512 columns, and 256 and 28 go to the workspace;
+  // without grad_weight all go there, 256 at a time.
   const auto compare_chunks = [](auto whole) {
     auto in_gradient = whole, in_workspace = whole;
     run_on_device(&whole);
@@ -265,7 +270,8 @@ TEST(targets_at_edges_and_shared_by_rows) {
 }
 
 TEST(what_rounding_takes_from_the_targets_gradient_is_given_back) {
-  // The gradient of the target's logit is 1 + 2^-8, which bfloat16 rounds to 1; three times it is 3 + 3/4 of a unit.
+  // The gradient of the target's logit is 1 + 2^-8, which bfloat16 rounds to 1; three times it is 3 + 3/4 of
+  // a unit.
   for (int64_t depth : {2, 8}) {
     Case<BFloat16> c(4, depth, 3, 1.0);
     for (auto* values : {&c.hidden, &c.weight}) std::fill(values->begin(), values->end(), BFloat16{0});
@@ -344,7 +350,8 @@ TEST(a_target_outside_is_recorded_and_gives_nan) {
   c.targets[33] = -1;
   run_on_device(&right);
   const FaultWord word = run_on_device(&c);
-  CHECK(fault(c.problem, word).message() == "[logprob] targets: expected token ids in [0, 30), got another in row 7");
+  CHECK(fault(c.problem, word).message() ==
+        "[logprob] targets: expected token ids in [0, 30), got another in row 7");
   CHECK(fault(c.problem, kNoFault).ok());
   CHECK(std::isnan(c.logp[7]) && std::isnan(c.logp[33]) && std::isnan(widen(c.grad_hidden[7 * 8])));
   CHECK(c.logp[8] == right.logp[8] && c.entropy[7] == right.entropy[7]);
