@@ -3,10 +3,10 @@
 // S = hidden weight^T (the logits before the temperature), dS the gradient of S, and left times right
 // transposed over the depth in each:
 //
-//   LogitSums        hidden [N, H]     weight [V, H]       forward: S becomes three sums a row
-//   LogitGradients   hidden [N, H]     weight [C, H]       backward: S of a chunk of C columns becomes dS [N,
-//   C] HiddenGradient   dS [N, C]         weight^T [H, C]     grad_hidden [N, H], summed over chunks
-//   WeightGradient   dS^T [C, N]       hidden^T [H, N]     the chunk's rows of grad_weight [C, H]
+//   LogitSums        hidden [N, H]   weight [V, H]     forward: S becomes three sums a row
+//   LogitGradients   hidden [N, H]   weight [C, H]     backward: S of C columns, a chunk, becomes dS [N, C]
+//   HiddenGradient   dS [N, C]       weight^T [H, C]   grad_hidden [N, H], summed over chunks
+//   WeightGradient   dS^T [C, N]     hidden^T [H, N]   the chunk's rows of grad_weight [C, H]
 //
 // An operand written ^T lies transposed in memory. A job offers load (a strip's first sums), tile (what to do
 // with the whole ones), and begin and end around the tiles of one unit. (row, column) is a strip's first

@@ -7,9 +7,9 @@
 // of 64 a block reads 16 KB + 16 KB instead of 16 + 32.
 //
 // Four stages of shared memory go round. Of stage s, each block has
-//   full[s]:   its own loading thread arrives once, telling of 48 KB: 16 of the left operand, and the right one's
-//              two halves, of which one comes from the other block. That one may count before the own thread has
-//              told of it: the phase cannot end before the own arrival, so counts may run ahead.
+//   full[s]:   its own loading thread arrives once, telling of 48 KB: 16 of the left operand, and the right
+//              one's two halves, of which one comes from the other block. That one may count before the own
+//              thread has told of it: the phase cannot end before the own arrival, so counts may run ahead.
 //   empty[s]:  16 warps arrive, eight of each block, when they have read the stage; at both blocks' barriers,
 //              because either block's loads write into both. A warp arrives after wait_products has said that
 //              the products reading the stage are done: one lane at the own block, one at the other.
