@@ -246,7 +246,9 @@ struct LogitGradients {
           s[j][i] = -exp_of(q) * multiply_add(of.slope, bounded(q), of.constant);
         }
       }
-      at_column<J>(targets[r] - first - column, half, [&](int j, int i) {
+      const int64_t target = targets[r] - first;  // one outside [0, V) is nobody's column
+      const int64_t at = target < gradients.columns ? target - column : -1;
+      at_column<J>(at, half, [&](int j, int i) {
         s[j][i] += of.target;
         if (lost == nullptr) return;
         Stored rounded;

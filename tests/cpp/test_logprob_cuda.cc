@@ -189,6 +189,25 @@ TEST(bfloat16_is_within_twice_plain_arithmetic) {
 TEST(float32_is_within_twice_plain_arithmetic) { compare_shapes<float>(kTiles); }
 TEST(float64_is_within_twice_plain_arithmetic) { compare_shapes<double>(kTiles); }
 
+TEST(every_path_that_can_run_is_within_twice_plain_arithmetic) {
+  std::string best;
+  CHECK(which(Device::kCuda, &best).ok());
+  for (CudaPath path : {CudaPath::kSm80, CudaPath::kSm90a}) {
+    Case<BFloat16> any(1, 8, 1, 1.0);
+    any.problem.device = Device::kCuda;
+    any.problem.path = path;
+    std::string name;
+    const bool runs = which(any.problem, &name).ok();
+    CHECK(runs == (path == CudaPath::kSm80 || best == "cuda/sm90a"));
+    if (!runs) continue;
+    // The ends of sm90a's tiles (256 by 256 in steps of 64) and parts (1024).
+    for (const Shape& s : {Shape{257, 72, 260}, Shape{130, 64, 255}, Shape{1, 8, 1025}}) {
+      compare(Case<BFloat16>(s.rows, s.depth, s.vocabulary, 0.7), {.path = path});
+    }
+    compare(Case<BFloat16>(9, 136, 1040, 0.7), {.scratch = 0, .path = path});
+  }
+}
+
 TEST(chunks_change_no_bit) {
   // Of 20 rows, grad_weight has room for chunks of 1280 and 512 columns, and 256 and 28 go to the workspace;
   // without grad_weight all go there, 256 at a time.
@@ -238,8 +257,8 @@ TEST(two_runs_give_the_same_bits) {
 
 TEST(addresses_between_16_bytes_change_no_bit) {
   Case<BFloat16> aligned(130, 64, 300, 1.0), shifted = aligned;
-  run_on_device(&aligned);
-  run_on_device(&shifted, {.shift = 1});
+  run_on_device(&aligned, {.path = CudaPath::kSm80});  // sm90a would not take the shifted ones
+  run_on_device(&shifted, {.shift = 1, .path = CudaPath::kSm80});
   CHECK(same_results(aligned, shifted) && same_gradients(aligned, shifted));
 }
 
