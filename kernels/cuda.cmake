@@ -21,7 +21,7 @@ if(EARNEST_CUDA AND NOT EARNEST_EMULATED)
   set(CMAKE_CUDA_STANDARD_REQUIRED ON)
   set(CMAKE_CUDA_EXTENSIONS OFF)
   find_package(CUDAToolkit REQUIRED)
-  set(EARNEST_NVCC_OPTIONS --expt-relaxed-constexpr -Werror=all-warnings -Xcompiler=-Wall,-Wextra,-Werror)
+  set(EARNEST_NVCC_OPTIONS --expt-relaxed-constexpr -Werror=all-warnings -Xcompiler=-Wall,-Wextra,-Werror,-Wno-restrict)  # GCC 12 sees overlaps in std::string
 endif()
 
 # The files of kernels/<family> in the list that this build has no place for are taken out.
@@ -39,7 +39,7 @@ endfunction()
 
 # CUDA sources as C++ for the emulator.
 function(earnest_emulate)
-  set_source_files_properties(${ARGN} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++"
+  set_source_files_properties(${ARGN} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++;-Wno-unknown-pragmas"
                               COMPILE_DEFINITIONS EARNEST_EMULATED)
 endfunction()
 
@@ -64,8 +64,10 @@ function(earnest_add_kernels suffix architectures)
   target_include_directories(${name} PRIVATE ${CMAKE_SOURCE_DIR})
   target_compile_options(${name} PRIVATE ${EARNEST_NVCC_OPTIONS})
   target_sources(earnest_kernels PRIVATE $<TARGET_OBJECTS:${name}>)
+  add_dependencies(cuda_kernels ${name})
 endfunction()
 
+add_custom_target(cuda_kernels)  # all that nvcc compiles
 if(EARNEST_CUDA)
   target_compile_definitions(earnest_kernels PUBLIC EARNEST_WITH_CUDA)
   earnest_add_kernels(_cuda "80-real;90a-real;90-virtual")
@@ -77,26 +79,40 @@ if(EARNEST_CUDA)
   endif()
 endif()
 
-# Tests with kernels of their own: tests/cpp/test_*.cu. Those named _emulator only make sense without a GPU.
+# Tests that a build with CUDA has: those with kernels of their own, tests/cpp/test_*.cu (named _emulator: only
+# without a GPU), and those of the families that have CUDA code, whose cases run on both devices. They are built by
+# the target cuda_tests and run by ctest -L cuda.
 function(earnest_add_cuda_tests)
   if(NOT EARNEST_CUDA)
     return()
   endif()
-  file(GLOB tests CONFIGURE_DEPENDS tests/cpp/test_*.cu)
+  file(GLOB sources CONFIGURE_DEPENDS tests/cpp/test_*.cu)
   if(NOT EARNEST_EMULATED)
-    list(FILTER tests EXCLUDE REGEX "_emulator\\.cu$")
+    list(FILTER sources EXCLUDE REGEX "_emulator\\.cu$")
   endif()
-  foreach(source IN LISTS tests)
+  set(tests)
+  foreach(source IN LISTS sources)
     get_filename_component(name ${source} NAME_WE)
     if(EARNEST_EMULATED)
       earnest_emulate(${source})
     endif()
     add_executable(${name} ${source})
-    target_link_libraries(${name} PRIVATE earnest_engine)
+    target_link_libraries(${name} PRIVATE earnest_kernels)
     if(NOT EARNEST_EMULATED)
       set_target_properties(${name} PROPERTIES CUDA_ARCHITECTURES "80-real;90a-real;90-virtual")
       target_compile_options(${name} PRIVATE ${EARNEST_NVCC_OPTIONS})
     endif()
     add_test(NAME ${name} COMMAND ${name})
+    list(APPEND tests ${name})
   endforeach()
+  foreach(family IN LISTS EARNEST_FAMILIES)
+    file(GLOB kernels CONFIGURE_DEPENDS kernels/${family}/*_cuda.cu)
+    foreach(name test_${family} test_${family}_cuda)
+      if(kernels AND TARGET ${name})
+        list(APPEND tests ${name})
+      endif()
+    endforeach()
+  endforeach()
+  add_custom_target(cuda_tests DEPENDS ${tests})
+  set_tests_properties(${tests} PROPERTIES LABELS cuda)
 endfunction()
