@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// 32 frames by one block of 16 warps: lane i of every warp works on frame i. Warps share out the sixteen l of the
-// first pass, the thirteen rows of the second, and the bands. Between them numbers lie in shared memory, always
-// one row for the 32 lanes, so that no two lanes meet in a bank and addresses differ by constants.
+// 32 frames by one block of 16 warps: lane i of every warp works on frame i. Warps share out the sixteen l of
+// the first pass, the thirteen rows of the second, and the bands. Between them numbers lie in shared memory,
+// always one row for the 32 lanes, so that no two lanes meet in a bank and addresses differ by constants.
 //
-// Both kernels (clips, streams) call the same function, so a frame's bits are the same wherever it is computed.
+// Both kernels (clips, streams) call the same function, so a frame's bits are the same wherever it is
+// computed.
 #pragma once
 
 #include "kernels/common/simt.h"
@@ -27,7 +28,8 @@ struct Place {
   int64_t stride;
 };
 
-// The same in all lanes, which only the reduction tells the compiler: what depends on it then takes no register.
+// The same in all lanes, which only the reduction tells the compiler: what depends on it then takes no
+// register.
 __device__ __forceinline__ int warp_index() {
   const int warp = static_cast<int>(threadIdx.x) / simt::kWarpSize;
 #if defined(__CUDA_ARCH__)
@@ -63,7 +65,8 @@ __device__ __forceinline__ float log10_of(float x) {
 // The rows of one l. Row 0 is real.
 __device__ __forceinline__ void first_pass(const CudaTables& tables, simt::Shared<float> frame) {
   const auto real = simt::dynamic_shared<float>(0, 16 * kLanesOfTile);
-  const auto pairs = simt::dynamic_shared<float2>(16 * kLanesOfTile * sizeof(float), 16 * kLanesOfTile * (kRows - 1));
+  const auto pairs =
+      simt::dynamic_shared<float2>(16 * kLanesOfTile * sizeof(float), 16 * kLanesOfTile * (kRows - 1));
   const int l = warp_index(), at = kLanesOfTile * l + lane_index();
   const CudaTables::Sample* table = tables.samples[l];
   transform_25([&](int r) { return frame[table[r].place]; }, [&](int r) { return table[r].weight; },
@@ -95,7 +98,8 @@ __device__ __forceinline__ void second_pass() {
     }
   }
   __syncwarp();  // all lanes have read what others now write over
-  const auto powers = simt::dynamic_shared<float>(spectrum_row(row) * kLanesOfTile * sizeof(float), 16 * kLanesOfTile);
+  const auto powers =
+      simt::dynamic_shared<float>(spectrum_row(row) * kLanesOfTile * sizeof(float), 16 * kLanesOfTile);
   transform_16(in, [&](int d, Complex x) { powers[kLanesOfTile * d + lane] = power_of(x); });
 }
 
@@ -130,10 +134,10 @@ __device__ __forceinline__ float bands(const CudaTables& tables, const Place& pl
   return wanted ? highest : -10.0f;
 }
 
-// Raw features of the frames whose samples begin at samples[first], first differing between lanes. All threads
-// of the block call it, after a barrier.
-__device__ __forceinline__ float compute_tile(const CudaTables& tables, simt::Shared<float> samples, int first,
-                                              const Place& place) {
+// Raw features of the frames whose samples begin at samples[first], first differing between lanes. All
+// threads of the block call it, after a barrier.
+__device__ __forceinline__ float compute_tile(const CudaTables& tables, simt::Shared<float> samples,
+                                              int first, const Place& place) {
   first_pass(tables, samples + first);
   __syncthreads();
   second_pass();
