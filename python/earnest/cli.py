@@ -182,6 +182,14 @@ def _add_stage(commands: Any, name: str, stage: Stage) -> None:
             metavar="DIR",
             help="where to keep it; the same command goes on (default: %(default)s)",
         )
+    if not stage.folder:
+        parser.add_argument(
+            "--device",
+            action=_Sets,
+            key="run.device",
+            choices=("cpu", "cuda"),
+            help="what to compute on (default: cpu)",
+        )
     parser.add_argument(
         "--fresh",
         action=_Sets,
