@@ -139,8 +139,8 @@ class Judge:
 
     @torch.no_grad()
     def distribution(self, dialogues: Sequence[Prompt], questions: Sequence[Question]) -> Tensor:
-        """Probabilities [n, levels] of each verdict, the lowest level first, on the CPU. `dialogues` are noted
-        prompts; those of questions on one dialogue should be one object, which is then read once."""
+        """Probabilities [n, levels] of each verdict, the lowest level first, on the CPU. `dialogues` are
+        noted prompts; those of questions on one dialogue should be one object, which is then read once."""
         asked = [torch.tensor(question_ids(q, self.tokenizer), dtype=torch.int64) for q in questions]
         parts = []
         for group in by_tokens(dialogues, [len(ids) for ids in asked], self.max_tokens):
