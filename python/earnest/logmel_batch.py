@@ -30,11 +30,10 @@ def features(
     """float32 [n_mels, frames] of each clip, float32 [samples] of at least one sample on one device. scratch:
     memory between calls, of one caller. explain: as of cuda.launching."""
     frames = [_native.logmel_frames(len(clip), step_audio) for clip in clips]
-    if len({len(clip) for clip in clips}) == 1:  # nothing but sizes need be told to the device
-        pcm, offsets = _joined(clips), (None, None)
-    else:
-        lengths = ([len(clip) for clip in clips], frames)
-        pcm, offsets = torch.cat(list(clips)), _sent(clips[0].device, *map(_starts, lengths))
+    pcm = clips[0].contiguous() if len(clips) == 1 else torch.cat(list(clips))
+    offsets: list[Tensor | None] = [None, None]  # clips of one length need none
+    if len({len(clip) for clip in clips}) > 1:
+        offsets = [*_sent(pcm.device, _starts([len(clip) for clip in clips]), _starts(frames))]
     out = pcm.new_empty(n_mels * sum(frames))
     with cuda.launching(_OP, pcm, explain) as launch:
         workspace = _workspace(scratch, pcm.device, launch.stream, len(clips)) if normalized else None
@@ -107,15 +106,14 @@ class LogMelStreams:
         refused: list[int] = []
 
         def explain() -> None:
-            wrong = [_first_wrong(chunk) for chunk in chunks]
-            refused.extend(place for place, at in enumerate(wrong) if at is not None)
-            place = refused[0]
-            error = InvalidInput(
-                _OP,
-                f"chunks[{place}]",
-                "finite samples of magnitude at most 1e15",
-                f"{float(chunks[place][wrong[place]])} at sample {self.pushed[ids[place]] + wrong[place]}",
-            )
+            wrong = {
+                place: at for place, chunk in enumerate(chunks) if (at := _first_wrong(chunk)) is not None
+            }
+            refused.extend(wrong)
+            place, at = next(iter(wrong.items()))
+            expected = "finite samples of magnitude at most 1e15"
+            got = f"{float(chunks[place][at])} at sample {self.pushed[ids[place]] + at}"
+            error = InvalidInput(_OP, f"chunks[{place}]", expected, got)
             error.frames = parts  # type: ignore[attr-defined]
             raise error
 
@@ -176,11 +174,6 @@ def check_samples(name: str, pcm: Any, device: torch.device) -> None:
 def _first_wrong(chunk: Tensor) -> int | None:
     wrong = ~(chunk.abs() <= 1e15)
     return int(wrong.nonzero()[0]) if bool(wrong.any()) else None
-
-
-def _joined(clips: Sequence[Tensor]) -> Tensor:
-    """The clips end to end: without a copy where there is one."""
-    return clips[0].contiguous() if len(clips) == 1 else torch.cat(list(clips))
 
 
 def _starts(lengths: Sequence[int]) -> list[int]:

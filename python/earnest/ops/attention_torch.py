@@ -64,8 +64,8 @@ def attention(
     if q.ndim == 4:
         lengths = torch.full((len(q),), q.shape[1]), torch.full((len(q),), k.shape[1])
         cu_q, cu_k = (F.pad(n.cumsum(0), (1, 0)).int() for n in lengths)
-        packed = attention(*(x.flatten(0, 1) for x in (q, k, v)), cu_q, cu_k, used, causal, scale)
-        return packed.view(q.shape)
+        rows_q, rows_k, rows_v = (x.flatten(0, 1) for x in (q, k, v))
+        return attention(rows_q, rows_k, rows_v, cu_q, cu_k, used, causal, scale).view(q.shape)
     if q.numel() == 0:
         return q + 0 * (k.sum() + v.sum())  # nothing, with gradients of 0
     if len(k) == 0:
@@ -114,13 +114,13 @@ def _plan_of(
 ) -> Plan:
     global _kept
     named = (cu_q, cu_k, used)
+    settings = (tokens, causal, device, precision)
     if any(x is not None and x.is_inference() for x in named):  # torch does not count their changes
-        return _plan(*map(_numbers, named), tokens, causal, device, precision)
-    versions = [None if x is None else (id(x), x._version) for x in named]
-    key = (*versions, tokens, causal, device, precision)
+        return _plan(_numbers(cu_q), _numbers(cu_k), _numbers(used), *settings)
+    key = (*(None if x is None else (id(x), x._version) for x in named), *settings)
     kept = _kept
     if kept is None or kept[0] != key:
-        plan = _plan(*map(_numbers, named), tokens, causal, device, precision)
+        plan = _plan(_numbers(cu_q), _numbers(cu_k), _numbers(used), *settings)
         _kept = kept = (key, named, plan)  # the tensors too, so that no other can get their identities
     return kept[2]
 
@@ -193,7 +193,7 @@ def _made(
             ahead = valid.sum(1) - true_queries.sum(1)
             last = np.arange(queries.shape[1])[None] + ahead[:, None]
             seen = seen & (np.arange(keys.shape[1])[None, None] <= last[:, :, None])
-        none = ~seen.any(2)
+        none = np.logical_not(seen.any(axis=2))
         # A row that sees nothing is computed as if it saw all of the padding, not as 0 / 0, and blanked.
         hidden = torch.from_numpy(~(seen | none[:, :, None])).to(device)[:, None]
         added = torch.zeros(hidden.shape, dtype=precision, device=device).masked_fill(hidden, -torch.inf)
