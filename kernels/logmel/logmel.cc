@@ -77,9 +77,7 @@ void compute(const Backend& backend, const Tables& tables, const Signal& signal,
 
 }  // namespace
 
-int64_t frame_count(int64_t samples, Padding padding) {  // a sum that no number of samples overflows
-  return samples / kHop + (samples % kHop + appended_zeros(padding)) / kHop;
-}
+int64_t frame_count(int64_t samples, Padding padding) { return frames_in(samples, padding); }
 
 Status which(Device device, std::string* name) {
   const Backend* backend = nullptr;
@@ -166,9 +164,7 @@ Status Stream::finish() {
 int64_t Stream::ready(int64_t more) const {
   const int64_t samples = pushed_ + std::min(more, kMaxSamples - pushed_);
   if (finished_) return frame_count(samples, padding_) - next_;
-  // The first frame that needs more; one whose left half is reflected needs sample 200 as well.
-  const int64_t whole = samples <= kWindow / 2 ? 0 : (samples - kWindow / 2) / kHop + 1;
-  return whole - next_;
+  return whole_frames(samples) - next_;
 }
 
 Status Stream::read(int64_t frames, float* out) {

@@ -6,9 +6,19 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "kernels/common/host_device.h"
 #include "kernels/logmel/logmel.h"
 
 namespace earnest::logmel {
+
+// Where index i of the reflected signal lies in the signal itself, of at least one sample.
+EARNEST_HOST_DEVICE inline int64_t reflected(int64_t i, int64_t length) {
+  if (length == 1) return 0;
+  const int64_t period = 2 * (length - 1);
+  i %= period;
+  if (i < 0) i += period;
+  return i < length ? i : period - i;
+}
 
 struct Signal {
   const float* held;  // samples [first, samples)
@@ -17,12 +27,8 @@ struct Signal {
   int64_t length = 0;   // with the zeros appended; the clip is reflected about index length - 1
 
   // Sample i of the reflected clip; i may be any integer.
-  float at(int64_t i) const {
-    if (length == 1) return held[0];
-    const int64_t period = 2 * (length - 1);
-    i %= period;
-    if (i < 0) i += period;
-    if (i >= length) i = period - i;
+  EARNEST_HOST_DEVICE float at(int64_t i) const {
+    i = reflected(i, length);
     return i < samples ? held[i - first] : 0.0f;
   }
 
@@ -42,8 +48,19 @@ struct Signal {
   }
 };
 
-inline int64_t appended_zeros(Padding padding) {
+EARNEST_HOST_DEVICE inline int64_t appended_zeros(Padding padding) {
   return padding == Padding::kStepAudio ? kStepAudioZeros : 0;
+}
+
+// frame_count: a sum that no number of samples overflows.
+EARNEST_HOST_DEVICE inline int64_t frames_in(int64_t samples, Padding padding) {
+  return samples / kHop + (samples % kHop + appended_zeros(padding)) / kHop;
+}
+
+// Frames that no later sample can change, of a stream that has had so many. The left half of the first is
+// reflected and needs sample 200 as well.
+EARNEST_HOST_DEVICE inline int64_t whole_frames(int64_t samples) {
+  return samples <= kWindow / 2 ? 0 : (samples - kWindow / 2) / kHop + 1;
 }
 
 }  // namespace earnest::logmel

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+// 32 frames by one block of 16 warps: lane i of every warp works on frame i. Warps share out the sixteen l of the
+// first pass, the thirteen rows of the second, and the bands. Between them numbers lie in shared memory, always
+// one row for the 32 lanes, so that no two lanes meet in a bank and addresses differ by constants.
+//
+// Both kernels (clips, streams) call the same function, so a frame's bits are the same wherever it is computed.
+#pragma once
+
+#include "kernels/common/simt.h"
+#include "kernels/logmel/cuda_tables.h"
+#include "kernels/logmel/cuda_transform.h"
+#include "kernels/logmel/schedule.h"
+
+namespace earnest::logmel {
+
+constexpr int kLanesOfTile = kFramesOfTile, kWarpsOfTile = 16, kThreads = kLanesOfTile * kWarpsOfTile;
+constexpr int kBlocksOfMultiprocessor = 2;  // at a time: what registers and shared memory are sized for
+static_assert(kLanesOfTile == simt::kWarpSize && kWarpsOfTile == 16 && kRows <= kWarpsOfTile);
+
+// Shared memory: what the passes hand on, then the samples.
+constexpr int kSpectrumFloats = 16 * kLanesOfTile * (1 + 2 * (kRows - 1));  // a real row, twelve complex ones
+constexpr size_t kSamplesOffset = kSpectrumFloats * sizeof(float);
+
+// Where the lane's frame goes: band m at out[m * stride]; null: nowhere.
+struct Place {
+  float* out;
+  int64_t stride;
+};
+
+// The same in all lanes, which only the reduction tells the compiler: what depends on it then takes no register.
+__device__ __forceinline__ int warp_index() {
+  const int warp = static_cast<int>(threadIdx.x) / simt::kWarpSize;
+#if defined(__CUDA_ARCH__)
+  return __reduce_max_sync(simt::kFullWarp, warp);
+#else
+  return warp;
+#endif
+}
+__device__ __forceinline__ int lane_index() { return static_cast<int>(threadIdx.x) % simt::kWarpSize; }
+
+__device__ __forceinline__ float log2_near_one(float x) {  // to 2^-22 on (1/2, 2)
+#if defined(__CUDA_ARCH__)
+  return __log2f(x);
+#else
+  return std::log2(x);
+#endif
+}
+
+// log10 to within 1.2e-7 and the rounding of the result for 1e-10 and more; -10 below.
+__device__ __forceinline__ float log10_of(float x) {
+  const unsigned bits = __float_as_uint(x);
+  const int exponent = static_cast<int>(bits - 0x3f3504f3u) >> 23;  // the mantissa is in [sqrt(1/2), sqrt(2))
+  const float mantissa = __uint_as_float(bits - (static_cast<unsigned>(exponent) << 23));
+  constexpr float kLog10Of2 = 0.30102999566398120f;
+  const float value =
+      fmaf(static_cast<float>(exponent), kLog10Of2, product(log2_near_one(mantissa), kLog10Of2));
+  return fmaxf(value, -10.0f);
+}
+
+// The rows of one l, from samples[first + place]. Row 0 is real.
+__device__ __forceinline__ void first_pass(const CudaTables& tables, simt::Shared<float> samples, int first) {
+  const auto real = simt::dynamic_shared<float>(0, 16 * kLanesOfTile);
+  const auto pairs = simt::dynamic_shared<float2>(16 * kLanesOfTile * sizeof(float), 16 * kLanesOfTile * (kRows - 1));
+  const int l = warp_index(), at = kLanesOfTile * l + lane_index();
+  const CudaTables::Sample* table = tables.samples[l];
+  transform_25([&](int r) { return samples[first + table[r].place]; }, [&](int r) { return table[r].weight; },
+               [&](int row, Complex x) {
+                 if (row == 0) {
+                   real[at] = x.re;
+                 } else {
+                   pairs[16 * kLanesOfTile * (row - 1) + at] = make_float2(x.re, x.im);
+                 }
+               });
+}
+
+// The powers of one row, over the row itself.
+__device__ __forceinline__ void second_pass() {
+  const int row = warp_index(), lane = lane_index();
+  if (row >= kRows) return;
+  Complex in[16];
+  if (row == 0) {
+    const auto real = simt::dynamic_shared<float>(0, 16 * kLanesOfTile);
+#pragma unroll
+    for (int l = 0; l < 16; ++l) in[l] = {real[kLanesOfTile * l + lane], 0.0f};
+  } else {
+    const auto pairs =
+        simt::dynamic_shared<float2>(spectrum_row(row) * kLanesOfTile * sizeof(float), 16 * kLanesOfTile);
+#pragma unroll
+    for (int l = 0; l < 16; ++l) {
+      const float2 x = pairs[kLanesOfTile * l + lane];
+      in[l] = {x.x, x.y};
+    }
+  }
+  __syncwarp();  // all lanes have read what others now write over
+  const auto powers = simt::dynamic_shared<float>(spectrum_row(row) * kLanesOfTile * sizeof(float), 16 * kLanesOfTile);
+  transform_16(in, [&](int d, Complex x) { powers[kLanesOfTile * d + lane] = power_of(x); });
+}
+
+// This warp's share of the bands. Returns the largest of the lane's values, -10 if it has none.
+__device__ __forceinline__ float bands(const CudaTables& tables, const Place& place) {
+  const auto powers = simt::dynamic_shared<float>(0, kSpectrumFloats);
+  const int warp = warp_index(), lane = lane_index();
+  const int begin = tables.n_mels * warp / kWarpsOfTile, end = tables.n_mels * (warp + 1) / kWarpsOfTile;
+  float highest = -10.0f, rising = 0.0f;
+  float* out = place.out + begin * place.stride;
+  const bool wanted = place.out != nullptr;
+  int k = begin == 0 ? 0 : tables.end[begin - 1];
+  for (int m = begin - 1; m < end; ++m) {  // first what rises to this warp's first band
+    float sum = rising;
+    rising = 0.0f;
+#pragma unroll 1
+    for (; k < tables.end[m + 1]; ++k) {
+      const float x = powers[tables.bins[k].place + lane];
+      sum = fmaf(x, tables.bins[k].falling, sum);
+      rising = fmaf(x, tables.bins[k].rising, rising);
+    }
+    if (m < begin) continue;
+    const float value = log10_of(sum);
+    if (wanted) {
+      highest = fmaxf(highest, value);
+      *out = value;
+    }
+    out += place.stride;
+  }
+  return highest;
+}
+
+// Raw features of the frames whose samples begin at samples[first], first differing between lanes. All threads
+// of the block call it, after a barrier.
+__device__ __forceinline__ float compute_tile(const CudaTables& tables, simt::Shared<float> samples, int first,
+                                              const Place& place) {
+  first_pass(tables, samples, first);
+  __syncthreads();
+  second_pass();
+  __syncthreads();
+  return bands(tables, place);
+}
+
+}  // namespace earnest::logmel

@@ -1,0 +1,595 @@
+// SPDX-License-Identifier: Apache-2.0
+// Log-mel on the device of Device::kCuda, a GPU's or the emulator's: against the float64 oracle, and bit for bit
+// against itself in other company.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <memory>
+#include <numeric>
+#include <optional>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kernels/logmel/logmel_batch.h"
+#include "kernels/logmel/signal.h"
+#include "kernels/logmel/tables.h"
+#include "tests/cpp/check.h"
+#include "tests/cpp/on_device.h"
+
+using namespace earnest;
+using logmel::Padding;
+
+namespace {
+
+using Pcm = std::vector<float>;
+constexpr Padding kPaddings[] = {Padding::kWhisper, Padding::kStepAudio};
+constexpr double kFactor = 2;  // tests/tolerances.py: ours may be off by so many times plain float32's error
+
+#if defined(EARNEST_WITH_CUDA)
+
+Pcm noise(int64_t samples, unsigned seed = 1) {
+  std::mt19937 random(seed);
+  std::uniform_real_distribution<float> uniform(-0.5f, 0.5f);
+  Pcm pcm(static_cast<size_t>(samples));
+  for (float& x : pcm) x = uniform(random);
+  return pcm;
+}
+
+// Harmonics over six decades of power, and faint noise: loud and nearly silent bands in one frame.
+Pcm speechlike(int64_t samples) {
+  Pcm pcm = noise(samples, 7);
+  for (size_t i = 0; i < pcm.size(); ++i) {
+    const double t = static_cast<double>(i) / 16000;
+    double wave = 0.1 * std::sin(9000 * t * t);
+    for (int k = 1; k < 20; ++k) wave += std::sin(2 * M_PI * 130 * k * t) / (k * k);
+    pcm[i] = static_cast<float>(0.2 * wave + 2e-4 * pcm[i]);
+  }
+  return pcm;
+}
+
+std::vector<int64_t> sums(const std::vector<int64_t>& counts) {
+  std::vector<int64_t> result = {0};
+  for (int64_t count : counts) result.push_back(result.back() + count);
+  return result;
+}
+
+bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), 4 * a.size()) == 0);
+}
+
+// ---- clips ----
+
+// Arrays of a batch on the device, and its call.
+class Batch {
+ public:
+  Batch(const std::vector<Pcm>& clips, int n_mels, Padding padding, bool normalized) {
+    Pcm all;
+    std::vector<int64_t> samples, frames;
+    for (const Pcm& clip : clips) {
+      all.insert(all.end(), clip.begin(), clip.end());
+      samples.push_back(static_cast<int64_t>(clip.size()));
+      frames.push_back(logmel::frame_count(samples.back(), padding));
+    }
+    samples_ = sums(samples), frames_ = sums(frames);
+    pcm_.emplace(all), cu_samples_.emplace(samples_), cu_frames_.emplace(frames_);
+    out_.emplace(std::vector<float>(static_cast<size_t>(n_mels * frames_.back()), 77.0f));
+    workspace_.emplace(std::vector<char>(static_cast<size_t>(logmel::workspace_size(call.clips = samples_.size() - 1))));
+    fault_.emplace(std::vector<FaultWord>{kNoFault});
+    call.pcm = pcm_->data(), call.samples = samples_.back(), call.cu_samples = cu_samples_->data();
+    call.frames = frames_.back(), call.cu_frames = cu_frames_->data(), call.n_mels = n_mels, call.padding = padding;
+    call.normalized = normalized, call.out = out_->data(), call.workspace = workspace_->data();
+    call.fault = fault_->data();
+  }
+
+  std::vector<float> out() const { return out_->values(); }
+  std::vector<float> out_of(size_t c) const {
+    const std::vector<float> all = out();
+    return {all.begin() + call.n_mels * frames_[c], all.begin() + call.n_mels * frames_[c + 1]};
+  }
+  bool workspace_is_clear() const {
+    const std::vector<char> bytes = workspace_->values();
+    return std::count(bytes.begin(), bytes.end(), 0) == static_cast<int64_t>(bytes.size());
+  }
+
+  logmel::Clips call;
+
+ private:
+  std::vector<int64_t> samples_, frames_;
+  std::optional<OnDevice<float>> pcm_, out_;
+  std::optional<OnDevice<int64_t>> cu_samples_, cu_frames_;
+  std::optional<OnDevice<char>> workspace_;
+  std::optional<OnDevice<FaultWord>> fault_;
+};
+
+std::vector<float> alone(const Pcm& pcm, int n_mels, Padding padding, bool normalized) {
+  Batch batch({pcm}, n_mels, padding, normalized);
+  CHECK(logmel::run(batch.call).ok());
+  CHECK(logmel::fault(batch.call).ok());
+  return batch.out();
+}
+
+// ---- what is right ----
+
+std::vector<float> oracle(const Pcm& pcm, int n_mels, Padding padding) {
+  const int64_t samples = static_cast<int64_t>(pcm.size());
+  std::vector<float> out(static_cast<size_t>(n_mels * logmel::frame_count(samples, padding)));
+  CHECK(logmel::reference({Device::kCpu, pcm.data(), samples, n_mels, padding, out.data()}).ok());
+  return out;
+}
+
+std::vector<float> normalized(std::vector<float> raw) {
+  CHECK(logmel::normalize(Device::kCpu, raw.data(), static_cast<int64_t>(raw.size()), raw.data()).ok());
+  return raw;
+}
+
+// The formula in plain float32 loops: what our error is measured by.
+std::vector<float> plain(const Pcm& pcm, int n_mels, Padding padding) {
+  const int64_t samples = static_cast<int64_t>(pcm.size()), frames = logmel::frame_count(samples, padding);
+  const logmel::Signal signal{pcm.data(), 0, samples, samples + logmel::appended_zeros(padding)};
+  std::vector<float> cosine(400), sine(400), out(static_cast<size_t>(n_mels * frames));
+  for (size_t i = 0; i < 400; ++i) {
+    cosine[i] = static_cast<float>(std::cos(M_PI * static_cast<double>(i) / 200));
+    sine[i] = static_cast<float>(std::sin(M_PI * static_cast<double>(i) / 200));
+  }
+  for (int64_t t = 0; t < frames; ++t) {
+    std::vector<float> power(201);
+    for (size_t k = 0; k <= 200; ++k) {
+      float re = 0, im = 0;
+      for (size_t j = 0; j < 400; ++j) {
+        const float x = (0.5f - 0.5f * cosine[j]) * signal.at(160 * t - 200 + static_cast<int64_t>(j));
+        re += x * cosine[j * k % 400];
+        im -= x * sine[j * k % 400];
+      }
+      power[k] = re * re + im * im;
+    }
+    for (int m = 0; m < n_mels; ++m) {
+      float sum = 0;
+      for (int k = 0; k <= 200; ++k)
+        sum += static_cast<float>(logmel::slaney_weight(n_mels, m, k)) * power[static_cast<size_t>(k)];
+      out[static_cast<size_t>(m * frames + t)] = std::log10(std::max(1e-10f, sum));
+    }
+  }
+  return out;
+}
+
+double largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
+  CHECK(a.size() == b.size());
+  double worst = 0;
+  for (size_t i = 0; i < std::min(a.size(), b.size()); ++i) {
+    const double apart = std::abs(static_cast<double>(a[i]) - b[i]);
+    if (!(apart <= worst)) worst = apart;  // NaN too
+  }
+  return worst;
+}
+
+// ---- streams ----
+
+// Streams on the device, and what each has given so far.
+class Streams {
+ public:
+  Streams(size_t count, int n_mels, Padding padding)
+      : n_mels_(n_mels), padding_(padding), pushed_(count, 0), blocks_(count),
+        states_(std::vector<char>(count * static_cast<size_t>(logmel::stream_size()))) {}
+
+  struct Chunk {
+    int64_t id;
+    Pcm pcm;
+    bool last = false;
+  };
+
+  // One step. Its status is that of the fault word; what a refused chunk gave is not kept.
+  Status push(const std::vector<Chunk>& chunks, int64_t more_room = 0) {
+    Pcm all;
+    std::vector<int64_t> ids, samples, frames;
+    std::vector<uint8_t> last;
+    for (const Chunk& chunk : chunks) {
+      const int64_t before = pushed_[static_cast<size_t>(chunk.id)];
+      all.insert(all.end(), chunk.pcm.begin(), chunk.pcm.end());
+      ids.push_back(chunk.id), last.push_back(chunk.last), samples.push_back(static_cast<int64_t>(chunk.pcm.size()));
+      frames.push_back(logmel::ready_frames(before, samples.back(), chunk.last, padding_) + more_room);
+    }
+    const std::vector<int64_t> sample_sums = sums(samples), frame_sums = sums(frames);
+    OnDevice<float> pcm(all), out(std::vector<float>(static_cast<size_t>(n_mels_ * frame_sums.back()), 77.0f));
+    OnDevice<int64_t> on_ids(ids), cu_samples(sample_sums), cu_frames(frame_sums);
+    OnDevice<uint8_t> on_last(last);
+    OnDevice<FaultWord> fault(std::vector<FaultWord>{kNoFault});
+    logmel::Push call;
+    call.states = states_.data(), call.streams = static_cast<int64_t>(chunks.size()), call.ids = on_ids.data();
+    call.pcm = pcm.data(), call.samples = sample_sums.back(), call.cu_samples = cu_samples.data();
+    call.last = on_last.data(), call.cu_frames = cu_frames.data(), call.frames = frame_sums.back();
+    call.most_frames = frames.empty() ? 0 : *std::max_element(frames.begin(), frames.end());
+    call.n_mels = n_mels_, call.padding = padding_, call.out = out.data(), call.fault = fault.data();
+    if (Status status = logmel::push(call); !status.ok()) return status;
+    const Status status = logmel::fault(call);
+    refused_ = fault.values()[0] == kNoFault ? -1 : fault_of(fault.values()[0]).index;
+    const std::vector<float> given = out.values();
+    for (size_t i = 0; i < chunks.size(); ++i) {
+      const bool bad = refused_ >= 0 && (is_of_stream(status) ? refused_ == static_cast<int64_t>(i)
+                                                              : refused_ >= sample_sums[i] && refused_ < sample_sums[i + 1]);
+      if (bad) continue;
+      const size_t id = static_cast<size_t>(chunks[i].id);
+      pushed_[id] += samples[i];
+      blocks_[id].emplace_back(given.begin() + n_mels_ * frame_sums[i], given.begin() + n_mels_ * frame_sums[i + 1]);
+    }
+    return status;
+  }
+
+  // [n_mels, frames] of all blocks of a stream, one behind the other.
+  std::vector<float> joined(int64_t id) const {
+    std::vector<float> result;
+    for (int m = 0; m < n_mels_; ++m) {
+      for (const auto& block : blocks_[static_cast<size_t>(id)]) {
+        const auto frames = static_cast<std::ptrdiff_t>(block.size()) / n_mels_;
+        result.insert(result.end(), block.begin() + m * frames, block.begin() + (m + 1) * frames);
+      }
+    }
+    return result;
+  }
+
+  std::vector<char> states() const { return states_.values(); }
+
+ private:
+  static bool is_of_stream(const Status& status) { return status.message().find("at sample") == std::string::npos; }
+
+  int n_mels_;
+  Padding padding_;
+  std::vector<int64_t> pushed_;
+  std::vector<std::vector<std::vector<float>>> blocks_;
+  OnDevice<char> states_;
+  int64_t refused_ = -1;
+};
+
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN(), kInf = std::numeric_limits<float>::infinity();
+
+// What the CPU says of a clip, and of a stream's chunk after others.
+std::string cpu_message(const Pcm& pcm) {
+  std::vector<float> out(static_cast<size_t>(80 * logmel::frame_count(static_cast<int64_t>(pcm.size()), Padding::kWhisper)));
+  return logmel::run({Device::kCpu, pcm.data(), static_cast<int64_t>(pcm.size()), 80, Padding::kWhisper, out.data()}).message();
+}
+
+}  // namespace
+
+TEST(errors_are_at_most_twice_those_of_plain_float32) {
+  for (const Pcm& pcm : {noise(8000), speechlike(8000)}) {
+    for (const int n_mels : {80, 128}) {
+      const std::vector<float> raw = oracle(pcm, n_mels, Padding::kStepAudio), expected = normalized(raw);
+      const double bound = kFactor * largest_difference(normalized(plain(pcm, n_mels, Padding::kStepAudio)), expected);
+      CHECK_NEAR(largest_difference(alone(pcm, n_mels, Padding::kStepAudio, true), expected), 0, bound);
+      CHECK_NEAR(largest_difference(alone(pcm, n_mels, Padding::kStepAudio, false), raw), 0, 4 * bound);
+    }
+  }
+}
+
+TEST(clips_of_any_length_and_padding_are_the_oracle_s) {
+  for (const int64_t samples : {1, 2, 159, 160, 161, 199, 200, 201, 319, 320, 321, 399, 400, 401, 1601, 5279, 5280, 5281,
+                                10007}) {
+    for (const Padding padding : kPaddings) {
+      const Pcm pcm = noise(samples, static_cast<unsigned>(samples));
+      for (const int n_mels : {80, 128}) {
+        const std::vector<float> found = alone(pcm, n_mels, padding, false);
+        CHECK_NEAR(largest_difference(found, oracle(pcm, n_mels, padding)), 0, 1e-5);
+        if (!found.empty()) CHECK(same_bits(alone(pcm, n_mels, padding, true), normalized(found)));
+      }
+    }
+  }
+}
+
+TEST(any_number_of_bands) {
+  const Pcm pcm = noise(2000);
+  for (const int n_mels : {1, 2, 3, 15, 16, 17, 40, 79, 200, 255, 256}) {
+    const std::vector<float> found = alone(pcm, n_mels, Padding::kWhisper, false);
+    CHECK_NEAR(largest_difference(found, oracle(pcm, n_mels, Padding::kWhisper)), 0, 1e-5);
+    CHECK(same_bits(alone(pcm, n_mels, Padding::kWhisper, true), normalized(found)));
+  }
+}
+
+TEST(silence_is_the_clamp_and_the_largest_samples_stay_finite) {
+  for (const float x : alone(Pcm(1600, 0.0f), 80, Padding::kWhisper, false)) CHECK_NEAR(x, -10, 1e-6);
+  for (const float x : alone(Pcm(1600, 0.0f), 80, Padding::kWhisper, true)) CHECK_NEAR(x, -1.5, 1e-6);
+  for (const float x : alone(Pcm(800, 1e15f), 128, Padding::kStepAudio, false)) CHECK(std::isfinite(x));
+  for (const float x : alone(Pcm(800, -1e15f), 128, Padding::kStepAudio, true)) CHECK(std::isfinite(x));
+}
+
+TEST(a_batch_gives_each_clip_the_bits_it_has_alone) {
+  const std::vector<int64_t> ragged = {0, 1, 0, 160, 159, 12345, 0, 0, 5120, 5279, 5280, 33, 20011, 401, 0};
+  for (const Padding padding : kPaddings) {
+    for (const bool normalized : {false, true}) {
+      std::vector<Pcm> clips;
+      for (const int64_t samples : ragged) {
+        clips.push_back(noise(samples, static_cast<unsigned>(clips.size())));
+        for (float& x : clips.back()) x *= static_cast<float>(clips.size());  // every clip has its own maximum
+      }
+      Batch batch(clips, 80, padding, normalized);
+      for (int launch = 0; launch < 2; ++launch) {  // what one leaves in the workspace the next one finds
+        CHECK(logmel::run(batch.call).ok());
+        CHECK(logmel::fault(batch.call).ok());
+        CHECK(batch.workspace_is_clear());
+        for (size_t c = 0; c < clips.size(); ++c) {
+          if (clips[c].empty()) continue;
+          CHECK(same_bits(batch.out_of(c), alone(clips[c], 80, padding, normalized)));
+        }
+      }
+      // An empty clip is, by Step-Audio's rule, two frames of silence.
+      for (const float x : batch.out_of(0)) CHECK_NEAR(x, normalized ? -1.5 : -10, 1e-6);
+      CHECK(batch.out_of(0).size() == (padding == Padding::kStepAudio ? 160 : 0));
+    }
+  }
+}
+
+TEST(a_batch_of_equal_lengths_needs_no_offsets) {
+  for (const int64_t samples : {0, 100, 5120, 7001}) {
+    for (const Padding padding : kPaddings) {
+      Batch batch({noise(samples, 1), noise(samples, 2), noise(samples, 3)}, 128, padding, true);
+      CHECK(logmel::run(batch.call).ok());
+      const std::vector<float> expected = batch.out();
+      Batch same({noise(samples, 1), noise(samples, 2), noise(samples, 3)}, 128, padding, true);
+      same.call.cu_samples = same.call.cu_frames = nullptr;
+      same.call.samples = samples;
+      CHECK(logmel::run(same.call).ok());
+      CHECK(logmel::fault(same.call).ok());
+      CHECK(same_bits(same.out(), expected));
+    }
+  }
+}
+
+TEST(out_between_vectors_is_the_same) {
+  // One band of three frames a clip: no clip but the first begins at a multiple of four numbers.
+  std::vector<Pcm> clips;
+  for (unsigned c = 0; c < 5; ++c) clips.push_back(noise(480 + 160 * (c % 2), c));
+  Batch batch(clips, 1, Padding::kWhisper, true);
+  CHECK(logmel::run(batch.call).ok());
+  for (size_t c = 0; c < clips.size(); ++c) CHECK(same_bits(batch.out_of(c), alone(clips[c], 1, Padding::kWhisper, true)));
+}
+
+TEST(no_clips_are_no_work) {
+  Batch batch({}, 80, Padding::kWhisper, true);
+  CHECK(logmel::run(batch.call).ok());
+}
+
+TEST(chunks_of_any_size_give_the_bits_of_the_whole) {
+  std::mt19937 random(5);
+  for (const int64_t samples : {1, 2, 159, 160, 161, 199, 200, 201, 359, 360, 361, 560, 4001}) {
+    for (const Padding padding : kPaddings) {
+      const Pcm pcm = noise(samples, static_cast<unsigned>(samples));
+      const std::vector<float> expected = alone(pcm, 80, padding, false);
+      for (const int64_t chunk : {7, 160, 201, 401, 1280, 5000}) {
+        if (samples / chunk > 30) continue;
+        Streams streams(1, 80, padding);
+        int64_t at = 0;
+        while (at < samples) {
+          const int64_t end = std::min(samples, at + 1 + static_cast<int64_t>(random()) % chunk);
+          // The last samples come with the end, or before it.
+          CHECK(streams.push({{0, Pcm(pcm.begin() + at, pcm.begin() + end), end == samples && chunk % 2 == 0}}).ok());
+          at = end;
+        }
+        if (chunk % 2 != 0) CHECK(streams.push({{0, {}, true}}).ok());
+        CHECK(same_bits(streams.joined(0), expected));
+      }
+    }
+  }
+}
+
+TEST(many_streams_in_one_step_are_each_as_if_alone) {
+  std::mt19937 random(9);
+  constexpr size_t kStreams = 11;
+  for (const int n_mels : {80, 128}) {
+    std::vector<Pcm> clips;
+    for (unsigned s = 0; s < kStreams; ++s) clips.push_back(noise(1 + static_cast<int64_t>(random() % 9000), 100 + s));
+    Streams streams(kStreams, n_mels, Padding::kStepAudio);
+    std::vector<int64_t> at(kStreams, 0);
+    std::vector<bool> ended(kStreams, false);
+    while (std::count(ended.begin(), ended.end(), true) < static_cast<int64_t>(kStreams)) {
+      std::vector<Streams::Chunk> chunks;
+      for (size_t s = 0; s < kStreams; ++s) {
+        if (ended[s] || random() % 4 == 0) continue;  // not every stream in every step
+        const int64_t left = static_cast<int64_t>(clips[s].size()) - at[s];
+        const int64_t most[] = {1, 100, 1280, 6000};  // a few samples, and more frames than a block takes at once
+        const int64_t count = std::min(left, static_cast<int64_t>(random()) % (1 + most[random() % 4]));
+        ended[s] = count == left && (left == 0 || random() % 2 == 0);
+        const auto begin = clips[s].begin() + at[s];
+        chunks.push_back({static_cast<int64_t>(s), Pcm(begin, begin + count), ended[s]});
+        at[s] += count;
+      }
+      std::shuffle(chunks.begin(), chunks.end(), random);
+      CHECK(streams.push(chunks).ok());
+    }
+    for (size_t s = 0; s < kStreams; ++s)
+      CHECK(same_bits(streams.joined(static_cast<int64_t>(s)), alone(clips[s], n_mels, Padding::kStepAudio, false)));
+  }
+}
+
+TEST(streams_without_ids_or_ends_are_the_first_ones_and_go_on) {
+  const Pcm pcm = noise(2 * 1280);
+  OnDevice<char> states(std::vector<char>(static_cast<size_t>(2 * logmel::stream_size())));
+  OnDevice<float> on_pcm(pcm), out(std::vector<float>(2 * 80 * 7));
+  OnDevice<int64_t> cu_samples({0, 1280, 2560}), cu_frames({0, 7, 14});
+  OnDevice<FaultWord> fault({kNoFault});
+  logmel::Push call;
+  call.states = states.data(), call.streams = 2, call.pcm = on_pcm.data(), call.samples = 2560;
+  call.cu_samples = cu_samples.data(), call.cu_frames = cu_frames.data(), call.frames = 14, call.most_frames = 7;
+  call.out = out.data(), call.fault = fault.data();
+  CHECK(logmel::push(call).ok());
+  CHECK(logmel::fault(call).ok());
+  const std::vector<float> found = out.values();
+  for (int s = 0; s < 2; ++s) {
+    const std::vector<float> clip = alone(Pcm(pcm.begin() + 1280 * s, pcm.begin() + 1280 * (s + 1)), 80, Padding::kWhisper, false);
+    for (int m = 0; m < 80; ++m)
+      for (int t = 0; t < 7; ++t)
+        CHECK(found[static_cast<size_t>(80 * 7 * s + 7 * m + t)] == clip[static_cast<size_t>(8 * m + t)]);
+  }
+}
+
+TEST(samples_that_are_not_finite_are_refused_in_the_cpu_s_words) {
+  for (const float value : {kNan, -kNan, kInf, -kInf, 1.1e15f, -1.1e15f}) {
+    for (const size_t at : {0, 5, 333, 799}) {
+      Pcm pcm = noise(800);
+      pcm[at] = value;
+      if (at < 700) pcm[at + 50] = kNan;  // a later one is not the one that is named
+      Batch batch({pcm}, 80, Padding::kWhisper, true);
+      CHECK(logmel::run(batch.call).ok());
+      CHECK(logmel::fault(batch.call).message() == cpu_message(pcm));
+      CHECK(batch.workspace_is_clear());
+      Streams streams(1, 80, Padding::kWhisper);
+      CHECK(streams.push({{0, pcm}}).message() == cpu_message(pcm));
+    }
+  }
+  for (const size_t at : {0, 158}) {  // in a clip that is too short for a frame
+    Pcm pcm = noise(159);
+    pcm[at] = kInf;
+    Batch batch({pcm}, 80, Padding::kWhisper, false);
+    CHECK(logmel::run(batch.call).ok());
+    CHECK(logmel::fault(batch.call).message() == cpu_message(pcm));
+  }
+  Pcm tail = noise(160 * 33 + 159);  // and behind the last frame, in every tile
+  for (const size_t at : {160 * 33 + 158, 160 * 33 + 121, 160 * 33, 160 * 32 - 199, 5000}) {
+    Pcm pcm = tail;
+    pcm[at] = kNan;
+    Batch batch({pcm}, 80, Padding::kWhisper, false);
+    CHECK(logmel::run(batch.call).ok());
+    CHECK(logmel::fault(batch.call).message() == cpu_message(pcm));
+  }
+}
+
+TEST(a_bad_clip_does_not_change_its_neighbours) {
+  std::vector<Pcm> clips = {noise(3000, 1), noise(7000, 2), noise(4000, 3)};
+  clips[1][6999] = kNan;
+  for (const bool equal : {false, true}) {
+    if (equal) clips[0].resize(7000, 0.1f), clips[2].resize(7000, 0.1f);
+    Batch batch(clips, 80, Padding::kWhisper, true);
+    if (equal) batch.call.cu_samples = batch.call.cu_frames = nullptr, batch.call.samples = 7000;
+    CHECK(logmel::run(batch.call).ok());
+    CHECK(logmel::fault(batch.call).message() ==
+          "[logmel] pcm: expected finite samples of magnitude at most 1e15, got nan at sample 6999 of clip 1");
+    for (const size_t c : {0, 2}) CHECK(same_bits(batch.out_of(c), alone(clips[c], 80, Padding::kWhisper, true)));
+  }
+}
+
+TEST(a_refused_chunk_leaves_its_stream_as_it_was_and_the_others_go_on) {
+  const Pcm first = noise(9000, 1), second = noise(9000, 2);
+  const auto part = [](const Pcm& pcm, int64_t begin, int64_t end) { return Pcm(pcm.begin() + begin, pcm.begin() + end); };
+  for (const size_t at : {0, 1, 1279, 3100, 7999}) {
+    Streams streams(2, 80, Padding::kWhisper);
+    CHECK(streams.push({{0, part(first, 0, 1000)}, {1, part(second, 0, 500)}}).ok());
+    const std::vector<char> before = streams.states();
+    Pcm bad = part(first, 1000, 9000);
+    bad[at] = kNan;
+    const Status status = streams.push({{1, part(second, 500, 4000)}, {0, bad}});
+    CHECK(status.message() == "[logmel] pcm: expected finite samples of magnitude at most 1e15, got nan at sample " +
+                                  std::to_string(1000 + at) + " of stream 1");
+    const std::vector<char> after = streams.states();
+    CHECK(std::equal(before.begin(), before.begin() + logmel::stream_size(), after.begin()));
+    CHECK(streams.push({{0, part(first, 1000, 9000), true}, {1, part(second, 4000, 9000), true}}).ok());
+    CHECK(same_bits(streams.joined(0), alone(first, 80, Padding::kWhisper, false)));
+    CHECK(same_bits(streams.joined(1), alone(second, 80, Padding::kWhisper, false)));
+  }
+}
+
+TEST(what_does_not_fit_is_refused_by_the_kernel) {
+  Streams streams(2, 80, Padding::kWhisper);
+  CHECK(streams.push({{0, {}, true}}).message() == "[logmel] pcm: expected at least one sample, got none");
+  CHECK(streams.push({{0, noise(500)}, {1, noise(300)}}).ok());
+  const std::vector<char> before = streams.states();
+  CHECK(streams.push({{0, noise(500)}}, 1).message() ==
+        "[logmel] cu_frames: expected as many frames as the chunk makes ready, got another number");
+  CHECK(streams.states() == before);
+  CHECK(streams.push({{0, noise(500), true}, {1, noise(700)}}).ok());
+  CHECK(streams.push({{1, noise(500)}, {0, noise(500)}}).message() ==
+        "[logmel] push: expected a stream that is not finished, got one that is of stream 1");
+  for (const int64_t wrong : {-1, 1}) {
+    Batch batch({noise(1000), noise(800)}, 80, Padding::kWhisper, true);
+    OnDevice<int64_t> frames({0, 6 + wrong, 11});
+    batch.call.cu_frames = frames.data();
+    CHECK(logmel::run(batch.call).ok());
+    CHECK(logmel::fault(batch.call).message() ==
+          "[logmel] cu_frames: expected the sums of frame_count of each clip's samples, got others at clip 0");
+    CHECK(batch.workspace_is_clear());
+  }
+}
+
+TEST(the_normaliser_alone_is_the_cpu_s) {
+  std::mt19937 random(3);
+  std::normal_distribution<float> normal(-3, 4);
+  const std::vector<int64_t> frames = {0, 1, 33, 0, 300, 7, 128};
+  for (const int n_mels : {1, 80, 127}) {
+    const std::vector<int64_t> offsets = sums(frames);
+    std::vector<float> raw(static_cast<size_t>(n_mels * offsets.back()));
+    for (float& x : raw) x = normal(random);
+    OnDevice<float> on_raw(raw), out(std::vector<float>(raw.size()));
+    OnDevice<int64_t> cu_frames(offsets);
+    OnDevice<char> workspace(std::vector<char>(static_cast<size_t>(logmel::workspace_size(7))));
+    logmel::Normalization call;
+    call.raw = on_raw.data(), call.clips = 7, call.frames = offsets.back(), call.cu_frames = cu_frames.data();
+    call.n_mels = n_mels, call.out = out.data(), call.workspace = workspace.data();
+    CHECK(logmel::normalize(call).ok());
+    std::vector<float> expected;
+    for (size_t c = 0; c < frames.size(); ++c) {
+      const std::vector<float> clip(raw.begin() + n_mels * offsets[c], raw.begin() + n_mels * offsets[c + 1]);
+      const std::vector<float> done = normalized(clip);
+      expected.insert(expected.end(), done.begin(), done.end());
+    }
+    CHECK(same_bits(out.values(), expected));
+    call.out = on_raw.data();  // in place
+    CHECK(logmel::normalize(call).ok());
+    CHECK(same_bits(on_raw.values(), expected));
+  }
+}
+
+#else
+
+TEST(a_build_without_cuda_says_so) {
+  float out = 0;
+  FaultWord fault = kNoFault;
+  logmel::Clips clips;
+  clips.clips = 1, clips.pcm = &out, clips.samples = 160, clips.frames = 1, clips.out = &out, clips.fault = &fault;
+  clips.normalized = false;
+  CHECK(logmel::run(clips).code() == StatusCode::kUnsupported);
+  CHECK(logmel::run(clips).message().find("[logmel] device: expected cpu") != std::string::npos);
+}
+
+#endif
+
+TEST(wrong_calls_are_refused_before_anything_is_read) {
+  float memory = 0;
+  int64_t offset = 0;
+  FaultWord fault = kNoFault;
+  const auto says = [](const Status& status, const std::string& what) {
+    return status.code() == StatusCode::kInvalidArgument && status.message().find("[logmel] " + what) == 0;
+  };
+  const auto clips = [&](auto change) {
+    logmel::Clips call;
+    call.pcm = &memory, call.clips = 3, call.samples = 320, call.frames = 6, call.out = &memory, call.workspace = &memory;
+    call.fault = &fault;
+    change(call);
+    return logmel::run(call);
+  };
+  CHECK(says(clips([](auto& call) { call.clips = -1; }), "clips: expected 0 to 16777216, got -1"));
+  CHECK(says(clips([](auto& call) { call.n_mels = 257; }), "n_mels: expected 1 to 256, got 257"));
+  CHECK(says(clips([](auto& call) { call.samples = logmel::kMaxSamples + 1; }), "samples: "));
+  CHECK(says(clips([](auto& call) { call.frames = 7; }), "frames: expected 2 of each clip, got 7 in all"));
+  CHECK(says(clips([](auto& call) { call.frames = logmel::kMostFrames + 1; }), "frames: "));
+  CHECK(says(clips([&](auto& call) { call.cu_samples = &offset; }), "cu_frames: "));
+  CHECK(says(clips([](auto& call) { call.pcm = nullptr; }), "pcm: expected memory on the device, got a null pointer"));
+  CHECK(says(clips([](auto& call) { call.out = nullptr; }), "out: "));
+  CHECK(says(clips([](auto& call) { call.workspace = nullptr; }), "workspace: "));
+  CHECK(says(clips([](auto& call) { call.fault = nullptr; }), "fault: "));
+  const auto push = [&](auto change) {
+    logmel::Push call;
+    call.states = &memory, call.streams = 1, call.pcm = &memory, call.cu_samples = &offset, call.samples = 1280;
+    call.cu_frames = &offset, call.frames = 8, call.most_frames = 8, call.out = &memory, call.fault = &fault;
+    change(call);
+    return logmel::push(call);
+  };
+  CHECK(says(push([](auto& call) { call.streams = -1; }), "streams: "));
+  CHECK(says(push([](auto& call) { call.n_mels = 0; }), "n_mels: "));
+  CHECK(says(push([](auto& call) { call.most_frames = 9; }), "most_frames: expected 0 to 8, got 9"));
+  CHECK(says(push([](auto& call) { call.states = nullptr; }), "states: "));
+  CHECK(says(push([](auto& call) { call.cu_samples = nullptr; }), "cu_samples: "));
+  CHECK(says(push([](auto& call) { call.fault = nullptr; }), "fault: "));
+  logmel::Normalization call;
+  call.raw = &memory, call.out = &memory, call.clips = 2, call.frames = 3;
+  CHECK(says(logmel::normalize(call), "frames: expected as many of each clip, got 3 in all"));
+  call.frames = 4;
+  CHECK(says(logmel::normalize(call), "workspace: "));
+}
