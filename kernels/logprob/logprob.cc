@@ -2,6 +2,7 @@
 // Checks, and the choice of back end.
 #include "kernels/logprob/logprob.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -51,11 +52,18 @@ int64_t pair_of(Type type) {
 }  // namespace
 
 Status check(const Problem& p) {
-  if (p.device == Device::kCuda) return unsupported_cuda();
+  if (p.device == Device::kCuda) {
+    std::string name;
+    if (Status status = which_cuda(p, &name); !status.ok()) return status;
+  }
   if (p.rows < 0) return invalid_argument("logprob", "hidden", "N >= 0 rows", std::to_string(p.rows));
   if (p.depth < 1) return invalid_argument("logprob", "hidden", "H >= 1 columns", std::to_string(p.depth));
   if (p.vocabulary < 1)
     return invalid_argument("logprob", "weight", "V >= 1 rows", std::to_string(p.vocabulary));
+  constexpr int64_t kMostOnCuda = std::numeric_limits<int32_t>::max();  // rows and ids are held in 32 bits there
+  if (p.device == Device::kCuda && std::max({p.rows, p.depth, p.vocabulary}) > kMostOnCuda) {
+    return invalid_argument("logprob", "hidden", "sizes below 2^31 on cuda", "larger ones");
+  }
   constexpr int64_t kMost = std::numeric_limits<int64_t>::max() / 64;  // sizes in bytes must not overflow
   if (p.rows > kMost / p.depth || p.vocabulary > kMost / p.depth) {
     return invalid_argument("logprob", "hidden", "sizes that fit in memory", "larger ones");
@@ -75,15 +83,22 @@ Status check(const Problem& p) {
   if (Status status = check_pointer("hidden", p.hidden); !status.ok()) return status;
   if (Status status = check_pointer("weight", p.weight); !status.ok()) return status;
   if (Status status = check_pointer("targets", p.targets); !status.ok()) return status;
-  return check_targets(p);
+  return p.device == Device::kCuda ? Status() : check_targets(p);
 }
 
 int64_t kept_size(const Problem& p) {
+  if (p.device == Device::kCuda) return 0;
   const Kept kept(p);
   return kept.tiles * kept.rows * kTile;
 }
-size_t workspace_size(const Forward& f) { return workspace_size(f, pair_of(f.problem.type)); }
-size_t workspace_size(const Backward& b) { return workspace_size(b, pair_of(b.problem.type)); }
+size_t workspace_size(const Forward& f) {
+  if (f.problem.device == Device::kCuda) return workspace_size_cuda(f);
+  return workspace_size(f, pair_of(f.problem.type));
+}
+size_t workspace_size(const Backward& b) {
+  if (b.problem.device == Device::kCuda) return workspace_size_cuda(b);
+  return workspace_size(b, pair_of(b.problem.type));
+}
 
 Status run(const Forward& f, void* workspace) {
   if (Status status = check(f.problem); !status.ok()) return status;
@@ -92,6 +107,7 @@ Status run(const Forward& f, void* workspace) {
     if (Status status = check_pointer("output", output); !status.ok()) return status;
   }
   if (Status status = check_pointer("workspace", workspace); !status.ok()) return status;
+  if (f.problem.device == Device::kCuda) return run_cuda(f, workspace);
   CpuTier tier;
   if (Status status = current_cpu_tier(&tier); !status.ok()) return status;
   if (f.problem.type == Type::kFloat64) {
@@ -109,6 +125,7 @@ Status run(const Backward& b, void* workspace) {
     if (Status status = check_pointer("entropy", b.entropy); !status.ok()) return status;
   }
   if (Status status = check_pointer("workspace", workspace); !status.ok()) return status;
+  if (b.problem.device == Device::kCuda) return run_cuda(b, workspace);
   CpuTier tier;
   if (Status status = current_cpu_tier(&tier); !status.ok()) return status;
   if (b.problem.type == Type::kFloat64) {
@@ -119,8 +136,23 @@ Status run(const Backward& b, void* workspace) {
   return {};
 }
 
+Status fault(const Problem& p, FaultWord word) {
+  if (word == kNoFault) return {};
+  return invalid_argument("logprob", "targets", "token ids in [0, " + std::to_string(p.vocabulary) + ")",
+                          "another in row " + std::to_string(fault_of(word).index));
+}
+
+Status which(const Problem& p, std::string* name) {
+  return p.device == Device::kCuda ? which_cuda(p, name) : which(p.device, name);
+}
+
 Status which(Device device, std::string* name) {
-  if (device == Device::kCuda) return unsupported_cuda();
+  if (device == Device::kCuda) {
+    Problem any;
+    any.type = Type::kBFloat16;
+    any.depth = 8;
+    return which_cuda(any, name);
+  }
   CpuTier tier;
   if (Status status = current_cpu_tier(&tier); !status.ok()) return status;
   *name = std::string("cpu/") + name_of(tier);

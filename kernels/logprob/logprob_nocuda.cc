@@ -3,9 +3,16 @@
 #include "kernels/logprob/logprob_backend.h"
 
 namespace earnest::logprob {
+namespace {
 
-Status unsupported_cuda() {
-  return unsupported("logprob", "device", "cpu (this is built without CUDA)", "cuda");
-}
+Status none() { return unsupported("logprob", "device", "cpu (this is built without CUDA)", "cuda"); }
+
+}  // namespace
+
+Status which_cuda(const Problem&, std::string*) { return none(); }
+size_t workspace_size_cuda(const Forward&) { return 0; }
+size_t workspace_size_cuda(const Backward&) { return 0; }
+Status run_cuda(const Forward&, void*) { return none(); }
+Status run_cuda(const Backward&, void*) { return none(); }
 
 }  // namespace earnest::logprob
