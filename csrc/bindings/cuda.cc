@@ -2,6 +2,7 @@
 #include "kernels/common/cuda.h"
 
 #include <atomic>
+#include <string_view>
 
 #include "csrc/bindings/place.h"
 
@@ -10,11 +11,8 @@ namespace {
 
 std::atomic<bool> emulating{false};
 
-#if defined(EARNEST_EMULATED)
-constexpr bool kEmulated = true;
-#else
-constexpr bool kEmulated = false;
-#endif
+constexpr std::string_view kBuild = EARNEST_CUDA_BUILD;  // OFF, ON or EMULATED
+constexpr bool kEmulated = kBuild == "EMULATED";
 
 void emulate_cuda(bool on) {
   if (on && !kEmulated) {
@@ -28,7 +26,7 @@ void emulate_cuda(bool on) {
 bool emulating_cuda() { return kEmulated && emulating.load(std::memory_order_relaxed); }
 
 void bind_cuda(nb::module_& module) {
-  module.attr("CUDA_IS_EMULATED") = kEmulated;
+  module.attr("CUDA_BUILD") = EARNEST_CUDA_BUILD;
   module.def("emulate_cuda", &emulate_cuda, nb::arg("on"));
 }
 
