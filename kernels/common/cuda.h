@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+// The device of Device::kCuda: the current GPU of the calling thread, or in an EMULATED build the emulator,
+// whose memory is the host's. No header of CUDA is needed. `op` is who asks, for messages.
+//
+// In contracts a stream is a void*: a cudaStream_t, null for the default one. A call with Device::kCuda only
+// puts work on the stream; it allocates nothing and waits for nothing, so that it can be captured in a graph.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/common/status.h"
+
+namespace earnest::cuda {
+
+struct Properties {
+  int major = 0, minor = 0;  // compute capability: 9, 0
+  int multiprocessors = 0;
+  int64_t shared_bytes = 0;  // that a block may ask for
+};
+
+// Of the current device; asked for once per device.
+Status properties(const char* op, Properties* found);
+
+// On the stream:
+Status fill(const char* op, void* memory, int byte, size_t bytes, void* stream);
+
+// For tests, benchmarks and callers that read a result: these wait, or allocate.
+Status allocate(const char* op, size_t bytes, void** memory);
+void release(void* memory);
+Status copy(const char* op, void* to, const void* from, size_t bytes, void* stream);  // either way; waits
+Status synchronize(const char* op, void* stream);
+
+}  // namespace earnest::cuda

@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a build without CUDA answers.
+#include "kernels/common/cuda.h"
+
+namespace earnest::cuda {
+namespace {
+
+Status none(const char* op) {
+  return unsupported(op, "device", "cpu (earnest was built without CUDA)", "cuda");
+}
+
+}  // namespace
+
+Status properties(const char* op, Properties*) { return none(op); }
+Status fill(const char* op, void*, int, size_t, void*) { return none(op); }
+Status allocate(const char* op, size_t, void**) { return none(op); }
+void release(void*) {}
+Status copy(const char* op, void*, const void*, size_t, void*) { return none(op); }
+Status synchronize(const char* op, void*) { return none(op); }
+
+}  // namespace earnest::cuda

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+// mma.h in the emulator: what the instructions do, by lane, with the mistakes that they punish found.
+// Products are summed in float64 and rounded once; the hardware's own order of sums is not published.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/common/bfloat16.h"
+#include "kernels/common/simt_builtins.h"
+
+namespace earnest::simt {
+namespace emulator {
+
+inline float half_of(uint32_t packed, int which) {
+  return widen(BFloat16{static_cast<uint16_t>(which == 0 ? packed & 0xffffu : packed >> 16)});
+}
+
+struct Product {
+  float* d;
+  const uint32_t *a, *b;
+};
+
+inline void multiply(void* const* lanes, int count) {
+  double a[16][16], b[16][8];
+  for (int lane = 0; lane < count; ++lane) {
+    const auto* mine = static_cast<const Product*>(lanes[lane]);
+    const int g = lane / 4, t = lane % 4;
+    for (int half = 0; half < 2; ++half) {
+      for (int i = 0; i < 4; ++i) a[g + i % 2 * 8][2 * t + i / 2 * 8 + half] = half_of(mine->a[i], half);
+      for (int i = 0; i < 2; ++i) b[2 * t + i * 8 + half][g] = half_of(mine->b[i], half);
+    }
+  }
+  for (int lane = 0; lane < count; ++lane) {
+    const auto* mine = static_cast<const Product*>(lanes[lane]);
+    for (int i = 0; i < 4; ++i) {
+      const int row = lane / 4 + i / 2 * 8, column = 2 * (lane % 4) + i % 2;
+      double sum = mine->d[i];
+      for (int k = 0; k < 16; ++k) sum += a[row][k] * b[k][column];
+      mine->d[i] = static_cast<float>(sum);
+    }
+  }
+}
+
+struct MatrixRow {
+  const void* row;
+  uint32_t* r;
+  bool transposed;
+};
+
+inline void load_matrices(void* const* lanes, int count) {
+  uint16_t matrices[4][8][8];
+  for (int lane = 0; lane < count; ++lane)
+    std::memcpy(matrices[lane / 8][lane % 8], static_cast<const MatrixRow*>(lanes[lane])->row, 16);
+  for (int lane = 0; lane < count; ++lane) {
+    const auto* mine = static_cast<const MatrixRow*>(lanes[lane]);
+    const int g = lane / 4, t = lane % 4;
+    for (int i = 0; i < 4; ++i) {
+      const auto& m = matrices[i];
+      const uint32_t low = mine->transposed ? m[2 * t][g] : m[g][2 * t];
+      const uint32_t high = mine->transposed ? m[2 * t + 1][g] : m[g][2 * t + 1];
+      mine->r[i] = high << 16 | low;
+    }
+  }
+}
+
+inline void check_shared(const char* what, const void* address, size_t bytes) {
+  if (!is_shared(address, bytes))
+    fail(std::string(what) + " within the block's shared memory", "another address");
+  if (reinterpret_cast<uintptr_t>(address) % bytes != 0)
+    fail(std::string(what) + " aligned to " + std::to_string(bytes) + " bytes", "another address");
+}
+
+}  // namespace emulator
+
+inline void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                        emulator::Site site = emulator::Site::current()) {
+  emulator::Product mine{d, a, b};
+  emulator::meet_warp("mma_16x8x16", 0xffffffffu, &mine, &emulator::multiply, site);
+}
+
+inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, emulator::Site site = emulator::Site::current()) {
+  emulator::check_shared("the row of ldmatrix_x4", row, 16);
+  emulator::MatrixRow mine{row, r, false};
+  emulator::meet_warp("ldmatrix_x4", 0xffffffffu, &mine, &emulator::load_matrices, site);
+}
+
+inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row,
+                              emulator::Site site = emulator::Site::current()) {
+  emulator::check_shared("the row of ldmatrix_x4_trans", row, 16);
+  emulator::MatrixRow mine{row, r, true};
+  emulator::meet_warp("ldmatrix_x4_trans", 0xffffffffu, &mine, &emulator::load_matrices, site);
+}
+
+inline void copy_async_16(void* to, const void* from, int bytes = 16) {
+  emulator::check_shared("the target of copy_async_16", to, 16);
+  if (bytes < 0 || bytes > 16) emulator::fail("0 to 16 bytes for copy_async_16", std::to_string(bytes));
+  if (bytes > 0 && reinterpret_cast<uintptr_t>(from) % 16 != 0)
+    emulator::fail("the source of copy_async_16 aligned to 16 bytes", "another address");
+  emulator::copy_later(to, from, static_cast<size_t>(bytes), 16);
+}
+inline void copy_async_commit() { emulator::commit_copies(); }
+template <int kGroupsLeft>
+void copy_async_wait() {
+  emulator::wait_for_copies(kGroupsLeft);
+}
+
+inline uint32_t pack_bfloat16(float low, float high) {
+  BFloat16 halves[2];
+  narrow(low, &halves[0]);
+  narrow(high, &halves[1]);
+  return static_cast<uint32_t>(halves[1].bits) << 16 | halves[0].bits;
+}
+
+}  // namespace earnest::simt

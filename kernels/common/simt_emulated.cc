@@ -1,0 +1,410 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#include "kernels/common/fibre.h"
+#include "kernels/common/simt_emulator.h"
+
+namespace earnest::simt {
+namespace {
+
+constexpr int kWarp = 32;
+constexpr int kBlocksUnderWay = 3;
+constexpr int64_t kMostIdlePauses =
+    1'000'000;  // without anything else happening: nobody will end the waiting
+constexpr size_t kMostThreads = 1024;
+constexpr size_t kMostSharedBytes = 227 * 1024;  // of a block on an H100 or H200
+constexpr size_t kDynamicAlignment = 1024;
+
+std::atomic<uint64_t> launches{0};
+std::atomic<uint64_t> seed{[] {
+  const char* text = std::getenv("EARNEST_SIMT_SEED");
+  return text ? std::strtoull(text, nullptr, 10) : 1ull;
+}()};
+
+std::string text_of(const dim3& x) {
+  return "(" + std::to_string(x.x) + ", " + std::to_string(x.y) + ", " + std::to_string(x.z) + ")";
+}
+uint64_t volume(const dim3& x) { return uint64_t{x.x} * x.y * x.z; }
+dim3 index_of(uint64_t i, const dim3& size) {
+  return {static_cast<unsigned>(i % size.x), static_cast<unsigned>(i / size.x % size.y),
+          static_cast<unsigned>(i / size.x / size.y)};
+}
+
+// Bytes that AddressSanitizer can watch the ends of.
+class SharedMemory {
+ public:
+  SharedMemory(const void* site, size_t bytes, size_t alignment)
+      : site_(site), bytes_(bytes), alignment_(alignment) {
+    data_ = static_cast<char*>(::operator new(bytes, std::align_val_t(alignment)));
+    std::memset(data_, 0xff, bytes);
+  }
+  ~SharedMemory() { ::operator delete(data_, std::align_val_t(alignment_)); }
+  SharedMemory(const SharedMemory&) = delete;
+  SharedMemory& operator=(const SharedMemory&) = delete;
+
+  const void* site() const { return site_; }
+  size_t bytes() const { return bytes_; }
+  char* data() const { return data_; }
+  bool holds(const void* address, size_t bytes) const {
+    const char* begin = static_cast<const char*>(address);
+    return begin >= data_ && begin + bytes <= data_ + bytes_;
+  }
+
+ private:
+  const void* site_;
+  size_t bytes_, alignment_;
+  char* data_;
+};
+
+enum class State { kRunnable, kAtBlock, kAtWarp, kEnded };
+
+struct Copy {
+  void* to;
+  const void* from;
+  size_t bytes, total;  // the rest of total is filled with zeros
+};
+
+struct Block;
+
+// Stacks of launches that are over serve the next ones.
+thread_local std::vector<std::unique_ptr<FibreStack>> idle_stacks;
+
+std::unique_ptr<FibreStack> take_stack() {
+  if (idle_stacks.empty()) return std::make_unique<FibreStack>();
+  std::unique_ptr<FibreStack> stack = std::move(idle_stacks.back());
+  idle_stacks.pop_back();
+  return stack;
+}
+
+struct Thread {
+  Thread() = default;
+  ~Thread() { idle_stacks.push_back(std::move(stack)); }
+  Thread(const Thread&) = delete;
+  Thread& operator=(const Thread&) = delete;
+
+  Fibre fibre;
+  std::unique_ptr<FibreStack> stack = take_stack();
+  emulator::Place place;
+  Block* block = nullptr;
+  int number = 0;  // in the block
+
+  State state = State::kRunnable;
+  const char* meeting = nullptr;  // what it waits at: its name, line, mask
+  emulator::Site site;
+  uint32_t mask = 0;
+  void* payload = nullptr;
+  std::vector<Copy> copies;          // of groups that are committed, then of the one that is not
+  std::vector<size_t> group_ends{};  // in copies
+};
+
+struct Block {
+  std::vector<std::unique_ptr<Thread>> threads;
+  std::vector<std::unique_ptr<SharedMemory>> shared;
+  std::unique_ptr<SharedMemory> dynamic;
+  int alive = 0, runnable = 0, at_block = 0;
+};
+
+std::string line_of(const Thread& thread) {
+  const std::string file = thread.site.file_name();
+  return std::string(thread.meeting) + " (" + file.substr(file.find_last_of('/') + 1) + ":" +
+         std::to_string(thread.site.line()) + ")";
+}
+
+struct Failed {};  // leaves a kernel from within
+
+class Launch {
+ public:
+  explicit Launch(const emulator::Grid& grid)
+      : grid_(grid), draw_(seed * 0x9e3779b97f4a7c15ull + ++launches) {}
+
+  Status run();
+
+  Thread& current() { return *current_; }
+  const emulator::Grid& grid() const { return grid_; }
+  void wake(Thread* thread) {
+    thread->state = State::kRunnable;
+    ++thread->block->runnable;
+    runnable_.push_back(thread);
+    idle_pauses_ = 0;
+  }
+  void meet_block(Thread* self, emulator::Combine combine);
+  void meet_warp(Thread* self, emulator::Combine combine);
+  void pause() {
+    ++idle_pauses_;
+    current_->fibre.suspend();
+  }
+  [[noreturn]] void fail(const Thread& thread, const std::string& expected, const std::string& got) {
+    report(thread, expected, got);
+    throw Failed();
+  }
+
+ private:
+  void begin(uint64_t block_index);
+  void step(size_t choice);
+  void explain_stall(const Block& block);
+  void report(const Thread& thread, const std::string& expected, const std::string& got) {
+    failure_ = Status(StatusCode::kInternal,
+                      "[" + std::string(grid_.label.op) + "] kernel " + grid_.label.kernel + ", block " +
+                          text_of(thread.place.block) + ", thread " + text_of(thread.place.thread) +
+                          ": expected " + expected + ", got " + got);
+  }
+  static void body(void* launch) {
+    auto* self = static_cast<Launch*>(launch);
+    try {
+      self->grid_.call(self->grid_.arguments);
+    } catch (const Failed&) {  // it has been reported
+    }
+    self->idle_pauses_ = 0;
+    self->current_->state = State::kEnded;
+  }
+
+  const emulator::Grid& grid_;
+  std::mt19937_64 draw_;
+  std::vector<std::unique_ptr<Block>> under_way_, resting_;  // those that rest lend their stacks to the next
+  std::vector<Thread*> runnable_;
+  Thread* current_ = nullptr;
+  int64_t idle_pauses_ = 0;
+  Status failure_;
+};
+
+thread_local Launch* active = nullptr;
+
+void Launch::begin(uint64_t block_index) {
+  std::unique_ptr<Block> block;
+  if (resting_.empty()) {
+    block = std::make_unique<Block>();
+    for (uint64_t i = 0; i < volume(grid_.block); ++i) block->threads.push_back(std::make_unique<Thread>());
+  } else {
+    block = std::move(resting_.back());
+    resting_.pop_back();
+  }
+  block->shared.clear();
+  block->dynamic = std::make_unique<SharedMemory>(nullptr, grid_.shared_bytes, kDynamicAlignment);
+  block->alive = static_cast<int>(block->threads.size());
+  block->runnable = block->at_block = 0;
+  for (int i = 0; i < block->alive; ++i) {
+    Thread* thread = block->threads[i].get();
+    thread->place = {index_of(i, grid_.block), index_of(block_index, grid_.grid), grid_.block, grid_.grid};
+    thread->block = block.get();
+    thread->number = i;
+    thread->copies.clear();
+    thread->group_ends.clear();
+    thread->fibre.start(thread->stack.get(), &Launch::body, this);
+    wake(thread);
+  }
+  under_way_.push_back(std::move(block));
+}
+
+// One thread goes on, until it must wait.
+void Launch::step(size_t choice) {
+  Thread* thread = current_ = runnable_[choice];
+  thread->fibre.resume();
+  if (!failure_.ok() || thread->state == State::kRunnable) return;
+  // Others may have been woken meanwhile, but only behind it.
+  runnable_[choice] = runnable_.back();
+  runnable_.pop_back();
+  Block* block = thread->block;
+  --block->runnable;
+  if (thread->state == State::kEnded && --block->alive == 0) {
+    const auto place = std::find_if(under_way_.begin(), under_way_.end(),
+                                    [&](const auto& one) { return one.get() == block; });
+    resting_.push_back(std::move(*place));
+    under_way_.erase(place);
+  } else if (block->runnable == 0) {
+    explain_stall(*block);
+  }
+}
+
+Status Launch::run() {
+  std::vector<uint64_t> order(volume(grid_.grid));
+  std::iota(order.begin(), order.end(), uint64_t{0});
+  std::shuffle(order.begin(), order.end(), draw_);
+  size_t begun = 0;
+  while (failure_.ok()) {
+    while (under_way_.size() < kBlocksUnderWay && begun < order.size()) begin(order[begun++]);
+    if (runnable_.empty()) break;
+    step(draw_() % runnable_.size());
+    if (idle_pauses_ > kMostIdlePauses)
+      report(*current_, "an end of waiting for other blocks",
+             "none after " + std::to_string(idle_pauses_) + " looks");
+  }
+  return failure_;
+}
+
+// Nobody in the block can go on: says what one waits for and who does not come.
+void Launch::explain_stall(const Block& block) {
+  const auto find = [&](auto wanted) -> const Thread* {
+    for (const auto& thread : block.threads)
+      if (wanted(*thread)) return thread.get();
+    return nullptr;
+  };
+  const Thread* waiting = find([](const Thread& one) { return one.state == State::kAtWarp; });
+  std::string whom = "every lane of its mask";
+  const Thread* absent = nullptr;
+  if (waiting) {
+    absent = find([&](const Thread& one) {
+      return one.number / kWarp == waiting->number / kWarp && (waiting->mask >> (one.number % kWarp) & 1u) &&
+             (one.state != State::kAtWarp || one.mask != waiting->mask || one.meeting != waiting->meeting);
+    });
+  } else {
+    waiting = find([](const Thread& one) { return one.state == State::kAtBlock; });
+    whom = "every thread of the block";
+    absent = find([&](const Thread& one) {
+      return one.state != State::kAtBlock || one.meeting != waiting->meeting ||
+             one.site.line() != waiting->site.line();
+    });
+  }
+  const std::string there = absent == nullptr ? "lanes that do not exist"
+                            : absent->state == State::kEnded
+                                ? "thread " + text_of(absent->place.thread) + " at its end"
+                                : "thread " + text_of(absent->place.thread) + " at " + line_of(*absent);
+  report(*waiting, whom + " at " + line_of(*waiting), there);
+}
+
+void Launch::meet_block(Thread* self, emulator::Combine combine) {
+  Block& block = *self->block;
+  self->state = State::kAtBlock;
+  if (++block.at_block < static_cast<int>(block.threads.size())) return self->fibre.suspend();
+  // The last to come looks whether all stand at the same line.
+  const bool same = std::all_of(block.threads.begin(), block.threads.end(), [&](const auto& one) {
+    return one->meeting == self->meeting && one->site.line() == self->site.line();
+  });
+  if (!same) return self->fibre.suspend();
+  block.at_block = 0;
+  if (combine) {
+    std::vector<void*> payloads;
+    for (const auto& one : block.threads) payloads.push_back(one->payload);
+    combine(payloads.data(), static_cast<int>(payloads.size()));
+  }
+  for (const auto& one : block.threads)
+    if (one.get() != self) wake(one.get());
+  self->state = State::kRunnable;
+}
+
+void Launch::meet_warp(Thread* self, emulator::Combine combine) {
+  if (!(self->mask >> (self->number % kWarp) & 1u))
+    fail(*self, "a mask that names the calling lane " + std::to_string(self->number % kWarp),
+         std::to_string(self->mask) + " at " + line_of(*self));
+  self->state = State::kAtWarp;
+  const auto& threads = self->block->threads;
+  const size_t first = self->number / kWarp * kWarp;
+  void* payloads[kWarp] = {};
+  for (size_t lane = 0; lane < kWarp; ++lane) {
+    if (!(self->mask >> lane & 1u)) continue;
+    if (first + lane >= threads.size()) return self->fibre.suspend();
+    const Thread& one = *threads[first + lane];
+    if (one.state != State::kAtWarp || one.mask != self->mask || one.meeting != self->meeting)
+      return self->fibre.suspend();
+    payloads[lane] = one.payload;
+  }
+  if (combine) combine(payloads, kWarp);
+  for (size_t lane = 0; lane < kWarp; ++lane) {
+    if ((self->mask >> lane & 1u) && threads[first + lane].get() != self) wake(threads[first + lane].get());
+  }
+  self->state = State::kRunnable;
+}
+
+}  // namespace
+
+void set_seed(uint64_t value) {
+  seed = value;
+  launches = 0;
+}
+
+namespace emulator {
+
+const Place& here() { return active->current().place; }
+
+void fail(const std::string& expected, const std::string& got) {
+  active->fail(active->current(), expected, got);
+}
+
+Status run(const Grid& grid) {
+  const auto refuse = [&](const std::string& expected, const std::string& got) {
+    return Status(StatusCode::kInvalidArgument, "[" + std::string(grid.label.op) + "] kernel " +
+                                                    grid.label.kernel + ": expected " + expected + ", got " +
+                                                    got);
+  };
+  if (active) return refuse("a launch from the host", "one from a kernel");
+  if (volume(grid.grid) == 0 || grid.grid.x > 0x7fffffffu || grid.grid.y > 65535 || grid.grid.z > 65535)
+    return refuse("a grid of [1, 2^31) x [1, 2^16) x [1, 2^16) blocks", text_of(grid.grid));
+  if (volume(grid.block) == 0 || volume(grid.block) > kMostThreads || grid.block.z > 64)
+    return refuse("1 to 1024 threads in a block", text_of(grid.block));
+  if (grid.shared_bytes > kMostSharedBytes)
+    return refuse("at most 232448 bytes of shared memory", std::to_string(grid.shared_bytes));
+  Launch launch(grid);
+  active = &launch;
+  const Status status = launch.run();
+  active = nullptr;
+  return status;
+}
+
+void meet_block(const char* name, void* payload, Combine combine, const Site& site) {
+  Thread& self = active->current();
+  self.meeting = name, self.payload = payload, self.site = site;
+  active->meet_block(&self, combine);
+}
+
+void meet_warp(const char* name, uint32_t mask, void* payload, Combine combine, const Site& site) {
+  Thread& self = active->current();
+  self.meeting = name, self.payload = payload, self.site = site, self.mask = mask;
+  active->meet_warp(&self, combine);
+}
+
+void pause() { active->pause(); }
+
+void* static_shared(const void* site, size_t bytes) {
+  auto& shared = active->current().block->shared;
+  for (const auto& one : shared)
+    if (one->site() == site) return one->data();
+  shared.push_back(std::make_unique<SharedMemory>(site, bytes, 128));
+  return shared.back()->data();
+}
+
+void* dynamic_shared(size_t* bytes) {
+  const SharedMemory& memory = *active->current().block->dynamic;
+  *bytes = memory.bytes();
+  return memory.data();
+}
+
+bool is_shared(const void* address, size_t bytes) {
+  const Block& block = *active->current().block;
+  return block.dynamic->holds(address, bytes) ||
+         std::any_of(block.shared.begin(), block.shared.end(),
+                     [&](const auto& one) { return one->holds(address, bytes); });
+}
+
+void copy_later(void* to, const void* from, size_t bytes, size_t total) {
+  active->current().copies.push_back({to, from, bytes, total});
+}
+
+void commit_copies() {
+  Thread& self = active->current();
+  self.group_ends.push_back(self.copies.size());
+}
+
+void wait_for_copies(int groups_left) {
+  Thread& self = active->current();
+  const size_t groups = self.group_ends.size(), left = static_cast<size_t>(groups_left);
+  if (groups <= left) return;
+  const size_t done = self.group_ends[groups - left - 1];
+  for (size_t i = 0; i < done; ++i) {
+    const Copy& copy = self.copies[i];
+    std::memcpy(copy.to, copy.from, copy.bytes);
+    std::memset(static_cast<char*>(copy.to) + copy.bytes, 0, copy.total - copy.bytes);
+  }
+  self.copies.erase(self.copies.begin(), self.copies.begin() + static_cast<std::ptrdiff_t>(done));
+  self.group_ends.erase(self.group_ends.begin(), self.group_ends.end() - static_cast<std::ptrdiff_t>(left));
+  for (size_t& end : self.group_ends) end -= done;
+}
+
+}  // namespace emulator
+}  // namespace earnest::simt

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+// Runs a grid of threads on one thread of the CPU, so that a kernel's logic can be tested without a GPU, with
+// its mistakes found. Each thread is a fibre that runs until it must wait. A few blocks are under way at a
+// time, begun in shuffled order, and who goes on next is drawn: nothing may rely on an order. What on a GPU
+// would hang, race or be undefined ends the launch with a status that names kernel, block and thread.
+//
+// simt_builtins.h gives all this CUDA's names.
+#pragma once
+
+#include <cstdint>
+#include <source_location>
+#include <string>
+
+#include "kernels/common/status.h"
+
+struct dim3 {
+  unsigned x = 1, y = 1, z = 1;
+  constexpr dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+
+namespace earnest::simt {
+
+// What a launch is called in messages: "[gae] kernel scan, block ...".
+struct Label {
+  const char* op;
+  const char* kernel;
+};
+
+// Orders are drawn from it: another seed, other orders. EARNEST_SIMT_SEED in the environment sets it too.
+void set_seed(uint64_t seed);
+
+namespace emulator {
+
+using Site = std::source_location;
+
+// Where the calling thread of the grid stands.
+struct Place {
+  dim3 thread, block, block_dim, grid_dim;
+};
+const Place& here();
+
+struct Grid {
+  Label label;
+  dim3 grid, block;
+  size_t shared_bytes;
+  void (*call)(const void* arguments);  // the kernel, as one thread
+  const void* arguments;
+};
+Status run(const Grid& grid);
+
+// Ends the launch: "[op] kernel K, block (..), thread (..): expected X, got Y".
+[[noreturn]] void fail(const std::string& expected, const std::string& got);
+
+// Threads meet; when all are there, `combine` (or null) sees the payload of each and writes its result there.
+// In the block different lines of the source are different meetings; in the warp those of `mask` meet, and
+// the payloads of other lanes are null.
+using Combine = void (*)(void* const* payloads, int count);
+void meet_block(const char* name, void* payload, Combine combine, const Site& site);
+void meet_warp(const char* name, uint32_t mask, void* payload, Combine combine, const Site& site);
+
+// Lets others go on: what a thread does that waits for other blocks. Endless waiting is found out.
+void pause();
+
+// Memory that the block shares: poisoned (0xff bytes: NaN, -1), exactly as large as asked. Whoever names the
+// same `site` gets the same memory.
+void* static_shared(const void* site, size_t bytes);
+void* dynamic_shared(size_t* bytes);
+bool is_shared(const void* address, size_t bytes);
+
+// Copies that the calling thread has asked for, and that only happen when it waits for them.
+void copy_later(void* to, const void* from, size_t bytes, size_t total);
+void commit_copies();
+void wait_for_copies(int groups_left);
+
+}  // namespace emulator
+}  // namespace earnest::simt

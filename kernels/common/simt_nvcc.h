@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+// What simt.h promises, under nvcc: CUDA's own names, and ours in terms of them.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <string>
+#include <utility>
+
+#include "kernels/common/status.h"
+
+#define EARNEST_SHARED(T, name, size) __shared__ T name[size]
+
+namespace earnest::simt {
+
+template <typename T>
+using Shared = T*;
+
+template <typename T>
+__device__ __forceinline__ Shared<T> dynamic_shared(size_t offset, size_t /*count*/) {
+  extern __shared__ __align__(1024) unsigned char earnest_dynamic_shared[];
+  return reinterpret_cast<T*>(earnest_dynamic_shared + offset);
+}
+
+__device__ __forceinline__ uint32_t load_acquire(const uint32_t* address) {
+  uint32_t value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");
+  return value;
+}
+__device__ __forceinline__ void store_release(uint32_t* address, uint32_t value) {
+  asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
+}
+__device__ __forceinline__ void pause() { __nanosleep(20); }
+
+struct Label {
+  const char* op;
+  const char* kernel;
+};
+
+template <typename... P, typename... A>
+Status launch(const Label& label, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
+              void* stream, A&&... arguments) {
+  cudaError_t error = cudaSuccess;
+  if (shared_bytes > 48 * 1024) {  // more must be asked for
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(shared_bytes));
+  }
+  if (error == cudaSuccess) {
+    kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream)>>>(std::forward<A>(arguments)...);
+    error = cudaGetLastError();
+  }
+  if (error == cudaSuccess) return {};
+  return Status(StatusCode::kInternal, "[" + std::string(label.op) + "] kernel " + label.kernel +
+                                           ": expected a launch of " + std::to_string(grid.x) + " x " +
+                                           std::to_string(grid.y) + " x " + std::to_string(grid.z) +
+                                           " blocks of " + std::to_string(block.x * block.y * block.z) +
+                                           " threads with " + std::to_string(shared_bytes) +
+                                           " bytes of shared memory, got " + cudaGetErrorString(error));
+}
+
+}  // namespace earnest::simt

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+# CUDA, by the suffix of a file:
+#   X_cuda.cu    SIMT code: sm_80, sm_90a, and PTX for later chips      X_sm80.cu, X_sm90a.cu   one architecture's own
+#   X_nvcc.cu    what only nvcc can compile                             X_emulated.cc           stands there in EMULATED
+#   X_nocuda.cc  stands there in a build without CUDA, or where the family has no CUDA code
+# EARNEST_CUDA=EMULATED compiles X_cuda.cu and X_sm80.cu as C++, to run in kernels/common/simt_emulator.h.
+
+if(NOT EARNEST_CUDA MATCHES "^(OFF|ON|EMULATED|0|1|FALSE|TRUE)$")
+  message(FATAL_ERROR "EARNEST_CUDA: expected OFF, ON or EMULATED, got ${EARNEST_CUDA}")
+endif()
+set(EARNEST_EMULATED OFF)
+if(EARNEST_CUDA STREQUAL "EMULATED")
+  set(EARNEST_EMULATED ON)
+endif()
+
+if(EARNEST_CUDA AND NOT EARNEST_EMULATED)
+  set(CMAKE_CUDA_ARCHITECTURES 80)  # of the compiler's own check; every target names its own
+  set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
+  enable_language(CUDA)
+  set(CMAKE_CUDA_STANDARD 20)
+  set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+  set(CMAKE_CUDA_EXTENSIONS OFF)
+  find_package(CUDAToolkit REQUIRED)
+  set(EARNEST_NVCC_OPTIONS --expt-relaxed-constexpr -Werror=all-warnings -Xcompiler=-Wall,-Wextra,-Werror)
+endif()
+
+# The files of kernels/<family> in the list that this build has no place for are taken out.
+function(earnest_choose_sources family list_name)
+  file(GLOB kernels CONFIGURE_DEPENDS kernels/${family}/*_cuda.cu kernels/${family}/*_nvcc.cu)
+  set(chosen ${${list_name}})
+  if(NOT EARNEST_EMULATED)
+    list(FILTER chosen EXCLUDE REGEX "_emulated\\.cc$")
+  endif()
+  if(EARNEST_CUDA AND kernels)
+    list(FILTER chosen EXCLUDE REGEX "_nocuda\\.cc$")
+  endif()
+  set(${list_name} ${chosen} PARENT_SCOPE)
+endfunction()
+
+# CUDA sources as C++ for the emulator.
+function(earnest_emulate)
+  set_source_files_properties(${ARGN} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++"
+                              COMPILE_DEFINITIONS EARNEST_EMULATED)
+endfunction()
+
+# The files named *<suffix>.cu of all families, compiled for these architectures.
+function(earnest_add_kernels suffix architectures)
+  set(files)
+  foreach(family IN LISTS EARNEST_FAMILIES)
+    file(GLOB found CONFIGURE_DEPENDS kernels/${family}/*${suffix}.cu)
+    list(APPEND files ${found})
+  endforeach()
+  if(NOT files)
+    return()
+  endif()
+  if(EARNEST_EMULATED)
+    earnest_emulate(${files})
+    target_sources(earnest_kernels PRIVATE ${files})
+    return()
+  endif()
+  set(name earnest_kernels${suffix})
+  add_library(${name} OBJECT ${files})
+  set_target_properties(${name} PROPERTIES CUDA_ARCHITECTURES "${architectures}")
+  target_include_directories(${name} PRIVATE ${CMAKE_SOURCE_DIR})
+  target_compile_options(${name} PRIVATE ${EARNEST_NVCC_OPTIONS})
+  target_sources(earnest_kernels PRIVATE $<TARGET_OBJECTS:${name}>)
+endfunction()
+
+if(EARNEST_CUDA)
+  target_compile_definitions(earnest_kernels PUBLIC EARNEST_WITH_CUDA)
+  earnest_add_kernels(_cuda "80-real;90a-real;90-virtual")
+  earnest_add_kernels(_sm80 "80-real;80-virtual")
+  if(NOT EARNEST_EMULATED)
+    earnest_add_kernels(_nvcc "80-virtual")
+    earnest_add_kernels(_sm90a "90a-real")
+    target_link_libraries(earnest_kernels PUBLIC CUDA::cudart_static)
+  endif()
+endif()
+
+# Tests with kernels of their own: tests/cpp/test_*.cu. Those named _emulator only make sense without a GPU.
+function(earnest_add_cuda_tests)
+  if(NOT EARNEST_CUDA)
+    return()
+  endif()
+  file(GLOB tests CONFIGURE_DEPENDS tests/cpp/test_*.cu)
+  if(NOT EARNEST_EMULATED)
+    list(FILTER tests EXCLUDE REGEX "_emulator\\.cu$")
+  endif()
+  foreach(source IN LISTS tests)
+    get_filename_component(name ${source} NAME_WE)
+    if(EARNEST_EMULATED)
+      earnest_emulate(${source})
+    endif()
+    add_executable(${name} ${source})
+    target_link_libraries(${name} PRIVATE earnest_engine)
+    if(NOT EARNEST_EMULATED)
+      set_target_properties(${name} PROPERTIES CUDA_ARCHITECTURES "80-real;90a-real;90-virtual")
+      target_compile_options(${name} PRIVATE ${EARNEST_NVCC_OPTIONS})
+    endif()
+    add_test(NAME ${name} COMMAND ${name})
+  endforeach()
+endfunction()
