@@ -331,6 +331,12 @@ def _add_bench(commands: Any) -> None:
     )
     parser.add_argument("--threads", type=int, metavar="N", help="default: what each case's target says")
     parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="cuda: logmel, ppo and logprob on the GPU (default: %(default)s)",
+    )
+    parser.add_argument(
         "--peers", action="store_true", help="time the packages of the extra `bench` too, not torch alone"
     )
     parser.add_argument("--quick", action="store_true", help="a few cases, shortly: under a minute")

@@ -72,12 +72,15 @@ class LogMel:
         Clips [samples] in a list -> a list of float32 [n_mels, frames]; tensor [clips, samples] -> tensor
         [clips, n_mels, frames]. Each as `__call__` (or `raw`) gives it, bit for bit. InvalidInput names the
         clip."""
+        if isinstance(pcm, torch.Tensor):
+            if pcm.ndim != 2:
+                raise InvalidInput("logmel", "pcm", "[clips, samples], or a list", str(list(pcm.shape)))
+            if _on_cuda(pcm):
+                return self._clips_on_cuda(pcm, sample_rate, normalized=not raw)
+            return torch.stack(self._clips_by_turns(list(pcm), sample_rate, normalized=not raw))
         clips = list(pcm)
-        if clips and all(_on_cuda(clip) for clip in clips):
-            found = self._clips_on_cuda(clips, sample_rate, normalized=not raw)
-        else:
-            found = self._clips_by_turns(clips, sample_rate, normalized=not raw)
-        return torch.stack(found) if isinstance(pcm, torch.Tensor) and found else found
+        run = self._clips_on_cuda if clips and all(map(_on_cuda, clips)) else self._clips_by_turns
+        return run(clips, sample_rate, normalized=not raw)
 
     @staticmethod
     def normalize(raw: Any) -> Any:
@@ -104,21 +107,21 @@ class LogMel:
         """The raw features of many clips at 16 kHz while their samples arrive, on a GPU."""
         return LogMelStreams(self.n_mels, self._step_audio, count, device)
 
-    def _clips_on_cuda(self, clips: list[Any], sample_rate: int, normalized: bool) -> list[torch.Tensor]:
+    def _clips_on_cuda(self, clips: list[Any] | torch.Tensor, sample_rate: int, normalized: bool) -> Any:
         _check_rate("logmel", sample_rate)
         if sample_rate != 16000:
             raise InvalidInput("logmel", "sample_rate", "16000 on cuda", str(sample_rate))
-        clips = [clip.detach() for clip in clips]
         for place, clip in enumerate(clips):
             logmel_batch.check_samples(_name(place, clips), clip, clips[0].device)
             if not len(clip):
                 raise InvalidInput("logmel", _name(place, clips), "at least one sample", "none")
+        given = clips.detach() if isinstance(clips, torch.Tensor) else [clip.detach() for clip in clips]
 
         def explain() -> None:
-            self._clips_by_turns([clip.cpu() for clip in clips], sample_rate, normalized)
+            self._clips_by_turns([clip.cpu() for clip in given], sample_rate, normalized)
 
         settings = (self.n_mels, self._step_audio, normalized, self._scratch)
-        return logmel_batch.features(clips, *settings, explain)
+        return logmel_batch.features(given, *settings, explain)
 
     def _clips_by_turns(self, clips: list[Any], sample_rate: int, normalized: bool) -> list[Any]:
         run, found = self if normalized else self.raw, []
@@ -149,7 +152,7 @@ def _on_cuda(pcm: Any) -> bool:
     return isinstance(pcm, torch.Tensor) and cuda.takes(pcm)
 
 
-def _name(place: int, clips: list[Any]) -> str:
+def _name(place: int, clips: Any) -> str:
     return "pcm" if len(clips) == 1 else f"pcm[{place}]"
 
 

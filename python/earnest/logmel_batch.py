@@ -20,17 +20,18 @@ _Scratch = dict[tuple[torch.device, int], Tensor]
 
 
 def features(
-    clips: Sequence[Tensor],
+    clips: Sequence[Tensor] | Tensor,
     n_mels: int,
     step_audio: bool,
     normalized: bool,
     scratch: _Scratch,
     explain: Callable[[], Any],
-) -> list[Tensor]:
-    """float32 [n_mels, frames] of each clip, float32 [samples] of at least one sample on one device. scratch:
-    memory between calls, of one caller. explain: as of cuda.launching."""
+) -> list[Tensor] | Tensor:
+    """float32 [n_mels, frames] of each clip, float32 [samples] of at least one sample on one device; of a
+    tensor [clips, samples] a tensor. scratch: memory between calls, of one caller. explain: as of
+    cuda.launching."""
     frames = [_native.logmel_frames(len(clip), step_audio) for clip in clips]
-    pcm = clips[0].contiguous() if len(clips) == 1 else torch.cat(list(clips))
+    pcm = clips.reshape(-1) if isinstance(clips, Tensor) else torch.cat(list(clips))
     offsets: list[Tensor | None] = [None, None]  # clips of one length need none
     if len({len(clip) for clip in clips}) > 1:
         offsets = [*_sent(pcm.device, _starts([len(clip) for clip in clips]), _starts(frames))]
@@ -41,7 +42,7 @@ def features(
             _native.logmel_clips, capsule(pcm), len(clips), *map(capsule, offsets), n_mels, step_audio,
             normalized, capsule(out), capsule(workspace), *launch,
         )  # fmt: skip
-    return _parted(out, n_mels, frames)
+    return out.view(len(clips), n_mels, -1) if isinstance(clips, Tensor) else _parted(out, n_mels, frames)
 
 
 def normalized(raw: Tensor, scratch: _Scratch) -> Tensor:

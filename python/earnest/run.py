@@ -408,9 +408,7 @@ def device_of(options: RunSettings) -> torch.device:
     On cuda torch is told to add up in one order wherever it can, so that a run that is stopped goes on to the
     numbers it would have had; where it cannot, it warns."""
     if options.device == "cuda":
-        if not torch.cuda.is_available():
-            built = f"torch {torch.__version__} sees no GPU"
-            raise InvalidInput(OP, "device", f"cpu ({built})", "cuda")
+        ops.cuda.require(OP)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when a product first runs
         torch.use_deterministic_algorithms(True, warn_only=True)
     return torch.device(options.device)

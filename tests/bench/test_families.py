@@ -195,7 +195,7 @@ def test_logprob_reference():
     rng = np.random.default_rng(0)
     hidden, weight = torch.randn(6, 5), torch.randn(11, 5)
     targets, g, e = torch.randint(0, 11, (6,)), torch.randn(6), torch.randn(6)
-    check = logprob._Check(rng, 6, 11, gradients=True)
+    check = logprob.Check(rng, 6, 11, gradients=True)
     expected = [*logprob_reference.logprob(hidden, weight, targets)]
     expected += logprob_reference.gradients(hidden, weight, targets, g, e)
     for a, b in zip(check.reference(hidden, weight, targets, g, e), expected, strict=True):

@@ -25,7 +25,9 @@ def why_not(emulation_will_do: bool) -> str:
     if _native.CUDA_BUILD == "EMULATED":
         return "" if emulation_will_do else "needs a GPU; the kernels are emulated"
     if _native.CUDA_BUILD == "OFF":
-        return "needs a build with EARNEST_CUDA=ON and a GPU, or one with EARNEST_CUDA=EMULATED; this is neither"
+        return (
+            "needs a build with EARNEST_CUDA=ON and a GPU, or one with EARNEST_CUDA=EMULATED; this is neither"
+        )
     return "" if torch.cuda.is_available() else f"needs a GPU; torch {torch.__version__} sees none"
 
 

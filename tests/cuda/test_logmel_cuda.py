@@ -104,7 +104,9 @@ def test_a_refused_chunk_leaves_its_stream_and_the_others_go_on(device) -> None:
     streams.push([c[:700].to(device) for c in clips])
     bad = [c[700:].clone() for c in clips]
     bad[1][5] = float("nan")
-    with pytest.raises(InvalidInput, match=r"chunks\[1\]: expected finite .*, got nan at sample 705") as caught:
+    with pytest.raises(
+        InvalidInput, match=r"chunks\[1\]: expected finite .*, got nan at sample 705"
+    ) as caught:
         streams.push([c.to(device) for c in bad])
     assert streams.pushed == [1600, 700, 1600]
     assert len(caught.value.frames) == 3

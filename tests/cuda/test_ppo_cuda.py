@@ -82,7 +82,9 @@ def test_gae_writes_where_it_is_told_and_takes_any_layout(device) -> None:
     assert found[0].data_ptr() == out[0].data_ptr()
     assert all(torch.equal(a, b) for a, b in zip(out, wanted, strict=True))
     for layout in LAYOUTS.values():
-        moved = [layout(x.to(device)) if device.type == "cpu" else layout(x).to(device) for x in (rewards, values)]
+        moved = [
+            layout(x.to(device)) if device.type == "cpu" else layout(x).to(device) for x in (rewards, values)
+        ]
         found = gae(*moved, *on(device, trainable, bounds))
         assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
@@ -187,7 +189,9 @@ def test_whitening_is_that_of_the_definition(device, tokens: int, mask) -> None:
         moments = masked_moments(x, trainable)
     torch.testing.assert_close(mine.double(), theirs, rtol=1e-5, atol=1e-5)
     assert bool((mine[~trainable] == 0).all())
-    torch.testing.assert_close(masked_moments(*on(device, x, trainable)).cpu(), moments, rtol=1e-12, atol=1e-9)
+    torch.testing.assert_close(
+        masked_moments(*on(device, x, trainable)).cpu(), moments, rtol=1e-12, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("normalize_std", [False, True], ids=["centred", "scaled"])

@@ -87,13 +87,14 @@ class Problem:
 class Target:
     """What this project wants of a case. ratio: so many times faster than the best peer, or than `against`,
     one implementation by name. fraction: of this machine's limit. extra_bytes: of memory beside the results
-    at most. error: against float64 at most."""
+    at most. error: against float64 at most. seconds: of a call at most, where a target names a machine."""
 
     ratio: float | None = None
     against: str = ""
     fraction: float | None = None
     extra_bytes: int | None = None
     error: float | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,7 @@ class Case:
     target: Target = field(default_factory=Target)
     per: tuple[int, str] = (1, "call")
     quick: bool = False
+    device: str = "cpu"
 
     @property
     def family(self) -> str:
@@ -138,7 +140,7 @@ def _worst(got: Sequence[Any], expected: Sequence[Any], unit: Callable[[np.ndarr
 
 
 def as_float64(x: Any) -> np.ndarray:
-    """A number, an array or a torch tensor (bfloat16 too) as numpy float64."""
+    """A number, an array or a torch tensor (bfloat16 too, on any device) as numpy float64."""
     if hasattr(x, "detach"):
-        return x.detach().double().numpy()
+        return x.detach().double().cpu().numpy()
     return np.asarray(x, np.float64)

@@ -89,6 +89,14 @@ def raise_faults(device: torch.device | str | None = None) -> None:
                 raise InvalidInput(op, argument, expected, f"something else at {index}, in a CUDA graph")
 
 
+def require(op: str) -> None:
+    """InvalidInput where cuda cannot be computed on: torch sees no GPU, or the kernels were built without."""
+    if not torch.cuda.is_available():
+        raise InvalidInput(op, "device", f"cpu (torch {torch.__version__} sees no GPU)", "cuda")
+    if _native.CUDA_BUILD != "ON":
+        raise InvalidInput(op, "device", "cpu (earnest was built without CUDA)", "cuda")
+
+
 def torch_backend(family: str) -> str:
     """The name of the back end where torch's operators stand in for a family. RuntimeError where torch sees
     no GPU."""

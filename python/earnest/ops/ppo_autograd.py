@@ -47,6 +47,13 @@ def eager_loss(inputs: Inputs, settings: Settings) -> tuple[Tensor, Tensor, Call
     return call.loss(), call.sums, call
 
 
+def loss_and_gradients(inputs: Inputs, settings: Settings) -> tuple[Tensor, Tensor, list[Maybe]]:
+    """(loss, sums, gradients of logp, values and entropy), for whoever needs no autograd."""
+    gradients = _new_gradients(inputs, [inputs[i] is not None for i in _DIFFERENTIABLE])
+    sums = _new_sums(inputs)
+    return _run(inputs, settings, gradients, sums), sums, gradients
+
+
 def dispatched_loss(inputs: Inputs, settings: Settings) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
     """The same, with (loss, policy, value, kl, entropy), where tracers, modes or transforms have to see the
     operator."""
