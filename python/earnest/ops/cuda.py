@@ -84,9 +84,9 @@ def raise_faults(device: torch.device | str | None = None) -> None:
             found = word.item()
             word.fill_(NO_FAULT)
             if found != NO_FAULT:
-                op, argument, index = _native.cuda_fault(found)
+                op, index = _native.cuda_fault(found)
                 expected = "what the operator promises to take"
-                raise InvalidInput(op, argument, expected, f"something else at {index}, in a CUDA graph")
+                raise InvalidInput(op, "input", expected, f"something else at {index}, in a CUDA graph")
 
 
 def require(op: str) -> None:
