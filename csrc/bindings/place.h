@@ -45,9 +45,6 @@ class Place {
     return type_ == nb::device::cuda::value || emulating_cuda() ? Device::kCuda : Device::kCpu;
   }
   void* stream() const { return reinterpret_cast<void*>(launch_.stream); }
-  FaultWord* fault() const {
-    return launch_.fault ? reinterpret_cast<FaultWord*>(data("fault", *launch_.fault)) : nullptr;
-  }
 
   template <typename Array>
   auto* data(const char* name, const Array& array) const {
@@ -62,6 +59,9 @@ class Place {
     return array ? data(name, *array) : nullptr;
   }
 
+  FaultWord* fault() const {
+    return launch_.fault ? reinterpret_cast<FaultWord*>(data("fault", *launch_.fault)) : nullptr;
+  }
   const char* op() const { return op_; }
   const std::optional<nb::callable>& allocate() const { return launch_.allocate; }
 

@@ -23,20 +23,32 @@ template <typename T>
 using MaybeOutput = std::optional<AnyOutput<T, 1>>;
 using Allocate = std::optional<nb::callable>;
 
-// The data of an array that must have `size` elements.
+using bindings::data_of;
+
+// The array, which must have `size` elements.
 template <typename Array>
-auto* data_of(const Place& place, const char* name, const Array& array, size_t size) {
+const Array& sized(const char* op, const char* name, const Array& array, size_t size) {
   if (array.shape(0) != size) {
-    raise_if_error(invalid_argument(place.op(), name, "[" + std::to_string(size) + "]",
+    raise_if_error(invalid_argument(op, name, "[" + std::to_string(size) + "]",
                                     "[" + std::to_string(array.shape(0)) + "]"));
   }
-  return place.data(name, array);
+  return array;
+}
+
+template <typename Array>
+auto* data_of(const Place& place, const char* name, const Array& array, size_t size) {
+  return place.data(name, sized(place.op(), name, array, size));
 }
 
 template <typename Array>
 auto data_of(const Place& place, const char* name, const std::optional<Array>& array, size_t size)
     -> decltype(array->data()) {
   return array ? data_of(place, name, *array, size) : nullptr;
+}
+
+template <typename Array>
+auto* data_of(const char* op, const char* name, const Array& array, size_t size) {
+  return data_of(op, name, sized(op, name, array, size));
 }
 
 const uint8_t* bytes_of(const bool* flags) { return reinterpret_cast<const uint8_t*>(flags); }
