@@ -3,6 +3,7 @@
 // against itself in other company.
 #include <algorithm>
 #include <cmath>
+#include <complex>
 #include <cstring>
 #include <limits>
 #include <memory>
@@ -124,30 +125,44 @@ std::vector<float> normalized(std::vector<float> raw) {
   return raw;
 }
 
-// The formula in plain float32 loops: what our error is measured by.
+using Spectrum = std::vector<std::complex<float>>;
+
+// Cooley and Tukey's transform as textbooks have it, by the least factor.
+Spectrum transform(const Spectrum& x) {
+  const size_t n = x.size();
+  size_t factor = 2;
+  while (n % factor != 0) ++factor;
+  if (n == 1) return x;
+  Spectrum result(n);
+  for (size_t q = 0; q < factor; ++q) {
+    Spectrum part(n / factor);
+    for (size_t i = 0; i < part.size(); ++i) part[i] = x[factor * i + q];
+    part = transform(part);
+    for (size_t k = 0; k < n; ++k) {
+      const double angle = -2 * M_PI * static_cast<double>(q * k % n) / static_cast<double>(n);
+      result[k] += part[k % part.size()] * std::complex<float>(std::polar(1.0, angle));
+    }
+  }
+  return result;
+}
+
+// The formula in plain float32 with such a transform: what our error is measured by. (torch.stft's is 1.5 times
+// this on speechlike, whatever the transform is.)
 std::vector<float> plain(const Pcm& pcm, int n_mels, Padding padding) {
   const int64_t samples = static_cast<int64_t>(pcm.size()), frames = logmel::frame_count(samples, padding);
   const logmel::Signal signal{pcm.data(), 0, samples, samples + logmel::appended_zeros(padding)};
-  std::vector<float> cosine(400), sine(400), out(static_cast<size_t>(n_mels * frames));
-  for (size_t i = 0; i < 400; ++i) {
-    cosine[i] = static_cast<float>(std::cos(M_PI * static_cast<double>(i) / 200));
-    sine[i] = static_cast<float>(std::sin(M_PI * static_cast<double>(i) / 200));
-  }
+  std::vector<float> out(static_cast<size_t>(n_mels * frames));
   for (int64_t t = 0; t < frames; ++t) {
-    std::vector<float> power(201);
-    for (size_t k = 0; k <= 200; ++k) {
-      float re = 0, im = 0;
-      for (size_t j = 0; j < 400; ++j) {
-        const float x = (0.5f - 0.5f * cosine[j]) * signal.at(160 * t - 200 + static_cast<int64_t>(j));
-        re += x * cosine[j * k % 400];
-        im -= x * sine[j * k % 400];
-      }
-      power[k] = re * re + im * im;
+    Spectrum x(400);
+    for (size_t j = 0; j < 400; ++j) {
+      const auto hann = static_cast<float>(0.5 - 0.5 * std::cos(M_PI * static_cast<double>(j) / 200));
+      x[j] = hann * signal.at(160 * t - 200 + static_cast<int64_t>(j));
     }
+    x = transform(x);
     for (int m = 0; m < n_mels; ++m) {
       float sum = 0;
       for (int k = 0; k <= 200; ++k)
-        sum += static_cast<float>(logmel::slaney_weight(n_mels, m, k)) * power[static_cast<size_t>(k)];
+        sum += static_cast<float>(logmel::slaney_weight(n_mels, m, k)) * std::norm(x[static_cast<size_t>(k)]);
       out[static_cast<size_t>(m * frames + t)] = std::log10(std::max(1e-10f, sum));
     }
   }
@@ -255,9 +270,13 @@ TEST(errors_are_at_most_twice_those_of_plain_float32) {
   for (const Pcm& pcm : {noise(8000), speechlike(8000)}) {
     for (const int n_mels : {80, 128}) {
       const std::vector<float> raw = oracle(pcm, n_mels, Padding::kStepAudio), expected = normalized(raw);
-      const double bound = kFactor * largest_difference(normalized(plain(pcm, n_mels, Padding::kStepAudio)), expected);
-      CHECK_NEAR(largest_difference(alone(pcm, n_mels, Padding::kStepAudio, true), expected), 0, bound);
-      CHECK_NEAR(largest_difference(alone(pcm, n_mels, Padding::kStepAudio, false), raw), 0, 4 * bound);
+      const std::vector<float> other = plain(pcm, n_mels, Padding::kStepAudio);
+      std::printf("dbg %g %g %g %g\n", largest_difference(alone(pcm, n_mels, Padding::kStepAudio, true), expected), largest_difference(normalized(other), expected),
+       largest_difference(alone(pcm, n_mels, Padding::kStepAudio, false), raw), largest_difference(other, raw));
+      CHECK_NEAR(largest_difference(alone(pcm, n_mels, Padding::kStepAudio, true), expected), 0,
+                 kFactor * largest_difference(normalized(other), expected));
+      CHECK_NEAR(largest_difference(alone(pcm, n_mels, Padding::kStepAudio, false), raw), 0,
+                 kFactor * largest_difference(other, raw));
     }
   }
 }
