@@ -39,7 +39,7 @@ endfunction()
 
 # CUDA sources as C++ for the emulator.
 function(earnest_emulate)
-  set_source_files_properties(${ARGN} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++"
+  set_source_files_properties(${ARGN} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++;-Wno-unknown-pragmas"
                               COMPILE_DEFINITIONS EARNEST_EMULATED)
 endfunction()
 

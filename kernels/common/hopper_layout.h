@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // How bfloat16 operands of wgmma lie in shared memory. TMA brings them in boxes: 64 lines of 128 bytes (64 numbers), with
-// the swizzle CU_TENSOR_MAP_SWIZZLE_128B. A box begins on 1024 bytes. In a line's 128 bytes lie
+// the swizzle CU_TENSOR_MAP_SWIZZLE_128B: the 16-byte piece j of line i lies in the place of piece j ^ (i % 8). Shared memory's
+// own address decides, hence a box begins on 1024 bytes. In a line's 128 bytes lie
 //   64 steps along the depth of one row, and a line is a row        (the operand as it is: "K-major")
 //   64 rows of one step along the depth, and a line is a step       (the operand transposed: "MN-major")
 // so 64 rows by 64 steps are one box either way, and operands of more rows are boxes one behind the other.
@@ -24,10 +25,6 @@ constexpr int kBox = 64;  // rows, and steps along the depth
 constexpr int kLineBytes = 128;
 constexpr int kBoxBytes = kBox * kLineBytes;
 constexpr int kStep = 16;  // of one instruction along the depth
-
-// The swizzle: the 16-byte piece within a line of 128 bytes is exchanged by the line's number. Shared memory's own
-// address decides, hence boxes on multiples of 1024.
-EARNEST_HOST_DEVICE constexpr uint32_t swizzled(uint32_t address) { return address ^ (address >> 7 & 7) << 4; }
 
 // From the start of an operand, the start of the descriptor for rows from `row` (a multiple of 64) and steps from `k` (a
 // multiple of 16, below 64).

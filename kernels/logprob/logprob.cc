@@ -7,7 +7,7 @@
 #include <limits>
 
 #include "kernels/common/cpu_tier.h"
-#include "kernels/logprob/logprob_backend.h"
+#include "kernels/logprob/logprob_cuda.h"
 #include "kernels/logprob/logprob_packing.h"
 
 namespace earnest::logprob {

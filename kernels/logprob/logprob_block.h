@@ -39,7 +39,8 @@ template <typename Stored, bool kTransposed>
 __device__ inline void load_tile(Bytes to, const Operand& from, int64_t row, int64_t rows, int64_t k,
                                  int64_t depth, bool wide) {
   const auto* data = static_cast<const Stored*>(from.data);
-#pragma unroll
+  [[maybe_unused]] constexpr int kUnroll = sizeof(Stored) == 8 ? 1 : 4;  // float64's sums leave no registers
+#pragma unroll kUnroll
   for (int i = 0; i < kTile * kPieces / kThreads; ++i) {
     const int index = static_cast<int>(threadIdx.x) + i * kThreads;
     const int line = index / kPieces, piece = index % kPieces * kPiece<Stored>;

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CUDA back end: which path, what lies where in the workspace, and the launches in their order.
+#include <algorithm>
+#include <initializer_list>
+
 #include "kernels/common/cuda.h"
-#include "kernels/logprob/logprob_backend.h"
+#include "kernels/logprob/logprob_cuda.h"
 #include "kernels/logprob/logprob_paths.h"
 #include "kernels/logprob/logprob_rows.h"
 
@@ -18,25 +21,26 @@ constexpr bool kHasSm90a = false;
 constexpr bool kHasSm90a = true;
 #endif
 
-// Why TMA cannot read this problem's operands; null if it can.
-const char* trouble_for_sm90a(const Problem& p, const cuda::Properties& device) {
+// Why path sm90a cannot run this problem; null if it can. `gradients` are those that backward writes.
+const char* trouble_for_sm90a(const Problem& p, const cuda::Properties& device,
+                              std::initializer_list<const void*> gradients) {
   if (!kHasSm90a || device.major != 9 || device.minor != 0) return "a device of another compute capability";
   if (p.type != Type::kBFloat16) return "another type than bfloat16";
   if (p.depth % 8 != 0) return "a depth that is no multiple of 8";
   const auto aligned = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
-  return aligned(p.hidden) && aligned(p.weight) ? nullptr : "hidden or weight not aligned to 16 bytes";
+  const bool all = aligned(p.hidden) && aligned(p.weight) && std::all_of(gradients.begin(), gradients.end(), aligned);
+  return all ? nullptr : "an array that does not begin on 16 bytes";
 }
 
-Status choose_path(const Problem& p, CudaPath* path) {
+Status choose_path(const Problem& p, std::initializer_list<const void*> gradients, CudaPath* path) {
   cuda::Properties device;
   if (Status status = cuda::properties(kOp, &device); !status.ok()) return status;
-  const char* trouble = trouble_for_sm90a(p, device);
+  const char* trouble = trouble_for_sm90a(p, device, gradients);
   if (p.path == CudaPath::kSm90a && trouble != nullptr) {
-    return unsupported(kOp, "path", "sm90a for bfloat16 rows of 16 bytes on compute capability 9.0", trouble);
+    return unsupported(kOp, "path", "sm90a with bfloat16 rows of whole 16 bytes on compute capability 9.0", trouble);
   }
-  *path = p.path == CudaPath::kBest && trouble == nullptr ? CudaPath::kSm90a
-          : p.path == CudaPath::kBest                     ? CudaPath::kSm80
-                                                          : p.path;
+  *path = p.path;
+  if (p.path == CudaPath::kBest) *path = trouble == nullptr ? CudaPath::kSm90a : CudaPath::kSm80;
   return {};
 }
 
@@ -273,7 +277,7 @@ using Pointee = std::remove_pointer_t<Pointer>;
 
 Status which_cuda(const Problem& p, std::string* name) {
   CudaPath path;
-  if (Status status = choose_path(p, &path); !status.ok()) return status;
+  if (Status status = choose_path(p, {}, &path); !status.ok()) return status;
   *name = path == CudaPath::kSm90a ? "cuda/sm90a" : "cuda/sm80";
   return {};
 }
@@ -290,14 +294,14 @@ size_t workspace_size_cuda(const Backward& b) {
 
 Status run_cuda(const Forward& f, void* workspace) {
   CudaPath path;
-  if (Status status = choose_path(f.problem, &path); !status.ok()) return status;
+  if (Status status = choose_path(f.problem, {}, &path); !status.ok()) return status;
   return with_type(f.problem.type,
                    [&](auto* stored) { return forward<Pointee<decltype(stored)>>(f, path, workspace); });
 }
 
 Status run_cuda(const Backward& b, void* workspace) {
   CudaPath path;
-  if (Status status = choose_path(b.problem, &path); !status.ok()) return status;
+  if (Status status = choose_path(b.problem, {b.grad_hidden, b.grad_weight}, &path); !status.ok()) return status;
   return with_type(b.problem.type,
                    [&](auto* stored) { return BackwardRun<Pointee<decltype(stored)>>(b, path, workspace).run(); });
 }

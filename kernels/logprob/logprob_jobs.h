@@ -101,15 +101,6 @@ __device__ inline void at_column(int64_t column, int half, const Each& each) {
   }
 }
 
-template <int J, typename T>
-__device__ inline void set_zero(Strip<T, J>& strip) {
-#pragma unroll
-  for (int j = 0; j < J; ++j) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) strip[j][i] = 0;
-  }
-}
-
 template <typename Stored>
 struct LogitSums {
   using Element = Stored;
@@ -272,6 +263,7 @@ struct SumsOf<BFloat16> {
 template <int J, typename T>
 __device__ inline void load_sums(const Matrix<T>& from, bool zero, int64_t row, int64_t column, Strip<T, J>& strip) {
   set_zero<J>(strip);
+  if (zero) return;
   for_each_in_strip<J>(from, row, column,
                        [&](int j, int i, int64_t r, int64_t c) { strip[j][i] = from.data[r * from.pitch + c]; });
 }

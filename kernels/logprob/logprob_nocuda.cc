@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Stands where the CUDA back end would be in a build without it.
-#include "kernels/logprob/logprob_backend.h"
+#include "kernels/logprob/logprob_cuda.h"
 
 namespace earnest::logprob {
 namespace {

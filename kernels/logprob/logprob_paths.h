@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CUDA back end's paths to a product: sm80 (mma.sync and cp.async; float32 and float64 by plain multiply-adds)
 // runs on every GPU of compute capability 8.0 or more and takes any shape; sm90a (wgmma and TMA) runs on 9.0 and
-// takes bfloat16 whose rows begin on 16 bytes.
+// takes bfloat16 arrays that begin on 16 bytes, in rows of whole 16 bytes.
 #pragma once
 
 #include "kernels/common/status.h"

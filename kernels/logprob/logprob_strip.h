@@ -18,6 +18,15 @@ constexpr int kStripRows = 16;
 template <typename T, int J>
 using Strip = T[J][4];
 
+template <int J, typename T>
+__device__ inline void set_zero(Strip<T, J>& strip) {
+#pragma unroll
+  for (int j = 0; j < J; ++j) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) strip[j][i] = 0;
+  }
+}
+
 // Of the calling lane: its row in half h (0, 1) of a strip, and its first column of 8.
 __device__ inline int strip_row(int half) { return static_cast<int>(threadIdx.x) % 32 / 4 + 8 * half; }
 __device__ inline int strip_column() { return static_cast<int>(threadIdx.x) % 4 * 2; }
@@ -109,6 +118,7 @@ struct SplitSums {
   BFloat16* lower;
 };
 
+// The sums so far; `zero`: none, whatever lies there.
 template <int J>
 __device__ inline void load_sums(const SplitSums& from, bool zero, int64_t row, int64_t column,
                                  Strip<float, J>& strip) {
@@ -138,6 +148,8 @@ __device__ inline void load_sums(const SplitSums& from, bool zero, int64_t row, 
     }
     return;
   }
+  set_zero<J>(strip);
+  if (zero) return;
   for_each_in_strip<J>(upper, row, column, [&](int j, int i, int64_t r, int64_t c) {
     const uint32_t bits = static_cast<uint32_t>(upper.data[r * upper.pitch + c].bits) << 16 |
                           from.lower[r * upper.pitch + c].bits;

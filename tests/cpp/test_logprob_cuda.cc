@@ -62,11 +62,20 @@ Status run_in_dirt(const Job& job) {
   return run(job, workspace.data());
 }
 
+// All bits 1: NaN. What is written may hold anything before.
+template <typename T>
+void soil(std::vector<T>* values) {
+  if (!values->empty()) std::memset(values->data(), 0xff, values->size() * sizeof(T));
+}
+
 // Runs both directions on the device; results replace those of the case. Returns the word of faults.
 template <typename Stored>
 FaultWord run_on_device(Case<Stored>* c, const Options& options = {}) {
   using Row = typename Case<Stored>::Row;
   const int64_t shift = options.shift;
+  for (auto* rows : {&c->logp, &c->entropy, &c->lse}) soil(rows);
+  if (options.hidden_wanted) soil(&c->grad_hidden);
+  if (options.weight_wanted) soil(&c->grad_weight);
   Array<Stored> hidden(c->hidden, shift), weight(c->weight, shift), grad_hidden(c->grad_hidden, shift),
       grad_weight(c->grad_weight, shift);
   OnDevice<int64_t> targets(c->targets);
