@@ -411,6 +411,7 @@ def device_of(options: RunSettings) -> torch.device:
         ops.cuda.require(OP)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when a product first runs
         torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return torch.device(options.device)
 
 
