@@ -5,11 +5,17 @@
 #include <cmath>
 #include <string>
 
+#include "kernels/common/cuda.h"
 #include "kernels/common/thread_pool.h"
+#include "kernels/ppo/loss_blocks.h"
+#include "kernels/ppo/ppo_cuda.h"
+#include "kernels/ppo/sort_network.h"
 #include "kernels/ppo/tiers.h"
 
 namespace earnest::ppo {
 namespace {
+
+constexpr const char *kWhiten = "whiten", *kGroup = "group_advantage";
 
 struct BlockMoments {
   Moments moments;
@@ -29,14 +35,27 @@ void for_each_block(int64_t tokens, const Task& task) {
 }
 
 template <typename T>
-Status find_bad_entry(const char* op, const char* argument, const char* where, const T* x,
-                      const uint8_t* mask, int64_t count) {
-  for (int64_t t = 0; t < count; ++t) {
-    if ((mask && !mask[t]) || std::isfinite(x[t])) continue;
-    return invalid_argument(op, argument, std::string("finite numbers at ") + where,
-                            std::to_string(x[t]) + " at position " + std::to_string(t));
-  }
+Status bad_entry(const char* op, T got, int64_t t) {
+  const bool of_group = std::string(op) == kGroup;
+  return invalid_argument(
+      op, of_group ? "scores" : "x",
+      std::string("finite numbers at ") + (of_group ? "valid samples" : "trainable tokens"),
+      std::to_string(got) + " at position " + std::to_string(t));
+}
+
+template <typename T>
+Status find_bad_entry(const char* op, const T* x, const uint8_t* mask, int64_t count) {
+  for (int64_t t = 0; t < count; ++t)
+    if ((!mask || mask[t]) && !std::isfinite(x[t])) return bad_entry(op, x[t], t);
   return {};
+}
+
+template <typename T>
+Status read_fault(const char* op, const T* x, FaultWord word, void* stream) {
+  const int64_t index = fault_of(word).index;
+  T got;
+  if (Status status = cuda::copy(op, &got, x + index, sizeof got, stream); !status.ok()) return status;
+  return bad_entry(op, got, index);
 }
 
 Status check_scaling(const char* op, double eps, double min_std) {
@@ -44,11 +63,6 @@ Status check_scaling(const char* op, double eps, double min_std) {
   if (!(min_std >= 0.0))
     return invalid_argument(op, "min_std", "a number of at least 0", std::to_string(min_std));
   return {};
-}
-
-// 1 / sqrt(var + eps), or 1 where the spread is too small to be told from noise.
-double inverse_std(double variance, double eps, double min_std) {
-  return variance > 0.0 && std::sqrt(variance) >= min_std ? 1.0 / std::sqrt(variance + eps) : 1.0;
 }
 
 // Advantages of the members order[begin, end) of one group.
@@ -70,21 +84,14 @@ void group_advantages(const GroupParams<T>& p, const int64_t* order, int64_t beg
 
 }  // namespace
 
-Moments join(const Moments& a, const Moments& b) {
-  if (a.count == 0.0) return b;
-  if (b.count == 0.0) return a;
-  const double count = a.count + b.count, distance = b.mean - a.mean;
-  return {count, a.mean + distance * (b.count / count),
-          a.m2 + b.m2 + distance * distance * (a.count * b.count / count)};
-}
-
-size_t moments_workspace_size(int64_t tokens) {
+size_t moments_workspace_size(int64_t tokens, Device device) {
+  if (device == Device::kCuda) return loss_blocks::workspace_bytes(tokens);
   return static_cast<size_t>(num_blocks(tokens)) * sizeof(BlockMoments);
 }
 
 template <typename T>
 Status run_moments(const MomentsParams<T>& p, Moments* moments, void* workspace, Device device) {
-  if (Status status = check_device("whiten", device); !status.ok()) return status;
+  if (device == Device::kCuda) return moments_cuda(p, moments, workspace);
   TierKernels<T> tier;
   if (Status status = tier_kernels(&tier); !status.ok()) return status;
   auto* blocks = static_cast<BlockMoments*>(workspace);
@@ -95,7 +102,7 @@ Status run_moments(const MomentsParams<T>& p, Moments* moments, void* workspace,
   *moments = {};
   for (int64_t i = 0; i < num_blocks(p.tokens); ++i) {
     if (!blocks[i].good) {  // or its squares overflow
-      Status status = find_bad_entry("whiten", "x", "trainable tokens", p.x, p.trainable, p.tokens);
+      Status status = find_bad_entry(kWhiten, p.x, p.trainable, p.tokens);
       if (!status.ok()) return status;
     }
     *moments = join(*moments, blocks[i].moments);
@@ -104,9 +111,14 @@ Status run_moments(const MomentsParams<T>& p, Moments* moments, void* workspace,
 }
 
 template <typename T>
+Status moments_fault(const MomentsParams<T>& p, FaultWord word) {
+  return read_fault(kWhiten, p.x, word, p.stream);
+}
+
+template <typename T>
 Status run_whiten(const WhitenParams<T>& p, Device device) {
-  if (Status status = check_device("whiten", device); !status.ok()) return status;
-  if (Status status = check_scaling("whiten", p.eps, p.min_std); !status.ok()) return status;
+  if (Status status = check_scaling(kWhiten, p.eps, p.min_std); !status.ok()) return status;
+  if (device == Device::kCuda) return whiten_cuda(p);
   TierKernels<T> tier;
   if (Status status = tier_kernels(&tier); !status.ok()) return status;
   const double variance = p.moments.count > 0.0 ? p.moments.m2 / p.moments.count : 0.0;
@@ -117,14 +129,21 @@ Status run_whiten(const WhitenParams<T>& p, Device device) {
   return {};
 }
 
-size_t group_workspace_size(int64_t samples) { return static_cast<size_t>(samples) * sizeof(int64_t); }
+size_t group_workspace_size(int64_t samples, Device device) {
+  const int64_t places = device == Device::kCuda ? sort_network::padded(samples) : samples;
+  return static_cast<size_t>(places) * sizeof(int64_t);
+}
+
+template <typename T>
+Status group_fault(const GroupParams<T>& p, FaultWord word) {
+  return read_fault(kGroup, p.scores, word, p.stream);
+}
 
 template <typename T>
 Status run_group_advantage(const GroupParams<T>& p, void* workspace, Device device) {
-  constexpr const char* kOp = "group_advantage";
-  if (Status status = check_device(kOp, device); !status.ok()) return status;
-  if (Status status = check_scaling(kOp, p.eps, p.min_std); !status.ok()) return status;
-  Status status = find_bad_entry(kOp, "scores", "valid samples", p.scores, p.valid, p.samples);
+  if (Status status = check_scaling(kGroup, p.eps, p.min_std); !status.ok()) return status;
+  if (device == Device::kCuda) return group_advantage_cuda(p, workspace);
+  Status status = find_bad_entry(kGroup, p.scores, p.valid, p.samples);
   if (!status.ok()) return status;
 
   auto* order = static_cast<int64_t*>(workspace);
@@ -146,6 +165,10 @@ Status run_group_advantage(const GroupParams<T>& p, void* workspace, Device devi
 
 template Status run_moments<float>(const MomentsParams<float>&, Moments*, void*, Device);
 template Status run_moments<double>(const MomentsParams<double>&, Moments*, void*, Device);
+template Status moments_fault<float>(const MomentsParams<float>&, FaultWord);
+template Status moments_fault<double>(const MomentsParams<double>&, FaultWord);
+template Status group_fault<float>(const GroupParams<float>&, FaultWord);
+template Status group_fault<double>(const GroupParams<double>&, FaultWord);
 template Status run_whiten<float>(const WhitenParams<float>&, Device);
 template Status run_whiten<double>(const WhitenParams<double>&, Device);
 template Status run_group_advantage<float>(const GroupParams<float>&, void*, Device);

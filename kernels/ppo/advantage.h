@@ -13,12 +13,19 @@
 //             compare with.
 //
 // An entry that is not finite is an error at trainable (valid) places and ignored elsewhere.
+//
+// Device::kCuda: every array is the device's, the moments of run_moments among them. A call puts work on the
+// stream and returns; what the CPU would refuse in an array goes into the fault word, and X_fault says it in
+// the same words.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 
 #include "kernels/common/device.h"
+#include "kernels/common/device_fault.h"
+#include "kernels/common/host_device.h"
 #include "kernels/common/status.h"
 
 namespace earnest::ppo {
@@ -29,16 +36,31 @@ struct Moments {
   double m2 = 0.0;
 };
 
-Moments join(const Moments& a, const Moments& b);
+// Chan, Golub and LeVeque 1979.
+EARNEST_HOST_DEVICE inline Moments join(const Moments& a, const Moments& b) {
+  if (a.count == 0.0) return b;
+  if (b.count == 0.0) return a;
+  const double count = a.count + b.count, distance = b.mean - a.mean;
+  return {count, a.mean + distance * (b.count / count),
+          a.m2 + b.m2 + distance * distance * (a.count * b.count / count)};
+}
 
 template <typename T>  // float or double; arithmetic is double for both
 struct MomentsParams {
   const T* x = nullptr;                // [tokens]
   const uint8_t* trainable = nullptr;  // [tokens]
   int64_t tokens = 0;
+
+  // For Device::kCuda:
+  void* stream = nullptr;
+  FaultWord* fault = nullptr;
 };
 
-size_t moments_workspace_size(int64_t tokens);
+size_t moments_workspace_size(int64_t tokens, Device device = Device::kCpu);
+
+// What a fault word that is not kNoFault means. Reads the entry from the device; waits.
+template <typename T>
+Status moments_fault(const MomentsParams<T>& params, FaultWord word);
 
 template <typename T>
 Status run_moments(const MomentsParams<T>& params, Moments* moments, void* workspace,
@@ -53,6 +75,10 @@ struct WhitenParams {
   double eps = 1e-8;
   double min_std = 1e-3;
   T* out = nullptr;  // [tokens]
+
+  // For Device::kCuda:
+  const Moments* moments_on_device = nullptr;  // instead of moments
+  void* stream = nullptr;
 };
 
 template <typename T>
@@ -71,12 +97,24 @@ struct GroupParams {
   double eps = 1e-8;
   double min_std = 1e-3;
   T* advantages = nullptr;  // [samples] out
+
+  // For Device::kCuda:
+  void* stream = nullptr;
+  FaultWord* fault = nullptr;
 };
 
-size_t group_workspace_size(int64_t samples);
+size_t group_workspace_size(int64_t samples, Device device = Device::kCpu);
+
+template <typename T>
+Status group_fault(const GroupParams<T>& params, FaultWord word);
 
 template <typename T>
 Status run_group_advantage(const GroupParams<T>& params, void* workspace, Device device = Device::kCpu);
+
+// 1 / sqrt(var + eps), or 1 where the spread is too small to be told from noise.
+EARNEST_HOST_DEVICE inline double inverse_std(double variance, double eps, double min_std) {
+  return variance > 0.0 && std::sqrt(variance) >= min_std ? 1.0 / std::sqrt(variance + eps) : 1.0;
+}
 
 // The oracles: plain loops. Take checked parameters.
 template <typename T>

@@ -12,11 +12,17 @@
 // rewards are all meant to count sets refuse_masked_rewards, and the first one that would be lost is an error
 // instead. A value or reward that is not finite is an error at a trainable token, and ignored at a masked
 // one.
+//
+// Device::kCuda: every array is the device's. The call puts work on the stream and returns; what the CPU
+// would refuse in an array goes into the fault word, and gae_fault says it in the same words. A sequence's
+// results depend on that sequence alone, as on the CPU, and are the same bits at every run.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "kernels/common/device.h"
+#include "kernels/common/device_fault.h"
 #include "kernels/common/status.h"
 
 namespace earnest::ppo {
@@ -34,12 +40,23 @@ struct GaeParams {
   bool refuse_masked_rewards = false;
   T* advantages = nullptr;  // [tokens] out
   T* returns = nullptr;     // [tokens] out
+
+  // For Device::kCuda:
+  void* stream = nullptr;
+  void* workspace = nullptr;  // gae_workspace_size bytes, aligned to 16
+  FaultWord* fault = nullptr;
 };
+
+size_t gae_workspace_size(int64_t tokens, int64_t sequences, Device device);
 
 template <typename T>
 Status run_gae(const GaeParams<T>& params, Device device = Device::kCpu);
 
-// What run_gae refuses before it reads rewards, values or flags: settings, sizes, cu_seqlens.
+// What a fault word that is not kNoFault means. Reads the entry from the device; waits.
+template <typename T>
+Status gae_fault(const GaeParams<T>& params, FaultWord word);
+
+// What run_gae refuses on the CPU before it reads rewards, values or flags: settings, sizes, cu_seqlens.
 template <typename T>
 Status check_gae(const GaeParams<T>& params);
 

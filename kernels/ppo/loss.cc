@@ -2,10 +2,14 @@
 #include "kernels/ppo/loss.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <string>
 
+#include "kernels/common/cuda.h"
 #include "kernels/common/thread_pool.h"
+#include "kernels/ppo/loss_blocks.h"
+#include "kernels/ppo/ppo_cuda.h"
 #include "kernels/ppo/tiers.h"
 
 namespace earnest::ppo {
@@ -16,33 +20,49 @@ constexpr int kBlockDoubles = kNumSums + 1;  // the sums of a block, and 1.0 if 
 
 int64_t num_blocks(int64_t tokens) { return tokens / kBlockTokens + (tokens % kBlockTokens != 0); }
 
+// The arrays whose entries must be finite at trainable tokens, in the order in which they are named; null for
+// those that play no part. The normaliser comes after them.
+template <typename T>
+struct Input {
+  const char* name;
+  const T* x;
+};
+constexpr int kInputs = 9;
+template <typename T>
+std::array<Input<T>, kInputs> inputs_of(const LossParams<T>& p) {
+  return {{{"logp", p.logp},
+           {"logp_old", p.logp_old},
+           {"advantages", p.advantages},
+           {"values", p.values},
+           {"values_old", p.values && p.clip_value != kNoClip ? p.values_old : nullptr},
+           {"returns", p.values ? p.returns : nullptr},
+           {"logp_ref", p.logp_ref},
+           {"entropy", p.entropy},
+           {"weights", p.weights}}};
+}
+
+template <typename T>
+Status bad_entry(const char* name, T got, int64_t t) {
+  return invalid_argument(kOp, name, "finite numbers at trainable tokens",
+                          std::to_string(got) + " at token " + std::to_string(t));
+}
+template <typename T>
+Status bad_normalizer(T got, int64_t t) {
+  return invalid_argument(kOp, "normalizer", "numbers above 0 at trainable tokens",
+                          std::to_string(got) + " at token " + std::to_string(t));
+}
+
 // Names the first entry from `begin` on that is not as it must be. None may be wrong: a sum of large numbers
 // can overflow too.
 template <typename T>
 Status find_bad_entry(const LossParams<T>& p, int64_t begin) {
-  const struct {
-    const char* name;
-    const T* x;
-  } inputs[] = {{"logp", p.logp},
-                {"logp_old", p.logp_old},
-                {"advantages", p.advantages},
-                {"values", p.values},
-                {"values_old", p.values && p.clip_value != kNoClip ? p.values_old : nullptr},
-                {"returns", p.values ? p.returns : nullptr},
-                {"logp_ref", p.logp_ref},
-                {"entropy", p.entropy},
-                {"weights", p.weights}};
+  const auto inputs = inputs_of(p);
   for (int64_t t = begin; t < p.tokens; ++t) {
     if (!p.trainable[t]) continue;
-    for (const auto& input : inputs) {
-      if (input.x == nullptr || std::isfinite(input.x[t])) continue;
-      return invalid_argument(kOp, input.name, "finite numbers at trainable tokens",
-                              std::to_string(input.x[t]) + " at token " + std::to_string(t));
-    }
-    if (p.token_normalizer && !(p.token_normalizer[t] > T(0) && std::isfinite(p.token_normalizer[t]))) {
-      return invalid_argument(kOp, "normalizer", "numbers above 0 at trainable tokens",
-                              std::to_string(p.token_normalizer[t]) + " at token " + std::to_string(t));
-    }
+    for (const auto& input : inputs)
+      if (input.x != nullptr && !std::isfinite(input.x[t])) return bad_entry(input.name, input.x[t], t);
+    if (p.token_normalizer && !(p.token_normalizer[t] > T(0) && std::isfinite(p.token_normalizer[t])))
+      return bad_normalizer(p.token_normalizer[t], t);
   }
   return {};
 }
@@ -79,7 +99,19 @@ Status check_loss(const LossParams<T>& p) {
   return {};
 }
 
-size_t loss_workspace_size(int64_t tokens) {
+template <typename T>
+Status loss_fault(const LossParams<T>& p, FaultWord word) {
+  const Fault fault = fault_of(word);
+  const bool of_input = fault.argument < kInputs;
+  const Input<T> input = of_input ? inputs_of(p)[fault.argument] : Input<T>{"normalizer", p.token_normalizer};
+  T got;
+  if (Status status = cuda::copy(kOp, &got, input.x + fault.index, sizeof got, p.stream); !status.ok())
+    return status;
+  return of_input ? bad_entry(input.name, got, fault.index) : bad_normalizer(got, fault.index);
+}
+
+size_t loss_workspace_size(int64_t tokens, Device device) {
+  if (device == Device::kCuda) return loss_blocks::workspace_bytes(tokens);
   return static_cast<size_t>(num_blocks(tokens)) * kBlockDoubles * sizeof(double);
 }
 
@@ -126,8 +158,8 @@ void metrics_from_sums(const double* s, double* metrics) {
 
 template <typename T>
 Status run_loss(const LossParams<T>& p, void* workspace, Device device) {
-  if (Status status = check_device(kOp, device); !status.ok()) return status;
   if (Status status = check_loss(p); !status.ok()) return status;
+  if (device == Device::kCuda) return loss_cuda(p, workspace);
   TierKernels<T> tier;
   if (Status status = tier_kernels(&tier); !status.ok()) return status;
 
@@ -169,6 +201,8 @@ double total_loss(const LossParams<T>& p, const double* sums) {
 
 template Status check_loss<float>(const LossParams<float>&);
 template Status check_loss<double>(const LossParams<double>&);
+template Status loss_fault<float>(const LossParams<float>&, FaultWord);
+template Status loss_fault<double>(const LossParams<double>&, FaultWord);
 template double total_loss<float>(const LossParams<float>&, const double*);
 template double total_loss<double>(const LossParams<double>&, const double*);
 template Status run_loss<float>(const LossParams<float>&, void*, Device);

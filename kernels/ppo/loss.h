@@ -20,6 +20,10 @@
 //
 // A token's terms are computed in the type of the arrays (edges rounded to it, as autograd would); sums over
 // tokens are in double for both types.
+//
+// Device::kCuda: every array, sums and total among them, is the device's. The call puts work on the stream
+// and returns; what the CPU would refuse in an array goes into the fault word, and loss_fault says it in the
+// same words. Gradients and sums are the same bits at every run.
 #pragma once
 
 #include <cstddef>
@@ -27,6 +31,7 @@
 #include <limits>
 
 #include "kernels/common/device.h"
+#include "kernels/common/device_fault.h"
 #include "kernels/common/status.h"
 
 namespace earnest::ppo {
@@ -101,13 +106,22 @@ struct LossParams {
   T* grad_values = nullptr;   // d loss / d values
   T* grad_entropy = nullptr;  // d loss / d entropy
   double* sums = nullptr;     // [kNumSums]
+
+  // For Device::kCuda:
+  T* total = nullptr;  // the weighted sum of the four losses (total_loss), or null
+  void* stream = nullptr;
+  FaultWord* fault = nullptr;
 };
 
 // Bytes of scratch that run_loss needs, aligned as a double.
-size_t loss_workspace_size(int64_t tokens);
+size_t loss_workspace_size(int64_t tokens, Device device = Device::kCpu);
 
 template <typename T>
 Status run_loss(const LossParams<T>& params, void* workspace, Device device = Device::kCpu);
+
+// What a fault word that is not kNoFault means. Reads the entry from the device; waits.
+template <typename T>
+Status loss_fault(const LossParams<T>& params, FaultWord word);
 
 // What run_loss refuses before it reads any array but for its being there.
 template <typename T>

@@ -2,6 +2,7 @@
 #include "kernels/ppo/tiers.h"
 
 #include "kernels/common/cpu_tier.h"
+#include "kernels/ppo/ppo_cuda.h"
 
 namespace earnest::ppo {
 
@@ -21,7 +22,7 @@ template Status tier_kernels<float>(TierKernels<float>*);
 template Status tier_kernels<double>(TierKernels<double>*);
 
 Status which(Device device, std::string* name) {
-  if (Status status = check_device("ppo", device); !status.ok()) return status;
+  if (device == Device::kCuda) return which_cuda(name);
   CpuTier tier;
   if (Status status = current_cpu_tier(&tier, CpuTier::kAvx512); !status.ok()) return status;
   *name = std::string("cpu/") + name_of(tier);

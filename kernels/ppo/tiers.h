@@ -47,10 +47,7 @@ TierKernels<T> kernels();
 template <typename T>
 Status tier_kernels(TierKernels<T>* kernels);
 
-// Device::kCuda: an error in a build without CUDA.
-Status check_device(const char* op, Device device);
-
-// "cpu/avx2" and the like: the back end that would run.
+// "cpu/avx2", "cuda/simt" and the like: the back end that would run.
 Status which(Device device, std::string* name);
 
 }  // namespace earnest::ppo

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every tier of the ppo family against its oracle, at lengths around every vector and block width, and what
-// the contracts refuse.
+// Every tier of the ppo family, and CUDA where it is built, against its oracle, at lengths around every
+// vector and block width, and what the contracts refuse.
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -16,6 +16,7 @@
 #include "kernels/ppo/loss.h"
 #include "kernels/ppo/tiers.h"
 #include "tests/cpp/check.h"
+#include "tests/cpp/ppo_calls.h"
 #include "tests/cpp/tiers.h"
 
 using namespace earnest;
@@ -23,34 +24,21 @@ using namespace earnest::ppo;
 
 namespace {
 
-const double kNan = std::numeric_limits<double>::quiet_NaN();
+using ppo_calls::Batch;
+using ppo_calls::kNan;
+using ppo_calls::run;
 
 template <typename Body>
-void for_each_tier(Body body) {
+void for_each_backend(Body body) {
   for (const std::string& name : usable_tiers(CpuTier::kAvx512)) {
     CHECK(force_cpu_tier(name).ok());
-    body();
+    body(Device::kCpu);
   }
   CHECK(force_cpu_tier("").ok());
+#if defined(EARNEST_WITH_CUDA)
+  body(Device::kCuda);
+#endif
 }
-
-template <typename T>
-struct Batch {
-  std::vector<T> x[9];
-  std::vector<uint8_t> trainable;
-
-  explicit Batch(int64_t tokens, unsigned seed = 1) : trainable(tokens) {
-    std::mt19937 random(seed);
-    std::normal_distribution<double> normal;
-    for (auto& flag : trainable) flag = random() % 3 != 0;
-    for (int i = 0; i < 9; ++i) {
-      for (int64_t t = 0; t < tokens; ++t) {
-        const double value = i == 8 ? std::abs(normal(random)) + 0.1 : normal(random) * 0.7;
-        x[i].push_back(static_cast<T>(trainable[t] ? value : kNan));  // what is masked must not matter
-      }
-    }
-  }
-};
 
 template <typename T>
 void check_near(const std::vector<T>& a, const std::vector<T>& b, double bound) {
@@ -87,13 +75,7 @@ LossParams<T> loss_params(const Batch<T>& batch, LossOutputs<T>* out) {
 }
 
 template <typename T>
-Status run(const LossParams<T>& params) {
-  std::vector<double> workspace(loss_workspace_size(params.tokens) / sizeof(double));
-  return run_loss(params, workspace.data());
-}
-
-template <typename T>
-void loss_equals_oracle(double bound) {
+void loss_equals_oracle(Device device, double bound) {
   for (int64_t tokens : {0, 1, 2, 3, 7, 8, 9, 31, 64, 4095, 4096, 4097, 9001}) {
     const Batch<T> batch(tokens);
     for (KlEstimator estimator : {KlEstimator::kK1, KlEstimator::kK2, KlEstimator::kK3}) {
@@ -102,7 +84,7 @@ void loss_equals_oracle(double bound) {
       params.kl_estimator = wanted.kl_estimator = estimator;
       if (estimator == KlEstimator::kK3)
         params.token_normalizer = wanted.token_normalizer = batch.x[8].data();
-      CHECK(run(params).ok());
+      CHECK(run(params, device).ok());
       reference_loss(wanted);
       check_near(mine.logp, oracle.logp, bound);
       check_near(mine.values, oracle.values, bound);
@@ -121,14 +103,14 @@ void loss_equals_oracle(double bound) {
 }  // namespace
 
 TEST(loss_equals_its_oracle_in_float64) {
-  for_each_tier([] { loss_equals_oracle<double>(1e-13); });
+  for_each_backend([](Device device) { loss_equals_oracle<double>(device, 1e-13); });
 }
 TEST(loss_equals_its_oracle_in_float32) {
-  for_each_tier([] { loss_equals_oracle<float>(1e-6); });
+  for_each_backend([](Device device) { loss_equals_oracle<float>(device, 1e-6); });
 }
 
 TEST(loss_may_leave_out_every_optional_part) {
-  for_each_tier([] {
+  for_each_backend([](Device device) {
     const Batch<double> batch(100);
     LossOutputs<double> mine, oracle;
     LossParams<double> params = loss_params(batch, &mine), wanted = loss_params(batch, &oracle);
@@ -136,7 +118,7 @@ TEST(loss_may_leave_out_every_optional_part) {
       p->values = p->values_old = p->returns = p->logp_ref = p->entropy = p->weights = nullptr;
       p->grad_values = p->grad_entropy = nullptr;
     }
-    CHECK(run(params).ok());
+    CHECK(run(params, device).ok());
     reference_loss(wanted);
     check_near(mine.logp, oracle.logp, 1e-13);
     CHECK(mine.sums[kValueLoss] == 0.0 && mine.sums[kKlLoss] == 0.0 && mine.sums[kEntropyLoss] == 0.0);
@@ -144,12 +126,12 @@ TEST(loss_may_leave_out_every_optional_part) {
 }
 
 TEST(a_token_has_the_same_gradient_wherever_it_stands) {
-  for_each_tier([] {
+  for_each_backend([](Device device) {
     const Batch<float> batch(5000);
     LossOutputs<float> whole, part;
     LossParams<float> params = loss_params(batch, &whole);
     params.normalizer = 17.0;
-    CHECK(run(params).ok());
+    CHECK(run(params, device).ok());
     LossParams<float> shifted = loss_params(batch, &part);
     shifted.normalizer = 17.0;
     for (const float** input :
@@ -159,7 +141,7 @@ TEST(a_token_has_the_same_gradient_wherever_it_stands) {
     }
     shifted.trainable += 13;
     shifted.tokens = 4100;
-    CHECK(run(shifted).ok());
+    CHECK(run(shifted, device).ok());
     for (int64_t t = 0; t < shifted.tokens; ++t) {
       CHECK(part.logp[t] == whole.logp[t + 13] && part.values[t] == whole.values[t + 13] &&
             part.entropy[t] == whole.entropy[t + 13]);
@@ -181,14 +163,14 @@ TEST(results_do_not_depend_on_threads) {
 }
 
 TEST(loss_names_the_entry_that_is_not_finite) {
-  for_each_tier([] {
+  for_each_backend([](Device device) {
     Batch<double> batch(9000);
     batch.trainable[8123] = 1;
     for (auto& x : batch.x) x[8123] = 0.5;
     LossOutputs<double> out;
-    CHECK(run(loss_params(batch, &out)).ok());
+    CHECK(run(loss_params(batch, &out), device).ok());
     batch.x[6][8123] = std::numeric_limits<double>::infinity();
-    const Status status = run(loss_params(batch, &out));
+    const Status status = run(loss_params(batch, &out), device);
     CHECK(status.code() == StatusCode::kInvalidArgument);
     CHECK(status.message() ==
           "[ppo_loss] logp_ref: expected finite numbers at trainable tokens, got inf at token 8123");
@@ -254,7 +236,7 @@ TEST(sizes_are_checked_before_they_are_multiplied) {
 namespace {
 
 template <typename T>
-void gae_equals_oracle(double bound) {
+void gae_equals_oracle(Device device, double bound) {
   std::vector<int32_t> bounds{0};
   for (int length : {1, 0, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 40, 333})
     bounds.push_back(bounds.back() + length);
@@ -270,7 +252,7 @@ void gae_equals_oracle(double bound) {
       params.tokens = bounds.back(), params.sequences = static_cast<int64_t>(bounds.size()) - 1;
       params.gamma = gamma, params.lam = lam;
       params.advantages = advantages.data(), params.returns = returns.data();
-      CHECK(run_gae(params).ok());
+      CHECK(run(params, device).ok());
       params.advantages = a.data(), params.returns = r.data();
       reference_gae(params);
       check_near(advantages, a, bound);
@@ -282,37 +264,37 @@ void gae_equals_oracle(double bound) {
 }  // namespace
 
 TEST(gae_equals_its_oracle_in_float64) {
-  for_each_tier([] { gae_equals_oracle<double>(1e-13); });
+  for_each_backend([](Device device) { gae_equals_oracle<double>(device, 1e-13); });
 }
 TEST(gae_equals_its_oracle_in_float32) {
-  for_each_tier([] { gae_equals_oracle<float>(1e-6); });
+  for_each_backend([](Device device) { gae_equals_oracle<float>(device, 1e-6); });
 }
 
 TEST(gae_refuses_a_reward_that_would_be_lost) {
-  for_each_tier([] {
+  for_each_backend([](Device device) {
     const std::vector<float> rewards{0, 1, 0, 5}, values(4);
     const std::vector<uint8_t> trainable{1, 1, 0, 0};
     const std::vector<int32_t> bounds{0, 4};
     std::vector<float> advantages(4), returns(4);
     GaeParams<float> params{rewards.data(), values.data(), trainable.data(), bounds.data(), 4, 1};
     params.advantages = advantages.data(), params.returns = returns.data();
-    CHECK(run_gae(params).ok());
+    CHECK(run(params, device).ok());
     CHECK((advantages == std::vector<float>{1, 1, 0, 0}));
     params.refuse_masked_rewards = true;
-    CHECK(run_gae(params).message().find(
-              "[gae] rewards: expected 0 at tokens that are not trainable, got 5") == 0);
+    CHECK(run(params, device)
+              .message()
+              .find("[gae] rewards: expected 0 at tokens that are not trainable, got 5") == 0);
   });
 }
 
 TEST(whitening_equals_its_oracle) {
-  for_each_tier([] {
+  for_each_backend([](Device device) {
     for (int64_t tokens : {0, 1, 2, 9, 4096, 9001}) {
       const Batch<double> batch(tokens);
       const MomentsParams<double> params{batch.x[0].data(), batch.trainable.data(), tokens};
-      std::vector<double> workspace(moments_workspace_size(tokens) / sizeof(double) + 1), out(tokens),
-          oracle(tokens);
+      std::vector<double> out(tokens), oracle(tokens);
       Moments moments;
-      CHECK(run_moments(params, &moments, workspace.data()).ok());
+      CHECK(run(params, &moments, device).ok());
       const Moments wanted = reference_moments(params);
       CHECK(moments.count == wanted.count);
       CHECK_NEAR(moments.mean, wanted.mean, 1e-13);
@@ -321,7 +303,7 @@ TEST(whitening_equals_its_oracle) {
       for (double min_std : {1e-3, 10.0}) {  // the second is above the deviation: nothing is scaled
         whiten.min_std = min_std;
         whiten.out = out.data();
-        CHECK(run_whiten(whiten).ok());
+        CHECK(run(whiten, device).ok());
         whiten.out = oracle.data();
         reference_whiten(whiten);
         check_near(out, oracle, 1e-13);
@@ -331,27 +313,33 @@ TEST(whitening_equals_its_oracle) {
 }
 
 TEST(group_advantage_equals_its_oracle) {
-  const Batch<double> batch(200);
-  std::vector<int64_t> groups, workspace(200);
-  for (int64_t i = 0; i < 200; ++i) groups.push_back(i * 7919 % 37 - 5);
-  for (GroupBaseline baseline : {GroupBaseline::kMean, GroupBaseline::kLeaveOneOut}) {
-    for (bool normalize_std : {false, true}) {
-      std::vector<double> mine(200), oracle(200);
-      GroupParams<double> params{batch.x[0].data(), groups.data(), batch.trainable.data(), 200,
-                                 baseline,          normalize_std};
-      params.advantages = mine.data();
-      CHECK(run_group_advantage(params, workspace.data()).ok());
-      params.advantages = oracle.data();
-      reference_group_advantage(params);
-      check_near(mine, oracle, 1e-12);
+  for_each_backend([](Device device) {
+    const Batch<double> batch(200);
+    std::vector<int64_t> groups;
+    for (int64_t i = 0; i < 200; ++i) groups.push_back(i * 7919 % 37 - 5);
+    for (GroupBaseline baseline : {GroupBaseline::kMean, GroupBaseline::kLeaveOneOut}) {
+      for (bool normalize_std : {false, true}) {
+        std::vector<double> mine(200), oracle(200);
+        GroupParams<double> params{batch.x[0].data(), groups.data(), batch.trainable.data(), 200,
+                                   baseline,          normalize_std};
+        params.advantages = mine.data();
+        CHECK(run(params, device).ok());
+        params.advantages = oracle.data();
+        reference_group_advantage(params);
+        check_near(mine, oracle, 1e-12);
+      }
     }
-  }
+  });
 }
 
-TEST(cuda_is_an_error_in_a_build_without_it) {
+TEST(the_back_end_is_named) {
   std::string name;
   CHECK(which(Device::kCpu, &name).ok() && name.rfind("cpu/", 0) == 0);
+#if defined(EARNEST_WITH_CUDA)
+  CHECK(which(Device::kCuda, &name).ok() && name == "cuda/simt");
+#else
   const Status status = which(Device::kCuda, &name);
   CHECK(status.code() == StatusCode::kUnsupported);
   CHECK(status.message() == "[ppo] device: expected cpu (earnest was built without CUDA), got cuda");
+#endif
 }

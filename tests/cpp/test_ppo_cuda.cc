@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: Apache-2.0
+// What only the CUDA side of ppo has: how it divides work, at the edges of its pieces and blocks; the same
+// bits at every run and wherever a sequence stands; arrays on the device that are not as they must be.
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kernels/ppo/gae_pieces.h"
+#include "kernels/ppo/loss_blocks.h"
+#include "kernels/ppo/sort_network.h"
+#include "tests/cpp/check.h"
+#include "tests/cpp/ppo_calls.h"
+
+using namespace earnest;
+using namespace earnest::ppo;
+using ppo_calls::Batch;
+using ppo_calls::run;
+
+TEST(pieces_of_sequences_never_share_a_slot) {
+  std::mt19937 random(1);
+  for (int repeat = 0; repeat < 300; ++repeat) {
+    int64_t begin = 0, free = 0, sequence = 0;
+    for (; sequence < 40; ++sequence) {
+      const int64_t length = random() % (repeat % 3 == 0 ? 3 : 2000);
+      const int64_t first = gae_pieces::first_slot<float>(begin, sequence);
+      CHECK(first >= free);
+      free = first + (length + gae_pieces::kPieceTokens<float> - 1) / gae_pieces::kPieceTokens<float>;
+      begin += length;
+    }
+    CHECK(free <= gae_pieces::num_slots<float>(begin, sequence));
+  }
+  CHECK(gae_pieces::num_blocks(0) == 0 && gae_pieces::num_blocks(1) == 1 && gae_pieces::num_blocks(8) == 1 &&
+        gae_pieces::num_blocks(9) == 2);
+  const int64_t most = std::numeric_limits<int32_t>::max();  // one token each
+  CHECK(gae_pieces::num_blocks(gae_pieces::num_slots<double>(most, most)) < int64_t{1} << 31);
+}
+
+TEST(blocks_of_the_losses_cover_all_tokens_and_stay_few) {
+  for (int64_t tokens : {int64_t{0}, int64_t{1}, int64_t{255}, int64_t{256}, int64_t{257}, int64_t{262144},
+                         int64_t{262145}, int64_t{16} << 20, (int64_t{1} << 40) + 1}) {
+    const int64_t of_block = loss_blocks::tokens_of_block(tokens), blocks = loss_blocks::num_blocks(tokens);
+    CHECK(of_block % loss_blocks::kThreads == 0 && blocks >= 1 && blocks <= loss_blocks::kMostBlocks);
+    CHECK(blocks * of_block >= tokens && (blocks - 1) * of_block < std::max<int64_t>(tokens, 1));
+  }
+}
+
+TEST(the_sorting_network_sorts) {
+  using sort_network::kPlaces;
+  CHECK(sort_network::padded(0) == kPlaces && sort_network::padded(kPlaces) == kPlaces &&
+        sort_network::padded(kPlaces + 1) == 2 * kPlaces);
+  std::vector<int> x(4 * kPlaces);
+  std::iota(x.begin(), x.end(), 0);
+  std::shuffle(x.begin(), x.end(), std::mt19937(1));
+  const auto pass = [&](int64_t size, int64_t stride) {
+    for (int64_t i = 0; i < static_cast<int64_t>(x.size()); ++i) {
+      const int64_t other = i ^ stride;
+      if (other > i && ((i & size) == 0) == (x[i] > x[other])) std::swap(x[i], x[other]);
+    }
+  };
+  for (const auto& step : sort_network::steps(4 * kPlaces)) {
+    if (!step.in_block) pass(step.first, step.stride);
+    for (int64_t size = step.first; step.in_block && size <= step.last; size *= 2)
+      for (int64_t stride = std::min(size, kPlaces) / 2; stride >= 1; stride /= 2) pass(size, stride);
+  }
+  CHECK(std::is_sorted(x.begin(), x.end()));
+}
+
+#if defined(EARNEST_WITH_CUDA)
+namespace {
+
+template <typename T>
+struct Advantages {
+  std::vector<T> advantages, returns;
+  Status status;
+  bool operator==(const Advantages& other) const {
+    return advantages == other.advantages && returns == other.returns;
+  }
+};
+
+template <typename T>
+Advantages<T> gae(const Batch<T>& batch, int64_t first, const std::vector<int32_t>& bounds, int64_t tokens) {
+  Advantages<T> out{std::vector<T>(tokens, T(7)), std::vector<T>(tokens, T(7)), {}};
+  GaeParams<T> params;
+  params.rewards = batch.x[0].data() + first, params.values = batch.x[1].data() + first;
+  params.trainable = batch.trainable.data() + first;
+  params.cu_seqlens = bounds.data();
+  params.tokens = tokens, params.sequences = static_cast<int64_t>(bounds.size()) - 1;
+  params.gamma = 0.99, params.lam = 0.95;
+  params.advantages = out.advantages.data(), params.returns = out.returns.data();
+  out.status = run(params, Device::kCuda);
+  return out;
+}
+
+// Lengths around a lane's tokens, a piece, a block's pieces, and what a warp looks back over; empty ones
+// between.
+template <typename T>
+std::vector<int32_t> awkward_bounds() {
+  constexpr int kLane = gae_pieces::kTokensOfLane<T>, kPiece = gae_pieces::kPieceTokens<T>;
+  std::vector<int32_t> bounds{0};
+  for (int length : {kPiece, 0, kLane - 1, kLane, kLane + 1, 0, 0, kPiece - 1, kPiece + 1, 2 * kPiece, 1,
+                     9 * kPiece + 5, 33 * kPiece - 1, 70 * kPiece + 13, 31, 32, 33, 0})
+    bounds.push_back(bounds.back() + length);
+  return bounds;
+}
+
+template <typename T>
+void check_gae_at_edges(double bound) {
+  const auto bounds = awkward_bounds<T>();
+  const Batch<T> batch(bounds.back());
+  const Advantages<T> mine = gae(batch, 0, bounds, bounds.back());
+  CHECK(mine.status.ok());
+  std::vector<T> a(bounds.back()), r(bounds.back());
+  GaeParams<T> params{batch.x[0].data(), batch.x[1].data(), batch.trainable.data(), bounds.data(),
+                      bounds.back()};
+  params.sequences = static_cast<int64_t>(bounds.size()) - 1;
+  params.gamma = 0.99, params.lam = 0.95;
+  params.advantages = a.data(), params.returns = r.data();
+  reference_gae(params);
+  for (size_t t = 0; t < a.size(); ++t) {
+    CHECK_NEAR(mine.advantages[t], a[t], bound * std::max(1.0, std::abs(static_cast<double>(a[t]))));
+    CHECK_NEAR(mine.returns[t], r[t], bound * std::max(1.0, std::abs(static_cast<double>(r[t]))));
+  }
+  // The same bits at every run, and for each sequence alone.
+  CHECK(mine == gae(batch, 0, bounds, bounds.back()));
+  for (size_t i = 0; i + 1 < bounds.size(); ++i) {
+    const int32_t length = bounds[i + 1] - bounds[i];
+    const Advantages<T> alone = gae<T>(batch, bounds[i], {0, length}, length);
+    CHECK(std::equal(alone.advantages.begin(), alone.advantages.end(), mine.advantages.begin() + bounds[i]));
+    CHECK(std::equal(alone.returns.begin(), alone.returns.end(), mine.returns.begin() + bounds[i]));
+  }
+}
+
+}  // namespace
+
+TEST(gae_at_the_edges_of_pieces_and_wherever_a_sequence_stands) {
+  check_gae_at_edges<float>(1e-6);
+  check_gae_at_edges<double>(1e-13);
+}
+
+TEST(gae_of_many_sequences_of_at_most_one_token) {
+  std::vector<int32_t> bounds{0};
+  for (int i = 0; i < 1500; ++i) bounds.push_back(bounds.back() + (i % 3 != 0));
+  const Batch<float> batch(bounds.back());
+  const auto mine = gae(batch, 0, bounds, bounds.back());
+  CHECK(mine.status.ok());
+  for (int t = 0; t < bounds.back(); ++t) {
+    CHECK(mine.advantages[t] == (batch.trainable[t] ? batch.x[0][t] - batch.x[1][t] : 0.0f));
+  }
+}
+
+TEST(gae_names_what_is_wrong_on_the_device_and_ends) {
+  Batch<float> batch(5000);
+  const std::vector<int32_t> good{0, 2500, 5000};
+  const auto message = [&](const std::vector<int32_t>& bounds) {
+    return gae(batch, 0, bounds, 5000).status.message();
+  };
+  CHECK(message(good).empty());
+  CHECK(message({1, 2500, 5000}) == "[gae] cu_seqlens: expected 0 at the start, got 1");
+  CHECK(message({0, 2500, 1000, 5000}) ==
+        "[gae] cu_seqlens: expected numbers that never fall, got 2500 before 1000");
+  CHECK(message({0, 2500, 4999}) ==
+        "[gae] cu_seqlens: expected 5000 (the number of tokens) at the end, got 4999");
+  CHECK(message({0, 1 << 30, -5, 5000}).find("numbers that never fall") != std::string::npos);
+  CHECK(message({0}) == "[gae] cu_seqlens: expected 5000 (the number of tokens) at the end, got 0");
+  for (int64_t t : {777, 4000}) batch.trainable[t] = 1, batch.x[0][t] = batch.x[1][t] = 0.5f;
+  batch.x[0][4000] = std::numeric_limits<float>::infinity();
+  CHECK(message(good) == "[gae] rewards: expected finite numbers at trainable tokens, got inf at token 4000");
+  batch.x[1][777] = -std::numeric_limits<float>::infinity();
+  CHECK(message(good) == "[gae] values: expected finite numbers at trainable tokens, got -inf at token 777");
+}
+
+TEST(the_first_of_many_faults_is_told) {
+  Batch<float> batch(3000);
+  for (int64_t t : {100, 1500, 2999}) batch.trainable[t] = 1;
+  for (int64_t t : {1500, 2999}) batch.x[0][t] = std::numeric_limits<float>::infinity();
+  batch.x[0][100] = 1.0f;
+  Moments moments;
+  const MomentsParams<float> params{batch.x[0].data(), batch.trainable.data(), 3000};
+  CHECK(run(params, &moments, Device::kCuda).message() ==
+        "[whiten] x: expected finite numbers at trainable tokens, got inf at position 1500");
+  std::vector<float> advantages(3000);
+  std::vector<int64_t> groups(3000);
+  GroupParams<float> group{batch.x[0].data(), groups.data(), batch.trainable.data(), 3000};
+  group.advantages = advantages.data();
+  CHECK(run(group, Device::kCuda).message() ==
+        "[group_advantage] scores: expected finite numbers at valid samples, got inf at position 1500");
+}
+
+TEST(losses_and_moments_where_blocks_take_more_than_one_round) {
+  const int64_t tokens = loss_blocks::kThreads * loss_blocks::kMostBlocks + 300;
+  const Batch<float> batch(tokens);
+  std::vector<double> sums(kNumSums), again(kNumSums), wanted(kNumSums);
+  std::vector<float> slopes(tokens), wanted_slopes(tokens);
+  LossParams<float> params;
+  params.logp = batch.x[0].data(), params.logp_old = batch.x[1].data(), params.advantages = batch.x[2].data();
+  params.trainable = batch.trainable.data(), params.tokens = tokens;
+  params.sums = sums.data(), params.grad_logp = slopes.data();
+  CHECK(run(params, Device::kCuda).ok());
+  params.sums = again.data();
+  CHECK(run(params, Device::kCuda).ok());
+  CHECK(sums == again);
+  params.sums = wanted.data(), params.grad_logp = wanted_slopes.data();
+  reference_loss(params);
+  for (int i = 0; i < kNumSums; ++i)
+    CHECK_NEAR(sums[i], wanted[i], 1e-6 * std::max(1.0, std::abs(wanted[i])));
+  for (int64_t t = 0; t < tokens; t += 97) CHECK_NEAR(slopes[t], wanted_slopes[t], 1e-6);
+
+  Moments moments;
+  const MomentsParams<float> of{batch.x[0].data(), batch.trainable.data(), tokens};
+  CHECK(run(of, &moments, Device::kCuda).ok());
+  const Moments oracle = reference_moments(of);
+  CHECK(moments.count == oracle.count);
+  CHECK_NEAR(moments.mean, oracle.mean, 1e-12);
+  CHECK_NEAR(moments.m2, oracle.m2, 1e-9 * oracle.m2);
+}
+
+TEST(groups_at_the_edges_of_the_sort) {
+  for (int64_t samples : {1, 2, 31, 33, 1023, 1024, 1025, 2049, 4100}) {
+    const Batch<double> batch(samples);
+    for (int64_t distinct : {int64_t{1}, int64_t{7}, samples}) {
+      std::vector<int64_t> groups(samples);
+      for (int64_t i = 0; i < samples; ++i) groups[i] = i * 7919 % distinct * (int64_t{1} << 40) - 5;
+      std::vector<double> mine(samples, 7.0), cpu(samples);
+      GroupParams<double> params{batch.x[0].data(),           groups.data(), batch.trainable.data(), samples,
+                                 GroupBaseline::kLeaveOneOut, true};
+      params.advantages = mine.data();
+      CHECK(run(params, Device::kCuda).ok());
+      params.advantages = cpu.data();
+      CHECK(run(params, Device::kCpu).ok());
+      for (int64_t i = 0; i < samples; ++i)
+        CHECK_NEAR(mine[i], cpu[i], 1e-12 * std::max(1.0, std::abs(cpu[i])));
+    }
+  }
+}
+
+TEST(calls_without_what_cuda_needs_are_refused) {
+  const Batch<float> batch(10);
+  std::vector<float> out(10);
+  const std::vector<int32_t> bounds{0, 10};
+  GaeParams<float> params{batch.x[0].data(), batch.x[1].data(), batch.trainable.data(), bounds.data(), 10, 1};
+  CHECK(run_gae(params, Device::kCuda).message() == "[gae] fault: expected a word on the device, got none");
+  FaultWord word = kNoFault;
+  params.fault = &word;
+  CHECK(run_gae(params, Device::kCuda).message() ==
+        "[gae] workspace: expected memory on the device, got none");
+  params.gamma = 2.0;
+  CHECK(run_gae(params, Device::kCuda).message().find("[gae] gamma: expected a number in [0, 1]") == 0);
+}
+#endif
