@@ -74,10 +74,14 @@ void gae(const AnyInput<T, 1>& rewards, const AnyInput<T, 1>& values, const Flag
   params.refuse_masked_rewards = refuse_masked_rewards;
   params.advantages = data_of(place, "advantages", advantages, tokens);
   params.returns = data_of(place, "returns", returns, tokens);
+  params.stream = place.stream();
+  params.fault = place.fault();
+  Workspace workspace(place, ppo::gae_workspace_size(params.tokens, params.sequences, place.device()));
+  params.workspace = workspace.data();
   Status status;
   {
     nb::gil_scoped_release release;
-    status = ppo::run_gae(params);
+    status = ppo::run_gae(params, place.device());
   }
   raise_if_error(status);
 }
@@ -129,15 +133,22 @@ void loss(const AnyInput<T, 1>& logp, const AnyInput<T, 1>& logp_old, const AnyI
   params.grad_values = data_of(place, "grad_values", grad_values, tokens);
   params.grad_entropy = data_of(place, "grad_entropy", grad_entropy, tokens);
   params.sums = data_of(place, "sums", sums, ppo::kNumSums);
+  params.stream = place.stream();
+  params.fault = place.fault();
+  T* loss = place.data("total", total);
+  if (place.device() == Device::kCuda) params.total = loss;
+  Workspace workspace(place, ppo::loss_workspace_size(params.tokens, place.device()));
   Status status;
   {
     nb::gil_scoped_release release;
-    std::vector<double> workspace(ppo::loss_workspace_size(params.tokens) / sizeof(double));
-    status = ppo::run_loss(params, workspace.data());
+    status = ppo::run_loss(params, workspace.data(), place.device());
   }
   raise_if_error(status);
-  *place.data("total", total) = static_cast<T>(ppo::total_loss(params, params.sums));
+  if (place.device() == Device::kCpu) *loss = static_cast<T>(ppo::total_loss(params, params.sums));
 }
+
+// Moments are a count, a mean and a sum of squares, as Python holds them.
+static_assert(sizeof(ppo::Moments) == 3 * sizeof(double));
 
 template <typename T>
 void moments(const AnyInput<T, 1>& x, const Flags& trainable, const AnyOutput<double, 1>& out,
@@ -147,18 +158,16 @@ void moments(const AnyInput<T, 1>& x, const Flags& trainable, const AnyOutput<do
   params.x = place.data("x", x);
   params.trainable = bytes_of(data_of(place, "trainable", trainable, x.shape(0)));
   params.tokens = static_cast<int64_t>(x.shape(0));
-  double* result = data_of(place, "moments", out, 3);
-  std::vector<double> workspace(ppo::moments_workspace_size(params.tokens) / sizeof(double) + 1);
-  ppo::Moments found;
+  params.stream = place.stream();
+  params.fault = place.fault();
+  auto* found = reinterpret_cast<ppo::Moments*>(data_of(place, "moments", out, 3));
+  Workspace workspace(place, ppo::moments_workspace_size(params.tokens, place.device()));
   Status status;
   {
     nb::gil_scoped_release release;
-    status = ppo::run_moments(params, &found, workspace.data());
+    status = ppo::run_moments(params, found, workspace.data(), place.device());
   }
   raise_if_error(status);
-  result[0] = found.count;
-  result[1] = found.mean;
-  result[2] = found.m2;
 }
 
 template <typename T>
@@ -170,15 +179,20 @@ void whiten(const AnyInput<T, 1>& x, const Flags& trainable, const AnyInput<doub
   params.x = place.data("x", x);
   params.trainable = bytes_of(data_of(place, "trainable", trainable, x.shape(0)));
   params.tokens = static_cast<int64_t>(x.shape(0));
-  const double* m = data_of(place, "moments", moments, 3);
-  params.moments = {m[0], m[1], m[2]};
+  const auto* given = reinterpret_cast<const ppo::Moments*>(data_of(place, "moments", moments, 3));
+  if (place.device() == Device::kCuda) {
+    params.moments_on_device = given;
+  } else {
+    params.moments = *given;
+  }
+  params.stream = place.stream();
   params.eps = eps;
   params.min_std = min_std;
   params.out = data_of(place, "out", out, x.shape(0));
   Status status;
   {
     nb::gil_scoped_release release;
-    status = ppo::run_whiten(params);
+    status = ppo::run_whiten(params, place.device());
   }
   raise_if_error(status);
 }
@@ -200,11 +214,13 @@ void group_advantage(const AnyInput<T, 1>& scores, const AnyInput<int64_t, 1>& g
   params.eps = eps;
   params.min_std = min_std;
   params.advantages = data_of(place, "out", out, samples);
-  std::vector<int64_t> workspace(samples);
+  params.stream = place.stream();
+  params.fault = place.fault();
+  Workspace workspace(place, ppo::group_workspace_size(params.samples, place.device()));
   Status status;
   {
     nb::gil_scoped_release release;
-    status = ppo::run_group_advantage(params, workspace.data());
+    status = ppo::run_group_advantage(params, workspace.data(), place.device());
   }
   raise_if_error(status);
 }

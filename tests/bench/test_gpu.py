@@ -52,7 +52,9 @@ def test_the_cases_of_the_targets_are_there_once() -> None:
     assert command.chosen(["ppo/cuda-gae"], False, "cuda")[0].family == "ppo"
 
 
-def test_without_a_gpu_the_bench_says_so(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_gpu_the_bench_says_so(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert cli.main(["bench", "ppo", "--device", "cuda"]) == 2
     assert "[bench] device: expected cpu (torch" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tests of the CUDA kernels from Python, marked `gpu`: on a GPU, or, with an extension that was built with
-EARNEST_CUDA=EMULATED (tests/conftest.py loads it), with the same kernels on the CPU and tensors in its memory."""
+"""The tests of the CUDA kernels from Python, marked `gpu`: on a GPU, or, with an extension that was built
+with EARNEST_CUDA=EMULATED (tests/conftest.py loads it), with the same kernels on the CPU and tensors in its
+memory."""
 
 from collections.abc import Iterator
 from pathlib import Path

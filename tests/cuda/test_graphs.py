@@ -76,7 +76,9 @@ def test_work_goes_to_the_current_stream(gpu) -> None:
 
 def test_arrays_of_two_devices_are_refused(gpu) -> None:
     values, trainable = torch.zeros(5, device=gpu), torch.ones(5, dtype=torch.bool)
-    with pytest.raises(InvalidInput, match=r"\[whiten\] trainable: expected a tensor on cuda:0 as x, got one on cpu"):
+    with pytest.raises(
+        InvalidInput, match=r"\[whiten\] trainable: expected a tensor on cuda:0 as x, got one on cpu"
+    ):
         ops.whiten(values, trainable)
 
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be told of cuda without a GPU: which back end is chosen, what is said where there is none, and what
-stream, memory and fault word a kernel is given."""
+"""What can be told of cuda without a GPU: which back end is chosen, what is said where there is none, and
+what stream, memory and fault word a kernel is given."""
 
 import ctypes
 import types
@@ -59,14 +59,18 @@ def test_a_build_without_cuda_says_so_in_one_sentence() -> None:
 def test_all_arrays_of_a_call_lie_where_the_first_does() -> None:
     results = [to_dlpack(torch.zeros(4)) for _ in range(2)]
     first, *rest = gae_arrays()
-    with pytest.raises(ValueError, match=r"\[gae\] values: expected an array on cuda:0 as the first, got one on cpu"):
+    with pytest.raises(
+        ValueError, match=r"\[gae\] values: expected an array on cuda:0 as the first, got one on cpu"
+    ):
         _native.ppo_gae(as_if_on_cuda(first), *map(to_dlpack, rest), 1.0, 1.0, False, *results)
 
 
 def test_the_emulator_is_of_builds_that_have_one() -> None:
     if _native.CUDA_BUILD == "EMULATED":
         pytest.skip("this is such a build")
-    with pytest.raises(RuntimeError, match=r"\[emulate_cuda\] build: expected one with EARNEST_CUDA=EMULATED"):
+    with pytest.raises(
+        RuntimeError, match=r"\[emulate_cuda\] build: expected one with EARNEST_CUDA=EMULATED"
+    ):
         _native.emulate_cuda(True)
     _native.emulate_cuda(False)
 
@@ -139,7 +143,9 @@ def test_nobody_waits_in_a_graph_and_faults_are_kept_until_asked_for(gpu: Device
     gpu.capturing = True
     with cuda.launching("gae", gpu.x, lambda: pytest.fail("nobody may wait")) as launch:
         write(launch, (1 << 56) | (7 << 8))
-    with pytest.raises(InvalidInput, match=r"\[gae\] input: expected .*, got something else at 7, in a CUDA graph"):
+    with pytest.raises(
+        InvalidInput, match=r"\[gae\] input: expected .*, got something else at 7, in a CUDA graph"
+    ):
         ops.raise_faults()
     ops.raise_faults()
     with cuda.launching("gae", gpu.x, lambda: None) as launch:
@@ -178,14 +184,18 @@ def test_cuda_tensors_go_to_torchs_attention(monkeypatch: pytest.MonkeyPatch) ->
         k = torch.empty(5, 2, 16, device="cuda")
         assert ops.attention(q, k, k, causal=True).shape == (5, 4, 16)
         assert ops.linear(torch.empty(3, 8, device="cuda"), torch.empty(5, 8, device="cuda")).shape == (3, 5)
-        with pytest.raises(InvalidInput, match=r"\[attention\] k: expected torch.float32 on cuda:0 as q, got .*cpu"):
+        with pytest.raises(
+            InvalidInput, match=r"\[attention\] k: expected torch.float32 on cuda:0 as q, got .*cpu"
+        ):
             ops.attention(q, k.cpu(), k, causal=True)
     assert asked == [(True, 0.25)]
 
 
 def test_a_device_that_is_not_there_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(InvalidInput, match=r"\[run\] device: expected cpu \(torch .* sees no GPU\), got cuda"):
+    with pytest.raises(
+        InvalidInput, match=r"\[run\] device: expected cpu \(torch .* sees no GPU\), got cuda"
+    ):
         cuda.require("run")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(_native, "CUDA_BUILD", "OFF")

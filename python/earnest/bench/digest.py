@@ -38,7 +38,10 @@ def results(device: str, tokens: int = 1 << 20) -> Iterator[tuple[str, Sequence[
         weight = normal(5003, 256, dtype=dtype).requires_grad_()
         targets = torch.randint(5003, (tokens >> 10,), generator=g).to(device)
         found = ops.logprob(hidden, weight, targets)
-        yield f"logprob {dtype}", [*found, *torch.autograd.grad(sum(x.sum() for x in found), (hidden, weight))]
+        yield (
+            f"logprob {dtype}",
+            [*found, *torch.autograd.grad(sum(x.sum() for x in found), (hidden, weight))],
+        )
     yield "logmel", [LogMel(128).batch(0.1 * normal(8, tokens >> 4))]
 
 
