@@ -51,6 +51,11 @@ nb::tuple fault(int64_t word) {
 
 bool emulating_cuda() { return kEmulated && emulating.load(std::memory_order_relaxed); }
 
+Status check_cuda_build(const char* op) {
+  if (kBuild != "OFF") return {};
+  return unsupported(op, "device", "cpu (earnest was built without CUDA)", "cuda");
+}
+
 void bind_cuda(nb::module_& module) {
   module.attr("CUDA_BUILD") = EARNEST_CUDA_BUILD;
   module.def("emulate_cuda", &emulate_cuda, nb::arg("on"));

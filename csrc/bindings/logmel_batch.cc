@@ -54,7 +54,8 @@ void clips(const AnyInput<float, 1>& pcm, int64_t count, const MaybeOffsets& cu_
   job.clips = count;
   job.cu_samples = offsets_of(place, "cu_samples", cu_samples, count + 1);
   job.cu_frames = offsets_of(place, "cu_frames", cu_frames, count + 1);
-  job.samples = count > 0 ? static_cast<int64_t>(pcm.shape(0)) / count : 0;
+  job.samples = static_cast<int64_t>(pcm.shape(0));
+  if (!cu_samples && count > 0) job.samples /= count;
   job.n_mels = n_mels;
   job.frames = n_mels > 0 ? static_cast<int64_t>(out.shape(0)) / n_mels : 0;
   job.padding = padding_of(step_audio);
@@ -88,6 +89,7 @@ void push(const AnyOutput<uint8_t, 2>& states, const AnyInput<float, 1>& pcm, co
   job.streams = count;
   job.ids = offsets_of(place, "ids", ids, count);
   job.pcm = place.data("pcm", pcm);
+  job.samples = static_cast<int64_t>(pcm.shape(0));
   job.cu_samples = place.data("cu_samples", cu_samples);
   if (last) check_length("last", count, last->shape(0));
   job.last = place.data("last", last);
@@ -95,6 +97,7 @@ void push(const AnyOutput<uint8_t, 2>& states, const AnyInput<float, 1>& pcm, co
   job.cu_frames = place.data("cu_frames", cu_frames);
   job.most_frames = most_frames;
   job.n_mels = n_mels;
+  job.frames = n_mels > 0 ? static_cast<int64_t>(out.shape(0)) / n_mels : 0;
   job.padding = padding_of(step_audio);
   job.out = place.data("out", out);
   job.fault = place.fault();

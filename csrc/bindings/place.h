@@ -32,6 +32,9 @@ struct Launch {
 // In an EMULATED build: whether arrays in CPU memory are the emulated GPU's.
 bool emulating_cuda();
 
+// Whether this build has CUDA kernels at all; if not, the one sentence about it.
+Status check_cuda_build(const char* op);
+
 class Place {
  public:
   template <typename Array>
@@ -39,6 +42,7 @@ class Place {
       : op_(op), type_(first.device_type()), id_(first.device_id()), launch_(launch) {
     if (type_ != nb::device::cpu::value && type_ != nb::device::cuda::value)
       raise_if_error(unsupported(op, "device", "cpu or cuda", name_of(type_, id_)));
+    if (device() == Device::kCuda) raise_if_error(check_cuda_build(op));
   }
 
   Device device() const {
