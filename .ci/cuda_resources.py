@@ -4,8 +4,8 @@
 python .ci/cuda_resources.py REPORT RECORD [--write]
 
 A kernel must not spill or have a stack frame unless the record says why under "may_spill"; its registers must
-not rise by more than a tenth and more than four; a kernel that the record does not know, or that is gone, is an
-error too.
+not rise by more than a tenth and more than four; a kernel that the record does not know, or that is gone, is
+an error too.
 """
 
 import json
@@ -78,7 +78,7 @@ def complaints(report: Report, record: Record) -> list[str]:
                 found.append(f"{what}: expected about {before} registers, got {usage['registers']}")
     for kernel, of_record in sorted(record["registers"].items()):
         found += [
-            f"[cuda] {kernel} ({architecture}): expected this kernel of the record, got none (--write drops it)"
+            f"[cuda] {kernel} ({architecture}): expected this kernel as recorded, got none (--write drops it)"
             for architecture in sorted(of_record)
             if architecture not in report.get(kernel, {})
         ]

@@ -73,7 +73,7 @@ def test_spills_and_frames_are_seen_unless_the_record_says_why(usage: dict[str, 
 def test_kernels_that_come_and_go_are_seen():
     gone = copy.deepcopy(RECORD)
     gone["registers"]["ppo::old"] = {"sm_80": 5}
-    assert "expected this kernel of the record, got none" in complaints(report_of(60), gone)[0]
+    assert "expected this kernel as recorded, got none" in complaints(report_of(60), gone)[0]
     assert len(complaints(report_of(60), {"registers": {}, "may_spill": {}})) == 2
     assert complaints("ptxas said nothing") == complaints("") != []
 

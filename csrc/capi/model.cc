@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <chrono>
 #include <filesystem>
+#include <future>
 #include <utility>
 
 #include "csrc/capi/call.h"
@@ -73,21 +74,15 @@ class Loading {
     EARNEST_RETURN_IF_FAILED(report(0.0));
     engine::Config config;
     EARNEST_RETURN_IF_FAILED(read_config(&config));
+    // The words are read beside the weights, on a thread of their own where there is one to be had.
     std::shared_ptr<const engine::Tokenizer> tokenizer;
-    EARNEST_RETURN_IF_FAILED(read_tokenizer(&tokenizer));
-    EARNEST_RETURN_IF_FAILED(report(0.2));
-    engine::Tensors tensors;
-    EARNEST_RETURN_IF_FAILED(engine::read_checkpoint(folder_, &tensors));
-    Arithmetic chosen;
-    EARNEST_RETURN_IF_FAILED(
-        choose_arithmetic(number_of(params_.weights), config.quantization, tensors, &chosen));
-    const engine::Digest fingerprint =
-        engine::fingerprint_of(config, chosen.precision, chosen.quantization, tensors);
-    EARNEST_RETURN_IF_FAILED(report(0.3));
+    auto words =
+        std::async(std::launch::async | std::launch::deferred, [&] { return read_tokenizer(&tokenizer); });
     std::shared_ptr<engine::Model> model;
-    EARNEST_RETURN_IF_FAILED(Outcome(engine::Model::create(config, std::move(tensors), chosen.precision,
-                                                           &model, chosen.quantization))
-                                 .instead_of(EARNEST_INVALID_ARGUMENT, EARNEST_CORRUPT_MODEL));
+    engine::Digest fingerprint;
+    const Outcome weights = read_weights(config, &model, &fingerprint);
+    EARNEST_RETURN_IF_FAILED(words.get());
+    EARNEST_RETURN_IF_FAILED(weights);
     EARNEST_RETURN_IF_FAILED(
         Outcome(engine::LoadedModel::create(std::move(model), std::move(tokenizer), fingerprint, loaded))
             .instead_of(EARNEST_INVALID_ARGUMENT, EARNEST_UNSUPPORTED_MODEL));
@@ -112,6 +107,21 @@ class Loading {
             .instead_of(EARNEST_INVALID_ARGUMENT, EARNEST_CORRUPT_MODEL));
     return Outcome(engine::Config::parse(document.root(), config))
         .instead_of(EARNEST_INVALID_ARGUMENT, EARNEST_UNSUPPORTED_MODEL);
+  }
+
+  Outcome read_weights(const engine::Config& config, std::shared_ptr<engine::Model>* model,
+                       engine::Digest* fingerprint) const {
+    engine::Tensors tensors;
+    EARNEST_RETURN_IF_FAILED(engine::read_checkpoint(folder_, &tensors));
+    Arithmetic chosen;
+    EARNEST_RETURN_IF_FAILED(
+        choose_arithmetic(number_of(params_.weights), config.quantization, tensors, &chosen));
+    EARNEST_RETURN_IF_FAILED(report(0.1));
+    *fingerprint = engine::fingerprint_of(config, chosen.precision, chosen.quantization, tensors);
+    EARNEST_RETURN_IF_FAILED(report(0.2));
+    return Outcome(engine::Model::create(config, std::move(tensors), chosen.precision, model,
+                                         chosen.quantization))
+        .instead_of(EARNEST_INVALID_ARGUMENT, EARNEST_CORRUPT_MODEL);
   }
 
   Outcome read_tokenizer(std::shared_ptr<const engine::Tokenizer>* tokenizer) const {

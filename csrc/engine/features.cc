@@ -74,7 +74,9 @@ Status ClipFeatures::finish(std::vector<Chunk>* closed) {
 }
 
 Status ClipFeatures::take(const float* pcm, int64_t samples) {
-  pcm_.reserve(pcm_.size() + static_cast<size_t>(samples));
+  // Room before anything changes. It doubles, so that small pushes do not copy all there is each time.
+  const size_t needed = pcm_.size() + static_cast<size_t>(samples);
+  if (needed > pcm_.capacity()) pcm_.reserve(std::max(needed, 2 * pcm_.capacity()));
   EARNEST_RETURN_IF_ERROR(stream_->push(pcm, samples));
   pcm_.insert(pcm_.end(), pcm, pcm + samples);
   return read_ready();

@@ -2,12 +2,14 @@
 #include "csrc/engine/loaded_model.h"
 
 #include <algorithm>
+#include <array>
 #include <set>
 #include <utility>
 
 #include "csrc/engine/guard.h"
 #include "csrc/engine/json.h"
 #include "csrc/engine/safetensors.h"
+#include "kernels/common/thread_pool.h"
 
 namespace earnest::engine {
 namespace {
@@ -43,11 +45,46 @@ class Object {
   std::string text_;
 };
 
+// Some numbers of a tensor, from places all over it.
+constexpr int64_t kPlaces = 64, kNumbers = 16;
+using Sample = std::array<float, kPlaces * kNumbers>;
+
+Sample sample_of(const TensorView& view) {
+  Sample sample = {};
+  const int64_t count = view.count();
+  for (int64_t place = 0; place < kPlaces; ++place) {
+    const int64_t first = std::max<int64_t>(count - kNumbers, 0) / kPlaces * place;
+    read(view, first, std::min(kNumbers, count - first), sample.data() + place * kNumbers);
+  }
+  return sample;
+}
+
+// Names, shapes and samples of all tensors. Samples are taken by all threads, some tensors ahead: most of the
+// time goes into pages of the file that nobody has touched yet.
+void add_tensors(const Tensors& tensors, Sha256* hash) {
+  constexpr size_t kAhead = 256;
+  std::vector<const TensorView*> views;
+  for (const auto& [name, view] : tensors.views) views.push_back(&view);
+  std::vector<Sample> samples(std::min(kAhead, views.size()));
+  size_t next = 0;
+  for (const auto& [name, view] : tensors.views) {
+    if (next % kAhead == 0) {
+      const auto count = static_cast<int64_t>(std::min(kAhead, views.size() - next));
+      parallel_for(count, [&](int64_t i) {
+        samples[static_cast<size_t>(i)] = sample_of(*views[next + static_cast<size_t>(i)]);
+      });
+    }
+    hash->add(name.size());
+    hash->add(name.data(), name.size());
+    for (const int64_t size : view.shape) hash->add(static_cast<uint64_t>(size));
+    hash->add(&samples[next++ % kAhead], sizeof(Sample));
+  }
+}
+
 }  // namespace
 
 Digest fingerprint_of(const Config& config, Precision precision, Quantization quantization,
                       const Tensors& tensors) {
-  constexpr int64_t kPlaces = 64, kNumbers = 16;
   Sha256 hash;
   const TextConfig& text = config.text;
   const EncoderConfig& audio = config.audio;
@@ -60,18 +97,7 @@ Digest fingerprint_of(const Config& config, Precision precision, Quantization qu
   }
   hash.add(&text.rms_norm_eps, sizeof text.rms_norm_eps);
   hash.add(&text.rope_theta, sizeof text.rope_theta);
-  for (const auto& [name, view] : tensors.views) {
-    hash.add(name.size());
-    hash.add(name.data(), name.size());
-    for (const int64_t size : view.shape) hash.add(static_cast<uint64_t>(size));
-    const int64_t count = view.count();
-    for (int64_t place = 0; place < kPlaces; ++place) {
-      float numbers[kNumbers] = {};
-      const int64_t first = std::max<int64_t>(count - kNumbers, 0) / kPlaces * place;
-      earnest::engine::read(view, first, std::min(kNumbers, count - first), numbers);
-      hash.add(numbers, sizeof numbers);
-    }
-  }
+  add_tensors(tensors, &hash);
   return hash.finish();
 }
 
@@ -80,11 +106,15 @@ Status LoadedModel::load(const std::string& folder, Precision precision, Quantiz
   return guarded("load", [&]() -> Status {
     auto tokenizer = std::make_shared<Tokenizer>();
     EARNEST_RETURN_IF_ERROR(Tokenizer::load(folder, tokenizer.get()));
-    std::shared_ptr<Model> model;
-    EARNEST_RETURN_IF_ERROR(Model::load(folder, precision, &model, quantization));
+    Config config;
+    EARNEST_RETURN_IF_ERROR(Config::load(folder, &config));
     Tensors tensors;
     EARNEST_RETURN_IF_ERROR(read_checkpoint(folder, &tensors));
-    const Digest fingerprint = fingerprint_of(model->config(), precision, model->quantization(), tensors);
+    const bool saved_so = config.quantization != Quantization::kNone;
+    const Digest fingerprint =
+        fingerprint_of(config, precision, saved_so ? config.quantization : quantization, tensors);
+    std::shared_ptr<Model> model;
+    EARNEST_RETURN_IF_ERROR(Model::create(config, std::move(tensors), precision, &model, quantization));
     return create(std::move(model), std::move(tokenizer), fingerprint, loaded);
   });
 }

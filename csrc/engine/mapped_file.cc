@@ -70,4 +70,12 @@ MappedFile::~MappedFile() {
   if (data_ != nullptr) ::munmap(const_cast<uint8_t*>(data_), size_);
 }
 
+void MappedFile::let_go(const void* first, size_t bytes) const {
+  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto begin = reinterpret_cast<uintptr_t>(first) / page * page;
+  const auto end = reinterpret_cast<uintptr_t>(first) + bytes;
+  // Pages of a file that nobody has written to: dropping them loses nothing, nor does a refusal to.
+  (void)::madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+}
+
 }  // namespace earnest::engine

@@ -24,6 +24,8 @@ class MappedFile {
   const std::string& path() const { return path_; }
   const uint8_t* data() const { return data_; }
   size_t size() const { return size_; }
+  // Gives the memory of these bytes back to the system; whoever reads them again finds them in the file.
+  void let_go(const void* first, size_t bytes) const;
   std::string_view text() const { return {reinterpret_cast<const char*>(data_), size_}; }
 
  private:

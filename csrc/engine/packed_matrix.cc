@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "csrc/engine/packed_matrix.h"
 
+#include <algorithm>
 #include <cstring>
+#include <memory>
 #include <utility>
 
 #include "csrc/engine/guard.h"
+#include "kernels/common/thread_pool.h"
 #include "kernels/linear/linear.h"
 
 namespace earnest::engine {
@@ -29,6 +32,17 @@ void lay_taps_outside(const TensorView& view, T* out) {
       for (int64_t tap = 0; tap < taps; ++tap) out[tap * in + j] = row[static_cast<size_t>(j * taps + tap)];
     }
   }
+}
+
+// The numbers as they are, by all threads.
+template <typename T>
+void copy_numbers(const TensorView& view, T* out) {
+  constexpr int64_t kPiece = int64_t{1} << 16;
+  const int64_t count = view.count();
+  parallel_for((count + kPiece - 1) / kPiece, [&](int64_t piece) {
+    const int64_t first = piece * kPiece;
+    read(view, first, std::min(kPiece, count - first), out + first);
+  });
 }
 
 }  // namespace
@@ -59,7 +73,7 @@ void PackedMatrix::lay_out(T* weight, T* bias) const {
       if (view.shape.size() == 3) {
         lay_taps_outside(view, weight);
       } else {
-        read(view, 0, view.count(), weight);
+        copy_numbers(view, weight);
       }
       weight += view.count();
     }
@@ -81,14 +95,15 @@ Status PackedMatrix::refresh() {
   const size_t size = size_of(precision_);
   size_t bytes = 0;
   EARNEST_RETURN_IF_ERROR(linear::packed_size(pack, &bytes));
-  std::vector<char> whole;
+  std::unique_ptr<char[]> whole;
   pack.source = in_place();
   if (pack.source == nullptr) {
-    whole.resize(static_cast<size_t>(outputs_) * static_cast<size_t>(inputs_) * size);
-    pack.source = whole.data();
+    const size_t count = static_cast<size_t>(outputs_) * static_cast<size_t>(inputs_);
+    whole = std::make_unique_for_overwrite<char[]>(count * size);
+    pack.source = whole.get();
   }
   if (!biases_.empty()) bias_.resize(static_cast<size_t>(outputs_) * size);
-  void* weight = whole.empty() ? nullptr : whole.data();
+  void* weight = whole.get();
   if (precision_ == Precision::kFloat32) {
     lay_out(static_cast<float*>(weight), reinterpret_cast<float*>(bias_.data()));
   } else {
@@ -98,7 +113,9 @@ Status PackedMatrix::refresh() {
     packed_ = memory_->take(bytes);
     packed_bytes_ = bytes;
   }
-  return linear::run(pack, packed_);
+  EARNEST_RETURN_IF_ERROR(linear::run(pack, packed_));
+  for (const TensorView& view : weights_) let_go(view);
+  return {};
 }
 
 Status PackedMatrix::multiply(const void* x, int64_t rows, void* y, Arena* arena) const {

@@ -44,6 +44,7 @@ Status QuantizedMatrix::refresh(Piece* piece, quantized::Part* part) const {
     }
     EARNEST_RETURN_IF_ERROR(pack_tensor(piece->weight, codes_, piece->packed));
     part->packed = piece->packed;
+    let_go(piece->weight);
   }
   if (piece->bias.shape.empty()) return {};
   const bool float32 = type_ == quantized::Type::kFloat32;

@@ -179,6 +179,7 @@ Status read_file(const std::string& path, Tensors* tensors) {
     }
     entry.view.data = file->data() + header.numbers() + entry.begin;
     entry.view.file = name;
+    entry.view.mapped = file.get();
     tensors->views.emplace(entry.name, std::move(entry.view));
   }
   tensors->owners.push_back(std::move(file));

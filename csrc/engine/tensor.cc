@@ -3,6 +3,8 @@
 
 #include <cstring>
 
+#include "csrc/engine/mapped_file.h"
+
 namespace earnest::engine {
 namespace {
 
@@ -98,6 +100,11 @@ void read(const TensorView& view, int64_t first, int64_t count, BFloat16* out) {
     return;
   }
   read_as(view, first, count, out);
+}
+
+void let_go(const TensorView& view) {
+  if (view.mapped == nullptr) return;
+  view.mapped->let_go(view.data, static_cast<size_t>(view.count()) * size_of(view.type));
 }
 
 }  // namespace earnest::engine

@@ -15,6 +15,8 @@
 
 namespace earnest::engine {
 
+class MappedFile;
+
 // kBytes: codes of a quantised matrix, which only those who know their layout read.
 enum class StoredType { kFloat32, kBFloat16, kFloat16, kBytes };
 
@@ -26,7 +28,8 @@ struct TensorView {
   StoredType type = StoredType::kFloat32;
   std::vector<int64_t> shape;
   const void* data = nullptr;
-  std::string file;  // where it came from, for messages; empty: memory
+  std::string file;                    // where it came from, for messages; empty: memory
+  const MappedFile* mapped = nullptr;  // where it lies, if in a file
 
   int64_t count() const;  // of numbers; the shape has been checked not to overflow
 };
@@ -42,5 +45,8 @@ std::string shape_text(const std::vector<int64_t>& shape);  // "[2, 3]"
 // Numbers [first, first + count) of the tensor, rounded to nearest, ties to even; bytes as 0 to 255.
 void read(const TensorView& view, int64_t first, int64_t count, float* out);
 void read(const TensorView& view, int64_t first, int64_t count, BFloat16* out);
+
+// The numbers have been copied: memory that holds a file's is given back to the system.
+void let_go(const TensorView& view);
 
 }  // namespace earnest::engine

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Memory of packed weights: pieces of large blocks, for which the system is asked for huge pages. A step of
-// decoding reads all weights once, and with pages of 4 KiB it looks one up for every 64 lines.
+// decoding reads all weights once, and with pages of 4 KiB it looks one up for every 64 lines. All threads
+// touch a piece before it is given out: the system clears a page for whoever touches it first, and clearing
+// takes as long as reading.
 #pragma once
 
 #include <algorithm>
@@ -9,6 +11,8 @@
 #include <memory>
 #include <new>
 #include <vector>
+
+#include "kernels/common/thread_pool.h"
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -26,6 +30,7 @@ class WeightMemory {
       blocks_.emplace_back(::operator new(size, std::align_val_t{kHugePage}));
       next_ = static_cast<char*>(blocks_.back().get());
       left_ = size;
+      touched_ = next_;
 #if defined(__linux__)
       (void)madvise(next_, size, MADV_HUGEPAGE);  // a wish: without it the memory is as good, only slower
 #endif
@@ -33,6 +38,7 @@ class WeightMemory {
     void* piece = next_;
     next_ += bytes;
     left_ -= bytes;
+    touch();
     return piece;
   }
 
@@ -40,12 +46,20 @@ class WeightMemory {
   static constexpr size_t kHugePage = size_t{2} << 20;
   static constexpr size_t kLeast = size_t{16} << 20;
 
+  // The pages up to what is still to be taken.
+  void touch() {
+    char* const first = touched_;
+    const int64_t pages = next_ <= first ? 0 : (next_ - first - 1) / static_cast<int64_t>(kHugePage) + 1;
+    parallel_for(pages, [first](int64_t page) { first[static_cast<size_t>(page) * kHugePage] = 0; });
+    touched_ += static_cast<size_t>(pages) * kHugePage;
+  }
+
   struct Free {
     void operator()(void* memory) const { ::operator delete(memory, std::align_val_t{kHugePage}); }
   };
 
   std::vector<std::unique_ptr<void, Free>> blocks_;
-  char* next_ = nullptr;
+  char *next_ = nullptr, *touched_ = nullptr;
   size_t left_ = 0;
 };
 

@@ -2,6 +2,7 @@
 #include "csrc/engine/weights.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <utility>
 
@@ -11,6 +12,7 @@
 #include "csrc/engine/quantization.h"
 #include "csrc/engine/quantized_matrix.h"
 #include "csrc/engine/utf8.h"
+#include "kernels/common/thread_pool.h"
 
 namespace earnest::engine {
 namespace {
@@ -89,6 +91,23 @@ class Listing {
   std::string text_;
 };
 
+constexpr int64_t kPart = 4096;  // numbers that are compared at a time
+
+// Numbers from `first` on have the same values in two tensors of one shape.
+bool part_agrees(const TensorView& one, const TensorView& other, int64_t first) {
+  const int64_t count = std::min(kPart, one.count() - first);
+  if (one.type == other.type) {
+    const size_t skipped = static_cast<size_t>(first) * size_of(one.type);
+    return std::memcmp(static_cast<const char*>(one.data) + skipped,
+                       static_cast<const char*>(other.data) + skipped,
+                       static_cast<size_t>(count) * size_of(one.type)) == 0;
+  }
+  float ours[kPart], theirs[kPart];
+  read(one, first, count, ours);
+  read(other, first, count, theirs);
+  return std::memcmp(ours, theirs, static_cast<size_t>(count) * sizeof(float)) == 0;
+}
+
 }  // namespace
 
 Shapes tensor_shapes(const Config& config) {
@@ -135,17 +154,15 @@ Status check_tied(const Tensors& tensors) {
   if (found == tensors.views.end()) return {};
   const TensorView &head = found->second, &table = tensors.views.at("model.embed_tokens.weight");
   if (head.data == table.data) return {};
-  constexpr int64_t kPart = 4096;
-  std::vector<float> ours(kPart), theirs(kPart);
-  for (int64_t first = 0; first < head.count(); first += kPart) {
-    const int64_t count = std::min(kPart, head.count() - first);
-    read(head, first, count, ours.data());
-    read(table, first, count, theirs.data());
-    if (std::memcmp(ours.data(), theirs.data(), static_cast<size_t>(count) * sizeof(float)) == 0) continue;
-    return corrupt(head.file, std::string("tensor \"") + kHead + '"',
-                   "the values of model.embed_tokens.weight (tied)", "others");
-  }
-  return {};
+  const int64_t parts = (head.count() + kPart - 1) / kPart;
+  std::atomic<bool> same{true};
+  parallel_for(parts, [&](int64_t part) {
+    if (same && !part_agrees(head, table, part * kPart)) same = false;
+  });
+  let_go(head);
+  if (same) return {};
+  return corrupt(head.file, std::string("tensor \"") + kHead + '"',
+                 "the values of model.embed_tokens.weight (tied)", "others");
 }
 
 Status Table::copy_row(int64_t index, void* out) const {
@@ -250,6 +267,7 @@ Status Weights::read(Array* array) const {
   } else {
     engine::read(source, 0, source.count(), reinterpret_cast<BFloat16*>(array->copy_.data()));
   }
+  let_go(source);
   return {};
 }
 

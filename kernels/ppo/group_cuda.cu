@@ -161,13 +161,12 @@ Status group_advantage_cuda(const GroupParams<T>& p, void* workspace) {
   if (workspace == nullptr) return invalid_argument(kOp, "workspace", "memory on the device", "none");
   auto* order = static_cast<int64_t*>(workspace);
   const int64_t places = padded(p.samples);
-  Status status = simt::launch({kOp, "list_samples"}, list_samples<T>,
-                               static_cast<unsigned>(places / kThreads), kThreads, 0, p.stream, p, order);
-  for (const Step& step : steps(places)) {
-    if (!status.ok()) return status;
-    status = launch_step(p, step, places, order);
-  }
-  if (!status.ok()) return status;
+  if (Status status = simt::launch({kOp, "list_samples"}, list_samples<T>,
+                                   static_cast<unsigned>(places / kThreads), kThreads, 0, p.stream, p, order);
+      !status.ok())
+    return status;
+  for (const Step& step : steps(places))
+    if (Status status = launch_step(p, step, places, order); !status.ok()) return status;
   return simt::launch({kOp, "compare_in_groups"}, compare_in_groups<T>,
                       static_cast<unsigned>(places / kThreadsOfGroups), kThreadsOfGroups, 0, p.stream, p,
                       order, places);

@@ -197,6 +197,22 @@ TEST(children_outlive_their_parents) {
   CHECK(!answer(other).ids.empty());
 }
 
+TEST(a_fork_outlives_the_session_that_it_came_from) {
+  Engine engine = talk::engine();
+  Session session = talk::session(engine);
+  CHECK_OK(add_text(session, "I am"));
+  answer(session);
+  earnest_session* made = nullptr;
+  CHECK_OK(earnest_session_fork(session.get(), &made));
+  const Session fork(made);
+  CHECK_OK(add_text(session, "and you"));
+  const Said expected = answer(session);
+  session.reset();
+  engine.reset();
+  CHECK_OK(add_text(fork, "and you"));
+  CHECK(answer(fork) == expected);
+}
+
 TEST(an_engine_goes_while_answers_run) {
   for (int i = 0; i < 20; ++i) {
     Engine engine = talk::engine();

@@ -3,7 +3,8 @@
 // as asked, so that what reads or writes past an end is found (by AddressSanitizer or compute-sanitizer).
 #pragma once
 
-#include <cstring>
+#include <cstdio>
+#include <cstdlib>
 #include <utility>
 #include <vector>
 
@@ -12,10 +13,20 @@
 #include "kernels/common/device_fault.h"
 #include "tests/cpp/check.h"
 
+// A program that was built to test a device ends, with the reason, where there is none.
+inline void require_device() {
+  earnest::cuda::Properties device;
+  const earnest::Status status = earnest::cuda::properties("test", &device);
+  if (status.ok()) return;
+  std::printf("%s\n", status.message().c_str());
+  std::exit(1);
+}
+
 template <typename T>
 class OnDevice {
  public:
   explicit OnDevice(const std::vector<T>& values) : size_(values.size()) {
+    require_device();
     void* memory = nullptr;
     CHECK(earnest::cuda::allocate("test", bytes(), &memory).ok());
     data_ = static_cast<T*>(memory);
@@ -43,7 +54,9 @@ class OnDevice {
 // Results come back with finish().
 class Lent {
  public:
-  explicit Lent(earnest::Device device) : on_device_(device == earnest::Device::kCuda) {}
+  explicit Lent(earnest::Device device) : on_device_(device == earnest::Device::kCuda) {
+    if (on_device_) require_device();
+  }
   ~Lent() {
     for (const Copy& copy : copies_) earnest::cuda::release(copy.device);
   }

@@ -8,28 +8,12 @@ from engine_cases import DTYPES, Beside
 
 from earnest import _native
 from earnest.model import AudioLM
-from earnest.model.join import join
-
-
-@pytest.fixture(scope="module")
-def folder(shared_data, tmp_path_factory):
-    pytest.importorskip("gguf")
-    models = shared_data / "models"
-    model = join(
-        models / "whisper-base-encoder",
-        models / "smollm2-135m-instruct",
-        dtype=torch.bfloat16,
-        generator=torch.Generator().manual_seed(0),
-    )
-    path = tmp_path_factory.mktemp("joined")
-    model.save_pretrained(path)
-    return path
 
 
 @pytest.mark.parametrize("name", DTYPES)
-def test_real_weights_give_the_python_models_bits(folder, name):
-    model = AudioLM.from_pretrained(folder, dtype=DTYPES[name])
-    engine = Beside(model, _native.engine.load(str(folder), name))
+def test_real_weights_give_the_python_models_bits(joined, name):
+    model = AudioLM.from_pretrained(joined, dtype=DTYPES[name])
+    engine = Beside(model, _native.engine.load(str(joined), name))
     generator = torch.Generator().manual_seed(0)
     mel = torch.randn(80, 702, generator=generator) * 0.5
     ids = torch.randint(0, 49152, (60,), generator=generator)

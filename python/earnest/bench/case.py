@@ -86,15 +86,16 @@ class Problem:
 @dataclass(frozen=True)
 class Target:
     """What this project wants of a case. ratio: so many times faster than the best peer, or than `against`,
-    one implementation by name. fraction: of this machine's limit. extra_bytes: of memory beside the results
-    at most. error: against float64 at most. seconds: of a call at most, where a target names a machine."""
+    one implementation by name; also: and than others by theirs. fraction: of this machine's limit. seconds:
+    of one call at most. extra_bytes: of memory beside the results at most. error: against float64 at most."""
 
     ratio: float | None = None
     against: str = ""
+    also: Mapping[str, float] = field(default_factory=dict)
+    seconds: float | None = None
     fraction: float | None = None
     extra_bytes: int | None = None
     error: float | None = None
-    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,16 @@ def largest_error(got: Sequence[Any], expected: Sequence[Any]) -> float:
 def largest_difference(got: Sequence[Any], expected: Sequence[Any]) -> float:
     """The largest difference as it is, for values whose scale is fixed."""
     return _worst(got, expected, lambda b: 1.0)
+
+
+def share_off(got: Sequence[Any], expected: Sequence[Any]) -> float:
+    """The size of the differences in units of the values' own, each array's as one vector: for what a few
+    numbers much larger than all others would hide, or be off in."""
+    sizes = [np.linalg.norm(as_float64(b)) or 1.0 for b in expected]
+    lengths = [np.linalg.norm(as_float64(a) - as_float64(b)) if np.shape(a) == np.shape(b) else float("inf")
+               for a, b in zip(got, expected, strict=True)]  # fmt: skip
+    worst = max((float(a / b) for a, b in zip(lengths, sizes, strict=True)), default=0.0)
+    return worst if worst == worst else float("inf")
 
 
 def _worst(got: Sequence[Any], expected: Sequence[Any], unit: Callable[[np.ndarray], float]) -> float:

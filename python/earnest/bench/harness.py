@@ -200,10 +200,12 @@ def is_met(target: Target, record: dict[str, Any]) -> bool | None:
             lambda want, have: have >= want,
         ),
         (target.fraction, record["fraction"], lambda want, have: have >= want),
+        (target.seconds, ours.get("median"), lambda want, have: have <= want),
         (target.extra_bytes, most_bytes(ours), lambda want, have: have <= want),
         (target.error, ours["error"], lambda want, have: have <= want),
-        (target.seconds, ours["median"], lambda want, have: have <= want),
     ]
+    ratios_to = {result["name"]: result["ratio"] for result in record["results"]} if target.also else {}
+    judged += [(w, ratios_to.get(name), lambda want, have: have >= want) for name, w in target.also.items()]
     wanted = [(want, have, holds) for want, have, holds in judged if want is not None]
     if any(have is None for _, have, _ in wanted):
         return None

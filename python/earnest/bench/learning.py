@@ -14,13 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from earnest.bench import peers
+from earnest.bench import peers, qwen2
 from earnest.bench.case import OURS, Case, Implementation, Problem, Target
 
 PROMPTS, PER_PROMPT, NEW_TOKENS = 4, 8, 64
 SHORTEST_PROMPT, LONGEST_PROMPT = 16, 32
 KL, LEARNING_RATE = 0.04, 1e-6
-EPSILON, THETA = 1e-6, 10_000.0
 SIZES: dict[str, Any] = {
     "vocab_size": 4096,
     "hidden_size": 256,
@@ -30,8 +29,8 @@ SIZES: dict[str, Any] = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
     "tie_word_embeddings": True,
-    "rms_norm_eps": EPSILON,
-    "rope_theta": THETA,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10_000.0,
 }
 WANTED = 4.0  # times faster than TRL
 # Of what the prompts' own tokens are worth, before the first step: everybody begins with the same model.
@@ -216,40 +215,14 @@ def _predicted(world: _World) -> tuple[Any, Any]:
 
 
 def _logp_by_definition(world: _World) -> Any:
-    """The decoder in float64, one prompt at a time (transformers' Qwen2 is the definition)."""
+    """The decoder in float64, one prompt at a time."""
     import torch
-    import torch.nn.functional as F
 
-    w = {name: value.double() for name, value in world.model().state_dict().items()}
-    width, heads, kv_heads = SIZES["hidden_size"], SIZES["num_attention_heads"], SIZES["num_key_value_heads"]
-    dim, found = width // heads, []
-
-    def norm(x: Any, name: str) -> Any:
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPSILON) * w[name + ".weight"]
-
+    weights, found = world.model().state_dict(), []
     for text in world.prompts:
         ids = torch.tensor(world.tokenizer.encode(text))
-        angles = torch.arange(len(ids)).double()[:, None] * THETA ** (-torch.arange(0, dim, 2).double() / dim)
-        cosine, sine = angles.cos().repeat(1, 2)[:, None], angles.sin().repeat(1, 2)[:, None]
-        x = w["model.embed_tokens.weight"][ids]
-        for layer in range(SIZES["num_hidden_layers"]):
-            at = f"model.layers.{layer}."
-            y = norm(x, at + "input_layernorm")
-            q, k, v = (
-                F.linear(y, w[f"{at}self_attn.{n}_proj.weight"], w[f"{at}self_attn.{n}_proj.bias"])
-                .view(len(ids), -1, dim) for n in "qkv"
-            )  # fmt: skip
-            q, k = (
-                z * cosine + torch.cat([-z[..., dim // 2 :], z[..., : dim // 2]], -1) * sine for z in (q, k)
-            )
-            k, v = (z.repeat_interleave(heads // kv_heads, 1).transpose(0, 1) for z in (k, v))
-            mixed = F.scaled_dot_product_attention(q.transpose(0, 1), k, v, is_causal=True)
-            mixed = mixed.transpose(0, 1).reshape(len(ids), width)
-            x = x + F.linear(mixed, w[at + "self_attn.o_proj.weight"])
-            y = norm(x, at + "post_attention_layernorm")
-            gate, up = (F.linear(y, w[f"{at}mlp.{n}_proj.weight"]) for n in ("gate", "up"))
-            x = x + F.linear(F.silu(gate) * up, w[at + "mlp.down_proj.weight"])
-        logp = F.linear(norm(x, "model.norm"), w["lm_head.weight"]).log_softmax(-1)
+        hidden = qwen2.hidden_states(weights, SIZES, ids, torch.float64)
+        logp = qwen2.logits(weights, hidden).log_softmax(-1)
         found.append(logp[:-1].gather(1, ids[1:, None])[:, 0])
     return torch.cat(found).numpy()
 

@@ -15,7 +15,8 @@ from earnest import __version__
 
 PACKAGES = (
     "torch", "numpy", "asrfront", "kaldi-native-fbank", "librosa", "transformers", "zentorch", "numba",
-    "scipy", "praat-parselmouth", "pyworld", "torchaudio", "triton", "liger-kernel",
+    "scipy", "praat-parselmouth", "pyworld", "trl", "llama-cpp-python", "openvino", "openvino-genai",
+    "ctranslate2", "pywhispercpp", "torchaudio", "triton", "liger-kernel",
 )  # fmt: skip
 
 

@@ -48,6 +48,25 @@ def zentorch() -> Any:
     return torch.ops.zentorch
 
 
+def compiled_by_zentorch(function: Callable[..., Any]) -> Callable[..., Any]:
+    """torch.compile with zentorch's backend for fixed shapes and weights. Inductor's settings are as before
+    after each call: the backend puts its passes into everybody's."""
+    zentorch()
+    import torch
+    from torch._inductor import config
+
+    torch._dynamo.reset()
+    fast = torch.compile(function, backend="zentorch", dynamic=False)
+    settings = {"freezing": True, "joint_custom_post_pass": config.joint_custom_post_pass}
+
+    def call(*inputs: Any, **named: Any) -> Any:
+        with config.patch(settings), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return fast(*inputs, **named)
+
+    return call
+
+
 def ours(name: str) -> Callable[..., Any]:
     """earnest.ops.NAME, or Absent in a version without it."""
     ops = importlib.import_module("earnest.ops")

@@ -91,10 +91,14 @@ def target(record: Record) -> str:
         )
     elif "ratio" in wanted:
         parts.append(f"{wanted['ratio']:.2g}x")
-    if "seconds" in wanted:
-        parts.append(seconds(wanted["seconds"]))
+    ratios = {result["name"]: result["ratio"] for result in record["results"]} if "also" in wanted else {}
+    for name, ratio in wanted.get("also", {}).items():
+        have = ratios.get(name)
+        parts.append(f"{name} {'-' if have is None else f'{have:.2f}x'} of {ratio:.2g}x")
     if "fraction" in wanted:
         parts.append(f"{100 * wanted['fraction']:.0f}%")
+    if "seconds" in wanted:
+        parts.append(f"at most {seconds(wanted['seconds'])}")
     verdict = {True: " met", False: " missed", None: ""}[record["met"]]
     return "+".join(parts) + verdict
 

@@ -18,7 +18,7 @@ from earnest.model.audio_lm import AudioLM
 from earnest.model.config import AudioLMConfig, EncoderConfig, TextConfig
 from earnest.model.weights import Checkpoint
 
-_GGUF_LAYER = {
+GGUF_LAYER = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -164,8 +164,8 @@ def read_gguf(path: Path) -> tuple[TextConfig, dict[str, Tensor]]:
 def _gguf_name(name: str) -> str:
     """blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight"""
     parts = name.split(".")
-    if parts[0] == "blk" and len(parts) == 4 and parts[2] in _GGUF_LAYER:
-        return f"model.layers.{parts[1]}.{_GGUF_LAYER[parts[2]]}.{parts[3]}"
+    if parts[0] == "blk" and len(parts) == 4 and parts[2] in GGUF_LAYER:
+        return f"model.layers.{parts[1]}.{GGUF_LAYER[parts[2]]}.{parts[3]}"
     if len(parts) == 2 and parts[0] in _GGUF_TOP:
         return f"{_GGUF_TOP[parts[0]]}.{parts[1]}"
     raise InvalidInput("read_gguf", "tensors", "those of a Llama decoder", name)
