@@ -27,8 +27,8 @@ __device__ ClipPlace place_of(const Clips& clips, int64_t c) {
   }
   const int64_t sample = clips.cu_samples[c], samples = clips.cu_samples[c + 1] - sample;
   const int64_t frame = clips.cu_frames[c], frames = clips.cu_frames[c + 1] - frame;
-  if (sample >= 0 && samples >= 0 && samples <= kMaxSamples && sample + samples <= clips.samples && frame >= 0 &&
-      frame + frames <= clips.frames && frames == frames_in(samples, clips.padding))
+  if (sample >= 0 && samples >= 0 && samples <= kMaxSamples && sample + samples <= clips.samples &&
+      frame >= 0 && frame + frames <= clips.frames && frames == frames_in(samples, clips.padding))
     return {sample, samples, frame, frames};
   record_fault(clips.fault, {FaultOp::kLogMel, c, static_cast<int>(SampleFault::kOffsets)});
   return {0, 0, 0, 0};
@@ -41,7 +41,8 @@ struct Task {
 };
 
 // The first hops of the samples from `start` on, all of them in the clip.
-__device__ void load_inside(const float* pcm, int hops, simt::Shared<float> samples, FaultWord* fault, int64_t origin) {
+__device__ void load_inside(const float* pcm, int hops, simt::Shared<float> samples, FaultWord* fault,
+                            int64_t origin) {
   const int lane = lane_index();
   for (int hop = warp_index(); hop < hops; hop += kWarpsOfTile) {
     float x[kFloatsOfHop];
@@ -56,13 +57,14 @@ __device__ void load_inside(const float* pcm, int hops, simt::Shared<float> samp
     if (fine) continue;
 #pragma unroll 1
     for (int i = 0; i < kFloatsOfHop; ++i)
-      check_sample(fault, origin + kHop * hop + simt::kWarpSize * i + lane, pcm[kHop * hop + simt::kWarpSize * i + lane]);
+      check_sample(fault, origin + kHop * hop + simt::kWarpSize * i + lane,
+                   pcm[kHop * hop + simt::kWarpSize * i + lane]);
   }
 }
 
 // The same where frames reach beyond the clip.
-__device__ void load_edge(const Signal& signal, int64_t start, int hops, simt::Shared<float> samples, FaultWord* fault,
-                          int64_t origin) {
+__device__ void load_edge(const Signal& signal, int64_t start, int hops, simt::Shared<float> samples,
+                          FaultWord* fault, int64_t origin) {
 #pragma unroll 1
   for (int i = static_cast<int>(threadIdx.x); i < kHop * hops; i += kThreads) {
     const float x = signal.at(start + i);
@@ -71,7 +73,8 @@ __device__ void load_edge(const Signal& signal, int64_t start, int hops, simt::S
   }
 }
 
-// Raw features of the tile's frames, none to 32. Returns the largest that the thread has written, -10 if none.
+// Raw features of the tile's frames, none to 32. Returns the largest that the thread has written, -10 if
+// none.
 __device__ float compute_raw(const Clips& clips, const CudaTables& tables, const Task& task) {
   const auto samples = simt::dynamic_shared<float>(kSamplesOffset, kHopsOfTile * kHopStride);
   const ClipPlace& clip = task.clip;
@@ -119,8 +122,16 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfMultiprocessor)
 
 }  // namespace
 
+Status which_cuda(std::string* name) {
+  cuda::Properties device;
+  if (Status status = cuda::properties("logmel", &device); !status.ok()) return status;
+  *name = "cuda/simt";
+  return {};
+}
+
 Status unsupported_cuda() {
-  return unsupported("logmel", "device", "cpu (on cuda clips and streams go in batches: logmel_batch.h)", "cuda");
+  return unsupported("logmel", "device", "cpu (on cuda clips and streams go in batches: logmel_batch.h)",
+                     "cuda");
 }
 
 Status launch_clips(const Clips& clips) {
@@ -130,8 +141,8 @@ Status launch_clips(const Clips& clips) {
   if (tables == nullptr) return {StatusCode::kOutOfMemory, "[logmel] memory: expected some left, got none"};
   const Schedule schedule = schedule_of(clips.clips, clips.cu_frames, clips.frames, clips.normalized,
                                         kBlocksOfMultiprocessor * device.multiprocessors);
-  return simt::launch({"logmel", "clips"}, clips_kernel, dim3(static_cast<unsigned>(schedule.tickets())), dim3(kThreads), kSharedBytes,
-                      clips.stream, clips, schedule, cuda_tables(*tables));
+  return simt::launch({"logmel", "clips"}, clips_kernel, dim3(static_cast<unsigned>(schedule.tickets())),
+                      dim3(kThreads), kSharedBytes, clips.stream, clips, schedule, cuda_tables(*tables));
 }
 
 }  // namespace earnest::logmel

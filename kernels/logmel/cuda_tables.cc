@@ -11,7 +11,8 @@ CudaTables cuda_tables(const Tables& tables) {
   for (int l = 0; l < 16; ++l) {
     for (int r = 0; r < 25; ++r) {
       const int sample = (176 * r + 225 * l) % kWindow;
-      result.samples[l][r] = {static_cast<float>(tables.window[r][l]), sample / kHop * kHopStride + sample % kHop};
+      result.samples[l][r] = {static_cast<float>(tables.window[r][l]),
+                              sample / kHop * kHopStride + sample % kHop};
     }
   }
   for (int k = 0; k < kBins; ++k) result.bins[k] = {tables.weights[k].falling, tables.weights[k].rising, 0};

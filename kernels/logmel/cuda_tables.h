@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The constants of tables.h as a kernel takes them: by value, so that a launch needs no copy and no state, and
-// every lane of a warp reads the same one at a time from the constant bank.
+// The constants of tables.h as a kernel takes them: by value, so that a launch needs no copy and no state,
+// and every lane of a warp reads the same one at a time from the constant bank.
 #pragma once
 
 #include <cstdint>
@@ -28,8 +28,8 @@ struct CudaTables {
   int32_t n_mels;
 };
 
-// Numbers of the 32 lanes lie in rows. Row 0 of the transform, real, has 16 of them, one for each l; every other
-// twice as many, of which the first 16 are used again for its powers, one for each d.
+// Numbers of the 32 lanes lie in rows. Row 0 of the transform, real, has 16 of them, one for each l; every
+// other twice as many, of which the first 16 are used again for its powers, one for each d.
 constexpr int spectrum_row(int row) { return row == 0 ? 0 : 16 + 32 * (row - 1); }
 
 CudaTables cuda_tables(const Tables& tables);

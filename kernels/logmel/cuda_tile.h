@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// 32 frames by one block of 16 warps: lane i of every warp works on frame i. Warps share out the sixteen l of the
-// first pass, the thirteen rows of the second, and the bands. Between them numbers lie in shared memory, always
-// one row for the 32 lanes, so that no two lanes meet in a bank and addresses differ by constants.
+// 32 frames by one block of 16 warps: lane i of every warp works on frame i. Warps share out the sixteen l of
+// the first pass, the thirteen rows of the second, and the bands. Between them numbers lie in shared memory,
+// always one row for the 32 lanes, so that no two lanes meet in a bank and addresses differ by constants.
 //
-// Both kernels (clips, streams) call the same function, so a frame's bits are the same wherever it is computed.
+// Both kernels (clips, streams) call the same function, so a frame's bits are the same wherever it is
+// computed.
 #pragma once
 
 #include "kernels/common/simt.h"
@@ -27,7 +28,8 @@ struct Place {
   int64_t stride;
 };
 
-// The same in all lanes, which only the reduction tells the compiler: what depends on it then takes no register.
+// The same in all lanes, which only the reduction tells the compiler: what depends on it then takes no
+// register.
 __device__ __forceinline__ int warp_index() {
   const int warp = static_cast<int>(threadIdx.x) / simt::kWarpSize;
 #if defined(__CUDA_ARCH__)
@@ -38,9 +40,12 @@ __device__ __forceinline__ int warp_index() {
 }
 __device__ __forceinline__ int lane_index() { return static_cast<int>(threadIdx.x) % simt::kWarpSize; }
 
-__device__ __forceinline__ float log2_near_one(float x) {  // to 2^-22 on (1/2, 2)
+// To 2^-22 on (1/2, 2). __log2f would first make sure of subnormal numbers.
+__device__ __forceinline__ float log2_near_one(float x) {
 #if defined(__CUDA_ARCH__)
-  return __log2f(x);
+  float result;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
 #else
   return std::log2(x);
 #endif
@@ -57,13 +62,14 @@ __device__ __forceinline__ float log10_of(float x) {
   return fmaxf(value, -10.0f);
 }
 
-// The rows of one l, from samples[first + place]. Row 0 is real.
-__device__ __forceinline__ void first_pass(const CudaTables& tables, simt::Shared<float> samples, int first) {
+// The rows of one l. Row 0 is real.
+__device__ __forceinline__ void first_pass(const CudaTables& tables, simt::Shared<float> frame) {
   const auto real = simt::dynamic_shared<float>(0, 16 * kLanesOfTile);
-  const auto pairs = simt::dynamic_shared<float2>(16 * kLanesOfTile * sizeof(float), 16 * kLanesOfTile * (kRows - 1));
+  const auto pairs =
+      simt::dynamic_shared<float2>(16 * kLanesOfTile * sizeof(float), 16 * kLanesOfTile * (kRows - 1));
   const int l = warp_index(), at = kLanesOfTile * l + lane_index();
   const CudaTables::Sample* table = tables.samples[l];
-  transform_25([&](int r) { return samples[first + table[r].place]; }, [&](int r) { return table[r].weight; },
+  transform_25([&](int r) { return frame[table[r].place]; }, [&](int r) { return table[r].weight; },
                [&](int row, Complex x) {
                  if (row == 0) {
                    real[at] = x.re;
@@ -92,44 +98,47 @@ __device__ __forceinline__ void second_pass() {
     }
   }
   __syncwarp();  // all lanes have read what others now write over
-  const auto powers = simt::dynamic_shared<float>(spectrum_row(row) * kLanesOfTile * sizeof(float), 16 * kLanesOfTile);
+  const auto powers =
+      simt::dynamic_shared<float>(spectrum_row(row) * kLanesOfTile * sizeof(float), 16 * kLanesOfTile);
   transform_16(in, [&](int d, Complex x) { powers[kLanesOfTile * d + lane] = power_of(x); });
 }
 
 // This warp's share of the bands. Returns the largest of the lane's values, -10 if it has none.
 __device__ __forceinline__ float bands(const CudaTables& tables, const Place& place) {
-  const auto powers = simt::dynamic_shared<float>(0, kSpectrumFloats);
-  const int warp = warp_index(), lane = lane_index();
-  const int begin = tables.n_mels * warp / kWarpsOfTile, end = tables.n_mels * (warp + 1) / kWarpsOfTile;
-  float highest = -10.0f, rising = 0.0f;
-  float* out = place.out + begin * place.stride;
+  const int warp = warp_index(), begin = tables.n_mels * warp / kWarpsOfTile;
+  const int end = tables.n_mels * (warp + 1) / kWarpsOfTile;
+  const auto powers = simt::dynamic_shared<float>(0, kSpectrumFloats) + lane_index();
   const bool wanted = place.out != nullptr;
+  float* out = place.out + begin * place.stride;
+  float highest = -10.0f, sum = 0.0f, rising = 0.0f;
   int k = begin == 0 ? 0 : tables.end[begin - 1];
-  for (int m = begin - 1; m < end; ++m) {  // first what rises to this warp's first band
-    float sum = rising;
+  const auto next_band = [&](int bins) {  // what falls from this one, and what rises to the next
+    sum = rising;
     rising = 0.0f;
 #pragma unroll 1
-    for (; k < tables.end[m + 1]; ++k) {
-      const float x = powers[tables.bins[k].place + lane];
+    for (; k < bins; ++k) {
+      const float x = powers[tables.bins[k].place];
       sum = fmaf(x, tables.bins[k].falling, sum);
       rising = fmaf(x, tables.bins[k].rising, rising);
     }
-    if (m < begin) continue;
+  };
+  if (begin < end) next_band(tables.end[begin]);
+#pragma unroll 1
+  for (int m = begin; m < end; ++m) {
+    next_band(tables.end[m + 1]);
     const float value = log10_of(sum);
-    if (wanted) {
-      highest = fmaxf(highest, value);
-      *out = value;
-    }
+    highest = fmaxf(highest, value);
+    if (wanted) *out = value;
     out += place.stride;
   }
-  return highest;
+  return wanted ? highest : -10.0f;
 }
 
-// Raw features of the frames whose samples begin at samples[first], first differing between lanes. All threads
-// of the block call it, after a barrier.
-__device__ __forceinline__ float compute_tile(const CudaTables& tables, simt::Shared<float> samples, int first,
-                                              const Place& place) {
-  first_pass(tables, samples, first);
+// Raw features of the frames whose samples begin at samples[first], first differing between lanes. All
+// threads of the block call it, after a barrier.
+__device__ __forceinline__ float compute_tile(const CudaTables& tables, simt::Shared<float> samples,
+                                              int first, const Place& place) {
+  first_pass(tables, samples + first);
   __syncthreads();
   second_pass();
   __syncthreads();

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// The transform of transform.h, 25 x 16 by Good's mapping, for one thread of a GPU in float32. There a product
-// costs as much as a sum and a fused pair of them no more than either, so every turn is part of a fused sum,
-// and the window is part of the first sums. All fusing is written out: nvcc could else choose differently in
-// two kernels, and a frame's bits with it.
+// The transform of transform.h, 25 x 16 by Good's mapping, for one thread of a GPU in float32. There a
+// product costs as much as a sum and a fused pair of them no more than either, so every turn is part of a
+// fused sum, and the window is part of the first sums. All fusing is written out: nvcc could else choose
+// differently in two kernels, and a frame's bits with it.
 #pragma once
 
 #include "kernels/common/simt.h"
@@ -72,16 +72,31 @@ struct Turn25 {
 };
 __device__ __forceinline__ constexpr Turn25 turn_25(int n) {
   constexpr double kNone = 0.0, kSin72 = 0.95105651629515357212;
-  constexpr double kRe[9] = {1.0,   0.96858316112863108, 0.87630668004386358, 0.72896862742141155, 0.53582679497899666,
-                             kNone, 0.062790519529313374, kNone,              -0.42577929156507272};
-  constexpr double kIm[9] = {0.0,   -0.24868988716485479, -0.48175367410171532, -0.68454710592868873,
-                             -0.84432792550201508, kNone, -0.99802672842827156, kNone, -0.90482705246601958};
+  constexpr double kRe[9] = {1.0,
+                             0.96858316112863108,
+                             0.87630668004386358,
+                             0.72896862742141155,
+                             0.53582679497899666,
+                             kNone,
+                             0.062790519529313374,
+                             kNone,
+                             -0.42577929156507272};
+  constexpr double kIm[9] = {0.0,
+                             -0.24868988716485479,
+                             -0.48175367410171532,
+                             -0.68454710592868873,
+                             -0.84432792550201508,
+                             kNone,
+                             -0.99802672842827156,
+                             kNone,
+                             -0.90482705246601958};
   return {static_cast<float>(kRe[n]), static_cast<float>(kIm[n]), static_cast<float>(kSin72 * kRe[n]),
           static_cast<float>(kSin72 * kIm[n])};
 }
 
-// The rows out(0 .. 12) of bin_at (tables.h) of the 25 windowed samples of one l. in(r) is a sample, window(r)
-// its weight; r = 5 a + b. Samples are fetched where they are first used and handed on at once: registers are few.
+// The rows out(0 .. 12) of bin_at (tables.h) of the 25 windowed samples of one l. in(r) is a sample,
+// window(r) its weight; r = 5 a + b. Samples are fetched where they are first used and handed on at once:
+// registers are few.
 template <typename In, typename Window, typename Out>
 __device__ __forceinline__ void transform_25(const In& in, const Window& window, const Out& out) {
   float zero[5];
@@ -99,13 +114,14 @@ __device__ __forceinline__ void transform_25(const In& in, const Window& window,
       if (b == 0) {
         turned[k][b] = {re[k], product(im[k], -kSin1)};
       } else {
-        turned[k][b] = {fmaf(im[k], turn.sin1_im, re[k] * turn.re), fmaf(im[k], -turn.sin1_re, re[k] * turn.im)};
+        turned[k][b] = {fmaf(im[k], turn.sin1_im, re[k] * turn.re),
+                        fmaf(im[k], -turn.sin1_re, re[k] * turn.im)};
       }
     }
   }
   float first, re[2], im[2];
-  real_transform_5(zero[0], zero[1] + zero[4], zero[2] + zero[3], zero[1] - zero[4], zero[2] - zero[3], &first,
-                   re, im);
+  real_transform_5(zero[0], zero[1] + zero[4], zero[2] + zero[3], zero[1] - zero[4], zero[2] - zero[3],
+                   &first, re, im);
   out(0, Complex{first, 0.0f});
   out(1, Complex{re[0], product(im[0], -kSin1)});
   out(2, Complex{re[1], product(im[1], -kSin1)});
@@ -151,7 +167,8 @@ __device__ __forceinline__ void transform_16(const Complex* in, const Out& out) 
   {  // by 2, 4 and 6
     const Complex even_sum = {a[2].re + c[2].im, a[2].im - c[2].re};
     const Complex even_difference = {a[2].re - c[2].im, a[2].im + c[2].re};
-    const Complex left = {b[2].re + b[2].im, b[2].im - b[2].re}, right = {d[2].re - d[2].im, d[2].re + d[2].im};
+    const Complex left = {b[2].re + b[2].im, b[2].im - b[2].re},
+                  right = {d[2].re - d[2].im, d[2].re + d[2].im};
     const Complex odd_sum = left - right, odd_difference = left + right;
     out(2, plus_product(odd_sum, kHalfRoot, even_sum));
     out(6, plus_turned(odd_difference, kHalfRoot, even_difference));

@@ -80,6 +80,7 @@ void compute(const Backend& backend, const Tables& tables, const Signal& signal,
 int64_t frame_count(int64_t samples, Padding padding) { return frames_in(samples, padding); }
 
 Status which(Device device, std::string* name) {
+  if (device == Device::kCuda) return which_cuda(name);
   const Backend* backend = nullptr;
   if (Status status = choose(device, &backend); !status.ok()) return status;
   CpuTier tier;

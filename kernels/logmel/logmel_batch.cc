@@ -39,8 +39,10 @@ Status check(const Clips& clips) {
     return refuse("cu_frames", "offsets of both samples and frames, or of neither", "one alone");
   if (clips.cu_samples == nullptr) {
     const int64_t expected = frame_count(clips.samples, clips.padding);
-    if (clips.clips > 0 ? clips.frames % clips.clips != 0 || clips.frames / clips.clips != expected : clips.frames != 0)
-      return refuse("frames", std::to_string(expected) + " of each clip", std::to_string(clips.frames) + " in all");
+    if (clips.clips > 0 ? clips.frames % clips.clips != 0 || clips.frames / clips.clips != expected
+                        : clips.frames != 0)
+      return refuse("frames", std::to_string(expected) + " of each clip",
+                    std::to_string(clips.frames) + " in all");
   }
   EARNEST_RETURN_IF_BAD(check_memory("pcm", clips.pcm, clips.clips > 0 && clips.samples > 0));
   EARNEST_RETURN_IF_BAD(check_memory("out", clips.out, clips.frames > 0));
@@ -140,7 +142,8 @@ Status fault(const Clips& clips) {
   EARNEST_RETURN_IF_BAD(read_word(clips.fault, clips.stream, &found, &fault));
   if (!found) return {};
   if (!is_of_sample(fault))
-    return refuse("cu_frames", "the sums of frame_count of each clip's samples", "others at clip " + std::to_string(fault.index));
+    return refuse("cu_frames", "the sums of frame_count of each clip's samples",
+                  "others at clip " + std::to_string(fault.index));
   if (clips.clips == 1) return bad_sample(fault, clips.pcm, clips.stream, std::to_string(fault.index));
   int64_t clip = clips.cu_samples == nullptr ? fault.index / clips.samples : 0, begin = clip * clips.samples;
   if (clips.cu_samples != nullptr) {
@@ -161,18 +164,21 @@ Status fault(const Push& push) {
   const auto of_stream = [&](int64_t s) { return push.streams > 1 ? " of stream " + std::to_string(s) : ""; };
   const auto kind = static_cast<SampleFault>(fault.argument);
   if (kind == SampleFault::kOffsets)
-    return refuse("cu_frames", "as many frames as the chunk makes ready", "another number" + of_stream(fault.index));
+    return refuse("cu_frames", "as many frames as the chunk makes ready",
+                  "another number" + of_stream(fault.index));
   if (kind == SampleFault::kEnded)
     return refuse("push", "a stream that is not finished", "one that is" + of_stream(fault.index));
-  if (kind == SampleFault::kEmpty) return refuse("pcm", "at least one sample", "none" + of_stream(fault.index));
+  if (kind == SampleFault::kEmpty)
+    return refuse("pcm", "at least one sample", "none" + of_stream(fault.index));
   std::vector<int64_t> offsets;
   EARNEST_RETURN_IF_BAD(read(push.cu_samples, push.streams + 1, push.stream, &offsets));
   const int64_t s = owner(offsets, fault.index);
   int64_t id = s;
-  if (push.ids != nullptr) EARNEST_RETURN_IF_BAD(cuda::copy("logmel", &id, push.ids + s, sizeof id, push.stream));
+  if (push.ids != nullptr)
+    EARNEST_RETURN_IF_BAD(cuda::copy("logmel", &id, push.ids + s, sizeof id, push.stream));
   StreamState state;
-  EARNEST_RETURN_IF_BAD(
-      cuda::copy("logmel", &state, static_cast<const StreamState*>(push.states) + id, sizeof state, push.stream));
+  EARNEST_RETURN_IF_BAD(cuda::copy("logmel", &state, static_cast<const StreamState*>(push.states) + id,
+                                   sizeof state, push.stream));
   const int64_t sample = state.pushed + fault.index - offsets[static_cast<size_t>(s)];
   return bad_sample(fault, push.pcm, push.stream, std::to_string(sample) + of_stream(s));
 }

@@ -3,10 +3,10 @@
 // the edges and the normaliser are those of logmel.h; a frame's bits depend on its samples alone: not on its
 // batch, its clip's length, or the chunks in which a stream was pushed.
 //
-// All arrays lie on the device. A call puts one launch on the stream; it allocates nothing, waits for nothing,
-// and can be captured in a CUDA graph. Offsets are read when the launch runs, sizes when it is made. What only
-// the kernel can see (a sample that is not finite, offsets that do not fit) goes into the fault word
-// (kernels/common/device_fault.h), of which fault() makes the CPU's message.
+// All arrays lie on the device. A call puts one launch on the stream; it allocates nothing, waits for
+// nothing, and can be captured in a CUDA graph. Offsets are read when the launch runs, sizes when it is made.
+// What only the kernel can see (a sample that is not finite, offsets that do not fit) goes into the fault
+// word (kernels/common/device_fault.h), of which fault() makes the CPU's message.
 #pragma once
 
 #include <cstddef>
@@ -19,21 +19,22 @@
 namespace earnest::logmel {
 
 // Clip c is pcm[cu_samples[c] .. cu_samples[c + 1]), of frame_count of them; its [n_mels, frames] of features
-// begin at out + n_mels * cu_frames[c]. An empty clip has no frames by Whisper's rule and, as 479 zeros, two by
-// Step-Audio's.
+// begin at out + n_mels * cu_frames[c]. An empty clip has no frames by Whisper's rule and, as 479 zeros, two
+// by Step-Audio's.
 struct Clips {
   const float* pcm = nullptr;
   int64_t clips = 0;
   int64_t samples = 0;                  // of all clips; of each, if there are no offsets
   const int64_t* cu_samples = nullptr;  // [clips + 1], from 0 to samples; or null: all clips are as long
   int64_t frames = 0;                   // of all clips: what out has room for
-  const int64_t* cu_frames = nullptr;   // [clips + 1], the sums of frame_count, to `frames`; or null with the other
+  const int64_t* cu_frames =
+      nullptr;  // [clips + 1], the sums of frame_count, to `frames`; or null with the other
   int n_mels = 80;
   Padding padding = Padding::kWhisper;
   bool normalized = true;  // by each clip's own maximum; or raw
   float* out = nullptr;
-  // workspace_size(clips) bytes, unused if raw: zeros before the first launch, and left so by every launch. Two
-  // launches at a time need two.
+  // workspace_size(clips) bytes, unused if raw: zeros before the first launch, and left so by every launch.
+  // Two launches at a time need two.
   void* workspace = nullptr;
   FaultWord* fault = nullptr;
   void* stream = nullptr;
@@ -72,8 +73,8 @@ int64_t stream_size();
 // Frames that a chunk makes ready on a stream that has had `before` samples; with `last`, all that are left.
 int64_t ready_frames(int64_t before, int64_t samples, bool last, Padding padding);
 
-// A refused chunk (samples that are not finite, more or fewer frames than were made room for, a stream that has
-// ended or ends without a sample) leaves its stream as it was, and the other streams do not notice.
+// A refused chunk (samples that are not finite, more or fewer frames than were made room for, a stream that
+// has ended or ends without a sample) leaves its stream as it was, and the other streams do not notice.
 Status push(const Push& push);
 
 // raw -> normalised, each clip by its own maximum, laid out as Clips has them; raw == out is fine. For frames
@@ -90,8 +91,8 @@ struct Normalization {
 };
 Status normalize(const Normalization& normalization);
 
-// What the fault word says, in the words of the CPU: ok if nothing is wrong. Reads the arrays of the call, which
-// must be as they were, and waits for the stream.
+// What the fault word says, in the words of the CPU: ok if nothing is wrong. Reads the arrays of the call,
+// which must be as they were, and waits for the stream.
 Status fault(const Clips& clips);
 Status fault(const Push& push);
 

@@ -3,14 +3,15 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "kernels/common/status.h"
 #include "kernels/logmel/logmel_batch.h"
 
 namespace earnest::logmel {
 
+Status which_cuda(std::string* name);
 Status unsupported_cuda();  // what the calls of logmel.h, which are the CPU's, answer
-
 
 Status launch_clips(const Clips& clips);
 Status launch_push(const Push& push);

@@ -8,6 +8,7 @@ Status unsupported_cuda() {
   return unsupported("logmel", "device", "cpu (this is built without CUDA)", "cuda");
 }
 
+Status which_cuda(std::string*) { return unsupported_cuda(); }
 Status launch_clips(const Clips&) { return unsupported_cuda(); }
 Status launch_push(const Push&) { return unsupported_cuda(); }
 Status launch_normalize(const Normalization&) { return unsupported_cuda(); }

@@ -25,7 +25,8 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t each = kFramesOfTile * call.n_mels, begin = each * work.tile;
     const int64_t end = begin + each < count ? begin + each : count;
     float highest = -INFINITY;
-    for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) highest = fmaxf(highest, call.raw[origin + i]);
+    for (int64_t i = begin + threadIdx.x; i < end; i += kThreads)
+      highest = fmaxf(highest, call.raw[origin + i]);
     publish(progress, c, highest);
   } else {
     normalize_part(progress, work, call.raw + origin, call.out + origin, count);
@@ -40,8 +41,9 @@ Status launch_normalize(const Normalization& call) {
   if (Status status = cuda::properties("logmel", &device); !status.ok()) return status;
   const Schedule schedule = schedule_of(call.clips, call.cu_frames, call.frames, true,
                                         kBlocksOfMultiprocessor * device.multiprocessors);
-  return simt::launch({"logmel", "normalize"}, normalize_kernel, dim3(static_cast<unsigned>(schedule.tickets())), dim3(kThreads), 0,
-                      call.stream, call, schedule);
+  return simt::launch({"logmel", "normalize"}, normalize_kernel,
+                      dim3(static_cast<unsigned>(schedule.tickets())), dim3(kThreads), 0, call.stream, call,
+                      schedule);
 }
 
 }  // namespace earnest::logmel

@@ -16,8 +16,8 @@ struct Progress {
   } clips[1];                      // as many as there are
 };
 
-// What a block is to do: a tile of a clip, or (tile < 0) one of the parts of its normalising, once so many tiles
-// are done.
+// What a block is to do: a tile of a clip, or (tile < 0) one of the parts of its normalising, once so many
+// tiles are done.
 struct Work {
   int64_t clip, tile, part, parts, tiles;
 };
@@ -55,7 +55,8 @@ __device__ __forceinline__ Work next_work(const Schedule& schedule, Progress* pr
   const int64_t tiles = step < schedule.clips ? schedule.tiles_of(step) : 0;
   if (turn < tiles) return {step, turn, 0, 0, tiles};
   const int64_t clip = step - schedule.lag;
-  return {clip, -1, turn - tiles, schedule.parts_before(clip + 1) - schedule.parts_before(clip), schedule.tiles_of(clip)};
+  return {clip, -1, turn - tiles, schedule.parts_before(clip + 1) - schedule.parts_before(clip),
+          schedule.tiles_of(clip)};
 }
 
 // A tile is written, and `highest` the largest number that the thread has seen of it.
@@ -79,13 +80,16 @@ __device__ __forceinline__ void publish(Progress* progress, int64_t clip, float 
   }
 }
 
-__device__ __forceinline__ float normalized(float x, float floor) { return fmaf(fmaxf(x, floor), 0.25f, 1.0f); }
+__device__ __forceinline__ float normalized(float x, float floor) {
+  return fmaf(fmaxf(x, floor), 0.25f, 1.0f);
+}
 
 // One part of a clip's numbers, once all its tiles are done. raw may be out.
-__device__ __forceinline__ void normalize_part(Progress* progress, const Work& work, const float* raw, float* out,
-                                               int64_t count) {
+__device__ __forceinline__ void normalize_part(Progress* progress, const Work& work, const float* raw,
+                                               float* out, int64_t count) {
   if (threadIdx.x == 0) {
-    while (simt::load_acquire(&progress->clips[work.clip].tiles_done) != static_cast<uint32_t>(work.tiles)) simt::pause();
+    while (simt::load_acquire(&progress->clips[work.clip].tiles_done) != static_cast<uint32_t>(work.tiles))
+      simt::pause();
   }
   __syncthreads();
   const float floor = float_of(simt::load_acquire(&progress->clips[work.clip].highest)) - 8.0f;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// One step of many streams in one launch. A block takes four streams, eight lanes each, and of those streams every
-// gridDim.y-th eight frames; the block that is done with a stream last moves its state on.
+// One step of many streams in one launch. A block takes four streams, eight lanes each, and of those streams
+// every gridDim.y-th eight frames; the block that is done with a stream last moves its state on.
 #include "kernels/common/cuda.h"
 #include "kernels/logmel/cuda_tile.h"
 #include "kernels/logmel/logmel_cuda.h"
@@ -48,7 +48,8 @@ __device__ Chunk chunk_of(const Push& push, int64_t s) {
   chunk.last = push.last != nullptr && push.last[s] != 0;
   chunk.length = chunk.samples + (chunk.last ? appended_zeros(push.padding) : 0);
   chunk.first = whole_frames(chunk.before);
-  chunk.frames = (chunk.last ? frames_in(chunk.samples, push.padding) : whole_frames(chunk.samples)) - chunk.first;
+  chunk.frames =
+      (chunk.last ? frames_in(chunk.samples, push.padding) : whole_frames(chunk.samples)) - chunk.first;
   return chunk;
 }
 
@@ -56,8 +57,9 @@ __device__ Chunk chunk_of(const Push& push, int64_t s) {
 __device__ bool check_chunk(const Push& push, const Chunk& chunk, int64_t s) {
   const int64_t pushed = chunk.samples - chunk.before, frames = push.cu_frames[s + 1] - push.cu_frames[s];
   const bool fits = chunk.origin >= 0 && pushed >= 0 && chunk.origin + pushed <= push.samples &&
-                    chunk.samples <= kMaxSamples && push.cu_frames[s] >= 0 && push.cu_frames[s + 1] <= push.frames &&
-                    frames == chunk.frames && frames <= push.most_frames;
+                    chunk.samples <= kMaxSamples && push.cu_frames[s] >= 0 &&
+                    push.cu_frames[s + 1] <= push.frames && frames == chunk.frames &&
+                    frames <= push.most_frames;
   const bool empty = chunk.last && chunk.samples == 0, ended = chunk.state->ended != 0;
   if (fits && !empty && !ended) return true;
   const SampleFault fault = ended ? SampleFault::kEnded : empty ? SampleFault::kEmpty : SampleFault::kOffsets;
@@ -75,7 +77,8 @@ struct Turn {
 };
 
 // Samples of `count` frames from the chunk's frame `first` on. False if one may not be.
-__device__ bool load_frames(FaultWord* fault, const Chunk& chunk, int64_t first, int count, simt::Shared<float> samples) {
+__device__ bool load_frames(FaultWord* fault, const Chunk& chunk, int64_t first, int count,
+                            simt::Shared<float> samples) {
   const int lane = lane_index();
   bool fine = true;
   for (int hop = warp_index() % kWarpsOfStream; hop < count + 2; hop += kWarpsOfStream) {
@@ -97,8 +100,8 @@ __device__ bool load_frames(FaultWord* fault, const Chunk& chunk, int64_t first,
   return fine;
 }
 
-// The last block to leave a stream checks the samples that no frame has reached yet, and if all of the chunk are
-// fine, moves the state on.
+// The last block to leave a stream checks the samples that no frame has reached yet, and if all of the chunk
+// are fine, moves the state on.
 __device__ void leave(const Push& push, const Chunk& chunk, simt::Shared<Turn> turn) {
   constexpr int kEach = (StreamState::kHeld + kThreadsOfStream - 1) / kThreadsOfStream;
   const int thread = static_cast<int>(threadIdx.x) % kThreadsOfStream;
@@ -120,7 +123,8 @@ __device__ void leave(const Push& push, const Chunk& chunk, simt::Shared<Turn> t
     const int64_t at = chunk.samples - StreamState::kHeld + place;
     held[i] = 0.0f;
     if (!moves || place >= StreamState::kHeld || at < 0) continue;
-    held[i] = at >= chunk.before ? chunk.pcm[at - chunk.before] : state->held[at - chunk.before + StreamState::kHeld];
+    held[i] = at >= chunk.before ? chunk.pcm[at - chunk.before]
+                                 : state->held[at - chunk.before + StreamState::kHeld];
     if (!chunk.check(push.fault, at, held[i])) atomicOr(&turn->refused, 1u);
   }
   __syncthreads();
@@ -150,21 +154,26 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfMultiprocessor)
   if (s < push.streams) chunk = chunk_of(push, s);
   if (threadIdx.x % kThreadsOfStream == 0) {
     const bool fits = s < push.streams && check_chunk(push, chunk, s);
-    turns[group] = {fits ? chunk.frames : 0, fits ? push.out + push.n_mels * push.cu_frames[s] : nullptr, fits, 0, 0};
+    turns[group] = {fits ? chunk.frames : 0, fits ? push.out + push.n_mels * push.cu_frames[s] : nullptr,
+                    fits, 0, 0};
   }
   __syncthreads();
   int64_t most = 0;
   for (int i = 0; i < kStreamsOfBlock; ++i) most = turns[i].frames > most ? turns[i].frames : most;
   const Turn of_lane = turns[lane / kFramesOfStream];
   const int64_t mine = turns[group].frames;
-  for (int64_t begin = int64_t{blockIdx.y} * kFramesOfStream; begin < most; begin += int64_t{gridDim.y} * kFramesOfStream) {
-    const int count = begin + kFramesOfStream <= mine ? kFramesOfStream : begin < mine ? static_cast<int>(mine - begin) : 0;
+  for (int64_t begin = int64_t{blockIdx.y} * kFramesOfStream; begin < most;
+       begin += int64_t{gridDim.y} * kFramesOfStream) {
+    const int count = begin + kFramesOfStream <= mine ? kFramesOfStream
+                      : begin < mine                  ? static_cast<int>(mine - begin)
+                                                      : 0;
     if (count > 0 && !load_frames(push.fault, chunk, begin, count, samples + kStreamStride * group))
       atomicOr(&turns[group].refused, 1u);
     __syncthreads();
     const int64_t frame = begin + lane % kFramesOfStream;
     const Place place = {frame < of_lane.frames ? of_lane.out + frame : nullptr, of_lane.frames};
-    compute_tile(tables, samples, kStreamStride * (lane / kFramesOfStream) + kHopStride * (lane % kFramesOfStream), place);
+    compute_tile(tables, samples,
+                 kStreamStride * (lane / kFramesOfStream) + kHopStride * (lane % kFramesOfStream), place);
   }
   leave(push, chunk, turns + group);
 }
@@ -176,9 +185,11 @@ Status launch_push(const Push& push) {
   if (Status status = cuda::properties("logmel", &device); !status.ok()) return status;
   const Tables* tables = tables_for(push.n_mels);
   if (tables == nullptr) return {StatusCode::kOutOfMemory, "[logmel] memory: expected some left, got none"};
-  const PushGrid grid = push_grid(push.streams, push.most_frames, kBlocksOfMultiprocessor * device.multiprocessors);
-  return simt::launch({"logmel", "push"}, push_kernel, dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y)),
-                      dim3(kThreads), kSharedBytes, push.stream, push, cuda_tables(*tables));
+  const PushGrid grid =
+      push_grid(push.streams, push.most_frames, kBlocksOfMultiprocessor * device.multiprocessors);
+  return simt::launch({"logmel", "push"}, push_kernel,
+                      dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y)), dim3(kThreads),
+                      kSharedBytes, push.stream, push, cuda_tables(*tables));
 }
 
 }  // namespace earnest::logmel

@@ -13,8 +13,8 @@ struct PushGrid {
   int64_t x, y;
 };
 
-// Enough blocks for the stream with the most frames, but in y no more than run at a time: the others would mostly
-// have nothing to do, where one stream catches up and the rest do not.
+// Enough blocks for the stream with the most frames, but in y no more than run at a time: the others would
+// mostly have nothing to do, where one stream catches up and the rest do not.
 inline PushGrid push_grid(int64_t streams, int64_t most_frames, int64_t resident) {
   const int64_t x = (streams + kStreamsOfBlock - 1) / kStreamsOfBlock;
   const int64_t turns = (most_frames + kFramesOfStream - 1) / kFramesOfStream;

@@ -11,7 +11,9 @@ namespace earnest::logmel {
 // Whether a sample is finite and at most kMaxMagnitude; if not, the fault of sample `index` of pcm.
 __device__ __forceinline__ bool check_sample(FaultWord* word, int64_t index, float x) {
   if (fabsf(x) <= kMaxMagnitude) return true;
-  const SampleFault fault = x != x ? SampleFault::kNan : fabsf(x) > 3e38f ? SampleFault::kInf : SampleFault::kLarge;
+  const SampleFault fault = x != x             ? SampleFault::kNan
+                            : fabsf(x) > 3e38f ? SampleFault::kInf
+                                               : SampleFault::kLarge;
   record_fault(word, {FaultOp::kLogMel, index, static_cast<int>(fault)});
   return false;
 }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which block of the one launch over a batch of clips does what: a *tile* of 32 frames, or, once all tiles of a
-// clip are done and its maximum is known, a *part* of its normalising. Work is handed out by ticket, in the
+// Which block of the one launch over a batch of clips does what: a *tile* of 32 frames, or, once all tiles of
+// a clip are done and its maximum is known, a *part* of its normalising. Work is handed out by ticket, in the
 // order in which blocks begin. A tile waits for nobody, and a part's ticket comes after those of all its
-// clip's tiles, so whoever a part waits for has begun: nothing can lock up, however many blocks run at a time.
+// clip's tiles, so whoever a part waits for has begun: nothing can lock up, however many blocks run at a
+// time.
 //
 //   step 0: tiles of clip 0;   ...   step s: tiles of clip s, then parts of clip s - lag;   ...
 //
@@ -26,8 +27,8 @@ struct Schedule {
   int64_t tiles = 0;  // of all clips
   int64_t lag = 0;    // 0: there are no parts
 
-  // Sums over the clips before clip c. Tiles by offsets: floor(b / 32) + 1 - floor(a / 32) of them hold the b - a
-  // frames of a clip, at most one in vain, and nobody has to count them first. A clip has one at least.
+  // Sums over the clips before clip c. Tiles by offsets: floor(b / 32) + 1 - floor(a / 32) of them hold the b
+  // - a frames of a clip, at most one in vain, and nobody has to count them first. A clip has one at least.
   EARNEST_HOST_DEVICE int64_t tiles_before(int64_t c) const {
     if (cu_frames != nullptr) return cu_frames[c] / kFramesOfTile + c;
     return c * (frames_each / kFramesOfTile + 1);

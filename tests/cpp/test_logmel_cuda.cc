@@ -1,267 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0
-// Log-mel on the device of Device::kCuda, a GPU's or the emulator's: against the float64 oracle, and bit for bit
-// against itself in other company.
+// Log-mel on the device of Device::kCuda, a GPU's or the emulator's: against the float64 oracle, and bit for
+// bit against itself in other company.
 #include <algorithm>
 #include <cmath>
-#include <complex>
-#include <cstring>
 #include <limits>
-#include <memory>
-#include <numeric>
-#include <optional>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "kernels/logmel/logmel_batch.h"
-#include "kernels/logmel/signal.h"
-#include "kernels/logmel/tables.h"
 #include "tests/cpp/check.h"
+#include "tests/cpp/logmel_calls.h"
 #include "tests/cpp/on_device.h"
 
-using namespace earnest;
-using logmel::Padding;
-
-namespace {
-
-using Pcm = std::vector<float>;
-constexpr Padding kPaddings[] = {Padding::kWhisper, Padding::kStepAudio};
-constexpr double kFactor = 2;  // tests/tolerances.py: ours may be off by so many times plain float32's error
+using namespace logmel_calls;
 
 #if defined(EARNEST_WITH_CUDA)
 
-Pcm noise(int64_t samples, unsigned seed = 1) {
-  std::mt19937 random(seed);
-  std::uniform_real_distribution<float> uniform(-0.5f, 0.5f);
-  Pcm pcm(static_cast<size_t>(samples));
-  for (float& x : pcm) x = uniform(random);
-  return pcm;
-}
+namespace {
 
-// Harmonics over six decades of power, and faint noise: loud and nearly silent bands in one frame.
-Pcm speechlike(int64_t samples) {
-  Pcm pcm = noise(samples, 7);
-  for (size_t i = 0; i < pcm.size(); ++i) {
-    const double t = static_cast<double>(i) / 16000;
-    double wave = 0.1 * std::sin(9000 * t * t);
-    for (int k = 1; k < 20; ++k) wave += std::sin(2 * M_PI * 130 * k * t) / (k * k);
-    pcm[i] = static_cast<float>(0.2 * wave + 2e-4 * pcm[i]);
-  }
-  return pcm;
-}
-
-std::vector<int64_t> sums(const std::vector<int64_t>& counts) {
-  std::vector<int64_t> result = {0};
-  for (int64_t count : counts) result.push_back(result.back() + count);
-  return result;
-}
-
-bool same_bits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), 4 * a.size()) == 0);
-}
-
-// ---- clips ----
-
-// Arrays of a batch on the device, and its call.
-class Batch {
- public:
-  Batch(const std::vector<Pcm>& clips, int n_mels, Padding padding, bool normalized) {
-    Pcm all;
-    std::vector<int64_t> samples, frames;
-    for (const Pcm& clip : clips) {
-      all.insert(all.end(), clip.begin(), clip.end());
-      samples.push_back(static_cast<int64_t>(clip.size()));
-      frames.push_back(logmel::frame_count(samples.back(), padding));
-    }
-    samples_ = sums(samples), frames_ = sums(frames);
-    pcm_.emplace(all), cu_samples_.emplace(samples_), cu_frames_.emplace(frames_);
-    out_.emplace(std::vector<float>(static_cast<size_t>(n_mels * frames_.back()), 77.0f));
-    workspace_.emplace(std::vector<char>(static_cast<size_t>(logmel::workspace_size(call.clips = samples_.size() - 1))));
-    fault_.emplace(std::vector<FaultWord>{kNoFault});
-    call.pcm = pcm_->data(), call.samples = samples_.back(), call.cu_samples = cu_samples_->data();
-    call.frames = frames_.back(), call.cu_frames = cu_frames_->data(), call.n_mels = n_mels, call.padding = padding;
-    call.normalized = normalized, call.out = out_->data(), call.workspace = workspace_->data();
-    call.fault = fault_->data();
-  }
-
-  std::vector<float> out() const { return out_->values(); }
-  std::vector<float> out_of(size_t c) const {
-    const std::vector<float> all = out();
-    return {all.begin() + call.n_mels * frames_[c], all.begin() + call.n_mels * frames_[c + 1]};
-  }
-  bool workspace_is_clear() const {
-    const std::vector<char> bytes = workspace_->values();
-    return std::count(bytes.begin(), bytes.end(), 0) == static_cast<int64_t>(bytes.size());
-  }
-
-  logmel::Clips call;
-
- private:
-  std::vector<int64_t> samples_, frames_;
-  std::optional<OnDevice<float>> pcm_, out_;
-  std::optional<OnDevice<int64_t>> cu_samples_, cu_frames_;
-  std::optional<OnDevice<char>> workspace_;
-  std::optional<OnDevice<FaultWord>> fault_;
-};
-
-std::vector<float> alone(const Pcm& pcm, int n_mels, Padding padding, bool normalized) {
-  Batch batch({pcm}, n_mels, padding, normalized);
-  CHECK(logmel::run(batch.call).ok());
-  CHECK(logmel::fault(batch.call).ok());
-  return batch.out();
-}
-
-// ---- what is right ----
-
-std::vector<float> oracle(const Pcm& pcm, int n_mels, Padding padding) {
-  const int64_t samples = static_cast<int64_t>(pcm.size());
-  std::vector<float> out(static_cast<size_t>(n_mels * logmel::frame_count(samples, padding)));
-  CHECK(logmel::reference({Device::kCpu, pcm.data(), samples, n_mels, padding, out.data()}).ok());
-  return out;
-}
-
-std::vector<float> normalized(std::vector<float> raw) {
-  CHECK(logmel::normalize(Device::kCpu, raw.data(), static_cast<int64_t>(raw.size()), raw.data()).ok());
-  return raw;
-}
-
-using Spectrum = std::vector<std::complex<float>>;
-
-// Cooley and Tukey's transform as textbooks have it, by the least factor.
-Spectrum transform(const Spectrum& x) {
-  const size_t n = x.size();
-  size_t factor = 2;
-  while (n % factor != 0) ++factor;
-  if (n == 1) return x;
-  Spectrum result(n);
-  for (size_t q = 0; q < factor; ++q) {
-    Spectrum part(n / factor);
-    for (size_t i = 0; i < part.size(); ++i) part[i] = x[factor * i + q];
-    part = transform(part);
-    for (size_t k = 0; k < n; ++k) {
-      const double angle = -2 * M_PI * static_cast<double>(q * k % n) / static_cast<double>(n);
-      result[k] += part[k % part.size()] * std::complex<float>(std::polar(1.0, angle));
-    }
-  }
-  return result;
-}
-
-// The formula in plain float32 with such a transform: what our error is measured by. (torch.stft's is 1.5 times
-// this on speechlike, whatever the transform is.)
-std::vector<float> plain(const Pcm& pcm, int n_mels, Padding padding) {
-  const int64_t samples = static_cast<int64_t>(pcm.size()), frames = logmel::frame_count(samples, padding);
-  const logmel::Signal signal{pcm.data(), 0, samples, samples + logmel::appended_zeros(padding)};
-  std::vector<float> out(static_cast<size_t>(n_mels * frames));
-  for (int64_t t = 0; t < frames; ++t) {
-    Spectrum x(400);
-    for (size_t j = 0; j < 400; ++j) {
-      const auto hann = static_cast<float>(0.5 - 0.5 * std::cos(M_PI * static_cast<double>(j) / 200));
-      x[j] = hann * signal.at(160 * t - 200 + static_cast<int64_t>(j));
-    }
-    x = transform(x);
-    for (int m = 0; m < n_mels; ++m) {
-      float sum = 0;
-      for (int k = 0; k <= 200; ++k)
-        sum += static_cast<float>(logmel::slaney_weight(n_mels, m, k)) * std::norm(x[static_cast<size_t>(k)]);
-      out[static_cast<size_t>(m * frames + t)] = std::log10(std::max(1e-10f, sum));
-    }
-  }
-  return out;
-}
-
-double largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
-  CHECK(a.size() == b.size());
-  double worst = 0;
-  for (size_t i = 0; i < std::min(a.size(), b.size()); ++i) {
-    const double apart = std::abs(static_cast<double>(a[i]) - b[i]);
-    if (!(apart <= worst)) worst = apart;  // NaN too
-  }
-  return worst;
-}
-
-// ---- streams ----
-
-// Streams on the device, and what each has given so far.
-class Streams {
- public:
-  Streams(size_t count, int n_mels, Padding padding)
-      : n_mels_(n_mels), padding_(padding), pushed_(count, 0), blocks_(count),
-        states_(std::vector<char>(count * static_cast<size_t>(logmel::stream_size()))) {}
-
-  struct Chunk {
-    int64_t id;
-    Pcm pcm;
-    bool last = false;
-  };
-
-  // One step. Its status is that of the fault word; what a refused chunk gave is not kept.
-  Status push(const std::vector<Chunk>& chunks, int64_t more_room = 0) {
-    Pcm all;
-    std::vector<int64_t> ids, samples, frames;
-    std::vector<uint8_t> last;
-    for (const Chunk& chunk : chunks) {
-      const int64_t before = pushed_[static_cast<size_t>(chunk.id)];
-      all.insert(all.end(), chunk.pcm.begin(), chunk.pcm.end());
-      ids.push_back(chunk.id), last.push_back(chunk.last), samples.push_back(static_cast<int64_t>(chunk.pcm.size()));
-      frames.push_back(logmel::ready_frames(before, samples.back(), chunk.last, padding_) + more_room);
-    }
-    const std::vector<int64_t> sample_sums = sums(samples), frame_sums = sums(frames);
-    OnDevice<float> pcm(all), out(std::vector<float>(static_cast<size_t>(n_mels_ * frame_sums.back()), 77.0f));
-    OnDevice<int64_t> on_ids(ids), cu_samples(sample_sums), cu_frames(frame_sums);
-    OnDevice<uint8_t> on_last(last);
-    OnDevice<FaultWord> fault(std::vector<FaultWord>{kNoFault});
-    logmel::Push call;
-    call.states = states_.data(), call.streams = static_cast<int64_t>(chunks.size()), call.ids = on_ids.data();
-    call.pcm = pcm.data(), call.samples = sample_sums.back(), call.cu_samples = cu_samples.data();
-    call.last = on_last.data(), call.cu_frames = cu_frames.data(), call.frames = frame_sums.back();
-    call.most_frames = frames.empty() ? 0 : *std::max_element(frames.begin(), frames.end());
-    call.n_mels = n_mels_, call.padding = padding_, call.out = out.data(), call.fault = fault.data();
-    if (Status status = logmel::push(call); !status.ok()) return status;
-    const Status status = logmel::fault(call);
-    refused_ = fault.values()[0] == kNoFault ? -1 : fault_of(fault.values()[0]).index;
-    const std::vector<float> given = out.values();
-    for (size_t i = 0; i < chunks.size(); ++i) {
-      const bool bad = refused_ >= 0 && (is_of_stream(status) ? refused_ == static_cast<int64_t>(i)
-                                                              : refused_ >= sample_sums[i] && refused_ < sample_sums[i + 1]);
-      if (bad) continue;
-      const size_t id = static_cast<size_t>(chunks[i].id);
-      pushed_[id] += samples[i];
-      blocks_[id].emplace_back(given.begin() + n_mels_ * frame_sums[i], given.begin() + n_mels_ * frame_sums[i + 1]);
-    }
-    return status;
-  }
-
-  // [n_mels, frames] of all blocks of a stream, one behind the other.
-  std::vector<float> joined(int64_t id) const {
-    std::vector<float> result;
-    for (int m = 0; m < n_mels_; ++m) {
-      for (const auto& block : blocks_[static_cast<size_t>(id)]) {
-        const auto frames = static_cast<std::ptrdiff_t>(block.size()) / n_mels_;
-        result.insert(result.end(), block.begin() + m * frames, block.begin() + (m + 1) * frames);
-      }
-    }
-    return result;
-  }
-
-  std::vector<char> states() const { return states_.values(); }
-
- private:
-  static bool is_of_stream(const Status& status) { return status.message().find("at sample") == std::string::npos; }
-
-  int n_mels_;
-  Padding padding_;
-  std::vector<int64_t> pushed_;
-  std::vector<std::vector<std::vector<float>>> blocks_;
-  OnDevice<char> states_;
-  int64_t refused_ = -1;
-};
-
+constexpr double kNoiseError = 2e-5;  // raw, of noise, where plain float32 is off by up to 4e-5
+constexpr double kFactor = 2;  // tests/tolerances.py: ours may be off by so many times plain float32's error
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN(), kInf = std::numeric_limits<float>::infinity();
 
 // What the CPU says of a clip, and of a stream's chunk after others.
 std::string cpu_message(const Pcm& pcm) {
-  std::vector<float> out(static_cast<size_t>(80 * logmel::frame_count(static_cast<int64_t>(pcm.size()), Padding::kWhisper)));
-  return logmel::run({Device::kCpu, pcm.data(), static_cast<int64_t>(pcm.size()), 80, Padding::kWhisper, out.data()}).message();
+  std::vector<float> out(
+      static_cast<size_t>(80 * logmel::frame_count(static_cast<int64_t>(pcm.size()), Padding::kWhisper)));
+  return logmel::run(
+             {Device::kCpu, pcm.data(), static_cast<int64_t>(pcm.size()), 80, Padding::kWhisper, out.data()})
+      .message();
 }
 
 }  // namespace
@@ -271,8 +39,6 @@ TEST(errors_are_at_most_twice_those_of_plain_float32) {
     for (const int n_mels : {80, 128}) {
       const std::vector<float> raw = oracle(pcm, n_mels, Padding::kStepAudio), expected = normalized(raw);
       const std::vector<float> other = plain(pcm, n_mels, Padding::kStepAudio);
-      std::printf("dbg %g %g %g %g\n", largest_difference(alone(pcm, n_mels, Padding::kStepAudio, true), expected), largest_difference(normalized(other), expected),
-       largest_difference(alone(pcm, n_mels, Padding::kStepAudio, false), raw), largest_difference(other, raw));
       CHECK_NEAR(largest_difference(alone(pcm, n_mels, Padding::kStepAudio, true), expected), 0,
                  kFactor * largest_difference(normalized(other), expected));
       CHECK_NEAR(largest_difference(alone(pcm, n_mels, Padding::kStepAudio, false), raw), 0,
@@ -282,13 +48,13 @@ TEST(errors_are_at_most_twice_those_of_plain_float32) {
 }
 
 TEST(clips_of_any_length_and_padding_are_the_oracle_s) {
-  for (const int64_t samples : {1, 2, 159, 160, 161, 199, 200, 201, 319, 320, 321, 399, 400, 401, 1601, 5279, 5280, 5281,
-                                10007}) {
+  for (const int64_t samples :
+       {1, 2, 159, 160, 161, 199, 200, 201, 319, 320, 321, 399, 400, 401, 1601, 5279, 5280, 5281, 10007}) {
     for (const Padding padding : kPaddings) {
       const Pcm pcm = noise(samples, static_cast<unsigned>(samples));
       for (const int n_mels : {80, 128}) {
         const std::vector<float> found = alone(pcm, n_mels, padding, false);
-        CHECK_NEAR(largest_difference(found, oracle(pcm, n_mels, padding)), 0, 1e-5);
+        CHECK_NEAR(largest_difference(found, oracle(pcm, n_mels, padding)), 0, kNoiseError);
         if (!found.empty()) CHECK(same_bits(alone(pcm, n_mels, padding, true), normalized(found)));
       }
     }
@@ -299,7 +65,7 @@ TEST(any_number_of_bands) {
   const Pcm pcm = noise(2000);
   for (const int n_mels : {1, 2, 3, 15, 16, 17, 40, 79, 200, 255, 256}) {
     const std::vector<float> found = alone(pcm, n_mels, Padding::kWhisper, false);
-    CHECK_NEAR(largest_difference(found, oracle(pcm, n_mels, Padding::kWhisper)), 0, 1e-5);
+    CHECK_NEAR(largest_difference(found, oracle(pcm, n_mels, Padding::kWhisper)), 0, kNoiseError);
     CHECK(same_bits(alone(pcm, n_mels, Padding::kWhisper, true), normalized(found)));
   }
 }
@@ -318,7 +84,8 @@ TEST(a_batch_gives_each_clip_the_bits_it_has_alone) {
       std::vector<Pcm> clips;
       for (const int64_t samples : ragged) {
         clips.push_back(noise(samples, static_cast<unsigned>(clips.size())));
-        for (float& x : clips.back()) x *= static_cast<float>(clips.size());  // every clip has its own maximum
+        for (float& x : clips.back())
+          x *= static_cast<float>(clips.size());  // every clip has its own maximum
       }
       Batch batch(clips, 80, padding, normalized);
       for (int launch = 0; launch < 2; ++launch) {  // what one leaves in the workspace the next one finds
@@ -359,7 +126,14 @@ TEST(out_between_vectors_is_the_same) {
   for (unsigned c = 0; c < 5; ++c) clips.push_back(noise(480 + 160 * (c % 2), c));
   Batch batch(clips, 1, Padding::kWhisper, true);
   CHECK(logmel::run(batch.call).ok());
-  for (size_t c = 0; c < clips.size(); ++c) CHECK(same_bits(batch.out_of(c), alone(clips[c], 1, Padding::kWhisper, true)));
+  for (size_t c = 0; c < clips.size(); ++c)
+    CHECK(same_bits(batch.out_of(c), alone(clips[c], 1, Padding::kWhisper, true)));
+}
+
+TEST(the_back_end_has_a_name) {
+  std::string name;
+  CHECK(logmel::which(Device::kCuda, &name).ok());
+  CHECK(name == "cuda/simt");
 }
 
 TEST(no_clips_are_no_work) {
@@ -380,7 +154,9 @@ TEST(chunks_of_any_size_give_the_bits_of_the_whole) {
         while (at < samples) {
           const int64_t end = std::min(samples, at + 1 + static_cast<int64_t>(random()) % chunk);
           // The last samples come with the end, or before it.
-          CHECK(streams.push({{0, Pcm(pcm.begin() + at, pcm.begin() + end), end == samples && chunk % 2 == 0}}).ok());
+          CHECK(
+              streams.push({{0, Pcm(pcm.begin() + at, pcm.begin() + end), end == samples && chunk % 2 == 0}})
+                  .ok());
           at = end;
         }
         if (chunk % 2 != 0) CHECK(streams.push({{0, {}, true}}).ok());
@@ -395,7 +171,8 @@ TEST(many_streams_in_one_step_are_each_as_if_alone) {
   constexpr size_t kStreams = 11;
   for (const int n_mels : {80, 128}) {
     std::vector<Pcm> clips;
-    for (unsigned s = 0; s < kStreams; ++s) clips.push_back(noise(1 + static_cast<int64_t>(random() % 9000), 100 + s));
+    for (unsigned s = 0; s < kStreams; ++s)
+      clips.push_back(noise(1 + static_cast<int64_t>(random() % 9000), 100 + s));
     Streams streams(kStreams, n_mels, Padding::kStepAudio);
     std::vector<int64_t> at(kStreams, 0);
     std::vector<bool> ended(kStreams, false);
@@ -404,7 +181,8 @@ TEST(many_streams_in_one_step_are_each_as_if_alone) {
       for (size_t s = 0; s < kStreams; ++s) {
         if (ended[s] || random() % 4 == 0) continue;  // not every stream in every step
         const int64_t left = static_cast<int64_t>(clips[s].size()) - at[s];
-        const int64_t most[] = {1, 100, 1280, 6000};  // a few samples, and more frames than a block takes at once
+        const int64_t most[] = {1, 100, 1280,
+                                6000};  // a few samples, and more frames than a block takes at once
         const int64_t count = std::min(left, static_cast<int64_t>(random()) % (1 + most[random() % 4]));
         ended[s] = count == left && (left == 0 || random() % 2 == 0);
         const auto begin = clips[s].begin() + at[s];
@@ -415,7 +193,8 @@ TEST(many_streams_in_one_step_are_each_as_if_alone) {
       CHECK(streams.push(chunks).ok());
     }
     for (size_t s = 0; s < kStreams; ++s)
-      CHECK(same_bits(streams.joined(static_cast<int64_t>(s)), alone(clips[s], n_mels, Padding::kStepAudio, false)));
+      CHECK(same_bits(streams.joined(static_cast<int64_t>(s)),
+                      alone(clips[s], n_mels, Padding::kStepAudio, false)));
   }
 }
 
@@ -427,13 +206,15 @@ TEST(streams_without_ids_or_ends_are_the_first_ones_and_go_on) {
   OnDevice<FaultWord> fault({kNoFault});
   logmel::Push call;
   call.states = states.data(), call.streams = 2, call.pcm = on_pcm.data(), call.samples = 2560;
-  call.cu_samples = cu_samples.data(), call.cu_frames = cu_frames.data(), call.frames = 14, call.most_frames = 7;
+  call.cu_samples = cu_samples.data(), call.cu_frames = cu_frames.data(), call.frames = 14,
+  call.most_frames = 7;
   call.out = out.data(), call.fault = fault.data();
   CHECK(logmel::push(call).ok());
   CHECK(logmel::fault(call).ok());
   const std::vector<float> found = out.values();
   for (int s = 0; s < 2; ++s) {
-    const std::vector<float> clip = alone(Pcm(pcm.begin() + 1280 * s, pcm.begin() + 1280 * (s + 1)), 80, Padding::kWhisper, false);
+    const std::vector<float> clip =
+        alone(Pcm(pcm.begin() + 1280 * s, pcm.begin() + 1280 * (s + 1)), 80, Padding::kWhisper, false);
     for (int m = 0; m < 80; ++m)
       for (int t = 0; t < 7; ++t)
         CHECK(found[static_cast<size_t>(80 * 7 * s + 7 * m + t)] == clip[static_cast<size_t>(8 * m + t)]);
@@ -479,15 +260,19 @@ TEST(a_bad_clip_does_not_change_its_neighbours) {
     Batch batch(clips, 80, Padding::kWhisper, true);
     if (equal) batch.call.cu_samples = batch.call.cu_frames = nullptr, batch.call.samples = 7000;
     CHECK(logmel::run(batch.call).ok());
-    CHECK(logmel::fault(batch.call).message() ==
-          "[logmel] pcm: expected finite samples of magnitude at most 1e15, got nan at sample 6999 of clip 1");
-    for (const size_t c : {0, 2}) CHECK(same_bits(batch.out_of(c), alone(clips[c], 80, Padding::kWhisper, true)));
+    CHECK(
+        logmel::fault(batch.call).message() ==
+        "[logmel] pcm: expected finite samples of magnitude at most 1e15, got nan at sample 6999 of clip 1");
+    for (const size_t c : {0, 2})
+      CHECK(same_bits(batch.out_of(c), alone(clips[c], 80, Padding::kWhisper, true)));
   }
 }
 
 TEST(a_refused_chunk_leaves_its_stream_as_it_was_and_the_others_go_on) {
   const Pcm first = noise(9000, 1), second = noise(9000, 2);
-  const auto part = [](const Pcm& pcm, int64_t begin, int64_t end) { return Pcm(pcm.begin() + begin, pcm.begin() + end); };
+  const auto part = [](const Pcm& pcm, int64_t begin, int64_t end) {
+    return Pcm(pcm.begin() + begin, pcm.begin() + end);
+  };
   for (const size_t at : {0, 1, 1279, 3100, 7999}) {
     Streams streams(2, 80, Padding::kWhisper);
     CHECK(streams.push({{0, part(first, 0, 1000)}, {1, part(second, 0, 500)}}).ok());
@@ -495,8 +280,9 @@ TEST(a_refused_chunk_leaves_its_stream_as_it_was_and_the_others_go_on) {
     Pcm bad = part(first, 1000, 9000);
     bad[at] = kNan;
     const Status status = streams.push({{1, part(second, 500, 4000)}, {0, bad}});
-    CHECK(status.message() == "[logmel] pcm: expected finite samples of magnitude at most 1e15, got nan at sample " +
-                                  std::to_string(1000 + at) + " of stream 1");
+    CHECK(status.message() ==
+          "[logmel] pcm: expected finite samples of magnitude at most 1e15, got nan at sample " +
+              std::to_string(1000 + at) + " of stream 1");
     const std::vector<char> after = streams.states();
     CHECK(std::equal(before.begin(), before.begin() + logmel::stream_size(), after.begin()));
     CHECK(streams.push({{0, part(first, 1000, 9000), true}, {1, part(second, 4000, 9000), true}}).ok());
@@ -521,8 +307,9 @@ TEST(what_does_not_fit_is_refused_by_the_kernel) {
     OnDevice<int64_t> frames({0, 6 + wrong, 11});
     batch.call.cu_frames = frames.data();
     CHECK(logmel::run(batch.call).ok());
-    CHECK(logmel::fault(batch.call).message() ==
-          "[logmel] cu_frames: expected the sums of frame_count of each clip's samples, got others at clip 0");
+    CHECK(
+        logmel::fault(batch.call).message() ==
+        "[logmel] cu_frames: expected the sums of frame_count of each clip's samples, got others at clip 0");
     CHECK(batch.workspace_is_clear());
   }
 }
@@ -561,7 +348,8 @@ TEST(a_build_without_cuda_says_so) {
   float out = 0;
   FaultWord fault = kNoFault;
   logmel::Clips clips;
-  clips.clips = 1, clips.pcm = &out, clips.samples = 160, clips.frames = 1, clips.out = &out, clips.fault = &fault;
+  clips.clips = 1, clips.pcm = &out, clips.samples = 160, clips.frames = 1, clips.out = &out,
+  clips.fault = &fault;
   clips.normalized = false;
   CHECK(logmel::run(clips).code() == StatusCode::kUnsupported);
   CHECK(logmel::run(clips).message().find("[logmel] device: expected cpu") != std::string::npos);
@@ -578,7 +366,8 @@ TEST(wrong_calls_are_refused_before_anything_is_read) {
   };
   const auto clips = [&](auto change) {
     logmel::Clips call;
-    call.pcm = &memory, call.clips = 3, call.samples = 320, call.frames = 6, call.out = &memory, call.workspace = &memory;
+    call.pcm = &memory, call.clips = 3, call.samples = 320, call.frames = 6, call.out = &memory,
+    call.workspace = &memory;
     call.fault = &fault;
     change(call);
     return logmel::run(call);
@@ -589,13 +378,15 @@ TEST(wrong_calls_are_refused_before_anything_is_read) {
   CHECK(says(clips([](auto& call) { call.frames = 7; }), "frames: expected 2 of each clip, got 7 in all"));
   CHECK(says(clips([](auto& call) { call.frames = logmel::kMostFrames + 1; }), "frames: "));
   CHECK(says(clips([&](auto& call) { call.cu_samples = &offset; }), "cu_frames: "));
-  CHECK(says(clips([](auto& call) { call.pcm = nullptr; }), "pcm: expected memory on the device, got a null pointer"));
+  CHECK(says(clips([](auto& call) { call.pcm = nullptr; }),
+             "pcm: expected memory on the device, got a null pointer"));
   CHECK(says(clips([](auto& call) { call.out = nullptr; }), "out: "));
   CHECK(says(clips([](auto& call) { call.workspace = nullptr; }), "workspace: "));
   CHECK(says(clips([](auto& call) { call.fault = nullptr; }), "fault: "));
   const auto push = [&](auto change) {
     logmel::Push call;
-    call.states = &memory, call.streams = 1, call.pcm = &memory, call.cu_samples = &offset, call.samples = 1280;
+    call.states = &memory, call.streams = 1, call.pcm = &memory, call.cu_samples = &offset,
+    call.samples = 1280;
     call.cu_frames = &offset, call.frames = 8, call.most_frames = 8, call.out = &memory, call.fault = &fault;
     change(call);
     return logmel::push(call);

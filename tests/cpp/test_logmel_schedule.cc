@@ -19,8 +19,8 @@ std::vector<int64_t> sums(const std::vector<int64_t>& counts) {
   return result;
 }
 
-// Walks all tickets: every tile that a clip's frames need is there once, and every part comes after its clip's
-// tiles.
+// Walks all tickets: every tile that a clip's frames need is there once, and every part comes after its
+// clip's tiles.
 void check_schedule(const Schedule& schedule, const std::vector<int64_t>& frames) {
   std::vector<int64_t> tiles_seen(frames.size(), 0), parts_seen(frames.size(), 0);
   int64_t ticket = 0;
@@ -68,7 +68,7 @@ TEST(between_a_clip_and_its_parts_lie_as_many_tiles_as_run_at_a_time) {
   const Schedule half_minutes = schedule_of(64, nullptr, 64 * 3000, true, 264);
   CHECK(half_minutes.lag == 3);
   CHECK(half_minutes.tiles == 64 * 94);
-  CHECK(schedule_of(1, nullptr, 3000, true, 264).lag == 1);       // one clip has nobody behind it
+  CHECK(schedule_of(1, nullptr, 3000, true, 264).lag == 1);  // one clip has nobody behind it
   CHECK(schedule_of(2000, nullptr, 2000 * 100, true, 264).lag == 66);
   CHECK(schedule_of(2000, nullptr, 2000 * 100, false, 264).lag == 0);
   CHECK(schedule_of(0, nullptr, 0, true, 264).tickets() == 0);
