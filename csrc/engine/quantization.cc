@@ -23,6 +23,12 @@ QuantizedTensors quantized_tensors(const TextConfig& config, Quantization quanti
   return tensors;
 }
 
+quantized::Activations activations_of(const std::string& name, quantized::Type type) {
+  if (type == quantized::Type::kFloat32) return quantized::Activations::kExact;
+  const bool bears = name.find(".mlp.") != std::string::npos || name.find(".o_proj.") != std::string::npos;
+  return bears ? quantized::Activations::kInt8 : quantized::Activations::kExact;
+}
+
 std::vector<int64_t> packed_shape(const std::vector<int64_t>& shape, quantized::Codes codes) {
   const quantized::Shape matrix = {codes, shape[0], shape[1]};
   return {quantized::panels(matrix), quantized::panel_bytes(matrix)};

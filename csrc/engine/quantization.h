@@ -27,6 +27,11 @@ namespace earnest::engine {
 using QuantizedTensors = std::map<std::string, quantized::Codes>;
 QuantizedTensors quantized_tensors(const TextConfig& config, Quantization quantization);
 
+// How exactly the input of a matrix is multiplied with its codes. In bfloat16 feed-forward layers and what
+// follows attention bear 8 bits, which takes about half the time; queries, keys and words that are drawn do
+// not (kernels/quantized/README.md says what each costs in perplexity). float32 is always exact.
+quantized::Activations activations_of(const std::string& name, quantized::Type type);
+
 // The shape of a tensor [outputs, inputs] in a saved file.
 std::vector<int64_t> packed_shape(const std::vector<int64_t>& shape, quantized::Codes codes);
 

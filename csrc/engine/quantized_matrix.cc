@@ -10,11 +10,10 @@ namespace earnest::engine {
 
 QuantizedMatrix::QuantizedMatrix(std::vector<TensorView> weights,
                                  const std::vector<std::vector<int64_t>>& shapes,
-                                 std::vector<TensorView> biases, quantized::Codes codes, Precision precision,
+                                 std::vector<TensorView> biases, quantized::Codes codes,
+                                 quantized::Activations activations, quantized::Type type,
                                  WeightMemory* memory)
-    : codes_(codes),
-      type_(precision == Precision::kFloat32 ? quantized::Type::kFloat32 : quantized::Type::kBFloat16),
-      memory_(memory) {
+    : codes_(codes), activations_(activations), type_(type), memory_(memory) {
   for (size_t i = 0; i < weights.size(); ++i) {
     Piece piece;
     piece.weight = std::move(weights[i]);
@@ -69,6 +68,7 @@ Status QuantizedMatrix::multiply(const void* x, int64_t rows, void* y, Arena* ar
   quantized::Product product;
   product.type = type_;
   product.codes = codes_;
+  product.activations = activations_;
   product.rows = rows;
   product.inputs = inputs_;
   product.parts = parts_.data();

@@ -14,10 +14,10 @@ namespace earnest::engine {
 class QuantizedMatrix : public Matrix {
  public:
   // weights: [rows, inputs] each, or bytes of that shape as saved; shapes: [rows, inputs] of each. biases:
-  // one for each, or none; an absent one (no shape) is none. precision: of x and y.
+  // one for each, or none; an absent one (no shape) is none. type: of x and y.
   QuantizedMatrix(std::vector<TensorView> weights, const std::vector<std::vector<int64_t>>& shapes,
-                  std::vector<TensorView> biases, quantized::Codes codes, Precision precision,
-                  WeightMemory* memory);
+                  std::vector<TensorView> biases, quantized::Codes codes, quantized::Activations activations,
+                  quantized::Type type, WeightMemory* memory);
 
   int64_t inputs() const override { return inputs_; }
   int64_t outputs() const override { return outputs_; }
@@ -42,6 +42,7 @@ class QuantizedMatrix : public Matrix {
   std::vector<Piece> pieces_;
   std::vector<quantized::Part> parts_;
   quantized::Codes codes_;
+  quantized::Activations activations_;
   quantized::Type type_;
   int64_t outputs_ = 0, inputs_ = 0;
   WeightMemory* memory_;

@@ -221,8 +221,12 @@ Status Weights::quantized_matrix(const MatrixNames& names, const QuantizedMatrix
     shapes.push_back(shapes_.at(name));
   }
   for (const std::string& name : names.biases) biases.push_back(name.empty() ? TensorView() : view(name));
-  auto made = std::make_unique<QuantizedMatrix>(std::move(weights), shapes, std::move(biases),
-                                                quantized_.at(names.weights[0]), precision_, &memory_);
+  const std::string& first = names.weights[0];
+  const auto type =
+      precision_ == Precision::kFloat32 ? quantized::Type::kFloat32 : quantized::Type::kBFloat16;
+  auto made =
+      std::make_unique<QuantizedMatrix>(std::move(weights), shapes, std::move(biases), quantized_.at(first),
+                                        activations_of(first, type), type, &memory_);
   EARNEST_RETURN_IF_ERROR(made->refresh());
   *matrix = made.get();
   quantized_matrices_.emplace(names.weights[0], made.get());

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Hopper's own instructions (sm_90a), only for nvcc: barriers in shared memory, copies by TMA, products by a warpgroup
-// (wgmma), clusters of blocks. Names of the PTX ISA stand in the code. hopper_layout.h says how operands lie.
+// Hopper's own instructions (sm_90a), only for nvcc: barriers in shared memory, copies by TMA, products by a
+// warpgroup (wgmma), clusters of blocks. Names of the PTX ISA stand in the code. hopper_layout.h says how
+// operands lie.
 #pragma once
 
 #include <cuda.h>
@@ -18,22 +19,24 @@ namespace earnest::hopper {
 using simt::shared_address;
 
 // ---- barriers ----
-// A barrier's phase ends when as many have arrived as it was made for and all bytes it was told of are there. Phases
-// alternate in parity, from 0. wait(parity) returns once the phase of that parity has ended: for a new barrier, parity 1
-// is that of the phase before the first, so it returns at once.
+// A barrier's phase ends when as many have arrived as it was made for and all bytes it was told of are there.
+// Phases alternate in parity, from 0. wait(parity) returns once the phase of that parity has ended: for a new
+// barrier, parity 1 is that of the phase before the first, so it returns at once.
 
 struct alignas(8) Barrier {
   uint64_t state;
 };
 
 __device__ inline void init(Barrier* barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals)
+               : "memory");
 }
 // After init, before other blocks of the cluster or TMA see the barriers.
 __device__ inline void fence_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 
 __device__ inline void arrive_expecting(Barrier* barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+               "r"(bytes)
                : "memory");
 }
 // At the same barrier of the cluster's block `rank`, which may be the caller's own.
@@ -72,17 +75,18 @@ __device__ inline void cluster_sync() {
 }
 
 // ---- copies by TMA ----
-// One box of a matrix: (inner, outer) is its first number, inner along the lines in memory. What lies outside the
-// matrix is 0. All bytes of the box, those too, are counted at `barrier`.
+// One box of a matrix: (inner, outer) is its first number, inner along the lines in memory. What lies outside
+// the matrix is 0. All bytes of the box, those too, are counted at `barrier`.
 
 __device__ inline void load_box(void* to, const CUtensorMap& matrix, int inner, int outer, Barrier* barrier) {
   asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];" ::"r"(
-          shared_address(to)),
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], "
+      "[%2];" ::"r"(shared_address(to)),
       "l"(&matrix), "r"(shared_address(barrier)), "r"(inner), "r"(outer)
       : "memory");
 }
-// The same into all blocks of the cluster in `mask`, at the same place of each, counted at the same barrier of each.
+// The same into all blocks of the cluster in `mask`, at the same place of each, counted at the same barrier
+// of each.
 __device__ inline void load_box_for(uint16_t mask, void* to, const CUtensorMap& matrix, int inner, int outer,
                                     Barrier* barrier) {
   asm volatile(
@@ -92,8 +96,9 @@ __device__ inline void load_box_for(uint16_t mask, void* to, const CUtensorMap& 
       : "memory");
 }
 
-// A row-major bfloat16 matrix [outer, inner] for load_box. The address and `pitch` (elements from row to row) must be
-// multiples of 16 bytes. The driver makes it; its function is asked for at run time, so nothing links to libcuda.
+// A row-major bfloat16 matrix [outer, inner] for load_box. The address and `pitch` (elements from row to row)
+// must be multiples of 16 bytes. The driver makes it; its function is asked for at run time, so nothing links
+// to libcuda.
 inline Status tensor_map(const char* op, const void* data, int64_t inner, int64_t outer, int64_t pitch,
                          CUtensorMap* map) {
   const auto failed = [op](const std::string& got) {
@@ -116,9 +121,10 @@ inline Status tensor_map(const char* op, const void* data, int64_t inner, int64_
 }
 
 // ---- products by a warpgroup ----
-// Registers of a product under way belong to it. begin_products: the warpgroup's registers are as written. close_products
-// puts all products since the last one into a group; wait_products<n>: until at most the last n groups are under way.
-// settle tells the compiler that the sums have changed: it stands between the wait and their use.
+// Registers of a product under way belong to it. begin_products: the warpgroup's registers are as written.
+// close_products puts all products since the last one into a group; wait_products<n>: until at most the last
+// n groups are under way. settle tells the compiler that the sums have changed: it stands between the wait
+// and their use.
 
 __device__ inline void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ inline void close_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -148,8 +154,8 @@ __device__ inline void leave_registers() {
 #define EARNEST_SUMS(j) "+f"(d[j][0]), "+f"(d[j][1]), "+f"(d[j][2]), "+f"(d[j][3])
 #define EARNEST_SUMS_4(j) EARNEST_SUMS(j), EARNEST_SUMS(j + 1), EARNEST_SUMS(j + 2), EARNEST_SUMS(j + 3)
 
-// d [64, 256] += a [64, 16] b [256, 16]^T, by descriptors. Warp w of the warpgroup holds rows 16 w to 16 w + 15, as
-// mma_16x8x16 (mma.h) lays out each 8 columns.
+// d [64, 256] += a [64, 16] b [256, 16]^T, by descriptors. Warp w of the warpgroup holds rows 16 w to 16 w +
+// 15, as mma_16x8x16 (mma.h) lays out each 8 columns.
 template <bool kATransposed, bool kBTransposed>
 __device__ inline void multiply_64x256x16(float (&d)[32][4], uint64_t a, uint64_t b) {
   asm volatile(

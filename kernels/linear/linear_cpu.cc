@@ -5,11 +5,10 @@
 #include "kernels/linear/linear_cpu.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 #include <numeric>
 
-#include "kernels/common/thread_pool.h"
+#include "kernels/common/lanes.h"
 
 namespace earnest::linear {
 namespace {
@@ -67,19 +66,6 @@ class Packing {
   Type type_;
   int64_t depth_, panels_, block_;
 };
-
-// Runs task(i, lane) for i in [0, count); at most `lanes` of them at one time, each lane with its own number.
-template <typename Task>
-void run_in_lanes(int64_t count, int64_t lanes, const Task& task) {
-  if (lanes <= 1) {
-    for (int64_t i = 0; i < count; ++i) task(i, 0);
-    return;
-  }
-  std::atomic<int64_t> next{0};
-  parallel_for(lanes, [&](int64_t lane) {
-    for (int64_t i = next.fetch_add(1); i < count; i = next.fetch_add(1)) task(i, lane);
-  });
-}
 
 // A product whose left side may be transposed, as it is for the weight's gradient.
 struct Walk {

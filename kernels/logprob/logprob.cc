@@ -60,7 +60,8 @@ Status check(const Problem& p) {
   if (p.depth < 1) return invalid_argument("logprob", "hidden", "H >= 1 columns", std::to_string(p.depth));
   if (p.vocabulary < 1)
     return invalid_argument("logprob", "weight", "V >= 1 rows", std::to_string(p.vocabulary));
-  constexpr int64_t kMostOnCuda = std::numeric_limits<int32_t>::max();  // rows and ids are held in 32 bits there
+  constexpr int64_t kMostOnCuda =
+      std::numeric_limits<int32_t>::max();  // rows and ids are held in 32 bits there
   if (p.device == Device::kCuda && std::max({p.rows, p.depth, p.vocabulary}) > kMostOnCuda) {
     return invalid_argument("logprob", "hidden", "sizes below 2^31 on cuda", "larger ones");
   }

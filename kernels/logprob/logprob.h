@@ -15,8 +15,8 @@
 //
 // A row's results depend on that row and the matrix alone, bit for bit: not on the other rows of the call,
 // nor on the number of threads. grad_weight adds rows in their order. A row with NaN or Inf gives NaN in its
-// own outputs only; a logit of -inf has probability 0 and adds nothing to the entropy. On CUDA nobody looks at
-// targets before: one outside [0, V) gives NaN for its row, and a record if `fault` is there.
+// own outputs only; a logit of -inf has probability 0 and adds nothing to the entropy. On CUDA nobody looks
+// at targets before: one outside [0, V) gives NaN for its row, and a record if `fault` is there.
 #pragma once
 
 #include <cstddef>
@@ -47,8 +47,9 @@ struct Problem {
   const int64_t* targets = nullptr;  // [N], each in [0, V)
   Device device = Device::kCpu;      // where to run, and where all arrays and the workspace lie
   // With Device::kCuda only. A call puts work on the stream, waits for nothing and allocates nothing.
-  void* stream = nullptr;      // a cudaStream_t
-  FaultWord* fault = nullptr;  // on the device, for targets outside [0, V) (device_fault.h); null: not recorded
+  void* stream = nullptr;  // a cudaStream_t
+  FaultWord* fault =
+      nullptr;  // on the device, for targets outside [0, V) (device_fault.h); null: not recorded
   CudaPath path = CudaPath::kBest;
 };
 
@@ -92,7 +93,8 @@ Status run_reference(const Forward& forward);
 Status run_reference(const Backward& backward);
 
 // The back end that would run: "cpu/scalar", "cpu/avx2", "cpu/avx512", "cpu/avx512_bf16"; "cuda/sm80",
-// "cuda/sm90a"; an error where there is none. Of a device: the best for any problem; of a problem: the one for it.
+// "cuda/sm90a"; an error where there is none. Of a device: the best for any problem; of a problem: the one
+// for it.
 Status which(Device device, std::string* name);
 Status which(const Problem& problem, std::string* name);
 

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// A block's product of two operands in shared memory, as path sm80 does it: 128 x 128 of the result, each of eight
-// warps two strips of 16 x 64.
+// A block's product of two operands in shared memory, as path sm80 does it: 128 x 128 of the result, each of
+// eight warps two strips of 16 x 64.
 //
-// An operand's tile is 128 lines of 128 bytes, whether it lies transposed or not. Not transposed, a line is one
-// row's step along the depth. Transposed, a line is one step's 128 bytes along the rows; 128 rows need 2 (bfloat16),
-// 4 (float32) or 8 (float64) of them. The 16-byte pieces of line l stand at piece ^ (l % 8): eight lines' equal pieces
-// lie in different banks. These are also the boxes that TMA writes with its 128-byte swizzle (common/hopper.h).
+// An operand's tile is 128 lines of 128 bytes, whether it lies transposed or not. Not transposed, a line is
+// one row's step along the depth. Transposed, a line is one step's 128 bytes along the rows; 128 rows need 2
+// (bfloat16), 4 (float32) or 8 (float64) of them. The 16-byte pieces of line l stand at piece ^ (l % 8):
+// eight lines' equal pieces lie in different banks. These are also the boxes that TMA writes with its
+// 128-byte swizzle (common/hopper.h).
 #pragma once
 
 #include "kernels/common/mma.h"
@@ -33,8 +34,8 @@ __device__ inline int place_of(int row, int k) {
   return line * kLineBytes + (piece ^ (line & 7)) * kPieceBytes;
 }
 
-// Rows [row, row + 128) and depth [k, k + kStep) of an operand, on their way into shared memory: there after the
-// group of copies has been waited for. What lies outside is 0.
+// Rows [row, row + 128) and depth [k, k + kStep) of an operand, on their way into shared memory: there after
+// the group of copies has been waited for. What lies outside is 0.
 template <typename Stored, bool kTransposed>
 __device__ inline void load_tile(Bytes to, const Operand& from, int64_t row, int64_t rows, int64_t k,
                                  int64_t depth, bool wide) {
@@ -69,7 +70,9 @@ template <typename T>
 using Sums = Strip<T, kJ>[kStripsOfWarp];
 
 // Of the calling warp: its first row and column in the tile.
-__device__ inline int warp_row() { return static_cast<int>(threadIdx.x) / 32 % 4 * kStripsOfWarp * kStripRows; }
+__device__ inline int warp_row() {
+  return static_cast<int>(threadIdx.x) / 32 % 4 * kStripsOfWarp * kStripRows;
+}
 __device__ inline int warp_column() { return static_cast<int>(threadIdx.x) / 32 / 4 * kColumnsOfWarp; }
 
 // An 8 x 8 matrix for ldmatrix begins at (row, k): the calling lane's line of it.
@@ -88,8 +91,9 @@ __device__ inline void load_matrices(uint32_t (&registers)[4], Bytes from, int r
   }
 }
 
-// bfloat16: 16 steps of the depth at a time on tensor cores. Of the four matrices of one load, the left operand wants
-// its rows to change first, then the depth; the right one, which serves two times 8 columns, the other way round.
+// bfloat16: 16 steps of the depth at a time on tensor cores. Of the four matrices of one load, the left
+// operand wants its rows to change first, then the depth; the right one, which serves two times 8 columns,
+// the other way round.
 template <bool kLeftTransposed, bool kRightTransposed>
 __device__ inline void multiply(Bytes left, Bytes right, Sums<float>& sums, BFloat16) {
   const int matrix = static_cast<int>(threadIdx.x) % 32 / 8, low = matrix % 2 * 8, high = matrix / 2 * 8;

@@ -28,7 +28,8 @@ const char* trouble_for_sm90a(const Problem& p, const cuda::Properties& device,
   if (p.type != Type::kBFloat16) return "another type than bfloat16";
   if (p.depth % 8 != 0) return "a depth that is no multiple of 8";
   const auto aligned = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
-  const bool all = aligned(p.hidden) && aligned(p.weight) && std::all_of(gradients.begin(), gradients.end(), aligned);
+  const bool all =
+      aligned(p.hidden) && aligned(p.weight) && std::all_of(gradients.begin(), gradients.end(), aligned);
   return all ? nullptr : "an array that does not begin on 16 bytes";
 }
 
@@ -37,7 +38,8 @@ Status choose_path(const Problem& p, std::initializer_list<const void*> gradient
   if (Status status = cuda::properties(kOp, &device); !status.ok()) return status;
   const char* trouble = trouble_for_sm90a(p, device, gradients);
   if (p.path == CudaPath::kSm90a && trouble != nullptr) {
-    return unsupported(kOp, "path", "sm90a with bfloat16 rows of whole 16 bytes on compute capability 9.0", trouble);
+    return unsupported(kOp, "path", "sm90a with bfloat16 rows of whole 16 bytes on compute capability 9.0",
+                       trouble);
   }
   *path = p.path;
   if (p.path == CudaPath::kBest) *path = trouble == nullptr ? CudaPath::kSm90a : CudaPath::kSm80;
@@ -55,13 +57,16 @@ Status run_product(CudaPath path, const Product& product, const Job& job, void* 
   return sm80::run(product, job, stream);
 }
 
-dim3 grid_of(int64_t rows, int rows_of_block) { return dim3(static_cast<unsigned>(blocks_of(rows, rows_of_block))); }
+dim3 grid_of(int64_t rows, int rows_of_block) {
+  return dim3(static_cast<unsigned>(blocks_of(rows, rows_of_block)));
+}
 
 // Hands out parts of the workspace, each aligned. With no memory it only counts.
 class Memory {
  public:
   explicit Memory(void* workspace)
-      : next_(static_cast<size_t>(padded(static_cast<int64_t>(reinterpret_cast<uintptr_t>(workspace)), kAlignment))),
+      : next_(static_cast<size_t>(
+            padded(static_cast<int64_t>(reinterpret_cast<uintptr_t>(workspace)), kAlignment))),
         begin_(reinterpret_cast<uintptr_t>(workspace)) {}
   template <typename T>
   T* take(int64_t count) {
@@ -80,12 +85,14 @@ class Memory {
 template <typename Stored>
 struct ForwardMemory {
   Part<Arithmetic<Stored>>* parts;  // room for either path's
+  Arithmetic<Stored>* target_logits;
   size_t bytes;
 
   ForwardMemory(const Problem& p, void* workspace) {
     Memory memory(workspace);
     parts = memory.take<Part<Arithmetic<Stored>>>(
         p.rows * std::max(sm80::kParts.count(p.vocabulary), sm90a::kParts.count(p.vocabulary)));
+    target_logits = memory.take<Arithmetic<Stored>>(p.rows);
     bytes = memory.bytes();
   }
 };
@@ -97,7 +104,8 @@ Status forward(const Forward& f, CudaPath path, void* workspace) {
   const ForwardMemory<Stored> memory(p, workspace);
   const auto inverse = static_cast<T>(1 / p.temperature);
   const int64_t count = (path == CudaPath::kSm90a ? sm90a::kParts : sm80::kParts).count(p.vocabulary);
-  const LogitSums<Stored> sums = {p.rows, p.vocabulary, p.targets, inverse, memory.parts, count};
+  const LogitSums<Stored> sums = {p.rows,       p.vocabulary, p.targets,           inverse,
+                                  memory.parts, count,        memory.target_logits};
   const Product logits = {{p.hidden, p.depth}, {p.weight, p.depth}, p.rows, p.vocabulary, p.depth};
   if (Status status = run_product(path, logits, sums, p.stream); !status.ok()) return status;
   const RowResults<T> results = {p.rows,
@@ -105,6 +113,7 @@ Status forward(const Forward& f, CudaPath path, void* workspace) {
                                  p.targets,
                                  memory.parts,
                                  count,
+                                 memory.target_logits,
                                  static_cast<T*>(f.logp),
                                  static_cast<T*>(f.entropy),
                                  static_cast<T*>(f.lse),
@@ -172,23 +181,18 @@ class BackwardRun {
  private:
   Status prepare() const {
     const auto rows = [](const void* of) { return static_cast<const T*>(of); };
-    const RowGradients<T> gradients = {p_.rows,
-                                       p_.vocabulary,
-                                       p_.targets,
-                                       1 / p_.temperature,
-                                       rows(b_.entropy),
-                                       rows(b_.lse),
-                                       rows(b_.grad_logp),
-                                       rows(b_.grad_entropy),
-                                       rows(b_.grad_lse),
-                                       p_.fault};
+    const RowGradients<T> gradients = {
+        p_.rows,           p_.vocabulary, p_.targets,         1 / p_.temperature,
+        rows(b_.entropy),  rows(b_.lse),  rows(b_.grad_logp), rows(b_.grad_entropy),
+        rows(b_.grad_lse), p_.fault};
     const dim3 grid = grid_of(p_.rows, kRowThreads), block(kRowThreads);
-    if (Status status = simt::launch({kOp, "prepare_rows"}, prepare_rows<T>, grid, block, 0, p_.stream, gradients,
-                                     memory_.slopes);
+    if (Status status = simt::launch({kOp, "prepare_rows"}, prepare_rows<T>, grid, block, 0, p_.stream,
+                                     gradients, memory_.slopes);
         !status.ok() || memory_.lost == nullptr) {
       return status;
     }
-    if (Status status = fill(memory_.lost, 0, p_.rows); !status.ok() || b_.grad_weight == nullptr) return status;
+    if (Status status = fill(memory_.lost, 0, p_.rows); !status.ok() || b_.grad_weight == nullptr)
+      return status;
     if (Status status = fill(memory_.first, 0xff, p_.vocabulary); !status.ok()) return status;
     return simt::launch({kOp, "link_targets"}, link_targets, grid, block, 0, p_.stream, p_.targets, p_.rows,
                         p_.vocabulary, memory_.first, memory_.next);
@@ -202,32 +206,29 @@ class BackwardRun {
   Status run(const Chunk& chunk) const {
     const Operand hidden = {p_.hidden, p_.depth};
     const Operand weight = {static_cast<const Stored*>(p_.weight) + chunk.first * p_.depth, p_.depth};
-    const Matrix<Stored> gradients = {place_of(chunk), chunk_pitch(chunk.columns), p_.rows, chunk.columns, true};
+    const Matrix<Stored> gradients = {place_of(chunk), chunk_pitch(chunk.columns), p_.rows, chunk.columns,
+                                      true};
     const Operand of_logits = {gradients.data, gradients.pitch};
 
-    const LogitGradients<Stored> logits = {chunk.first,
-                                           p_.targets,
-                                           memory_.slopes,
-                                           static_cast<T>(1 / p_.temperature),
-                                           gradients,
-                                           memory_.lost};
-    if (Status status = multiply(hidden, weight, p_.rows, chunk.columns, p_.depth, logits); !status.ok()) return status;
+    const LogitGradients<Stored> logits = {
+        chunk.first, p_.targets, memory_.slopes, static_cast<T>(1 / p_.temperature), gradients, memory_.lost};
+    if (Status status = multiply(hidden, weight, p_.rows, chunk.columns, p_.depth, logits); !status.ok())
+      return status;
 
     if (b_.grad_hidden != nullptr) {
       const Matrix<Stored> result = matrix(b_.grad_hidden, 0, p_.rows);
-      const HiddenGradient<Stored> job = {chunk.first == 0,
-                                          chunk.first + chunk.columns == p_.vocabulary,
-                                          sums_in(result),
-                                          result,
-                                          static_cast<const Stored*>(p_.weight),
-                                          p_.targets,
-                                          memory_.lost};
-      if (Status status = multiply(of_logits, weight, p_.rows, p_.depth, chunk.columns, job); !status.ok()) return status;
+      const HiddenGradient<Stored> job = {
+          chunk.first == 0, chunk.first + chunk.columns == p_.vocabulary, sums_in(result),
+          result,           static_cast<const Stored*>(p_.weight),        p_.targets,
+          memory_.lost};
+      if (Status status = multiply(of_logits, weight, p_.rows, p_.depth, chunk.columns, job); !status.ok())
+        return status;
     }
     if (b_.grad_weight == nullptr) return {};
     const int32_t* first = memory_.lost == nullptr ? nullptr : memory_.first + chunk.first;
     const WeightGradient<Stored> job = {matrix(b_.grad_weight, chunk.first, chunk.columns),
-                                        static_cast<const Stored*>(p_.hidden), first, memory_.next, memory_.lost};
+                                        static_cast<const Stored*>(p_.hidden), first, memory_.next,
+                                        memory_.lost};
     return multiply(of_logits, hidden, chunk.columns, p_.depth, p_.rows, job);
   }
 
@@ -253,7 +254,8 @@ class BackwardRun {
 
   Stored* place_of(const Chunk& chunk) const {
     if (!chunk.in_gradient) return memory_.logit_gradients;
-    const Stored* behind = static_cast<const Stored*>(b_.grad_weight) + (chunk.first + chunk.columns) * p_.depth;
+    const Stored* behind =
+        static_cast<const Stored*>(b_.grad_weight) + (chunk.first + chunk.columns) * p_.depth;
     return Memory(const_cast<Stored*>(behind)).template take<Stored>(0);
   }
 
@@ -283,8 +285,9 @@ Status which_cuda(const Problem& p, std::string* name) {
 }
 
 size_t workspace_size_cuda(const Forward& f) {
-  return with_type(f.problem.type,
-                   [&](auto* stored) { return ForwardMemory<Pointee<decltype(stored)>>(f.problem, nullptr).bytes; });
+  return with_type(f.problem.type, [&](auto* stored) {
+    return ForwardMemory<Pointee<decltype(stored)>>(f.problem, nullptr).bytes;
+  });
 }
 
 size_t workspace_size_cuda(const Backward& b) {
@@ -301,9 +304,11 @@ Status run_cuda(const Forward& f, void* workspace) {
 
 Status run_cuda(const Backward& b, void* workspace) {
   CudaPath path;
-  if (Status status = choose_path(b.problem, {b.grad_hidden, b.grad_weight}, &path); !status.ok()) return status;
-  return with_type(b.problem.type,
-                   [&](auto* stored) { return BackwardRun<Pointee<decltype(stored)>>(b, path, workspace).run(); });
+  if (Status status = choose_path(b.problem, {b.grad_hidden, b.grad_weight}, &path); !status.ok())
+    return status;
+  return with_type(b.problem.type, [&](auto* stored) {
+    return BackwardRun<Pointee<decltype(stored)>>(b, path, workspace).run();
+  });
 }
 
 }  // namespace earnest::logprob

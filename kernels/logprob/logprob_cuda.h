@@ -6,7 +6,8 @@
 
 namespace earnest::logprob {
 
-// The path that would run the problem, which need not have been checked; an error if it asks for one that cannot.
+// The path that would run the problem, which need not have been checked; an error if it asks for one that
+// cannot.
 Status which_cuda(const Problem& problem, std::string* name);
 
 size_t workspace_size_cuda(const Forward& forward);

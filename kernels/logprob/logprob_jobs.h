@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // What is done with the four products of the CUDA back end, strip by strip, the same for every path. With
-// S = hidden weight^T (the logits before the temperature), dS the gradient of S, and left times right transposed
-// over the depth in each:
+// S = hidden weight^T (the logits before the temperature), dS the gradient of S, and left times right
+// transposed over the depth in each:
 //
-//   LogitSums        hidden [N, H]     weight [V, H]       forward: S becomes three sums a row
-//   LogitGradients   hidden [N, H]     weight [C, H]       backward: S of a chunk of C columns becomes dS [N, C]
-//   HiddenGradient   dS [N, C]         weight^T [H, C]     grad_hidden [N, H], summed over chunks
-//   WeightGradient   dS^T [C, N]       hidden^T [H, N]     the chunk's rows of grad_weight [C, H]
+//   LogitSums        hidden [N, H]   weight [V, H]     forward: S becomes three sums a row
+//   LogitGradients   hidden [N, H]   weight [C, H]     backward: S of C columns, a chunk, becomes dS [N, C]
+//   HiddenGradient   dS [N, C]       weight^T [H, C]   grad_hidden [N, H], summed over chunks
+//   WeightGradient   dS^T [C, N]     hidden^T [H, N]   the chunk's rows of grad_weight [C, H]
 //
-// An operand written ^T lies transposed in memory. A job offers load (a strip's first sums), tile (what to do with
-// the whole ones), and begin and end around the tiles of one unit. (row, column) is a strip's first number.
+// An operand written ^T lies transposed in memory. A job offers load (a strip's first sums), tile (what to do
+// with the whole ones), and begin and end around the tiles of one unit. (row, column) is a strip's first
+// number.
 #pragma once
 
 #include <cfloat>
@@ -45,8 +46,8 @@ __device__ inline double exp_of(double x) { return exp(x); }
 __device__ inline float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
 __device__ inline double multiply_add(double a, double b, double c) { return fma(a, b, c); }
 
-// A logit: the product is rounded before anything is subtracted from it. A row's largest logit less itself is 0, and
-// where lse rounds to it, the probability is 1: both directions make the same number.
+// A logit: the product is rounded before anything is subtracted from it. A row's largest logit less itself is
+// 0, and where lse rounds to it, the probability is 1: both directions make the same number.
 __device__ inline float logit(float s, float inverse_temperature) {
 #if defined(__CUDA_ARCH__)
   return __fmul_rn(s, inverse_temperature);  // never fused with what follows
@@ -70,11 +71,14 @@ constexpr float kLeast = -10000;
 __device__ inline float bounded(float exponent) { return larger(exponent, kLeast); }
 __device__ inline double bounded(double exponent) { return larger(exponent, double{kLeast}); }
 
-// Of a row's logits in some columns: the largest, sum e^(z - max), sum (z - max) e^(z - max); and the target's if it
-// is among them, else 0.
+__device__ inline bool is_target(int64_t target, int64_t vocabulary) {
+  return target >= 0 && target < vocabulary;
+}
+
+// Of a row's logits in some columns: the largest, sum e^(z - max), sum (z - max) e^(z - max).
 template <typename T>
-struct alignas(4 * sizeof(T)) Part {
-  T max, sum, product, target;
+struct Part {
+  T max, sum, product;
 };
 constexpr float kNoMax = -FLT_MAX;  // finite, so that nothing of nothing is 0 and not NaN
 
@@ -84,11 +88,11 @@ __device__ inline Part<T> join(const Part<T>& a, const Part<T>& b) {
   const T past_a = bounded(a.max - max), past_b = bounded(b.max - max);
   const T of_a = exp_of(past_a), of_b = exp_of(past_b);
   return {max, a.sum * of_a + b.sum * of_b,
-          (a.product + a.sum * past_a) * of_a + (b.product + b.sum * past_b) * of_b, a.target + b.target};
+          (a.product + a.sum * past_a) * of_a + (b.product + b.sum * past_b) * of_b};
 }
 
-// Calls each(j, i) for the number of a strip in this lane's row of `half` and column `column` of the strip, if the
-// lane holds it. The loop keeps the strip in registers: only names known when compiling index it.
+// Calls each(j, i) for the number of a strip in this lane's row of `half` and column `column` of the strip,
+// if the lane holds it. The loop keeps the strip in registers: only names known when compiling index it.
 template <int J, typename Each>
 __device__ inline void at_column(int64_t column, int half, const Each& each) {
   if (column < 0 || column >= 8 * J || column % 8 / 2 * 2 != strip_column()) return;
@@ -114,19 +118,21 @@ struct LogitSums {
   T inverse_temperature;
   Part<T>* parts;  // [N, part_count]
   int64_t part_count;
+  T* target_logits;  // [N]: written by the lane that has it
 
   // Each lane keeps sums of its own columns; the quad's are joined at the end.
   struct State {
     Part<T> part[2];
-    int64_t target[2];
+    int32_t target[2];  // -1: none
   };
 
   __device__ void begin(State& state, int64_t row) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int64_t r = row + strip_row(half);
-      state.part[half] = {kNoMax, 0, 0, 0};
-      state.target[half] = r < rows ? targets[r] : -1;
+      state.part[half] = {kNoMax, 0, 0};
+      state.target[half] =
+          r < rows && is_target(targets[r], vocabulary) ? static_cast<int32_t>(targets[r]) : -1;
     }
   }
 
@@ -136,12 +142,14 @@ struct LogitSums {
   }
 
   template <int J>
-  __device__ void tile(State& state, Strip<T, J>& s, int64_t, int64_t column) const {
+  __device__ void tile(State& state, Strip<T, J>& s, int64_t row, int64_t column) const {
     if (column + 8 * J > vocabulary) mask<J>(s, column);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       Part<T>& part = state.part[half];
-      at_column<J>(state.target[half] - column, half, [&](int j, int i) { part.target = logit(s[j][i], inverse_temperature); });
+      at_column<J>(state.target[half] - column, half, [&](int j, int i) {
+        target_logits[row + strip_row(half)] = logit(s[j][i], inverse_temperature);
+      });
       T max = s[0][2 * half];
 #pragma unroll
       for (int j = 0; j < J; ++j) max = larger(max, larger(s[j][2 * half], s[j][2 * half + 1]));
@@ -172,8 +180,7 @@ struct LogitSums {
       for (int distance = 1; distance <= 2; distance *= 2) {
         const Part<T> other = {__shfl_xor_sync(simt::kFullWarp, mine.max, distance),
                                __shfl_xor_sync(simt::kFullWarp, mine.sum, distance),
-                               __shfl_xor_sync(simt::kFullWarp, mine.product, distance),
-                               __shfl_xor_sync(simt::kFullWarp, mine.target, distance)};
+                               __shfl_xor_sync(simt::kFullWarp, mine.product, distance)};
         mine = join(mine, other);
       }
       const int64_t r = row + strip_row(half);
@@ -239,7 +246,9 @@ struct LogitGradients {
           s[j][i] = -exp_of(q) * multiply_add(of.slope, bounded(q), of.constant);
         }
       }
-      at_column<J>(targets[r] - first - column, half, [&](int j, int i) {
+      const int64_t target = targets[r] - first;  // one outside [0, V) is nobody's column
+      const int64_t at = target < gradients.columns ? target - column : -1;
+      at_column<J>(at, half, [&](int j, int i) {
         s[j][i] += of.target;
         if (lost == nullptr) return;
         Stored rounded;
@@ -261,14 +270,17 @@ struct SumsOf<BFloat16> {
   using Type = SplitSums;
 };
 template <int J, typename T>
-__device__ inline void load_sums(const Matrix<T>& from, bool zero, int64_t row, int64_t column, Strip<T, J>& strip) {
+__device__ inline void load_sums(const Matrix<T>& from, bool zero, int64_t row, int64_t column,
+                                 Strip<T, J>& strip) {
   set_zero<J>(strip);
   if (zero) return;
-  for_each_in_strip<J>(from, row, column,
-                       [&](int j, int i, int64_t r, int64_t c) { strip[j][i] = from.data[r * from.pitch + c]; });
+  for_each_in_strip<J>(from, row, column, [&](int j, int i, int64_t r, int64_t c) {
+    strip[j][i] = from.data[r * from.pitch + c];
+  });
 }
 template <int J, typename T>
-__device__ inline void store_sums(const Matrix<T>& to, int64_t row, int64_t column, const Strip<T, J>& strip) {
+__device__ inline void store_sums(const Matrix<T>& to, int64_t row, int64_t column,
+                                  const Strip<T, J>& strip) {
   store_strip<J>(to, row, column, strip);
 }
 
@@ -304,7 +316,8 @@ struct HiddenGradient {
     if (lost != nullptr) {
       for_each_in_strip<J>(result, row, column, [&](int j, int i, int64_t r, int64_t c) {
         // A row whose target is none has NaN already, and no such row of weight.
-        if (lost[r] != 0) s[j][i] = multiply_add(lost[r], widen(weight[targets[r] * result.columns + c]), s[j][i]);
+        if (lost[r] != 0)
+          s[j][i] = multiply_add(lost[r], widen(weight[targets[r] * result.columns + c]), s[j][i]);
       });
     }
     store_strip<J>(result, row, column, s);
@@ -318,8 +331,8 @@ struct WeightGradient {
   static constexpr const char* kName = "weight_gradient";
   static constexpr bool kLeftTransposed = true, kRightTransposed = true, kByParts = false;
 
-  Matrix<Stored> result;  // the chunk's rows of grad_weight
-  const Stored* hidden;   // [N, H]
+  Matrix<Stored> result;     // the chunk's rows of grad_weight
+  const Stored* hidden;      // [N, H]
   const int32_t* first_row;  // [C]: the first row with this target, -1: none
   const int32_t* next_row;   // [N]: the next row with the same target, -1: none
   const T* lost;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The CUDA back end's paths to a product: sm80 (mma.sync and cp.async; float32 and float64 by plain multiply-adds)
-// runs on every GPU of compute capability 8.0 or more and takes any shape; sm90a (wgmma and TMA) runs on 9.0 and
-// takes bfloat16 arrays that begin on 16 bytes, in rows of whole 16 bytes.
+// The CUDA back end's paths to a product: sm80 (mma.sync and cp.async; float32 and float64 by plain
+// multiply-adds) runs on every GPU of compute capability 8.0 or more and takes any shape; sm90a (wgmma and
+// TMA) runs on 9.0 and takes bfloat16 arrays that begin on 16 bytes, in rows of whole 16 bytes.
 #pragma once
 
 #include "kernels/common/status.h"
@@ -10,8 +10,8 @@
 
 namespace earnest::logprob::gpu {
 
-// left [rows, depth] times right [columns, depth] transposed. A job says which of them lie transposed in memory;
-// `pitch` is the number of elements between two rows as they lie.
+// left [rows, depth] times right [columns, depth] transposed. A job says which of them lie transposed in
+// memory; `pitch` is the number of elements between two rows as they lie.
 struct Operand {
   const void* data;
   int64_t pitch;

@@ -23,9 +23,9 @@ struct Unit {
   int64_t row, column;
 };
 
-// Units that run at the same time should share what they read. kGroup blocks of rows (2048 rows; of depth 3584
-// they are 14.7 MB, which stay in the second cache) go through all columns together before the next group
-// begins: each column block is read from memory once per group.
+// Units that run at the same time should share what they read. kGroup blocks of rows (2048 rows; of depth
+// 3584 they are 14.7 MB, which stay in the second cache) go through all columns together before the next
+// group begins: each column block is read from memory once per group.
 constexpr int64_t kGroup = 8;
 EARNEST_HOST_DEVICE constexpr Unit unit_at(int64_t index, int64_t row_blocks, int64_t column_blocks) {
   const int64_t first = index / (kGroup * column_blocks) * kGroup;

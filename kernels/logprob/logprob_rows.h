@@ -10,16 +10,13 @@ namespace earnest::logprob::gpu {
 
 constexpr int kRowThreads = 256, kRowsOfBlock = kRowThreads / simt::kWarpSize;
 
-__device__ inline bool is_target(int64_t target, int64_t vocabulary) {
-  return target >= 0 && target < vocabulary;
-}
-
 template <typename T>
 struct RowResults {
   int64_t rows, vocabulary;
   const int64_t* targets;
   const Part<T>* parts;
   int64_t part_count;
+  const T* target_logits;
   T *logp, *entropy, *lse;
   FaultWord* fault;
 };
@@ -35,18 +32,16 @@ __global__ void __launch_bounds__(kRowThreads) join_parts(const RowResults<T> r)
   for (int64_t i = lane; i < r.part_count; i += simt::kWarpSize) max = larger(max, parts[i].max);
   for (int distance = 16; distance > 0; distance /= 2)
     max = larger(max, __shfl_xor_sync(simt::kFullWarp, max, distance));
-  double sum = 0, product = 0, target = 0;
+  double sum = 0, product = 0;
   for (int64_t i = lane; i < r.part_count; i += simt::kWarpSize) {
     const T past = bounded(parts[i].max - max);
     const double factor = exp_of(past);
     sum += factor * parts[i].sum;
     product += factor * (parts[i].product + static_cast<double>(parts[i].sum) * past);
-    target += parts[i].target;
   }
   for (int distance = 16; distance > 0; distance /= 2) {
     sum += __shfl_xor_sync(simt::kFullWarp, sum, distance);
     product += __shfl_xor_sync(simt::kFullWarp, product, distance);
-    target += __shfl_xor_sync(simt::kFullWarp, target, distance);
   }
   if (lane != 0) return;
   const bool known = is_target(r.targets[row], r.vocabulary);
@@ -54,7 +49,7 @@ __global__ void __launch_bounds__(kRowThreads) join_parts(const RowResults<T> r)
   // No logit above -inf (and a largest of +inf, and NaN): the row has no distribution.
   const double log_sum = sum == 0 ? NAN : log(sum);
   r.lse[row] = static_cast<T>(max + log_sum);
-  r.logp[row] = static_cast<T>(known ? target - max - log_sum : NAN);
+  r.logp[row] = static_cast<T>(known ? static_cast<double>(r.target_logits[row]) - max - log_sum : NAN);
   r.entropy[row] = static_cast<T>(log_sum - product / sum);
 }
 
@@ -71,7 +66,9 @@ template <typename T>
 __global__ void __launch_bounds__(kRowThreads) prepare_rows(const RowGradients<T> g, RowSlope<T>* slopes) {
   const int64_t row = blockIdx.x * int64_t{kRowThreads} + threadIdx.x;
   if (row >= g.rows) return;
-  const auto at = [row](const T* values) { return values == nullptr ? 0.0 : static_cast<double>(values[row]); };
+  const auto at = [row](const T* values) {
+    return values == nullptr ? 0.0 : static_cast<double>(values[row]);
+  };
   const bool known = is_target(g.targets[row], g.vocabulary);
   if (!known && g.fault != nullptr) record_fault(g.fault, {FaultOp::kLogProb, row, 0});
   const double a = at(g.grad_logp), e = at(g.grad_entropy);
@@ -80,8 +77,8 @@ __global__ void __launch_bounds__(kRowThreads) prepare_rows(const RowGradients<T
                  static_cast<T>(e * factor), static_cast<T>(a * factor)};
 }
 
-// For each row the next one with the same target, and for each target its first row; `first` holds -1 before. Each
-// thread looks through all rows for its own.
+// For each row the next one with the same target, and for each target its first row; `first` holds -1 before.
+// Each thread looks through all rows for its own.
 __global__ void __launch_bounds__(kRowThreads)
     link_targets(const int64_t* targets, int64_t rows, int64_t vocabulary, int32_t* first, int32_t* next) {
   EARNEST_SHARED(int32_t, some, kRowThreads);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Path sm80: a block of 256 threads takes a unit; three stages of shared memory, two of them on their way while
-// one is multiplied.
+// Path sm80: a block of 256 threads takes a unit; three stages of shared memory, two of them on their way
+// while one is multiplied.
 #include <algorithm>
 
 #include "kernels/logprob/logprob_block.h"
@@ -37,7 +37,8 @@ __device__ void multiply_all(const Product& p, const Grid& grid, int64_t row, in
   }
   for (int64_t step = 0; step < steps; ++step) {
     simt::copy_async_wait<kStages - 2>();
-    __syncthreads();  // the step is there, and everybody has read the one before it, whose place the next load takes
+    __syncthreads();  // the step is there, and everybody has read the one before it, whose place the next
+                      // load takes
     if (step + kStages - 1 < steps) load(step + kStages - 1);
     simt::copy_async_commit();
     const Bytes from = shared + static_cast<int>(step % kStages) * 2 * kOperandBytes;
@@ -47,8 +48,7 @@ __device__ void multiply_all(const Product& p, const Grid& grid, int64_t row, in
 }
 
 template <typename Job>
-__global__ void __launch_bounds__(kThreads, 1)
-    product(const Product p, const Job job, const Grid grid) {
+__global__ void __launch_bounds__(kThreads, 1) product(const Product p, const Job job, const Grid grid) {
   const Bytes shared = simt::dynamic_shared<unsigned char>(0, kSharedBytes);
   for (int64_t index = blockIdx.x; index < grid.row_blocks * grid.column_blocks; index += gridDim.x) {
     const Unit unit = unit_at(index, grid.row_blocks, grid.column_blocks);
@@ -64,7 +64,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (int s = 0; s < kStripsOfWarp; ++s) job.template load<kJ>(sums[s], row + s * kStripRows, column);
       multiply_all<Job>(p, grid, unit.row * kTile, tile * kTile, shared, sums);
 #pragma unroll
-      for (int s = 0; s < kStripsOfWarp; ++s) job.template tile<kJ>(states[s], sums[s], row + s * kStripRows, column);
+      for (int s = 0; s < kStripsOfWarp; ++s)
+        job.template tile<kJ>(states[s], sums[s], row + s * kStripRows, column);
     }
     const int64_t part = unit.column * kParts.parts + warp_column() / kColumnsOfWarp;
 #pragma unroll
@@ -83,11 +84,11 @@ template <typename Job>
 Status run(const Product& p, const Job& job, void* stream) {
   constexpr size_t kSize = sizeof(typename Job::Element);
   const int64_t tiles = Job::kByParts ? kParts.columns / kTile : 1;
-  const Grid grid = {blocks_of(p.rows, kTile), blocks_of(p.columns, tiles * kTile), tiles, wide(p.left, kSize),
-                     wide(p.right, kSize)};
+  const Grid grid = {blocks_of(p.rows, kTile), blocks_of(p.columns, tiles * kTile), tiles,
+                     wide(p.left, kSize), wide(p.right, kSize)};
   const auto blocks = static_cast<unsigned>(std::min(grid.row_blocks * grid.column_blocks, kMostBlocks));
-  return simt::launch({"logprob", Job::kName}, product<Job>, dim3(blocks), dim3(kThreads), kSharedBytes, stream,
-                      p, job, grid);
+  return simt::launch({"logprob", Job::kName}, product<Job>, dim3(blocks), dim3(kThreads), kSharedBytes,
+                      stream, p, job, grid);
 }
 
 template Status run(const Product&, const LogitSums<BFloat16>&, void*);

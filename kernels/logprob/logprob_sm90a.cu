@@ -1,23 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
-// Path sm90a. Two blocks form a cluster; a unit is theirs together, 256 rows by 256 columns, 128 rows each. In a block one
-// warpgroup brings operands (one thread of it does), two multiply, 64 rows each, and do the job with what came out.
+// Path sm90a. Two blocks form a cluster; a unit is theirs together, 256 rows by 256 columns, 128 rows each.
+// In a block one warpgroup brings operands (one thread of it does), two multiply, 64 rows each, and do the
+// job with what came out.
 //
-// The right operand's tile, 256 x 64, is the same for both blocks: each brings half of it into both. Per step of 64 a block
-// reads 16 KB + 16 KB instead of 16 + 32.
+// The right operand's tile, 256 x 64, is the same for both blocks: each brings half of it into both. Per step
+// of 64 a block reads 16 KB + 16 KB instead of 16 + 32.
 //
-// Four stages of shared memory go round. Of stage s:
-//   full[s]   of each block: its own loading thread arrives once, telling of 48 KB: 16 of the left operand, and the right
-//             one's two halves, of which one comes from the other block. That one may count before the own thread has told
-//             of it: the phase cannot end before the own arrival, so counts may run ahead.
-//   empty[s]  of each block: 16 warps arrive (eight of each block) when they have read the stage, at both blocks' barriers,
-//             because either block's loads write into both. A warp arrives after wait_products has said that the products
-//             reading the stage are done. One lane arrives at the own block, one at the other.
-// The n-th use of a stage (n = 0, 1, ...) waits at full for parity n % 2, and to load for it at empty for parity (n - 1) % 2 =
-// (n + 1) % 2, which for n = 0 is over. Loading and multiplying threads count stages and phases alike, over all units, since
-// they walk the same units, tiles and steps; so do both blocks, as the cluster decides the unit.
+// Four stages of shared memory go round. Of stage s, each block has
+//   full[s]:   its own loading thread arrives once, telling of 48 KB: 16 of the left operand, and the right
+//              one's two halves, of which one comes from the other block. That one may count before the own
+//              thread has told of it: the phase cannot end before the own arrival, so counts may run ahead.
+//   empty[s]:  16 warps arrive, eight of each block, when they have read the stage; at both blocks' barriers,
+//              because either block's loads write into both. A warp arrives after wait_products has said that
+//              the products reading the stage are done: one lane at the own block, one at the other.
+// The n-th use of a stage (n = 0, 1, ...) waits at full for parity n % 2, and to load for it at empty for
+// parity (n - 1) % 2 = (n + 1) % 2, which for n = 0 is over. Loading and multiplying threads count stages and
+// phases alike, over all units, since they walk the same units, tiles and steps; so do both blocks, as the
+// cluster decides the unit.
 //
-// A load for use n + 1 of the other block's stage cannot meet its use n: this block's thread has waited for the other
-// block's eight warps. Before they leave, blocks meet: the other one may still arrive here, or load into here.
+// A load for use n + 1 of the other block's stage cannot meet its use n: this block's thread has waited for
+// the other block's eight warps. Before they leave, blocks meet: the other one may still arrive here, or load
+// into here.
 #include "kernels/common/cuda.h"
 #include "kernels/common/hopper.h"
 #include "kernels/logprob/logprob_paths.h"
@@ -32,7 +35,7 @@ using hopper::kBoxBytes;
 constexpr int kWarpgroup = 128, kThreads = 3 * kWarpgroup;
 constexpr int kCluster = 2;
 constexpr int kMultiplyingWarps = 8;
-constexpr int kRows = 128, kColumns = 256;           // of a block's tile
+constexpr int kRows = 128, kColumns = 256;  // of a block's tile
 constexpr int kLeftBytes = kRows / kBox * kBoxBytes, kRightBytes = kColumns / kBox * kBoxBytes;
 constexpr int kStageBytes = kLeftBytes + kRightBytes;
 constexpr int kStages = 4;
@@ -68,7 +71,8 @@ struct Turn {
 template <typename Tile, typename End>
 __device__ inline void walk_tiles(const Walk& walk, const Tile& tile, const End& end) {
   const int64_t clusters = gridDim.x / kCluster;
-  for (int64_t index = blockIdx.x / kCluster; index < walk.row_blocks * walk.column_blocks; index += clusters) {
+  for (int64_t index = blockIdx.x / kCluster; index < walk.row_blocks * walk.column_blocks;
+       index += clusters) {
     const Unit unit = unit_at(index, walk.row_blocks, walk.column_blocks);
     for (int64_t i = unit.column * walk.tiles; i < (unit.column + 1) * walk.tiles; ++i) {
       if (i * kColumns < walk.columns) tile(unit, i);
@@ -122,8 +126,8 @@ __device__ inline void bring_operands(const CUtensorMap& left, const CUtensorMap
 
 // The warpgroup's 64 rows, `first` of them in the block's tile: sums += left right^T over all steps.
 template <typename Job>
-__device__ inline void multiply_all(int64_t steps, int first, unsigned char* stages, Barriers* barriers, Turn* turn,
-                                    Strip<float, kJ>& sums) {
+__device__ inline void multiply_all(int64_t steps, int first, unsigned char* stages, Barriers* barriers,
+                                    Turn* turn, Strip<float, kJ>& sums) {
   constexpr bool kLeft = Job::kLeftTransposed, kRight = Job::kRightTransposed;
   const int lane = static_cast<int>(threadIdx.x) % simt::kWarpSize;
   const auto release = [&](int stage) {
@@ -152,7 +156,8 @@ __device__ inline void multiply_all(int64_t steps, int first, unsigned char* sta
 }
 
 template <typename Job>
-__device__ inline void multiply_and_do(const Job& job, const Walk& walk, unsigned char* stages, Barriers* barriers) {
+__device__ inline void multiply_and_do(const Job& job, const Walk& walk, unsigned char* stages,
+                                       Barriers* barriers) {
   const int warpgroup = static_cast<int>(threadIdx.x) / kWarpgroup - 1;
   const int warp = static_cast<int>(threadIdx.x) % kWarpgroup / simt::kWarpSize;
   const int rank = hopper::cluster_rank(), first = warpgroup * kBox;
@@ -215,14 +220,17 @@ Status map_of(const Operand& operand, bool transposed, int64_t rows, int64_t dep
 template <typename Job>
 Status run(const Product& p, const Job& job, void* stream) {
   CUtensorMap left, right;
-  if (Status status = map_of(p.left, Job::kLeftTransposed, p.rows, p.depth, &left); !status.ok()) return status;
-  if (Status status = map_of(p.right, Job::kRightTransposed, p.columns, p.depth, &right); !status.ok()) return status;
+  if (Status status = map_of(p.left, Job::kLeftTransposed, p.rows, p.depth, &left); !status.ok())
+    return status;
+  if (Status status = map_of(p.right, Job::kRightTransposed, p.columns, p.depth, &right); !status.ok())
+    return status;
   cuda::Properties device;
   if (Status status = cuda::properties("logprob", &device); !status.ok()) return status;
   const int64_t tiles = Job::kByParts ? kParts.columns / kColumns : 1;
-  const Walk walk = {blocks_of(p.rows, kCluster * kRows), blocks_of(p.columns, tiles * kColumns), tiles, p.columns,
-                     blocks_of(p.depth, kBox)};
-  const int64_t clusters = std::min<int64_t>(walk.row_blocks * walk.column_blocks, device.multiprocessors / kCluster);
+  const Walk walk = {blocks_of(p.rows, kCluster * kRows), blocks_of(p.columns, tiles * kColumns), tiles,
+                     p.columns, blocks_of(p.depth, kBox)};
+  const int64_t clusters =
+      std::min<int64_t>(walk.row_blocks * walk.column_blocks, device.multiprocessors / kCluster);
   return simt::launch({"logprob", Job::kName}, product<Job>, dim3(static_cast<unsigned>(clusters * kCluster)),
                       dim3(kThreads), kSharedBytes, stream, left, right, job, walk);
 }

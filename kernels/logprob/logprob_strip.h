@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// A strip is what one warp holds of a product: 16 rows by 8 J columns, four numbers per lane and 8 columns, as the
-// instructions mma.m16n8k16 and wgmma.m64nNk16 both lay out their sums (PTX ISA, "matrix fragments"). Lane l
-// holds in strip[j][i] row l / 4 + 8 (i / 2), column 8 j + 2 (l % 4) + i % 2.
+// A strip is what one warp holds of a product: 16 rows by 8 J columns, four numbers per lane and 8 columns,
+// as the instructions mma.m16n8k16 and wgmma.m64nNk16 both lay out their sums (PTX ISA, "matrix fragments").
+// Lane l holds in strip[j][i] row l / 4 + 8 (i / 2), column 8 j + 2 (l % 4) + i % 2.
 #pragma once
 
 #include <cstdint>
@@ -31,8 +31,9 @@ __device__ inline void set_zero(Strip<T, J>& strip) {
 __device__ inline int strip_row(int half) { return static_cast<int>(threadIdx.x) % 32 / 4 + 8 * half; }
 __device__ inline int strip_column() { return static_cast<int>(threadIdx.x) % 4 * 2; }
 
-// Transposes 4 x 4 words among the four lanes of a quad: afterwards lane q holds in words[i] what lane i held in
-// words[q]. Its own inverse. Two rounds, with the lanes at distance 1 and 2, each swap what belongs across.
+// Transposes 4 x 4 words among the four lanes of a quad: afterwards lane q holds in words[i] what lane i held
+// in words[q]. Its own inverse. Two rounds, with the lanes at distance 1 and 2, each swap what belongs
+// across.
 __device__ inline void transpose_in_quad(uint32_t (&words)[4]) {
   const unsigned lane = threadIdx.x;
 #pragma unroll
@@ -110,9 +111,9 @@ __device__ inline void store_strip(const Matrix<Stored>& to, int64_t row, int64_
   });
 }
 
-// Sums in float over several launches, for a result in bfloat16: the upper half of each sum lies in the result's
-// own place, the lower half at the same place of an array in the workspace. Nothing is lost, and N H bfloat16
-// numbers of the workspace serve for N H floats.
+// Sums in float over several launches, for a result in bfloat16: the upper half of each sum lies in the
+// result's own place, the lower half at the same place of an array in the workspace. Nothing is lost, and N H
+// bfloat16 numbers of the workspace serve for N H floats.
 struct SplitSums {
   Matrix<BFloat16> upper;
   BFloat16* lower;

@@ -4,12 +4,12 @@
 //   int8:  W[n, k] = scale[n] q[n, k]                     q from -127 to 127, scale float32
 //   int4:  W[n, k] = scale[n, g] q[n, k] + minimum[n, g]  q from 0 to 15, g = k / 32, both numbers bfloat16
 //
-// Activations are taken as whole numbers too, by blocks of 256 of the depth: x[m, k] = unit[m, block] times a
-// number of 8, 16 or 24 bits, the largest of a block being 127, 127 2^8 or 127 2^16. Their products with q
-// are summed exactly; what is rounded is the result of each block, the sum over blocks (in order, float32)
-// and y.  So an output's bits depend on its own row and column alone: not on how many rows there are, nor on
-// the number of threads. 16 bits are more than a bfloat16 has, and 24 as many as a float32: kExact takes
-// these.
+// Activations are taken as whole numbers too, by blocks of 256 (of 8 bits: 64) of the depth: x[m, k] =
+// unit[m, block] times a number of 8, 16 or 24 bits, the largest of a block being 127, 127 2^8 or 127 2^16.
+// Their products with q are summed exactly; what is rounded is the result of each block, the sum over blocks
+// (in order, float32) and y.  So an output's bits depend on its own row and column alone: not on how many
+// rows there are, nor on the number of threads. 16 bits are more than a bfloat16 has, and 24 as many as a
+// float32: kExact takes these.
 //
 // A row with a NaN or an infinity in it becomes NaN; a block with nothing above 1e-30 counts as zero. Tiers
 // may differ in the last bits.

@@ -4,9 +4,8 @@
 #include "kernels/quantized/quantized_cpu.h"
 
 #include <algorithm>
-#include <atomic>
 
-#include "kernels/common/thread_pool.h"
+#include "kernels/common/lanes.h"
 
 namespace earnest::quantized {
 namespace {
@@ -20,7 +19,9 @@ int64_t cut(int64_t part, int64_t parts, int64_t whole) { return part * whole / 
 size_t element_size(Type type) { return type == Type::kFloat32 ? 4 : 2; }
 
 // Bytes between rows of x; the blocks' own size keeps them from being a power of two.
-int64_t left_stride(const Product& p) { return blocks_of(p.inputs) * block_bytes(planes_of(p)); }
+int64_t left_stride(const Product& p) {
+  return blocks_of(p.inputs, planes_of(p)) * block_bytes(planes_of(p));
+}
 
 // Where the panels of all parts lie, one part after another.
 class Columns {
@@ -112,12 +113,8 @@ void quantise_rows(const Product& p, const Kernels& k, char* left) {
   const bool small = static_cast<double>(p.rows) * static_cast<double>(p.inputs) < 65536 || p.threads == 1;
   if (small) return quantise(0, p.rows);
   const int64_t tasks = std::min<int64_t>(p.rows, 4 * p.threads);
-  std::atomic<int64_t> next{0};
-  parallel_for(p.threads, [&](int64_t) {
-    for (int64_t i = next.fetch_add(1); i < tasks; i = next.fetch_add(1)) {
-      quantise(cut(i, tasks, p.rows), cut(i + 1, tasks, p.rows));
-    }
-  });
+  run_in_lanes(tasks, p.threads,
+               [&](int64_t i, int64_t) { quantise(cut(i, tasks, p.rows), cut(i + 1, tasks, p.rows)); });
 }
 
 }  // namespace
@@ -136,7 +133,7 @@ void run_product(const Product& p, const Kernels& k, void* workspace) {
   quantise_rows(p, k, left);
   const Columns columns(p);
   const Grid grid = grid_of(p, columns.panel_count(), k.row_tile);
-  const auto task = [&](int64_t i) {
+  run_in_lanes(grid.row_tasks * grid.panel_tasks, grid.lanes, [&](int64_t i, int64_t) {
     const int64_t row = i % grid.row_tasks, panel = i / grid.row_tasks;
     const int64_t groups = ceil_div(columns.panel_count(), 4), tiles = ceil_div(p.rows, k.row_tile);
     const int64_t first_row = cut(row, grid.row_tasks, tiles) * k.row_tile;
@@ -144,15 +141,6 @@ void run_product(const Product& p, const Kernels& k, void* workspace) {
     const int64_t first_panel = 4 * cut(panel, grid.panel_tasks, groups);
     const int64_t end = std::min(4 * cut(panel + 1, grid.panel_tasks, groups), columns.panel_count());
     run_rectangle(p, k, columns, left, first_row, end_row - first_row, first_panel, end - first_panel);
-  };
-  const int64_t tasks = grid.row_tasks * grid.panel_tasks;
-  if (grid.lanes == 1) {
-    for (int64_t i = 0; i < tasks; ++i) task(i);
-    return;
-  }
-  std::atomic<int64_t> next{0};
-  parallel_for(grid.lanes, [&](int64_t) {
-    for (int64_t i = next.fetch_add(1); i < tasks; i = next.fetch_add(1)) task(i);
   });
 }
 

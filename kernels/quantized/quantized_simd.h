@@ -77,10 +77,15 @@ EARNEST_INLINE Words same_in_all(const char* from) {
 
 EARNEST_INLINE Floats to_float(Words sums) { return __builtin_convertvector((Ints)sums, Floats); }
 
-// The panels that the next tile takes lie behind these: asked for while these are worked on, they are in the
-// second cache when their turn comes. A processor alone looks no further than the page that it is in.
+// Few rows take one panel after another, so that the codes are one stream, in order, which the processor
+// reads ahead faster than any line is asked for by hand. With more rows some panels are taken together, and
+// those of the next tile, which lie behind them, are asked for meanwhile: they are in the second cache when
+// their turn comes.
+constexpr int kStreamRows = 2;
+
+template <int kRows>
 EARNEST_INLINE void fetch_ahead(const char* from, int64_t distance) {
-  __builtin_prefetch(from + distance, 0, 2);
+  if constexpr (kRows > kStreamRows) __builtin_prefetch(from + distance, 0, 2);
 }
 
 // The sums of the planes as one number. Those of two fit in 32 bits together.
@@ -94,46 +99,62 @@ EARNEST_INLINE Floats joined(const Words* sums) {
 
 template <int kPlanes>
 EARNEST_INLINE const char* plane_of(const char* block, int plane) {
-  return block + sizeof(BlockHeader) + plane * kBlock;
+  return block + sizeof(BlockHeader) + plane * block_of(kPlanes);
 }
 
 // ---- one block of the depth, `groups` groups, for all rows and panels of a tile ----
 
+// Sums of a tile that are so few that one product would wait for the one before it are made of several
+// chains: the sums of integers are exact, so that their order does not count.
+template <int kSums>
+constexpr int kChains = kSums >= 8   ? 1
+                        : kSums >= 4 ? 2
+                                     : 4;
+
 template <int kPlanes, int kRows, int kPanels>
 struct Int8Block {
+  static constexpr int kChain = kChains<kPlanes * kRows * kPanels * kVectors>;
+  using Sums = Words[kRows][kPanels][kVectors][kPlanes];
+
+  EARNEST_INLINE void add_step(const Tile& t, const char* left, int64_t step, const char* const* panels,
+                               Sums& sums) {
+    Words w[kPanels][kVectors];
+#pragma GCC unroll 32
+    for (int j = 0; j < kPanels * kVectors; ++j) {
+      const char* from = panels[j / kVectors] + step * kPanel * 4 + j % kVectors * EARNEST_VECTOR_BYTES;
+      w[j / kVectors][j % kVectors] = load<Words>(from);
+      if (j % kVectors == 0) fetch_ahead<kRows>(from, t.ahead);
+    }
+#pragma GCC unroll 64
+    for (int i = 0; i < kRows * kPlanes; ++i) {
+      const char* row = left + i / kPlanes * t.left_stride;
+      const Words x = same_in_all(plane_of<kPlanes>(row, i % kPlanes) + step * 4);
+#pragma GCC unroll 32
+      for (int j = 0; j < kPanels * kVectors; ++j) {
+        Words* to = &sums[i / kPlanes][j / kVectors][j % kVectors][i % kPlanes];
+        *to = dot4(*to, w[j / kVectors][j % kVectors], x);
+      }
+    }
+  }
+
   EARNEST_INLINE void run(const Tile& t, const char* left, int64_t groups, const char** panels,
                           Floats (*totals)[kPanels][kVectors]) {
-    Words sums[kRows][kPanels][kVectors][kPlanes] = {};
+    Sums chains[kChain] = {};
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
       BlockHeader header;
       std::memcpy(&header, left + i * t.left_stride, sizeof header);
 #pragma GCC unroll 8
       for (int j = 0; j < kPanels * kVectors; ++j) {
-        Words* to = sums[i][j / kVectors][j % kVectors];
+        Words* to = chains[0][i][j / kVectors][j % kVectors];
         to[kPlanes - 1] += static_cast<uint32_t>(header.lower_sum);
         if (kPlanes == 3) to[0] += static_cast<uint32_t>(header.upper_sum);
       }
     }
     const int64_t steps = groups * kGroup / 4;
-    for (int64_t step = 0; step < steps; ++step) {
-      Words w[kPanels][kVectors];
-#pragma GCC unroll 32
-      for (int j = 0; j < kPanels * kVectors; ++j) {
-        const char* from = panels[j / kVectors] + step * kPanel * 4 + j % kVectors * EARNEST_VECTOR_BYTES;
-        w[j / kVectors][j % kVectors] = load<Words>(from);
-        if (j % kVectors == 0) fetch_ahead(from, t.ahead);
-      }
-#pragma GCC unroll 64
-      for (int i = 0; i < kRows * kPlanes; ++i) {
-        const char* row = left + i / kPlanes * t.left_stride;
-        const Words x = same_in_all(plane_of<kPlanes>(row, i % kPlanes) + step * 4);
-#pragma GCC unroll 32
-        for (int j = 0; j < kPanels * kVectors; ++j) {
-          Words* to = &sums[i / kPlanes][j / kVectors][j % kVectors][i % kPlanes];
-          *to = dot4(*to, w[j / kVectors][j % kVectors], x);
-        }
-      }
+    for (int64_t step = 0; step < steps; step += kChain) {
+#pragma GCC unroll 4
+      for (int c = 0; c < kChain; ++c) add_step(t, left, step + c, panels, chains[c]);
     }
 #pragma GCC unroll 8
     for (int j = 0; j < kPanels; ++j) panels[j] += steps * kPanel * 4;
@@ -143,8 +164,12 @@ struct Int8Block {
       std::memcpy(&unit, left + i * t.left_stride, sizeof unit);
 #pragma GCC unroll 32
       for (int j = 0; j < kPanels * kVectors; ++j) {
+        Words* sums = chains[0][i][j / kVectors][j % kVectors];
+#pragma GCC unroll 12
+        for (int c = kPlanes; c < kChain * kPlanes; ++c)
+          sums[c % kPlanes] += chains[c / kPlanes][i][j / kVectors][j % kVectors][c % kPlanes];
         Floats* to = &totals[i][j / kVectors][j % kVectors];
-        *to = multiply_add(Floats{} + unit, joined<kPlanes>(sums[i][j / kVectors][j % kVectors]), *to);
+        *to = multiply_add(Floats{} + unit, joined<kPlanes>(sums), *to);
       }
     }
   }
@@ -165,7 +190,7 @@ struct Int4Block {
           const char* from =
               panels[j / kVectors] + (1 + quarter) * kPanel * 4 + j % kVectors * EARNEST_VECTOR_BYTES;
           w[j / kVectors][j % kVectors] = load<Words>(from);
-          if (j % kVectors == 0) fetch_ahead(from, t.ahead);
+          if (j % kVectors == 0) fetch_ahead<kRows>(from, t.ahead);
         }
 #pragma GCC unroll 2
         for (int half = 0; half < 2; ++half) {
@@ -186,7 +211,7 @@ struct Int4Block {
 #pragma GCC unroll 32
       for (int j = 0; j < kPanels * kVectors; ++j) {
         const auto both = load<Words>(panels[j / kVectors] + j % kVectors * EARNEST_VECTOR_BYTES);
-        if (j % kVectors == 0) fetch_ahead(panels[j / kVectors], t.ahead);
+        if (j % kVectors == 0) fetch_ahead<kRows>(panels[j / kVectors], t.ahead);
         const Floats scale = (Floats)(both << 16), minimum = (Floats)(both & 0xffff0000u);
 #pragma GCC unroll 16
         for (int i = 0; i < kRows; ++i) {
@@ -265,9 +290,9 @@ void multiply_tile(const Tile& t) {
   const char* panels[kPanels];
   for (int j = 0; j < kPanels; ++j) panels[j] = t.panels[j] + (kCodes == Codes::kInt8 ? kPanel * 4 : 0);
   const char* left = t.left;
-  constexpr int64_t kBlockBytes = sizeof(BlockHeader) + kPlanes * kBlock;
-  for (int64_t groups = groups_of(t.inputs); groups > 0; groups -= kBlockGroups, left += kBlockBytes) {
-    const int64_t here = groups < kBlockGroups ? groups : kBlockGroups;
+  constexpr int64_t kGroups = block_of(kPlanes) / kGroup;
+  for (int64_t groups = groups_of(t.inputs); groups > 0; groups -= kGroups, left += block_bytes(kPlanes)) {
+    const int64_t here = groups < kGroups ? groups : kGroups;
     if constexpr (kCodes == Codes::kInt8) {
       Int8Block<kPlanes, kRows, kPanels>::run(t, left, here, panels, totals);
     } else {
@@ -300,6 +325,7 @@ uint32_t largest_bits(const T* x, int64_t count) {
 
 template <int kPlanes>
 EARNEST_INLINE void split(const int32_t* whole, int8_t* planes) {
+  constexpr int64_t kBlock = block_of(kPlanes);
   for (int64_t i = 0; i < kBlock; ++i) {
     int32_t rest = whole[i];
     if (kPlanes == 3) {
@@ -318,6 +344,7 @@ EARNEST_INLINE void split(const int32_t* whole, int8_t* planes) {
 
 template <typename T, int kPlanes>
 void quantise_block(const T* x, int64_t count, char* out) {
+  constexpr int64_t kBlock = block_of(kPlanes);
   constexpr float kMost = kPlanes == 1 ? 127.0f : kPlanes == 2 ? 127.0f * 256 : 127.0f * 65536;
   constexpr float kLeast = 1e-30f;  // below it counts as zero
   BlockHeader header = {};
@@ -340,7 +367,7 @@ void quantise_block(const T* x, int64_t count, char* out) {
     whole[i] = static_cast<int32_t>(value + (value < 0 ? -0.5f : 0.5f));
   }
   int32_t total = 0, upper = 0;
-  for (int64_t group = 0; group < kBlockGroups; ++group) {
+  for (int64_t group = 0; group < kBlock / kGroup; ++group) {
     int32_t sum = 0;
     for (int64_t i = 0; i < kGroup; ++i) sum += whole[group * kGroup + i];
     header.sums[group] = static_cast<float>(sum);
@@ -359,7 +386,8 @@ template <typename T, int kPlanes>
 void quantise(const void* row, int64_t inputs, void* out) {
   const T* x = static_cast<const T*>(row);
   char* to = static_cast<char*>(out);
-  for (; inputs > 0; inputs -= kBlock, x += kBlock, to += sizeof(BlockHeader) + kPlanes * kBlock) {
+  constexpr int64_t kBlock = block_of(kPlanes);
+  for (; inputs > 0; inputs -= kBlock, x += kBlock, to += block_bytes(kPlanes)) {
     quantise_block<T, kPlanes>(x, inputs < kBlock ? inputs : kBlock, to);
   }
 }
@@ -374,8 +402,8 @@ constexpr int rows_of_tile(Codes codes, int planes) {
   const int rows = accumulators(codes) / (planes * kVectors * (EARNEST_VECTOR_BYTES == 64 ? 2 : 1));
   return rows < 1 ? 1 : rows;
 }
-// Few rows leave registers for more panels: more chains, and more streams of the weights in flight.
 constexpr int panels_of_tile(Codes codes, int planes, int rows) {
+  if (rows <= kStreamRows) return 1;
   const int most = accumulators(codes) / (planes * kVectors * rows);
   return most >= 4 ? 4 : most >= 2 ? 2 : 1;
 }

@@ -10,22 +10,28 @@
 
 namespace earnest::quantized {
 
-constexpr int64_t kBlock = 256;  // inputs of a row of x that share a unit
-constexpr int64_t kBlockGroups = kBlock / kGroup;
-constexpr int64_t kMostPanels = 8;  // that a tile takes together
+// Inputs of a row of x that share a unit: fewer where they have only 8 bits, so that a large one takes the
+// bits of fewer others.
+constexpr int64_t block_of(int planes) { return planes == 1 ? 64 : 256; }
+constexpr int64_t kMostGroups = 256 / kGroup;  // of a block
+constexpr int64_t kMostPanels = 8;             // that a tile takes together
 
 inline int64_t groups_of(int64_t inputs) { return (inputs + kGroup - 1) / kGroup; }
-inline int64_t blocks_of(int64_t inputs) { return (inputs + kBlock - 1) / kBlock; }
+inline int64_t blocks_of(int64_t inputs, int planes) {
+  return (inputs + block_of(planes) - 1) / block_of(planes);
+}
 
-// One block of a row of x: x = unit (256^(planes - 1) plane 0 + ... + plane [planes - 1]). The planes, 256
-// bytes each, lie behind this. sums: of the whole numbers over each group.
+// One block of a row of x: x = unit (256^(planes - 1) plane 0 + ... + plane [planes - 1]). The planes, a byte
+// for each input, lie behind this. sums: of the whole numbers over each group.
 struct alignas(64) BlockHeader {
   float unit;
-  float sums[kBlockGroups];  // for int4
+  float sums[kMostGroups];  // for int4
   int32_t lower_sum,
       upper_sum;  // -128 times the sum over the block of the two last planes as one, of plane 0 of 3
 };
-inline int64_t block_bytes(int planes) { return static_cast<int64_t>(sizeof(BlockHeader)) + planes * kBlock; }
+constexpr int64_t block_bytes(int planes) {
+  return static_cast<int64_t>(sizeof(BlockHeader)) + planes * block_of(planes);
+}
 
 // Several rows times several panels.
 struct Tile {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// One problem of log-probabilities with its arrays, the oracle's results, and those of plain arithmetic in the
-// precision of the rows: what a kernel's error is measured by.
+// One problem of log-probabilities with its arrays, the oracle's results, and those of plain arithmetic in
+// the precision of the rows: what a kernel's error is measured by.
 #pragma once
 
 #include <algorithm>
@@ -98,7 +98,8 @@ void run_plain(PlainCase<S>* c) {
   for (size_t n = 0; n < rows; ++n) {
     for (size_t v = 0; v < vocabulary; ++v) {
       Row dot = 0;
-      for (size_t k = 0; k < depth; ++k) dot += widen(c->hidden[n * depth + k]) * widen(c->weight[v * depth + k]);
+      for (size_t k = 0; k < depth; ++k)
+        dot += widen(c->hidden[n * depth + k]) * widen(c->weight[v * depth + k]);
       z[v] = dot / temperature;
     }
     const Row max = *std::max_element(z.begin(), z.end());

@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where TMA puts an operand's numbers is where the instruction's descriptors find them. Both views are written here a
-// second time, from the PTX ISA; no GPU is needed.
-#include "kernels/common/hopper_layout.h"
-
+// Where TMA puts an operand's numbers is where the instruction's descriptors find them. Both views are
+// written here a second time, from the PTX ISA; no GPU is needed.
 #include <cstdint>
 #include <map>
 #include <utility>
 
+#include "kernels/common/hopper_layout.h"
 #include "tests/cpp/check.h"
 
 namespace {
@@ -14,8 +13,8 @@ namespace {
 using namespace earnest::hopper;
 using Number = std::pair<int, int>;  // row, and step along the depth
 
-// What boxes of 64 lines leave in shared memory from `base`: by address, the number that lies there. With the 128-byte
-// swizzle, the 16-byte piece j of line i lies in the place of piece j ^ (i % 8).
+// What boxes of 64 lines leave in shared memory from `base`: by address, the number that lies there. With the
+// 128-byte swizzle, the 16-byte piece j of line i lies in the place of piece j ^ (i % 8).
 std::map<uint32_t, Number> by_tma(uint32_t base, bool transposed, int rows) {
   std::map<uint32_t, Number> found;
   for (int box = 0; box < rows / 64; ++box) {

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// How the CUDA back end of log-probabilities cuts its work: every unit once, neighbours together, chunks that fit.
-#include "kernels/logprob/logprob_plan.h"
-
+// How the CUDA back end of log-probabilities cuts its work: every unit once, neighbours together, chunks that
+// fit.
 #include <cstdint>
 #include <set>
 #include <utility>
 #include <vector>
 
+#include "kernels/logprob/logprob_plan.h"
 #include "tests/cpp/check.h"
 
 namespace {
@@ -45,7 +45,8 @@ TEST(every_unit_is_walked_once_and_groups_of_rows_stay_together) {
 }
 
 TEST(chunks_cover_the_vocabulary_in_steps) {
-  for (const Sizes& s : {Sizes{1, 1, 1, 2, 0}, Sizes{20, 64, 2076, 2, 0}, Sizes{300, 8, 5000, 4, 1 << 20}, kLarge}) {
+  for (const Sizes& s :
+       {Sizes{1, 1, 1, 2, 0}, Sizes{20, 64, 2076, 2, 0}, Sizes{300, 8, 5000, 4, 1 << 20}, kLarge}) {
     for (bool weight_wanted : {false, true}) {
       int64_t end = 0;
       for (const Chunk& chunk : chunks_of(s, weight_wanted)) {
@@ -58,7 +59,8 @@ TEST(chunks_cover_the_vocabulary_in_steps) {
 }
 
 TEST(gradients_of_logits_fit_where_they_lie) {
-  for (const Sizes& s : {Sizes{20, 64, 2076, 2, 0}, Sizes{3, 64, 4001, 4, 0}, Sizes{3, 1000, 4001, 8, 0}, kLarge}) {
+  for (const Sizes& s :
+       {Sizes{20, 64, 2076, 2, 0}, Sizes{3, 64, 4001, 4, 0}, Sizes{3, 1000, 4001, 8, 0}, kLarge}) {
     int64_t in_gradient = 0;
     for (const Chunk& chunk : chunks_of(s, true)) {
       const int64_t bytes = s.rows * chunk_pitch(chunk.columns) * s.bytes;
@@ -71,7 +73,8 @@ TEST(gradients_of_logits_fit_where_they_lie) {
       }
     }
     CHECK(in_gradient > 0);
-    for (const Chunk& chunk : chunks_of(s, false)) CHECK(!chunk.in_gradient && chunk.columns <= workspace_columns(s));
+    for (const Chunk& chunk : chunks_of(s, false))
+      CHECK(!chunk.in_gradient && chunk.columns <= workspace_columns(s));
   }
 }
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kernels/common/cpu_tier.h"
+#include "kernels/common/lanes.h"
 #include "kernels/common/thread_pool.h"
 #include "tests/cpp/check.h"
 
@@ -21,6 +22,29 @@ TEST(each_index_runs_exactly_once) {
       for (auto& times : seen) CHECK(times == 1);
     }
   }
+}
+
+// Lanes beyond the tasks, tasks that do not divide, more lanes than shares; a lane alone, and neighbours in
+// order where one lane does all.
+TEST(lanes_run_each_task_once_and_keep_apart) {
+  for (int threads : {1, 2, 3, 100}) {
+    earnest::set_num_threads(threads);
+    for (int64_t count : {0, 1, 2, 7, 1000}) {
+      for (int64_t lanes : {1, 2, 5, 100}) {
+        std::vector<std::atomic<int>> seen(static_cast<size_t>(count)), busy(static_cast<size_t>(lanes));
+        std::vector<int64_t> order;
+        earnest::run_in_lanes(count, lanes, [&](int64_t i, int64_t lane) {
+          CHECK(++busy[static_cast<size_t>(lane)] == 1);
+          ++seen[static_cast<size_t>(i)];
+          if (lanes == 1) order.push_back(i);
+          --busy[static_cast<size_t>(lane)];
+        });
+        for (auto& times : seen) CHECK(times == 1);
+        for (size_t i = 0; i < order.size(); ++i) CHECK(order[i] == static_cast<int64_t>(i));
+      }
+    }
+  }
+  earnest::set_num_threads(2);
 }
 
 TEST(nested_and_concurrent_calls_finish) {

@@ -37,8 +37,8 @@ def test_clips_of_every_length_are_whispers(device, n_mels: int, padding: str) -
     normal = log_mel.batch([c.to(device) for c in clips])
     for one, found, exact in zip(raw, normal, wanted, strict=True):
         assert one.device.type == device.type
-        assert_close(one, exact, LOGMEL["raw"])
-        assert_close(found, reference.normalize(exact), LOGMEL["normal"])
+        assert_close(one, exact, LOGMEL["raw_cuda"])
+        assert_close(found, reference.normalize(exact), LOGMEL["normal_cuda"])
 
 
 def test_a_clip_is_the_same_alone_and_in_a_batch(device) -> None:
@@ -58,7 +58,7 @@ def test_the_cpu_agrees(device) -> None:
     pcm = clip(16001)
     found = LogMel(128)(pcm.to(device))
     with emulated(False):
-        assert_close(found, LogMel(128)(pcm).double().numpy(), 2 * LOGMEL["normal"])
+        assert_close(found, LogMel(128)(pcm).double().numpy(), LOGMEL["normal_cuda"])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e16])

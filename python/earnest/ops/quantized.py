@@ -51,7 +51,7 @@ def quantized_linear(
     """x @ weight.T + bias over the last axis of x (float32 or bfloat16, on the CPU); without gradients.
 
     A row's bits depend on that row, weight and bias alone. int8_activations: x is rounded to 8 bits in blocks
-    of 256, which is faster for many rows and less exact; else it is taken as exactly as its type is.
+    of 64, which is faster for many rows and less exact; else it is taken as exactly as its type is.
     """
     _check("x", x)
     if x.dim() < 1 or x.shape[-1] != weight.inputs:
