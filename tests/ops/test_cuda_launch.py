@@ -58,11 +58,12 @@ def test_a_build_without_cuda_says_so_in_one_sentence() -> None:
 
 def test_all_arrays_of_a_call_lie_where_the_first_does() -> None:
     results = [to_dlpack(torch.zeros(4)) for _ in range(2)]
-    first, *rest = gae_arrays()
+    first, second, *rest = gae_arrays()
+    arrays = (to_dlpack(first), as_if_on_cuda(second), *map(to_dlpack, rest))
     with pytest.raises(
-        ValueError, match=r"\[gae\] values: expected an array on cuda:0 as the first, got one on cpu"
+        ValueError, match=r"\[gae\] values: expected an array on cpu as the first, got .* cuda:0"
     ):
-        _native.ppo_gae(as_if_on_cuda(first), *map(to_dlpack, rest), 1.0, 1.0, False, *results)
+        _native.ppo_gae(*arrays, 1.0, 1.0, False, *results)
 
 
 def test_the_emulator_is_of_builds_that_have_one() -> None:
@@ -239,4 +240,9 @@ def test_cupy_arrays_run_on_cupys_stream_and_come_back_as_such(monkeypatch: pyte
     ops.gae(*map(FakeArray, arrays), out=out)
     assert bool((out[0].values == 0).all())
     assert streams == [("external", 77), "default"]
+    loss = ops.ppo_loss(
+        *map(FakeArray, arrays[:2]), FakeArray(arrays[0] + 2), None, None, None, FakeArray(arrays[2])
+    )
+    assert float(loss.loss.values) == float(loss.policy_loss.values) == -2
+    assert float(loss.metrics["tokens"]) == 4
     assert cupy_arrays.accepts_cupy(lambda x: x)(5) == 5

@@ -56,4 +56,4 @@ def _given_back(result: Any, array: Callable[[Tensor], Any]) -> Any:
         return array(result.detach())
     if isinstance(result, tuple | list):
         return type(result)(_given_back(x, array) for x in result)
-    return result
+    return result.map(array) if hasattr(result, "map") else result

@@ -63,6 +63,12 @@ class PPOLoss:
     def entropy_loss(self) -> Array:
         return self._parts[4]
 
+    def map(self, function: Callable[[Array], Array]) -> PPOLoss:
+        """The same of other arrays, without gradients."""
+        parts = tuple(function(self._parts[i].detach()) for i in range(1, 5))
+        loss = function(self.loss.detach())
+        return PPOLoss(loss, function(self.sums), (loss, *parts))
+
     @cached_property
     def metrics(self) -> Mapping[str, Array]:
         return metrics_of(self.sums)
@@ -129,6 +135,7 @@ def gae(
     return results
 
 
+@accepts_cupy
 def ppo_loss(
     logp: Array,
     logp_old: Array,
@@ -226,12 +233,14 @@ def ppo_loss(
     return PPOLoss(*run((*floats, trainable), settings))
 
 
+@accepts_cupy
 def join_sums(parts: Array) -> Array:
     """float64 [sums]: of a whole batch from the ``sums`` [parts, sums] of its parts (micro-batches,
     ranks)."""
     return _joined("join_sums", "parts", parts, NUM_SUMS, _native.ppo_join_sums)
 
 
+@accepts_cupy
 def metrics_of(sums: Array) -> Mapping[str, Array]:
     """The metrics of ``sums`` (float64), of one call or joined: exactly those of the whole batch."""
     sums = _Arrays("metrics_of", "sums", sums).floats("sums", sums)
