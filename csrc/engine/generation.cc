@@ -28,7 +28,9 @@ class Loop {
         uniforms_(uniforms),
         arena_(arena),
         generated_(*generated),
-        row_bytes_(static_cast<size_t>(model.config().text.hidden_size) * size_of(model.precision())) {}
+        row_bytes_(static_cast<size_t>(model.config().text.hidden_size) * size_of(model.precision())),
+        rates_as_it_draws_(model.has_scores() &&
+                           (settings.sampling.temperature == 0 || settings.sampling.temperature == 1)) {}
 
   Status run(std::vector<KVCache>* caches, const void* hidden, void* drawn_from) {
     const size_t count = caches->size();
@@ -42,7 +44,7 @@ class Loop {
       if (live_.empty()) break;
       EARNEST_RETURN_IF_ERROR(advance(caches));
     }
-    return rate();
+    return rates_as_it_draws_ ? Status() : rate();
   }
 
  private:
@@ -52,8 +54,13 @@ class Loop {
     const int64_t vocabulary = model_.config().text.vocab_size;
     arena_->reset();
     float* logits = arena_->take<float>(rows * vocabulary);
-    EARNEST_RETURN_IF_ERROR(model_.logits(hidden_.data(), rows, logits, arena_));
     tokens_.assign(live_.size(), 0);
+    if (rates_as_it_draws_) {
+      norms_.resize(live_.size());
+      EARNEST_RETURN_IF_ERROR(model_.scores(hidden_.data(), rows, logits, norms_.data(), arena_));
+    } else {
+      EARNEST_RETURN_IF_ERROR(model_.logits(hidden_.data(), rows, logits, arena_));
+    }
     const int64_t lanes = std::min<int64_t>(rows, num_threads());
     std::vector<Sampler::Scratch> scratch(static_cast<size_t>(lanes));
     std::vector<Status> said(live_.size());
@@ -72,6 +79,10 @@ class Loop {
       }
     });
     for (const Status& status : said) EARNEST_RETURN_IF_ERROR(status);
+    for (size_t row = 0; rates_as_it_draws_ && row < live_.size(); ++row) {
+      const float logit = logits[static_cast<int64_t>(row) * vocabulary + tokens_[row]];
+      generated_[live_[row].index].logp.push_back(logprob::logp_of(logit, norms_[row]));
+    }
     return {};
   }
 
@@ -85,8 +96,10 @@ class Loop {
       const char* from = hidden_.data() + row * row_bytes_;
       to.ids.push_back(tokens_[row]);
       samplers_[one.index].said(tokens_[row]);
-      drawn_.insert(drawn_.end(), from, from + row_bytes_);
-      drawn_by_.push_back(one.index);
+      if (!rates_as_it_draws_) {
+        drawn_.insert(drawn_.end(), from, from + row_bytes_);
+        drawn_by_.push_back(one.index);
+      }
       std::memcpy(drawn_from + one.index * row_bytes_, from, row_bytes_);
       if (one.stopped) --one.left;
       one.stopped = one.stopped || std::find(settings_.stop.begin(), settings_.stop.end(), tokens_[row]) !=
@@ -115,7 +128,8 @@ class Loop {
     return model_.forward(segments, hidden_.data(), arena_);
   }
 
-  // The log-probabilities of all tokens at once: a row's do not depend on when they are computed.
+  // The log-probabilities of all tokens at once, where the logits they are drawn from are not those they are
+  // taken from: a row's do not depend on when they are computed.
   Status rate() {
     constexpr size_t kRows = 4096;
     std::vector<size_t> said(generated_.size(), 0);
@@ -143,13 +157,15 @@ class Loop {
   Arena* arena_;
   std::vector<Generated>& generated_;
   const size_t row_bytes_;
+  const bool rates_as_it_draws_;  // else all tokens at the end
   std::vector<Sampler> samplers_;
   std::vector<Live> live_;
-  std::vector<char> hidden_;       // [live, hidden_size]: what the next tokens are drawn from
-  std::vector<int32_t> tokens_;    // of the last draw, one for each row of it
-  std::vector<int64_t> next_ids_;  // of those still alive
-  std::vector<char> drawn_;        // [all tokens, hidden_size], in the order in which they were drawn
-  std::vector<size_t> drawn_by_;   // whose they were
+  std::vector<char> hidden_;             // [live, hidden_size]: what the next tokens are drawn from
+  std::vector<int32_t> tokens_;          // of the last draw, one for each row of it
+  std::vector<logprob::RowNorm> norms_;  // of the same rows
+  std::vector<int64_t> next_ids_;        // of those still alive
+  std::vector<char> drawn_;              // [all tokens, hidden_size], in the order in which they were drawn
+  std::vector<size_t> drawn_by_;         // whose they were
 };
 
 }  // namespace

@@ -14,18 +14,48 @@ Status Head::create(const TextConfig& config, Weights* weights) {
   config_ = config;
   precision_ = weights->precision();
   const std::string name = config.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
-  EARNEST_RETURN_IF_ERROR(weights->head_matrix(name, &matrix_));
-  return weights->is_quantized(name) ? Status() : weights->array(name, &rows_);
+  const bool quantized = weights->is_quantized(name);
+  if (!quantized) EARNEST_RETURN_IF_ERROR(weights->array(name, &rows_));
+  if (quantized || precision_ == Precision::kBFloat16) return weights->head_matrix(name, &matrix_);
+  EARNEST_RETURN_IF_ERROR(logprob::packed_size(score_matrix(), &packed_bytes_));
+  memory_ = std::make_unique<WeightMemory>();
+  packed_ = memory_->take(packed_bytes_);
+  return refresh();
 }
 
+logprob::ScoreMatrix Head::score_matrix() const {
+  logprob::ScoreMatrix matrix;
+  matrix.vocabulary = config_.vocab_size;
+  matrix.depth = config_.hidden_size;
+  matrix.weight = rows_->data();
+  return matrix;
+}
+
+Status Head::refresh() { return packed_ == nullptr ? Status() : logprob::pack(score_matrix(), packed_); }
+
 Status Head::logits(const void* hidden, int64_t rows, float* logits, Arena* arena) const {
-  if (precision_ != Precision::kBFloat16) return matrix_->multiply(hidden, rows, logits, arena);
   const Arena::Scope scope(arena);
+  if (has_scores()) return scores(hidden, rows, logits, arena->take<logprob::RowNorm>(rows), arena);
+  if (precision_ != Precision::kBFloat16) return matrix_->multiply(hidden, rows, logits, arena);
   const int64_t count = rows * config_.vocab_size;
   BFloat16* rounded = arena->take<BFloat16>(count);
   EARNEST_RETURN_IF_ERROR(matrix_->multiply(hidden, rows, rounded, arena));
   for (int64_t i = 0; i < count; ++i) logits[i] = widen(rounded[i]);
   return {};
+}
+
+Status Head::scores(const void* hidden, int64_t rows, float* logits, logprob::RowNorm* norms,
+                    Arena* arena) const {
+  const Arena::Scope scope(arena);
+  logprob::Scores job;
+  job.rows = rows;
+  job.vocabulary = config_.vocab_size;
+  job.depth = config_.hidden_size;
+  job.hidden = hidden;
+  job.packed = packed_;
+  job.logits = logits;
+  job.norms = norms;
+  return logprob::run(job, arena->take<char>(static_cast<int64_t>(logprob::workspace_size(job))));
 }
 
 Status Head::logprob(const void* hidden, int64_t rows, const int64_t* targets, double temperature,

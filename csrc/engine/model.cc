@@ -58,12 +58,22 @@ Status Model::hear(const float* mel, int64_t frames, void* embeddings, Arena* ar
   });
 }
 
+Status Model::refresh() {
+  EARNEST_RETURN_IF_ERROR(weights_.refresh());
+  return head_.refresh();
+}
+
 Status Model::forward(const std::vector<Segment>& segments, void* hidden, Arena* arena) const {
   return guarded("decoder", [&] { return decoder_.run(segments, hidden, arena); });
 }
 
 Status Model::logits(const void* hidden, int64_t rows, float* logits, Arena* arena) const {
   return guarded("logits", [&] { return head_.logits(hidden, rows, logits, arena); });
+}
+
+Status Model::scores(const void* hidden, int64_t rows, float* logits, logprob::RowNorm* norms,
+                     Arena* arena) const {
+  return guarded("logits", [&] { return head_.scores(hidden, rows, logits, norms, arena); });
 }
 
 Status Model::logprob(const void* hidden, int64_t rows, const int64_t* targets, double temperature,

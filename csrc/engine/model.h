@@ -31,17 +31,19 @@ class Model {
                        std::shared_ptr<Model>* model, Quantization quantization = Quantization::kNone);
 
   // Reads all tensors again, after they have changed where they lie. No forward pass may run meanwhile.
-  Status refresh() { return weights_.refresh(); }
+  Status refresh();
 
   const Config& config() const { return config_; }
   Precision precision() const { return weights_.precision(); }
   Quantization quantization() const { return quantization_; }  // of the decoder's weights
-  size_t weight_bytes() const { return weights_.bytes(); }
+  size_t weight_bytes() const { return weights_.bytes() + head_.bytes(); }
 
   // mel [frames, n_mels] of one chunk -> embeddings [config().audio.audio_tokens(frames), hidden_size].
   Status hear(const float* mel, int64_t frames, void* embeddings, Arena* arena) const;
 
   // See Decoder::run and Head.
+  bool has_scores() const { return head_.has_scores(); }
+  Status scores(const void* hidden, int64_t rows, float* logits, logprob::RowNorm* norms, Arena* arena) const;
   Status forward(const std::vector<Segment>& segments, void* hidden, Arena* arena) const;
   Status logits(const void* hidden, int64_t rows, float* logits, Arena* arena) const;
   Status logprob(const void* hidden, int64_t rows, const int64_t* targets, double temperature, float* logp,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A matrix in int8 or int4 for kernels/quantized: quantised from plain tensors, or used where a saved
-// checkpoint has it.
+// A matrix in int8 or int4 for kernels/quantized: quantised from plain tensors, or as a saved checkpoint has
+// it.
 #pragma once
 
 #include <vector>
@@ -32,7 +32,7 @@ class QuantizedMatrix : public Matrix {
   struct Piece {
     TensorView weight, bias;
     int64_t outputs = 0;
-    void* packed = nullptr;  // null: in place
+    void* packed = nullptr;
     size_t packed_bytes = 0;
     std::vector<char> bias_copy;
   };

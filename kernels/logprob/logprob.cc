@@ -27,20 +27,13 @@ Status check_targets(const Problem& p) {
   return {};
 }
 
-#if defined(__x86_64__)
-const TileKernels<float>& float_kernels(CpuTier tier, Type type) {
-  if (tier == CpuTier::kAvx512Bf16 && type == Type::kBFloat16) return avx512_bf16::kernels_bfloat16();
-  if (tier >= CpuTier::kAvx512) return avx512::kernels_float();
-  return tier == CpuTier::kAvx2 ? avx2::kernels_float() : scalar::kernels_float();
-}
 const TileKernels<double>& double_kernels(CpuTier tier) {
+#if defined(__x86_64__)
   if (tier >= CpuTier::kAvx512) return avx512::kernels_double();
-  return tier == CpuTier::kAvx2 ? avx2::kernels_double() : scalar::kernels_double();
-}
-#else
-const TileKernels<float>& float_kernels(CpuTier, Type) { return scalar::kernels_float(); }
-const TileKernels<double>& double_kernels(CpuTier) { return scalar::kernels_double(); }
+  if (tier == CpuTier::kAvx2) return avx2::kernels_double();
 #endif
+  return scalar::kernels_double();
+}
 
 // Numbers in a word of packed operands.
 int64_t pair_of(Type type) {
@@ -50,6 +43,15 @@ int64_t pair_of(Type type) {
 }
 
 }  // namespace
+
+const TileKernels<float>& float_kernels(CpuTier tier, Type type) {
+#if defined(__x86_64__)
+  if (tier == CpuTier::kAvx512Bf16 && type == Type::kBFloat16) return avx512_bf16::kernels_bfloat16();
+  if (tier >= CpuTier::kAvx512) return avx512::kernels_float();
+  if (tier == CpuTier::kAvx2) return avx2::kernels_float();
+#endif
+  return scalar::kernels_float();
+}
 
 Status check(const Problem& p) {
   if (p.device == Device::kCuda) {

@@ -6,10 +6,14 @@
 
 #include <cstddef>
 
+#include "kernels/common/cpu_tier.h"
 #include "kernels/logprob/logprob.h"
 #include "kernels/logprob/logprob_tile.h"
 
 namespace earnest::logprob {
+
+// The kernels of float32 and bfloat16 on a tier.
+const TileKernels<float>& float_kernels(CpuTier tier, Type type);
 
 // Bytes of scratch memory for kernels with `pair` numbers in a word.
 size_t workspace_size(const Forward& forward, int64_t pair);

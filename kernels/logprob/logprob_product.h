@@ -115,19 +115,19 @@ void pack_rows(const void* source, bool bfloat16, int64_t stride, int64_t depth,
 
 // The register tile: kRowGroup rows by one panel, summed over `depth` words from zero, then stored or added.
 // Each output is one chain of multiply-adds over the depth, so its bits do not depend on what else is in the
-// tile.
-template <typename O, typename T = typename O::Number>
+// tile. kVectors: of the panel's, the first.
+template <typename O, int64_t kVectors = kPanelVectors, typename T = typename O::Number>
 EARNEST_INLINE void register_tile(const T* left, int64_t row_stride, int64_t depth_stride, const T* right,
                                   int64_t depth, T* out, int64_t out_stride, bool add) {
-  Vec<T> sums[kRowGroup][kPanelVectors] = {};
+  Vec<T> sums[kRowGroup][kVectors] = {};
   for (int64_t k = 0; k < depth; ++k) {
-    Vec<T> columns[kPanelVectors];
+    Vec<T> columns[kVectors];
 #pragma GCC unroll 8
-    for (int64_t j = 0; j < kPanelVectors; ++j) columns[j] = load(right + k * kPanel<T> + j * kLanes<T>);
+    for (int64_t j = 0; j < kVectors; ++j) columns[j] = load(right + k * kPanel<T> + j * kLanes<T>);
 #pragma GCC unroll 16
     for (int64_t i = 0; i < kRowGroup; ++i) {
 #pragma GCC unroll 8
-      for (int64_t j = 0; j < kPanelVectors; ++j) {
+      for (int64_t j = 0; j < kVectors; ++j) {
         sums[i][j] = O::multiply_add(left + i * row_stride + k * depth_stride, columns[j], sums[i][j]);
       }
     }
@@ -135,7 +135,7 @@ EARNEST_INLINE void register_tile(const T* left, int64_t row_stride, int64_t dep
 #pragma GCC unroll 16
   for (int64_t i = 0; i < kRowGroup; ++i) {
 #pragma GCC unroll 8
-    for (int64_t j = 0; j < kPanelVectors; ++j) {
+    for (int64_t j = 0; j < kVectors; ++j) {
       T* to = out + i * out_stride + j * kLanes<T>;
       store(to, add ? load(to) + sums[i][j] : sums[i][j]);
     }
@@ -149,6 +149,13 @@ EARNEST_INLINE void register_tile_of(const T* left, int64_t row_stride, int64_t 
                                      int64_t columns) {
   if (rows >= kRowGroup && columns >= kPanel<T>) {
     return register_tile<O>(left, row_stride, depth_stride, right, depth, out, out_stride, add);
+  }
+  // What is left over of 256 = 5 x 48 + 16 or 512 = 10 x 48 + 32: a whole panel would be more work.
+  if (rows >= kRowGroup && columns == kLanes<T>)
+    return register_tile<O, 1>(left, row_stride, depth_stride, right, depth, out, out_stride, add);
+  if constexpr (kPanelVectors > 2) {
+    if (rows >= kRowGroup && columns == 2 * kLanes<T>)
+      return register_tile<O, 2>(left, row_stride, depth_stride, right, depth, out, out_stride, add);
   }
   T whole[kRowGroup * kPanel<T>];
   register_tile<O>(left, row_stride, depth_stride, right, depth, whole, kPanel<T>, false);
@@ -165,8 +172,9 @@ EARNEST_INLINE void register_tile_of(const T* left, int64_t row_stride, int64_t 
 // and one panel of it near the first, while all rows pass over it.
 template <typename O, typename T = typename O::Number>
 EARNEST_INLINE void dot_products(const LogitTile<T>& tile, T* out) {
-  for (int64_t k = 0; k < tile.depth; k += kDepthBlock) {
-    const int64_t depth = tile.depth - k < kDepthBlock ? tile.depth - k : kDepthBlock;
+  const int64_t block = depth_block(tile.depth, O::kPair);
+  for (int64_t k = 0; k < tile.depth; k += block) {
+    const int64_t depth = tile.depth - k < block ? tile.depth - k : block;
     for (int64_t column = 0; column < tile.columns; column += kPanel<T>) {
       const T* weight = tile.weight + column * tile.depth + k * kPanel<T>;
       for (int64_t row = 0; row < tile.rows; row += kRowGroup) {

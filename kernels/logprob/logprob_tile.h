@@ -10,8 +10,14 @@ namespace earnest::logprob {
 
 // Columns of logits in a tile. Sums over the vocabulary and over rows are made of sums over kTile of them.
 constexpr int64_t kTile = 192;
-// Words of depth in one register sum; longer dot products add such sums in order.
-constexpr int64_t kDepthBlock = 384;
+// Words of depth in one register sum; longer dot products add such sums in order. Blocks of equal size, as
+// kernels/linear cuts them: so logits are the same bits there and here.
+constexpr int64_t kMostDepthBlock = 256;
+constexpr int64_t depth_block(int64_t words, int64_t pair) {
+  const int64_t blocks = (words + kMostDepthBlock - 1) / kMostDepthBlock,
+                size = (words + blocks - 1) / blocks;
+  return pair == 1 ? (size + 1) / 2 * 2 : size;
+}
 // At most so many columns of the output matrix, and words of rows (the depth of grad_weight's product), are
 // packed at one time; fewer where they are long, so that each packed operand keeps within kPackedBytes, but
 // at least one tile of them. They bound the scratch memory.
