@@ -59,46 +59,60 @@ __device__ void check_bounds(const GaeParams<T>& p, int64_t i) {
   if (!good) record_fault(p.fault, {FaultOp::kGae, i, gae_faults::kBounds});
 }
 
-// The tokens of a lane, distance d from the end of the piece: in shared memory, a gap after each lane's.
+// A token stands in shared memory by its distance d from the end of the piece, with a gap after each lane's
+// tokens: at d + d / kTokensOfLane. Of the token 32 i + lane that is 32 i and its gaps further than of the
+// token `lane`.
 template <typename T>
-__device__ int place_of(int d) {
-  return d + d / kTokensOfLane<T>;
+constexpr int kRowPlaces = 32 + 32 / kTokensOfLane<T>;
+template <typename T>
+constexpr int kPlaces = kTokensOfLane<T> * kRowPlaces<T>;
+
+// Names what is wrong in a piece that has shown that something is.
+template <typename T>
+__device__ void name_faults(const GaeParams<T>& p, const Piece& piece) {
+  for (int64_t t = piece.begin + threadIdx.x % 32; t < piece.end; t += 32) {
+    if (p.trainable[t]) {
+      if (!std::isfinite(p.rewards[t])) record_fault(p.fault, {FaultOp::kGae, t, gae_faults::kReward});
+      if (!std::isfinite(p.values[t])) record_fault(p.fault, {FaultOp::kGae, t, gae_faults::kValue});
+    } else if (p.refuse_masked_rewards && !(p.rewards[t] == T(0))) {
+      record_fault(p.fault, {FaultOp::kGae, t, gae_faults::kLostReward});
+    }
+  }
 }
-template <typename T>
-constexpr int kPlaces = kPieceTokens<T> + 32;
 
 // Brings the piece into shared memory, 0 where not trainable; returns the lane's flags, one bit a token.
 template <typename T>
 __device__ unsigned load_piece(const GaeParams<T>& p, const Piece& piece, simt::Shared<T> rewards,
                                simt::Shared<T> values) {
   constexpr int kRows = kTokensOfLane<T>;
-  const int lane = static_cast<int>(threadIdx.x) % 32, count = static_cast<int>(piece.end - piece.begin);
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int left =
+      static_cast<int>(piece.end - piece.begin) - lane;  // row i has a token of this lane if 32 i < left
+  const int64_t first = piece.end - 1 - lane;
   T reward[kRows], value[kRows];
   bool chosen[kRows];
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {  // all loads are under way before the first is waited for
-    const int d = 32 * i + lane;
-    const int64_t t = piece.end - 1 - d;
-    reward[i] = d < count ? p.rewards[t] : T(0);
-    value[i] = d < count ? p.values[t] : T(0);
-    chosen[i] = d < count && p.trainable[t] != 0;
+    reward[i] = 32 * i < left ? p.rewards[first - 32 * i] : T(0);
+    value[i] = 32 * i < left ? p.values[first - 32 * i] : T(0);
+    chosen[i] = 32 * i < left && p.trainable[first - 32 * i] != 0;
   }
   unsigned row_flags = 0;  // of row `lane`
+  T poison = T(0);         // or not a number, once an entry is not finite
+  bool lost = false;
 #pragma unroll
   for (int i = 0; i < kRows; ++i) {
-    const int d = 32 * i + lane;
-    const int64_t t = piece.end - 1 - d;
-    if (chosen[i]) {
-      if (!std::isfinite(reward[i])) record_fault(p.fault, {FaultOp::kGae, t, gae_faults::kReward});
-      if (!std::isfinite(value[i])) record_fault(p.fault, {FaultOp::kGae, t, gae_faults::kValue});
-    } else if (p.refuse_masked_rewards && !(reward[i] == T(0))) {
-      record_fault(p.fault, {FaultOp::kGae, t, gae_faults::kLostReward});
-    }
-    rewards[place_of<T>(d)] = chosen[i] ? reward[i] : T(0);
-    values[place_of<T>(d)] = chosen[i] ? value[i] : T(0);
+    lost |= !chosen[i] && !(reward[i] == T(0));
+    reward[i] = chosen[i] ? reward[i] : T(0);
+    value[i] = chosen[i] ? value[i] : T(0);
+    poison += reward[i] * T(0) + value[i] * T(0);
+    rewards[i * kRowPlaces<T> + lane + lane / kRows] = reward[i];
+    values[i * kRowPlaces<T> + lane + lane / kRows] = value[i];
     const unsigned flags = __ballot_sync(kFullWarp, chosen[i]);
     if (lane == i) row_flags = flags;
   }
+  const bool wrong = !(poison == T(0)) || (lost && p.refuse_masked_rewards);
+  if (__any_sync(kFullWarp, wrong)) name_faults(p, piece);
   __syncwarp();
   return __shfl_sync(kFullWarp, row_flags, lane * kRows / 32) >> (lane * kRows % 32);
 }
@@ -146,14 +160,16 @@ __device__ inline double carry_behind(const Workspace& w, int64_t slot, int64_t 
 template <typename T>
 __device__ void store_piece(const GaeParams<T>& p, const Piece& piece, simt::Shared<T> advantages,
                             simt::Shared<T> returns) {
+  constexpr int kRows = kTokensOfLane<T>;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int left = static_cast<int>(piece.end - piece.begin) - lane;
+  const int64_t first = piece.end - 1 - lane;
   __syncwarp();
 #pragma unroll
-  for (int i = 0; i < kTokensOfLane<T>; ++i) {
-    const int d = 32 * i + static_cast<int>(threadIdx.x) % 32;
-    const int64_t t = piece.end - 1 - d;
-    if (t < piece.begin) continue;
-    p.advantages[t] = advantages[place_of<T>(d)];
-    p.returns[t] = returns[place_of<T>(d)];
+  for (int i = 0; i < kRows; ++i) {
+    if (32 * i >= left) continue;
+    p.advantages[first - 32 * i] = advantages[i * kRowPlaces<T> + lane + lane / kRows];
+    p.returns[first - 32 * i] = returns[i * kRowPlaces<T> + lane + lane / kRows];
   }
 }
 
@@ -167,9 +183,10 @@ __device__ void scan_piece(const GaeParams<T>& p, const Workspace& w, int64_t sl
   const unsigned flags = load_piece(p, piece, rewards, values);
   Map map{1.0, 0.0};
 #pragma unroll
-  for (int i = 0; i < kCount; ++i) {
+  for (int i = 0; i < kCount; ++i) {  // where nothing is trainable, 0 stands: the map is the identity
     const int place = lane * (kCount + 1) + i;
-    if (flags >> i & 1u) map = {c * map.a, fma(c, map.b, surplus(p, rewards[place], values[place]))};
+    const double decay = flags >> i & 1u ? c : 1.0;
+    map = {decay * map.a, fma(decay, map.b, surplus(p, rewards[place], values[place]))};
   }
   const Map until = scanned(map);
   const Map of_piece{__shfl_sync(kFullWarp, until.a, 31), __shfl_sync(kFullWarp, until.b, 31)};
@@ -191,18 +208,18 @@ __device__ void scan_piece(const GaeParams<T>& p, const Workspace& w, int64_t sl
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
     const int place = lane * (kCount + 1) + i;
+    const bool chosen = flags >> i & 1u;
     const double reward = rewards[place], value = values[place];
-    if (!(flags >> i & 1u)) continue;  // 0 stands there already
     const double advantage = fma(p.gamma, u, reward - value);
-    u = fma(c, u, surplus(p, reward, value));
-    rewards[place] = static_cast<T>(advantage);
-    values[place] = static_cast<T>(advantage + value);
+    u = fma(chosen ? c : 1.0, u, surplus(p, reward, value));
+    rewards[place] = chosen ? static_cast<T>(advantage) : T(0);
+    values[place] = chosen ? static_cast<T>(advantage + value) : T(0);
   }
   store_piece(p, piece, rewards, values);
 }
 
 template <typename T>
-__global__ void __launch_bounds__(32 * kWarps) scan_pieces(GaeParams<T> p, Workspace w, int64_t slots) {
+__global__ void __launch_bounds__(32 * kWarps, 3) scan_pieces(GaeParams<T> p, Workspace w, int64_t slots) {
   EARNEST_SHARED(uint32_t, ticket, 1);
   EARNEST_SHARED(T, rewards, kWarps * kPlaces<T>);
   EARNEST_SHARED(T, values, kWarps * kPlaces<T>);

@@ -125,6 +125,45 @@ TEST(loss_may_leave_out_every_optional_part) {
   });
 }
 
+namespace {
+
+// Each token stands exactly on an edge, or just beyond one.
+template <typename T>
+void edges_equal_oracle(Device device, double bound) {
+  const std::vector<T> zeros(7), logp{0, 0, 20, -20, 20.5, -20.5, 0}, advantages{1, -1, -1, 1, -1, 1, 0};
+  const std::vector<T> values{1, 1, 0.5, 1.5, -1, 0, 0}, values_old{0.5, -1.5, 0, 0.5, 1.5, 0, 0};
+  const std::vector<uint8_t> trainable(7, 1);
+  for (KlEstimator estimator : {KlEstimator::kK2, KlEstimator::kK3}) {
+    LossOutputs<T> mine, oracle;
+    for (LossOutputs<T>* out : {&mine, &oracle}) {
+      LossParams<T> p;
+      out->logp.assign(7, T(9)), out->values.assign(7, T(9));
+      p.logp = logp.data(), p.logp_old = p.logp_ref = p.returns = zeros.data();
+      p.advantages = advantages.data(), p.values = values.data(), p.values_old = values_old.data();
+      p.trainable = trainable.data(), p.tokens = 7;
+      p.clip_low = p.clip_high = 0.0, p.clip_value = 0.5;
+      p.kl_estimator = estimator, p.kl_coef = 0.25;
+      p.grad_logp = out->logp.data(), p.grad_values = out->values.data(), p.sums = out->sums.data();
+      if (out == &mine) CHECK(run(p, device).ok());
+      if (out == &oracle) reference_loss(p);
+    }
+    check_near(mine.logp, oracle.logp, bound);
+    check_near(mine.values, oracle.values, bound);
+    for (Sum sum : {kClippedLow, kClippedHigh, kLogRatioClamped, kValueClipped})
+      CHECK(mine.sums[sum] == oracle.sums[sum]);
+    CHECK(mine.logp[0] != 0 && mine.logp[2] != 0 && mine.values[0] != 0 && mine.values[1] != 0);
+  }
+}
+
+}  // namespace
+
+TEST(gradients_flow_on_edges_and_end_beyond_them) {
+  for_each_backend([](Device device) {
+    edges_equal_oracle<double>(device, 1e-13);
+    edges_equal_oracle<float>(device, 1e-6);
+  });
+}
+
 TEST(a_token_has_the_same_gradient_wherever_it_stands) {
   for_each_backend([](Device device) {
     const Batch<float> batch(5000);
