@@ -142,7 +142,7 @@ def test_words_choose_cases():
 
 
 def test_the_command_prints_lines_of_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    monkeypatch.setattr(command, "all_cases", lambda: [bench_cases.case()])
+    monkeypatch.setattr(command, "all_cases", lambda device: [bench_cases.case()])
     monkeypatch.setattr(command, "FAMILIES", ("toy",))
     assert cli.main(["bench", "--quick", "--json"]) == 0
     captured = capsys.readouterr()
@@ -155,7 +155,7 @@ def test_the_command_prints_lines_of_json(monkeypatch: pytest.MonkeyPatch, capsy
 def test_a_wrong_result_ends_the_command_with_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    monkeypatch.setattr(command, "all_cases", lambda: [bench_cases.case(ours=lambda x: x)])
+    monkeypatch.setattr(command, "all_cases", lambda device: [bench_cases.case(ours=lambda x: x)])
     assert cli.main(["bench", "toy", "--quick"]) == 1
     assert "WRONG earnest is off by" in capsys.readouterr().out
 
