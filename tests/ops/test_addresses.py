@@ -204,7 +204,7 @@ CALLS = {
     "swiglu_backward": swiglu_backward,
 }
 LISTS = {"pitch_batch"}  # which takes lists of arrays: below
-# Their arrays lie on a GPU, where allocators begin at multiples of 256; csrc/bindings/place.h looks all the same.
+# Of arrays on a GPU, whose allocators begin at multiples of 256; csrc/bindings/place.h looks all the same.
 ON_CUDA = {"logmel_clips", "logmel_normalize_clips", "logmel_push"}
 
 
