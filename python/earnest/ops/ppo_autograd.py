@@ -112,7 +112,8 @@ def _run(inputs: Inputs, settings: Settings, gradients: Sequence[Maybe], sums: T
     logp = inputs[_LOGP]
     assert logp is not None
     loss = torch.empty((), dtype=logp.dtype, device=logp.device)
-    run("ppo_loss", _native.ppo_loss, *inputs, *settings[:-1], *settings.coefs, *gradients, loss, sums)
+    numbers = (*settings[:-1], *settings.coefs)
+    run("ppo_loss", _native.ppo_loss, inputs, numbers, (*gradients, loss, sums))
     return loss
 
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,31 +16,39 @@ from earnest.ops import cuda
 Maybe = Tensor | None
 
 
-def run(op: str, kernel: Callable[..., None], *arguments: Any) -> None:
-    """Calls a kernel on the device of its first argument. What it reads and writes are contiguous tensors or
-    None among the arguments. On cuda the call waits to hear whether every entry was as it must be; what is
-    wrong is said by the CPU, of copies of the arguments."""
-    first = arguments[0]
+def run(
+    op: str,
+    kernel: Callable[..., None],
+    inputs: Sequence[Maybe],
+    settings: Sequence[Any],
+    outputs: Sequence[Maybe],
+) -> None:
+    """Calls a kernel on contiguous tensors (None: one left out) on the device of the first. On cuda the call
+    waits to hear whether every entry was as it must be; what is wrong is said by the CPU, of copies."""
+    first = inputs[0]
+    assert first is not None
     if not cuda.takes(first):
-        kernel(*map(_memory, arguments))
+        kernel(*_memory(inputs), *settings, *_memory(outputs))
         return
 
     def explain() -> None:
-        kernel(*(_memory(x.cpu() if isinstance(x, Tensor) else x) for x in arguments))
+        copies = ([None if x is None else x.cpu() for x in some] for some in (inputs, outputs))
+        read, written = map(_memory, copies)
+        kernel(*read, *settings, *written)
 
     with cuda.launching(op, first, explain) as launch:
-        kernel(*map(_memory, arguments), *launch)
+        kernel(*_memory(inputs), *settings, *_memory(outputs), *launch)
 
 
-def _memory(x: Any) -> Any:
-    return to_dlpack(x) if isinstance(x, Tensor) else x
+def _memory(tensors: Sequence[Maybe]) -> list[Any]:
+    return [None if x is None else to_dlpack(x) for x in tensors]
 
 
 def run_gae(
     inputs: tuple[Tensor, ...], settings: tuple[float, float, bool], results: tuple[Tensor, ...]
 ) -> None:
     """rewards, values, trainable, cu_seqlens; gamma, lam, refuse masked rewards; advantages, returns."""
-    run("gae", _native.ppo_gae, *inputs, *settings, *results)
+    run("gae", _native.ppo_gae, inputs, settings, results)
 
 
 @torch.library.custom_op("earnest::gae", mutates_args=())
@@ -66,7 +74,7 @@ def _(rewards, values, trainable, cu_seqlens, gamma, lam, refuse):
 @torch.library.custom_op("earnest::masked_moments", mutates_args=())
 def moments(x: Tensor, trainable: Tensor) -> Tensor:
     out = x.new_empty(3, dtype=torch.float64)
-    run("whiten", _native.ppo_moments, x, trainable, out)
+    run("whiten", _native.ppo_moments, (x, trainable), (), (out,))
     return out
 
 
@@ -78,7 +86,7 @@ def _(x, trainable):
 @torch.library.custom_op("earnest::whiten", mutates_args=())
 def whiten(x: Tensor, trainable: Tensor, moments: Tensor, eps: float, min_std: float) -> Tensor:
     out = torch.empty_like(x)
-    run("whiten", _native.ppo_whiten, x, trainable, moments, eps, min_std, out)
+    run("whiten", _native.ppo_whiten, (x, trainable, moments), (eps, min_std), (out,))
     return out
 
 
@@ -99,7 +107,7 @@ def group_advantage(
 ) -> Tensor:
     out = torch.empty_like(scores)
     settings = (leave_one_out, normalize_std, eps, min_std)
-    run("group_advantage", _native.ppo_group_advantage, scores, groups, valid, *settings, out)
+    run("group_advantage", _native.ppo_group_advantage, (scores, groups, valid), settings, (out,))
     return out
 
 
