@@ -16,12 +16,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := pyproject.toml CMakeLists.txt $(shell find kernels csrc -type f 2>/dev/null)
 CPP_FILES := $(shell find kernels csrc tests examples -name '*.cc' -o -name '*.c' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
 
-.PHONY: help demo test test-python test-cpp bench lint format clean
+.PHONY: help demo test test-python test-cpp test-emulated bench lint format clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo [QUICK=1] [VOICES=folder|tar] [SEED=n] [FRESH=1] [RUN=runs/demo]   run the recipe on a tiny model"
 	@echo "make test                                          every test (Python and C++)"
+	@echo "make test-emulated                                 the CUDA kernels from Python, emulated on the CPU"
 	@echo "make bench [RESULTS=file] [ARGS=...]               every kernel beside its peers, and the report of it"
 	@echo "make lint | make format                            check | tidy the sources"
 	@echo "make clean                                         remove $(VENV) and build"
@@ -40,6 +41,14 @@ test-cpp: $(VENV)/.installed-dev
 	$(BIN)/cmake -S . -B build/cpp -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DEARNEST_TESTS=ON
 	$(BIN)/cmake --build build/cpp
 	$(BIN)/ctest --test-dir build/cpp --output-on-failure -j $(JOBS)
+
+# The CUDA kernels' tests from Python, with the kernels under their emulator: no GPU, no nvcc.
+test-emulated: $(VENV)/.installed-dev
+	$(BIN)/cmake -S . -B build/emulated-python -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DEARNEST_PYTHON=ON \
+	  -DEARNEST_CUDA=EMULATED -DCMAKE_CXX_FLAGS_RELEASE=-O1 -DPython_EXECUTABLE=$(abspath $(BIN))/python \
+	  -Dnanobind_DIR="$$($(BIN)/python -m nanobind --cmake_dir)"
+	$(BIN)/cmake --build build/emulated-python --target _native
+	EARNEST_EMULATED="$$(echo build/emulated-python/_native*.so)" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) tests/cuda
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/earnest bench --peers --json $(or $(RESULTS),bench/results/cpu.jsonl) $(ARGS)

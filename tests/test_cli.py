@@ -239,3 +239,15 @@ def test_the_run_settings_do_not_touch_numbers():
     )
     assert differences(to_plain(RunSettings()), changed) == []
     assert differences(to_plain(RunSettings()), RunSettings(precision="float32")) != []  # this one does
+
+
+def test_a_device_without_a_gpu_ends_the_demo_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    folder = tmp_path / "demo"
+    assert cli.main(["demo", "--device", "cuda", "--run", str(folder)]) == 2
+    assert "[run] device: expected cpu (torch" in capsys.readouterr().err
+    assert not folder.exists()
+    assert cli.main(["sft", "--device", "cuda", "--run", str(folder)]) == 2
+    assert not folder.exists()

@@ -20,7 +20,7 @@ import toy_loop
 from earnest import checkpoint
 from earnest.errors import InvalidInput
 from earnest.metrics import read_metrics
-from earnest.run import DiskFull, Interrupted, Run, has_native_bfloat16
+from earnest.run import DiskFull, Interrupted, Run, device_of, has_native_bfloat16
 from earnest.settings import RunSettings
 
 SETTINGS = toy_loop.Settings()
@@ -418,3 +418,27 @@ def test_products_run_in_the_precision_of_the_settings(tmp_path, precision, low)
         product = torch.nn.functional.linear(torch.ones(2, 3), torch.ones(4, 3))
     expected = has_native_bfloat16() if low is None else low
     assert product.dtype == (torch.bfloat16 if expected else torch.float32)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of a machine without a GPU")
+def test_a_device_that_is_not_there_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, run=replace(SETTINGS.run, device="cuda"))
+    folder = tmp_path / "run"
+    with pytest.raises(
+        InvalidInput, match=r"\[run\] device: expected cpu \(torch .* sees no GPU\), got cuda"
+    ):
+        Run(folder, settings).__enter__()
+    assert not folder.exists()
+
+
+def test_on_cuda_products_are_in_bfloat16_and_sums_in_one_order(tmp_path: Path, monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr("earnest.ops.cuda.require", lambda op: None)
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda *a, **k: asked.append((a, k)))
+    monkeypatch.setattr(torch, "autocast", lambda *a, **k: (a, k))
+    for precision, low in (("auto", True), ("bfloat16", True), ("float32", False)):
+        options = RunSettings(device="cuda", precision=precision)
+        assert device_of(options) == torch.device("cuda")
+        run = Run(tmp_path / precision, replace(SETTINGS, run=options))
+        assert run.autocast() == (("cuda", torch.bfloat16), {"enabled": low})
+    assert asked == [((True,), {"warn_only": True})] * 3

@@ -60,8 +60,10 @@ auto data_of(const char* op, const char* name, const std::optional<Array>& array
   return array ? data_of(op, name, *array) : nullptr;
 }
 
+void bind_cuda(nb::module_& module);
 void bind_limits(nb::module_& module);
 void bind_logmel(nb::module_& module);
+void bind_logmel_batch(nb::module_& module);
 void bind_attention(nb::module_& module);
 void bind_logprob(nb::module_& module);
 void bind_ppo(nb::module_& module);

@@ -88,11 +88,14 @@ void bind_logmel(nb::module_& module) {
   module.def("logmel_reference", &run<&logmel::reference>, nb::arg("pcm").noconvert(),
              nb::arg("out").noconvert(), nb::arg("step_audio"));
   module.def("logmel_normalize", &normalize, nb::arg("raw").noconvert(), nb::arg("out").noconvert());
-  module.def("logmel_which", [] {
-    std::string name;
-    raise_if_error(logmel::which(Device::kCpu, &name));
-    return name;
-  });
+  module.def(
+      "logmel_which",
+      [](const std::string& device) {
+        std::string name;
+        raise_if_error(logmel::which(device == "cuda" ? Device::kCuda : Device::kCpu, &name));
+        return name;
+      },
+      nb::arg("device"));
   nb::class_<logmel::Stream>(module, "LogMelStream")
       .def(nb::new_(&make_stream), nb::arg("n_mels"), nb::arg("step_audio"))
       .def("push", &push, nb::arg("pcm").noconvert(), nb::arg("out").noconvert())

@@ -1,12 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/logprob/logprob.h"
 
-#include <nanobind/stl/optional.h>
-
-#include <memory>
 #include <optional>
 
-#include "csrc/bindings/bindings.h"
+#include "csrc/bindings/place.h"
 
 namespace earnest::bindings {
 namespace {
@@ -23,8 +20,8 @@ constexpr Type kType = sizeof(Stored) == 8   ? Type::kFloat64
                                              : Type::kBFloat16;
 
 template <typename Stored>
-Problem problem_of(const Input<Stored, 2>& hidden, const Input<Stored, 2>& weight,
-                   const Input<int64_t, 1>& targets, double temperature) {
+Problem problem_of(const Place& place, const AnyInput<Stored, 2>& hidden, const AnyInput<Stored, 2>& weight,
+                   const AnyInput<int64_t, 1>& targets, double temperature) {
   if (hidden.shape(1) != weight.shape(1)) {
     raise_if_error(invalid_argument("logprob", "weight",
                                     std::to_string(hidden.shape(1)) + " columns as in hidden",
@@ -41,21 +38,23 @@ Problem problem_of(const Input<Stored, 2>& hidden, const Input<Stored, 2>& weigh
   problem.depth = static_cast<int64_t>(hidden.shape(1));
   problem.vocabulary = static_cast<int64_t>(weight.shape(0));
   problem.temperature = temperature;
-  problem.hidden = data_of("logprob", "hidden", hidden);
-  problem.weight = data_of("logprob", "weight", weight);
-  problem.targets = data_of("logprob", "targets", targets);
+  problem.hidden = place.data("hidden", hidden);
+  problem.weight = place.data("weight", weight);
+  problem.targets = place.data("targets", targets);
+  problem.device = place.device();
+  problem.stream = place.stream();
+  problem.fault = place.fault();
   return problem;
 }
 
 template <typename Run>
-void run_with_workspace(const Run& job) {
+void run_with_workspace(const Place& place, const Run& job) {
   raise_if_error(check(job.problem));
+  Workspace workspace(place, workspace_size(job));
   Status status;
   {
     nb::gil_scoped_release release;
-    // Not value-initialised: the kernel needs no particular content, and touching it would cost page faults.
-    std::unique_ptr<char[]> workspace(new char[workspace_size(job)]);
-    status = run(job, workspace.get());
+    status = run(job, workspace.data());
   }
   raise_if_error(status);
 }
@@ -67,59 +66,64 @@ void check_size(const char* argument, size_t expected, size_t got) {
 }
 
 template <typename Stored, typename Row>
-void forward(const Input<Stored, 2>& hidden, const Input<Stored, 2>& weight, const Input<int64_t, 1>& targets,
-             double temperature, const Output<Row, 1>& logp, const Output<Row, 1>& entropy,
-             const Output<Row, 1>& lse, const std::optional<Output<Row, 1>>& logits) {
+void forward(const AnyInput<Stored, 2>& hidden, const AnyInput<Stored, 2>& weight,
+             const AnyInput<int64_t, 1>& targets, double temperature, const AnyOutput<Row, 1>& logp,
+             const AnyOutput<Row, 1>& entropy, const AnyOutput<Row, 1>& lse,
+             const std::optional<AnyOutput<Row, 1>>& logits, uintptr_t stream,
+             const std::optional<nb::callable>& allocate, const FaultArray& fault) {
+  const Place place("logprob", hidden, {stream, allocate, fault});
   Forward job;
-  job.problem = problem_of<Stored>(hidden, weight, targets, temperature);
+  job.problem = problem_of<Stored>(place, hidden, weight, targets, temperature);
   check_size("logp", hidden.shape(0), logp.shape(0));
   check_size("entropy", hidden.shape(0), entropy.shape(0));
   check_size("lse", hidden.shape(0), lse.shape(0));
-  job.logp = data_of("logprob", "logp", logp);
-  job.entropy = data_of("logprob", "entropy", entropy);
-  job.lse = data_of("logprob", "lse", lse);
+  job.logp = place.data("logp", logp);
+  job.entropy = place.data("entropy", entropy);
+  job.lse = place.data("lse", lse);
   if (logits) {
     check_size("logits", static_cast<size_t>(logprob::kept_size(job.problem)), logits->size());
-    job.logits = data_of("logprob", "logits", logits);
+    job.logits = place.data("logits", logits);
   }
-  run_with_workspace(job);
+  run_with_workspace(place, job);
 }
 
 // The arrays that tell the overloads apart come first: a capsule can be opened once.
 template <typename Stored, typename Row>
-void backward(const Input<Stored, 2>& hidden, const Input<Stored, 2>& weight,
-              const Input<int64_t, 1>& targets, const std::optional<Input<Row, 1>>& grad_logp,
-              const std::optional<Input<Row, 1>>& grad_entropy, const std::optional<Input<Row, 1>>& grad_lse,
-              const Input<Row, 1>& entropy, const Input<Row, 1>& lse,
-              const std::optional<Input<Row, 1>>& logits, double temperature,
-              const std::optional<Output<Stored, 2>>& grad_hidden,
-              const std::optional<Output<Stored, 2>>& grad_weight) {
+void backward(const AnyInput<Stored, 2>& hidden, const AnyInput<Stored, 2>& weight,
+              const AnyInput<int64_t, 1>& targets, const std::optional<AnyInput<Row, 1>>& grad_logp,
+              const std::optional<AnyInput<Row, 1>>& grad_entropy,
+              const std::optional<AnyInput<Row, 1>>& grad_lse, const AnyInput<Row, 1>& entropy,
+              const AnyInput<Row, 1>& lse, const std::optional<AnyInput<Row, 1>>& logits, double temperature,
+              const std::optional<AnyOutput<Stored, 2>>& grad_hidden,
+              const std::optional<AnyOutput<Stored, 2>>& grad_weight, uintptr_t stream,
+              const std::optional<nb::callable>& allocate, const FaultArray& fault) {
+  const Place place("logprob", hidden, {stream, allocate, fault});
   Backward job;
-  job.problem = problem_of<Stored>(hidden, weight, targets, temperature);
-  const auto rows_of = [&](const std::optional<Input<Row, 1>>& rows) {
+  job.problem = problem_of<Stored>(place, hidden, weight, targets, temperature);
+  const auto rows_of = [&](const std::optional<AnyInput<Row, 1>>& rows) {
     if (rows) check_size("row gradients", hidden.shape(0), rows->shape(0));
-    return data_of("logprob", "row gradients", rows);
+    return place.data("row gradients", rows);
   };
   check_size("entropy", hidden.shape(0), entropy.shape(0));
   check_size("lse", hidden.shape(0), lse.shape(0));
-  job.entropy = data_of("logprob", "entropy", entropy);
-  job.lse = data_of("logprob", "lse", lse);
+  job.entropy = place.data("entropy", entropy);
+  job.lse = place.data("lse", lse);
   if (logits) {
     check_size("logits", static_cast<size_t>(logprob::kept_size(job.problem)), logits->size());
-    job.logits = data_of("logprob", "logits", logits);
+    job.logits = place.data("logits", logits);
   }
   job.grad_logp = rows_of(grad_logp);
   job.grad_entropy = rows_of(grad_entropy);
   job.grad_lse = rows_of(grad_lse);
   if (grad_hidden) {
     check_size("grad_hidden", hidden.size(), grad_hidden->size());
-    job.grad_hidden = data_of("logprob", "grad_hidden", grad_hidden);
+    job.grad_hidden = place.data("grad_hidden", grad_hidden);
   }
   if (grad_weight) {
     check_size("grad_weight", weight.size(), grad_weight->size());
-    job.grad_weight = data_of("logprob", "grad_weight", grad_weight);
+    job.grad_weight = place.data("grad_weight", grad_weight);
   }
-  run_with_workspace(job);
+  run_with_workspace(place, job);
 }
 
 template <typename Stored, typename Row>
@@ -127,13 +131,16 @@ void bind_type(nb::module_& module) {
   module.def("logprob_forward", &forward<Stored, Row>, nb::arg("hidden").noconvert(),
              nb::arg("weight").noconvert(), nb::arg("targets").noconvert(), nb::arg("temperature"),
              nb::arg("logp").noconvert(), nb::arg("entropy").noconvert(), nb::arg("lse").noconvert(),
-             nb::arg("logits").noconvert().none());
+             nb::arg("logits").noconvert().none(), nb::arg("stream") = 0, nb::arg("allocate") = nb::none(),
+             nb::arg("fault").noconvert() = nb::none());
   module.def("logprob_backward", &backward<Stored, Row>, nb::arg("hidden").noconvert(),
              nb::arg("weight").noconvert(), nb::arg("targets").noconvert(),
              nb::arg("grad_logp").noconvert().none(), nb::arg("grad_entropy").noconvert().none(),
              nb::arg("grad_lse").noconvert().none(), nb::arg("entropy").noconvert(),
              nb::arg("lse").noconvert(), nb::arg("logits").noconvert().none(), nb::arg("temperature"),
-             nb::arg("grad_hidden").noconvert().none(), nb::arg("grad_weight").noconvert().none());
+             nb::arg("grad_hidden").noconvert().none(), nb::arg("grad_weight").noconvert().none(),
+             nb::arg("stream") = 0, nb::arg("allocate") = nb::none(),
+             nb::arg("fault").noconvert() = nb::none());
 }
 
 }  // namespace

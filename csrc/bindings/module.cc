@@ -18,8 +18,10 @@ NB_MODULE(_native, module) {
   module.def(
       "force_cpu_tier", [](const std::string& name) { raise_if_error(force_cpu_tier(name)); },
       nb::arg("name"));
+  bind_cuda(module);
   bind_limits(module);
   bind_logmel(module);
+  bind_logmel_batch(module);
   bind_attention(module);
   bind_logprob(module);
   bind_ppo(module);

@@ -25,6 +25,7 @@ _WHICH_DETAILS = {
     "quantized": ("device",),
     "rowwise": ("device",),
 }
+_BY_TORCH = ("attention", "frames", "linear", "rowwise")  # on cuda, until they have kernels of ours there
 _MODULES = ("audio", "dialogue", "engine", "features", "model", "ops")
 
 
@@ -33,8 +34,9 @@ def which(family: str, device: str = "cpu", **details: Any) -> str:
 
     family: "attention", "frames", "linear", "logmel", "logprob", "pitch", "ppo", "quantized" or "rowwise".
     device: "cpu" or "cuda". attention also takes dtype ("float32", "float64", "bfloat16") and dim (head
-    size). A tier forced by EARNEST_CPU_TIER is the one named. Raises InvalidInput for a word it does not
-    know, RuntimeError for a back end that cannot run here.
+    size). On cuda a family runs kernels of ours ("cuda/sm90a") or torch's own operators ("cuda/torch"). A
+    tier forced by EARNEST_CPU_TIER is the one named. Raises InvalidInput for a word it does not know,
+    RuntimeError for a back end that cannot run here.
     """
     from earnest.errors import InvalidInput
 
@@ -48,12 +50,14 @@ def which(family: str, device: str = "cpu", **details: Any) -> str:
             raise InvalidInput("which", "details", expected, name)
     if device not in ("cpu", "cuda"):
         raise InvalidInput("which", "device", "cpu or cuda", repr(device))
+    if device == "cuda" and family in _BY_TORCH:
+        return importlib.import_module("earnest.ops.cuda").torch_backend(family)
     if family == "attention":
         return native.attention_which(device, details.get("dtype", "float32"), details.get("dim", 64))
-    if family in ("logmel", "pitch"):
+    if family == "pitch":
         if device != "cpu":
             raise RuntimeError(f"[{family}] device: expected cpu, got {device}")
-        return native.logmel_which() if family == "logmel" else native.pitch_which()
+        return native.pitch_which()
     which_of_family: Callable[[str], str] = getattr(native, f"{family}_which")
     return which_of_family(device)
 

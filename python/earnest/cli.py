@@ -182,6 +182,14 @@ def _add_stage(commands: Any, name: str, stage: Stage) -> None:
             metavar="DIR",
             help="where to keep it; the same command goes on (default: %(default)s)",
         )
+    if not stage.folder:
+        parser.add_argument(
+            "--device",
+            action=_Sets,
+            key="run.device",
+            choices=("cpu", "cuda"),
+            help="what to compute on (default: cpu)",
+        )
     parser.add_argument(
         "--fresh",
         action=_Sets,
@@ -322,6 +330,12 @@ def _add_bench(commands: Any) -> None:
         "or `compare OLD NEW`",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="default: what each case's target says")
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="cuda: logmel, ppo and logprob on the GPU (default: %(default)s)",
+    )
     parser.add_argument(
         "--peers", action="store_true", help="time the packages of the extra `bench` too, not torch alone"
     )

@@ -96,6 +96,7 @@ class Run:
         self._items: dict[str, Any] = {}
         self._seconds: dict[str, float] = {}
         self._phase_began = 0.0
+        self.device = torch.device(self.options.device)
         self._lock: IO[str] | None = None
         self._log: MetricsLog | None = None
         self._signal = 0
@@ -104,6 +105,7 @@ class Run:
     # ---- the folder ----
 
     def __enter__(self) -> Run:
+        self.device = device_of(self.options)
         with self._disk_errors():
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock_folder()
@@ -129,11 +131,13 @@ class Run:
             self._lock.close()
 
     def autocast(self) -> torch.autocast:
-        """A context in which matrix products run in the precision of the settings. Weights, norms, attention,
-        residuals and losses stay float32."""
-        wanted = self.options.precision
-        low = has_native_bfloat16() if wanted == "auto" else wanted == "bfloat16"
-        return torch.autocast("cpu", torch.bfloat16, enabled=low)
+        """A context in which matrix products run in the precision of the settings, and on cuda attention too.
+        Weights, norms, residuals and losses stay float32."""
+        wanted, kind = self.options.precision, self.device.type
+        fast = kind == "cuda" or has_native_bfloat16()
+        return torch.autocast(
+            kind, torch.bfloat16, enabled=fast if wanted == "auto" else wanted == "bfloat16"
+        )
 
     @property
     def finished(self) -> bool:
@@ -377,6 +381,7 @@ def make_way(path: Path, settings: Any) -> None:
     """Prepares the folder of a run of several runs (the demo). A finished one with other settings is kept
     under another name; an unfinished one is not touched: InvalidInput. `run.resume` false deletes what was
     there."""
+    device_of(settings.run)  # a run that cannot be begun moves nothing
     file = path / "settings.yaml"
     if file.is_file() and not settings.run.resume:
         shutil.rmtree(path)
@@ -395,6 +400,19 @@ def make_way(path: Path, settings: Any) -> None:
 def _other_settings(path: Path, key: str, old: Any, new: Any) -> InvalidInput:
     expected = f"the settings it was begun with ({key} = {old})"
     return InvalidInput(OP, str(path), expected, f"{new}; use another folder, or --fresh to start over")
+
+
+def device_of(options: RunSettings) -> torch.device:
+    """The device of the settings. InvalidInput where there is none: before anything is read or written.
+
+    On cuda torch is told to add up in one order wherever it can, so that a run that is stopped goes on to the
+    numbers it would have had; where it cannot, it warns."""
+    if options.device == "cuda":
+        ops.cuda.require(OP)
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when a product first runs
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    return torch.device(options.device)
 
 
 def use_threads(options: RunSettings) -> None:

@@ -66,7 +66,10 @@ class RunSettings:
     tensorboard: bool = setting(True, "write TensorBoard scalars beside metrics.jsonl", volatile=True)
     precision: Literal["auto", "float32", "bfloat16"] = setting(
         "auto",
-        "of matrix products in supervised steps (auto: bfloat16 where the processor multiplies it natively)",
+        "of matrix products (auto: bfloat16 on cuda, and where the processor multiplies it natively)",
+    )
+    device: Literal["cpu", "cuda"] = setting(
+        "cpu", "what models are trained on; of several GPUs CUDA_VISIBLE_DEVICES names one"
     )
     threads: int = setting(0, "threads to compute with (0: every core)", at_least=0, volatile=True)
     torch_threads: int = setting(

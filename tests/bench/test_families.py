@@ -142,7 +142,7 @@ def test_words_choose_cases():
 
 
 def test_the_command_prints_lines_of_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    monkeypatch.setattr(command, "all_cases", lambda: [bench_cases.case()])
+    monkeypatch.setattr(command, "all_cases", lambda device: [bench_cases.case()])
     monkeypatch.setattr(command, "FAMILIES", ("toy",))
     assert cli.main(["bench", "--quick", "--json"]) == 0
     captured = capsys.readouterr()
@@ -155,7 +155,7 @@ def test_the_command_prints_lines_of_json(monkeypatch: pytest.MonkeyPatch, capsy
 def test_a_wrong_result_ends_the_command_with_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    monkeypatch.setattr(command, "all_cases", lambda: [bench_cases.case(ours=lambda x: x)])
+    monkeypatch.setattr(command, "all_cases", lambda device: [bench_cases.case(ours=lambda x: x)])
     assert cli.main(["bench", "toy", "--quick"]) == 1
     assert "WRONG earnest is off by" in capsys.readouterr().out
 
@@ -195,7 +195,7 @@ def test_logprob_reference():
     rng = np.random.default_rng(0)
     hidden, weight = torch.randn(6, 5), torch.randn(11, 5)
     targets, g, e = torch.randint(0, 11, (6,)), torch.randn(6), torch.randn(6)
-    check = logprob._Check(rng, 6, 11, gradients=True)
+    check = logprob.Check(rng, 6, 11, gradients=True)
     expected = [*logprob_reference.logprob(hidden, weight, targets)]
     expected += logprob_reference.gradients(hidden, weight, targets, g, e)
     for a, b in zip(check.reference(hidden, weight, targets, g, e), expected, strict=True):

@@ -8,7 +8,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from earnest.dialogue import Audio, AudioSpan, Example, Message, Rendered, collate, pack, render, truncate
+from earnest.dialogue import (
+    Audio,
+    AudioSpan,
+    Example,
+    Message,
+    PackedBatch,
+    Rendered,
+    collate,
+    pack,
+    render,
+    truncate,
+)
 from earnest.errors import InvalidInput
 
 
@@ -153,3 +164,12 @@ def test_rendered_dialogues_pack(tokenizer):
     assert tokenizer.decode(batch.input_ids[batch.loss_mask]) == "Seven.Seven."
     assert len(batch.mel) == 4
     assert batch.to("cpu").sequences == 2
+
+
+def test_a_batch_keeps_what_its_sequences_share_on_its_way_to_a_device():
+    rows, bounds = torch.arange(3), torch.tensor([0, 3], dtype=torch.int32)
+    batch = PackedBatch(rows, rows, bounds, rows > 0, [], rows[:0], key_rows=rows, cu_seqlens_k=bounds)
+    moved = batch.to("meta")
+    for name, field in vars(batch).items():
+        assert name == "mel" or getattr(moved, name).shape == field.shape, name
+        assert name == "mel" or getattr(moved, name).is_meta, name

@@ -18,7 +18,7 @@ def test_replies_are_drawn_as_asked_with_sound_and_without(monkeypatch, temperat
         asked.append((what, temperature, seed, cases))
         return []
 
-    monkeypatch.setattr(playground, "load_model", lambda folder, train: (None, None))
+    monkeypatch.setattr(playground, "load_model", lambda folder, train, device: (None, None))
     monkeypatch.setattr(playground, "answer", answer)
     monkeypatch.setattr(playground, "rate", lambda answers, cases, listener: answers)
     monkeypatch.setattr(playground, "with_measures", lambda answers, cases: answers)

@@ -34,7 +34,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The models that were loaded. Each answers REPLIES, and nothing to silence."""
     loaded: list[str] = []
 
-    def load_model(folder: Any, *, train: bool = True) -> tuple[FakeModel, None]:
+    def load_model(folder: Any, *, train: bool = True, device: str = "cpu") -> tuple[FakeModel, None]:
         loaded.append(str(folder))
         return FakeModel(), None
 

@@ -2,10 +2,8 @@
 """Every stage on files of its own: it learns, and a run killed in its middle ends with the weights it would
 have had."""
 
-import importlib.util
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
+import small_world
 from earnest.errors import InvalidInput
 from earnest.learn.advantage import AdvantageSettings
 from earnest.learn.optimise import PolicySettings, experience_of
@@ -26,12 +25,6 @@ from earnest.stages import judge, midtrain, rlhf, rlvr, sft
 from earnest.stages.optimiser import OptimiserSettings
 from earnest.stages.source import DataSettings, load_cases, load_model
 from earnest.stages.supervised import examples
-
-_spec = importlib.util.spec_from_file_location(
-    "small_world", Path(__file__).parents[1] / "learn" / "small_world.py"
-)
-small_world = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(small_world)
 
 
 @pytest.fixture(scope="module")

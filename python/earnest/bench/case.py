@@ -111,6 +111,7 @@ class Case:
     target: Target = field(default_factory=Target)
     per: tuple[int, str] = (1, "call")
     quick: bool = False
+    device: str = "cpu"
 
     @property
     def family(self) -> str:
@@ -150,7 +151,7 @@ def _worst(got: Sequence[Any], expected: Sequence[Any], unit: Callable[[np.ndarr
 
 
 def as_float64(x: Any) -> np.ndarray:
-    """A number, an array or a torch tensor (bfloat16 too) as numpy float64."""
+    """A number, an array or a torch tensor (bfloat16 too, on any device) as numpy float64."""
     if hasattr(x, "detach"):
-        return x.detach().double().numpy()
+        return x.detach().double().cpu().numpy()
     return np.asarray(x, np.float64)

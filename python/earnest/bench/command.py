@@ -13,13 +13,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from earnest.bench import compare, harness, results, show, timing
+from earnest.bench import compare, gpu, harness, results, show, timing
 from earnest.bench.case import Case
+from earnest.bench.instrument import Instrument
 from earnest.bench.limits import Limits
 from earnest.errors import InvalidInput
+from earnest.ops import cuda
 from earnest.progress import Progress
 
 FAMILIES = ("logmel", "pitch", "ppo", "linear", "rowwise", "attention", "logprob", "learning", "engine")
+ON_CUDA = ("logmel", "ppo", "logprob")
 RESULTS = Path("bench") / "results"
 OP = "bench"
 
@@ -35,19 +38,26 @@ def run(options: argparse.Namespace) -> int:
     return _measure(options)
 
 
-def all_cases() -> list[Case]:
-    return [case for name in FAMILIES for case in importlib.import_module(f"earnest.bench.{name}").cases()]
+def families(device: str) -> tuple[str, ...]:
+    return ON_CUDA if device == "cuda" else FAMILIES
 
 
-def chosen(words: list[str], quick: bool) -> list[Case]:
+def all_cases(device: str = "cpu") -> list[Case]:
+    modules = [f"gpu_{name}" if device == "cuda" else name for name in families(device)]
+    return [case for name in modules for case in importlib.import_module(f"earnest.bench.{name}").cases()]
+
+
+def chosen(words: list[str], quick: bool, device: str = "cpu") -> list[Case]:
     """The cases of the families named, and those whose name contains a word with a slash in it."""
-    known = all_cases()
+    known = all_cases(device)
     found = []
-    for word in words or list(FAMILIES):
+    for word in words or list(families(device)):
         some = [c for c in known if c.name == word]
         some = some or [c for c in known if c.family == word or ("/" in word and word in c.name)]
         if not some:
-            expected = f"{', '.join(FAMILIES)}, part of a case's name with its slash, report or compare"
+            expected = (
+                f"{', '.join(families(device))}, part of a case's name with its slash, report or compare"
+            )
             raise InvalidInput(OP, "FAMILY", expected, repr(word))
         found += [c for c in some if c not in found]
     short = [c for c in found if c.quick]
@@ -61,16 +71,17 @@ def _measure(options: argparse.Namespace) -> int:
         raise InvalidInput(
             OP, "--json", "a file, or nothing after it", f"the family {options.json}: name it first"
         )
-    cases = chosen(options.what, options.quick)
+    cases = chosen(options.what, options.quick, options.device)
+    pace, instrument, limits = _measured_with(options.device, options.quick)
     settings = harness.Settings(
         threads=options.threads,
         peers=options.peers,
         quick=options.quick,
-        pace=timing.QUICK if options.quick else timing.Pace(),
+        pace=pace,
         seed=secrets.randbits(32),
+        instrument=instrument,
     )
-    limits = Limits(seconds=0.05, most_bytes=256 << 20) if options.quick else Limits()
-    shared = harness.surroundings(_said(sys.argv[1:]))
+    shared = harness.surroundings(_said(sys.argv[1:]), options.device)
     out = sys.stderr if options.json == "-" else sys.stdout
     print(show.surroundings(shared), file=out)
     print(show.HEAD, file=out, flush=True)
@@ -86,6 +97,15 @@ def _measure(options: argparse.Namespace) -> int:
     finally:
         progress.close()
     return 1 if failed else 0
+
+
+def _measured_with(device: str, quick: bool) -> tuple[timing.Pace, Instrument, Limits]:
+    """InvalidInput where there is no such device."""
+    if device == "cuda":
+        cuda.require(OP)
+        return gpu.QUICK if quick else gpu.PACE, gpu.Gpu(), gpu.GpuLimits()
+    limits = Limits(seconds=0.05, most_bytes=256 << 20) if quick else Limits()
+    return timing.QUICK if quick else timing.Pace(), Instrument(), limits
 
 
 def _said(words: list[str]) -> str:

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 import earnest
-from earnest.bench import machine, memory
+from earnest.bench import gpu, machine
 from earnest.bench.case import OURS, PEER, Absent, Case, Implementation, Problem, Target
+from earnest.bench.instrument import Instrument
 from earnest.bench.limits import Limits, Threads
-from earnest.bench.timing import Caller, Pace, Times, clock_for, interleave, quartiles
+from earnest.bench.timing import Caller, Pace, Times, quartiles
 
 
 class WrongResult(Exception):
@@ -32,6 +33,7 @@ class Settings:
     quick: bool = False
     pace: Pace = field(default_factory=Pace)
     seed: int = 0
+    instrument: Instrument = field(default_factory=Instrument)
 
 
 @dataclass
@@ -52,7 +54,8 @@ def measure(case: Case, settings: Settings, limits: Limits) -> dict[str, Any]:
         entries, absent, wrong = _prepare(problem, settings)
         record: dict[str, Any] = {
             "case": case.name, "family": case.family, "dtype": case.dtype, "shape": dict(case.shape),
-            "backend": _backend(case), "threads": threads, "clock": clock_for(threads).__name__,
+            "backend": _backend(case), "device": case.device, "threads": threads,
+            "clock": settings.instrument.clock(threads),
             "seed": settings.seed, "quick": settings.quick, "per": list(case.per),
             "absent": absent, "wrong": wrong, "results": [],
             "best_peer": None, "ratio": None, "ratio_quartiles": None, "yardstick_ratio": None,
@@ -64,11 +67,12 @@ def measure(case: Case, settings: Settings, limits: Limits) -> dict[str, Any]:
         if not entries:
             return record
         load = machine.Load()
-        times = interleave(
-            {e.implementation.name: e.caller for e in entries}, settings.pace, clock_for(threads)
-        )
+        callers = {e.implementation.name: e.caller for e in entries}
+        times = settings.instrument.times(callers, settings.pace, threads)
         record["others_load"] = load.others()
-        record["results"] = [_result(entry, times[entry.implementation.name]) for entry in entries]
+        record["results"] = [
+            _result(entry, times[entry.implementation.name], settings.instrument) for entry in entries
+        ]
         record |= _standing(case, problem, record["results"], times, limits, threads)
         complete = settings.peers and not settings.quick
         record["met"] = is_met(case.target, record) if complete else None
@@ -86,7 +90,7 @@ def _prepare(problem: Problem, settings: Settings) -> tuple[list[Entry], dict[st
         if (one.extra and one.role == PEER and not settings.peers) or (one.compiles and settings.quick):
             continue
         try:
-            entries.append(_ready(one, problem, expected))
+            entries.append(_ready(one, problem, expected, settings.instrument))
         except Absent as reason:
             absent[one.name] = str(reason)
         except WrongResult as reason:
@@ -96,7 +100,9 @@ def _prepare(problem: Problem, settings: Settings) -> tuple[list[Entry], dict[st
     return entries, absent, wrong
 
 
-def _ready(one: Implementation, problem: Problem, expected: dict[Any, Sequence[Any]]) -> Entry:
+def _ready(
+    one: Implementation, problem: Problem, expected: dict[Any, Sequence[Any]], instrument: Instrument
+) -> Entry:
     function = one.build()
     prepared = [one.prepare(*inputs) for inputs in problem.inputs]
     result: Any = None
@@ -105,7 +111,7 @@ def _ready(one: Implementation, problem: Problem, expected: dict[Any, Sequence[A
         nonlocal result
         result = function(*one.choose(*prepared[0]))
 
-    extra = memory.peak_extra_bytes(first)
+    extra = instrument.extra_bytes(first)
     extra = None if extra is None else max(0, extra - one.result_bytes(result))
     error, reference = None, problem.reference_of(one)
     if reference is not None:
@@ -122,7 +128,7 @@ def _ready(one: Implementation, problem: Problem, expected: dict[Any, Sequence[A
 # ---- after: where it stands ----
 
 
-def _result(entry: Entry, times: Times) -> dict[str, Any]:
+def _result(entry: Entry, times: Times, instrument: Instrument) -> dict[str, Any]:
     one, caller = entry.implementation, entry.caller
     result_bytes = 0
 
@@ -132,13 +138,14 @@ def _result(entry: Entry, times: Times) -> dict[str, Any]:
         result_bytes = one.result_bytes(result)
         return result
 
-    extra = memory.peak_extra_bytes(call)
+    extra = instrument.extra_bytes(call)
     extra = None if extra is None else max(0, extra - result_bytes)
     q1, q3 = times.quartiles
     return {
         "name": one.name, "role": one.role, "median": times.median, "q1": q1, "q3": q3,
         "least": min(times.samples),
-        "samples": len(times.samples), "calls": times.repeats, "error": entry.error,
+        "samples": len(times.samples), "calls": times.repeats, "captured": times.captured,
+        "error": entry.error,
         "extra_bytes": extra, "first_call_bytes": entry.first_bytes,
         "definition": one.definition, "ratio": None,
     }  # fmt: skip
@@ -209,7 +216,7 @@ def _backend(case: Case) -> str | None:
     """What would run, such as "cpu/avx512"; None for a family that this version does not know."""
     details = {"dtype": case.dtype, "dim": case.shape.get("dim", 64)} if case.family == "attention" else {}
     try:
-        return earnest.which(case.family, **details)
+        return earnest.which(case.family, case.device, **details)
     except ValueError:
         return None
 
@@ -220,7 +227,7 @@ def most_bytes(result: dict[str, Any]) -> int | None:
     return max(known, default=None)
 
 
-def surroundings(command: str) -> dict[str, Any]:
+def surroundings(command: str, device: str = "cpu") -> dict[str, Any]:
     """What every record of a run shares."""
     return {
         "command": command,
@@ -228,4 +235,5 @@ def surroundings(command: str) -> dict[str, Any]:
         "cpu": machine.cpu(),
         "versions": machine.versions(),
         **machine.commit(),
+        **({"gpu": gpu.about()} if device == "cuda" else {}),
     }

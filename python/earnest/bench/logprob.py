@@ -63,15 +63,15 @@ def _problem(
         peers.random_tensor(rng, rows),
         peers.random_tensor(rng, rows, scale=ENTROPY_SCALE),
     )
-    check = _Check(rng, rows, words, gradients)
+    check = Check(rng, rows, words, gradients)
     size = inputs[0].element_size()
     products = 3 if gradients else 1
 
     def entry(name: str, build: Callable[[], Callable[..., Any]], **rest: Any) -> Implementation:
         return Implementation(
             name,
-            lambda: _with_gradients(build()) if gradients else build(),
-            prepare=(lambda *x: (*_leaves(*x[:2]), *x[2:])) if gradients else (lambda *x: x[:3]),
+            lambda: with_gradients(build()) if gradients else build(),
+            prepare=(lambda *x: (*leaves(*x[:2]), *x[2:])) if gradients else (lambda *x: x[:3]),
             outputs=check.outputs,
             result_bytes=check.result_bytes,
             choose=check.choose,
@@ -80,8 +80,12 @@ def _problem(
 
     found = [
         entry("earnest", lambda: peers.ours("logprob"), role=OURS, tolerance=OURS_TOLERANCE[dtype]),
-        entry("torch, chunks", lambda: _in_chunks(_plain, gradients), extra=False),
-        entry("torch.compile, chunks", lambda: _in_chunks(peers.compiled(_plain), gradients), compiles=True),
+        entry("torch, chunks", lambda: row_chunks(logits_at_once, gradients, CHUNK), extra=False),
+        entry(
+            "torch.compile, chunks",
+            lambda: row_chunks(peers.compiled(logits_at_once), gradients, CHUNK),
+            compiles=True,
+        ),
         Implementation(
             YARDSTICK_NAME, lambda: _product, YARDSTICK, prepare=lambda *x: _pieces(x[0], x[1], products),
             reference=None, extra=False,
@@ -89,8 +93,8 @@ def _problem(
     ]  # fmt: skip
     if rows * words * 4 < 512 << 20:  # the whole logits, several times over
         found[1:1] = [
-            entry("torch", lambda: _plain, extra=False),
-            entry("torch.compile", lambda: peers.compiled(_plain), compiles=True),
+            entry("torch", lambda: logits_at_once, extra=False),
+            entry("torch.compile", lambda: peers.compiled(logits_at_once), compiles=True),
         ]
     return Problem(
         inputs=[inputs],
@@ -102,7 +106,7 @@ def _problem(
     )
 
 
-class _Check:
+class Check:
     """Compares some rows of the results, and of the gradients with everything upstream of other rows at 0: in
     float64 all of them would take longer than the measurement."""
 
@@ -152,11 +156,11 @@ class _Check:
         return found
 
 
-def _leaves(*inputs: Any) -> tuple:
+def leaves(*inputs: Any) -> tuple:
     return tuple(x.detach().requires_grad_() for x in inputs)
 
 
-def _with_gradients(forward: Callable[..., Any]) -> Callable[..., Any]:
+def with_gradients(forward: Callable[..., Any]) -> Callable[..., Any]:
     import torch
 
     def run(hidden: Any, weight: Any, targets: Any, of_logp: Any, of_entropy: Any) -> list[Any]:
@@ -166,7 +170,7 @@ def _with_gradients(forward: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _plain(hidden: Any, weight: Any, targets: Any) -> tuple[Any, Any]:
+def logits_at_once(hidden: Any, weight: Any, targets: Any) -> tuple[Any, Any]:
     """With the logits of all its rows."""
     import torch
 
@@ -174,14 +178,14 @@ def _plain(hidden: Any, weight: Any, targets: Any) -> tuple[Any, Any]:
     return log_p.gather(-1, targets[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
 
 
-def _in_chunks(function: Callable[..., Any], gradients: bool) -> Callable[..., Any]:
-    """A chunk of rows at a time; with gradients, its logits computed again in the backward pass."""
+def row_chunks(function: Callable[..., Any], gradients: bool, chunk: int) -> Callable[..., Any]:
+    """`chunk` rows at a time; with gradients, its logits computed again in the backward pass."""
     import torch
     from torch.utils.checkpoint import checkpoint
 
     def run(hidden: Any, weight: Any, targets: Any) -> tuple[Any, Any]:
         parts = []
-        for x, t in zip(hidden.split(CHUNK), targets.split(CHUNK), strict=True):
+        for x, t in zip(hidden.split(chunk), targets.split(chunk), strict=True):
             if gradients:
                 parts.append(checkpoint(function, x, weight, t, use_reentrant=False))
             else:

@@ -16,7 +16,7 @@ from earnest import __version__
 PACKAGES = (
     "torch", "numpy", "asrfront", "kaldi-native-fbank", "librosa", "transformers", "zentorch", "numba",
     "scipy", "praat-parselmouth", "pyworld", "trl", "llama-cpp-python", "openvino", "openvino-genai",
-    "ctranslate2", "pywhispercpp",
+    "ctranslate2", "pywhispercpp", "torchaudio", "triton", "liger-kernel",
 )  # fmt: skip
 
 
@@ -64,7 +64,10 @@ def caches() -> dict[str, int]:
 
 
 def commit() -> dict[str, Any]:
-    """The commit of the checkout this package lies in, and whether its code was changed since; {} without."""
+    """The commit of the checkout this package lies in, and whether its code was changed since. Without a
+    history, as where a copy was sent to, the one in EARNEST_COMMIT; {} without either."""
+    given = os.environ.get("EARNEST_COMMIT")
+    without = {"commit": given} if given else {}
     here = Path(__file__).resolve().parent
 
     def git(*words: str) -> str:
@@ -75,9 +78,10 @@ def commit() -> dict[str, Any]:
         name = git("rev-parse", "HEAD") if git("ls-files", "__init__.py") else ""
         root = git("rev-parse", "--show-toplevel")
         sources = [f"{root}/{folder}" for folder in ("kernels", "csrc", "python", "CMakeLists.txt")]
-        return {"commit": name, "changed": bool(git("status", "--porcelain", "--", *sources))} if name else {}
+        changed = {"changed": bool(git("status", "--porcelain", "--", *sources))}
+        return {"commit": name, **changed} if name else without
     except (OSError, subprocess.TimeoutExpired):
-        return {}
+        return without
 
 
 class Load:

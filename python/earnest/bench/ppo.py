@@ -133,10 +133,10 @@ def _losses(rng: np.random.Generator, sequences: int, tokens: int) -> Problem:
         inputs=[_leaves(one()) for _ in range(_sets(moved))],
         reference=_reference,
         implementations=[
-            Implementation("earnest", _our_losses, OURS, outputs=list),
-            Implementation("torch", lambda: _gradients_of(_plain), outputs=list, extra=False),
+            Implementation("earnest", our_losses, OURS, outputs=list),
+            Implementation("torch", lambda: gradients_of(plain), outputs=list, extra=False),
             Implementation(
-                "torch.compile", lambda: _gradients_of(peers.compiled(_plain)), outputs=list, compiles=True
+                "torch.compile", lambda: gradients_of(peers.compiled(plain)), outputs=list, compiles=True
             ),
         ],
         tolerance=1e-4,
@@ -148,7 +148,7 @@ def _leaves(arrays: tuple) -> tuple:
     return tuple(x.requires_grad_() if i in LEAVES else x for i, x in enumerate(arrays))
 
 
-def _our_losses() -> Callable[..., Any]:
+def our_losses() -> Callable[..., Any]:
     import torch
 
     ppo_loss = peers.ours("ppo_loss")
@@ -165,7 +165,7 @@ def _our_losses() -> Callable[..., Any]:
     return run
 
 
-def _plain(
+def plain(
     logp: Any,
     logp_old: Any,
     advantages: Any,
@@ -196,7 +196,7 @@ def _plain(
         return loss, mean(ratio - 1 - log_ratio), mean(cut.to(logp.dtype))
 
 
-def _gradients_of(losses: Callable[..., Any]) -> Callable[..., Any]:
+def gradients_of(losses: Callable[..., Any]) -> Callable[..., Any]:
     import torch
 
     def run(*arrays: Any) -> list[Any]:
@@ -208,4 +208,4 @@ def _gradients_of(losses: Callable[..., Any]) -> Callable[..., Any]:
 
 def _reference(*arrays: Any) -> list[Any]:
     doubles = [x.detach().double() if x.is_floating_point() else x for x in arrays]
-    return _gradients_of(_plain)(*_leaves(tuple(doubles)))
+    return gradients_of(plain)(*_leaves(tuple(doubles)))

@@ -37,7 +37,7 @@ def line(record: Record) -> str:
 def cells(record: Record) -> tuple[str, ...]:
     ours, best = our_result(record), best_peers_result(record)
     return (
-        f"{record['case']} ({record['threads']}T)",
+        f"{record['case']} ({where(record)})",
         time_of(ours, record),
         time_of(best, record),
         best["name"] if best else "",
@@ -47,6 +47,11 @@ def cells(record: Record) -> tuple[str, ...]:
         "-" if not ours or ours["error"] is None else f"{ours['error']:.0e}",
         "-" if not ours or ours["extra_bytes"] is None else f"{ours['extra_bytes'] / (1 << 20):.1f} MB",
     )
+
+
+def where(record: Record) -> str:
+    """cuda, or how many threads."""
+    return "cuda" if record.get("device") == "cuda" else f"{record['threads']}T"
 
 
 def our_result(record: Record) -> Record | None:
@@ -103,7 +108,8 @@ def surroundings(shared: Record) -> str:
     caches = ", ".join(f"{name} {size >> 10} KiB" for name, size in cpu["caches"].items())
     rest = ", ".join(f"{name} {version}" for name, version in versions.items() if name != "earnest")
     commit = shared.get("commit", "")[:7] + (" with changes" if shared.get("changed") else "")
+    gpu = f"\n{shared['gpu']['name']}, CUDA {shared['gpu']['cuda']}" if shared.get("gpu") else ""
     return (
         f"earnest {versions['earnest']} {commit}: {cpu['model']} ({cpu['family']}), {cpu['cores']} cores, "
-        f"{caches}, tier {cpu['tier']}\n{rest}"
+        f"{caches}, tier {cpu['tier']}\n{rest}{gpu}"
     )

@@ -34,10 +34,12 @@ QUICK = Pace(seconds=0.2, sample=0.004, rounds=3, most_rounds=25, rest=0.0)
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of one call: the samples in the order of their rounds, and calls in a sample."""
+    """Seconds of one call: the samples in the order of their rounds, and calls in a sample. captured: whether
+    what was timed is a CUDA graph; None on the CPU."""
 
     samples: tuple[float, ...]
     repeats: int
+    captured: bool | None = None
 
     @property
     def median(self) -> float:

@@ -55,6 +55,7 @@ class PackedBatch:
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """The same batch on a device."""
+        rows, bounds = self.key_rows, self.cu_seqlens_k
         return PackedBatch(
             self.input_ids.to(device),
             self.position_ids.to(device),
@@ -62,6 +63,8 @@ class PackedBatch:
             self.loss_mask.to(device),
             [mel.to(device) for mel in self.mel],
             self.audio_positions.to(device),
+            None if rows is None else rows.to(device),
+            None if bounds is None else bounds.to(device),
         )
 
 

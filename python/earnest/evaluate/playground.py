@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from earnest.evaluate.manner import accuracy_by_measured, with_measures
 from earnest.evaluate.stage import Answer, answer, silenced, summarise, win_rate
 from earnest.learn.types import Case
@@ -30,11 +32,16 @@ def rate(answers: Sequence[Answer], cases: Sequence[Case], listener: Listener) -
 
 
 def evaluate_model(
-    folder: Path, cases: Sequence[Case], seed: int, name: str, temperature: float = 0.0
+    folder: Path,
+    cases: Sequence[Case],
+    seed: int,
+    name: str,
+    temperature: float = 0.0,
+    device: torch.device | str = "cpu",
 ) -> tuple[list[Answer], list[Answer]]:
     """(answers, answers to silence) of the model in `folder`; a temperature of 0 takes the likeliest
     tokens."""
-    model, tokenizer = load_model(folder, train=False)
+    model, tokenizer = load_model(folder, train=False, device=device)
     listener = Listener(seed)
     drawn: dict[str, Any] = {"temperature": temperature, "seed": seed}
     given = answer(model, tokenizer, cases, what=f"{name}: answering", **drawn)

@@ -83,7 +83,7 @@ def estimate(
 def place_scores(scores: Tensor, trainable: Tensor, cu_seqlens: Tensor) -> Tensor:
     """[N]: the score [R] of each reply on its last trainable token, 0 elsewhere; the end of the reply may be
     masked (an observation). A reply without any trainable token loses its score, as it counts nowhere."""
-    places = torch.arange(len(trainable)).masked_fill(~trainable, -1)
+    places = torch.arange(len(trainable), device=trainable.device).masked_fill(~trainable, -1)
     rewards = scores.new_zeros(len(trainable))
     for reply, (begin, end) in enumerate(zip(cu_seqlens[:-1].tolist(), cu_seqlens[1:].tolist(), strict=True)):
         last = int(places[begin:end].max()) if end > begin else -1
@@ -124,10 +124,11 @@ def _against_group(
     metrics: dict[str, float],
 ) -> tuple[Tensor, Tensor]:
     """Every token of a reply gets the advantage of the whole reply."""
-    reply = torch.repeat_interleave(torch.arange(len(groups)), cu_seqlens.diff().long())
+    replies = torch.arange(len(groups), device=rewards.device)
+    reply = torch.repeat_interleave(replies, cu_seqlens.diff().long())
     counted = torch.where(trainable, rewards, torch.zeros_like(rewards)).double()
-    scores = torch.zeros(len(groups), dtype=torch.float64).index_add_(0, reply, counted)
-    valid = torch.zeros(len(groups), dtype=torch.int64).index_add_(0, reply, trainable.long()) > 0
+    scores = torch.zeros_like(groups, dtype=torch.float64).index_add_(0, reply, counted)
+    valid = torch.zeros_like(groups).index_add_(0, reply, trainable.long()) > 0
     of_reply = ops.group_advantage(
         scores, groups, valid=valid, baseline=settings.baseline, normalize_std=settings.normalize_std
     )

@@ -99,7 +99,7 @@ def noted(prompt: Prompt, notes: Sequence[int]) -> Prompt:
 def verdict_logits(model: AudioLM, hearing: Hearing, packed: Packed, verdicts: Sequence[int]) -> Tensor:
     """Logits [n, levels] of the verdict tokens after each packed question, float32."""
     hidden = model(packed.batch, hearing.embed(model, packed.clips))
-    return model.logits(hidden[packed.last])[:, list(verdicts)]
+    return model.logits(hidden[packed.last.to(hidden.device)])[:, list(verdicts)]
 
 
 def findings_ids(first: str, second: str, tokenizer: Tokenizer) -> list[int]:
@@ -139,14 +139,14 @@ class Judge:
 
     @torch.no_grad()
     def distribution(self, dialogues: Sequence[Prompt], questions: Sequence[Question]) -> Tensor:
-        """Probabilities [n, levels] of each verdict, the lowest level first. `dialogues` are noted prompts;
-        those of questions on one dialogue should be one object, which is then read once."""
+        """Probabilities [n, levels] of each verdict, the lowest level first, on the CPU. `dialogues` are
+        noted prompts; those of questions on one dialogue should be one object, which is then read once."""
         asked = [torch.tensor(question_ids(q, self.tokenizer), dtype=torch.int64) for q in questions]
         parts = []
         for group in by_tokens(dialogues, [len(ids) for ids in asked], self.max_tokens):
             packed = pack([dialogues[i] for i in group], [asked[i] for i in group])
             read = self._after_findings if self.findings else self._at_once
-            parts.append((read(packed) / self.temperature).softmax(-1))
+            parts.append((read(packed) / self.temperature).softmax(-1).cpu())
         return torch.cat(parts) if parts else torch.zeros(0, len(self._verdicts))
 
     def _at_once(self, packed: Packed) -> Tensor:

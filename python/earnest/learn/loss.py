@@ -53,8 +53,9 @@ def step_normalizer(
         trainable: bool [N], of all micro-batches of the step. cu_seqlens: [R + 1] over the same tokens.
         gradients_averaged: ranks' gradients are averaged (DDP, FSDP), not summed; undone here.
     """
+    cu_seqlens = cu_seqlens.to(trainable.device)
     lengths = _trainable_per_reply(trainable, cu_seqlens)
-    counts = torch.tensor([float(lengths.sum()), float((lengths > 0).sum())], dtype=torch.float64)
+    counts = torch.stack([lengths.sum(), (lengths > 0).double().sum()])
     ranks = 1
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(counts)
@@ -129,6 +130,7 @@ def check_first_step(metrics: dict[str, float]) -> None:
 
 
 def _trainable_per_reply(trainable: Tensor, cu_seqlens: Tensor) -> Tensor:
-    reply = torch.repeat_interleave(torch.arange(len(cu_seqlens) - 1), cu_seqlens.diff().long())
-    counts = torch.zeros(len(cu_seqlens) - 1, dtype=torch.float64)
+    counts = torch.zeros(len(cu_seqlens) - 1, dtype=torch.float64, device=trainable.device)
+    replies = torch.arange(len(counts), device=trainable.device)
+    reply = torch.repeat_interleave(replies, cu_seqlens.diff().long())
     return counts.index_add_(0, reply, trainable.double())

@@ -95,27 +95,27 @@ def prompts_of(cases: Sequence[Case], tokenizer: Tokenizer, model: AudioLM) -> l
 def experience_of(
     learner: Learner, rollouts: Rollouts, rewards: Rewards, settings: PolicySettings
 ) -> tuple[Experience, dict[str, float]]:
-    """The rollouts with old log-probabilities, advantages and returns. Replies without a valid reward are
-    masked."""
+    """The rollouts with old log-probabilities, advantages and returns, on the policy's device. Replies
+    without a valid reward are masked."""
     invalid = 1 - float(rewards.valid.float().mean())
     if invalid > MOST_INVALID:
         raise RuntimeError(
             f"[reward] valid: expected at least {1 - MOST_INVALID:.0%} of the replies, got {1 - invalid:.0%}"
         )
     logp, reference, values = learner.read(rollouts, settings.update.max_tokens)
-    lengths = rollouts.cu_seqlens.diff()
-    trainable = rewards.valid.repeat_interleave(lengths)
-    token_rewards = torch.zeros(len(logp))
+    cu_seqlens = rollouts.cu_seqlens.to(logp.device)
+    trainable = rewards.valid.to(logp.device).repeat_interleave(cu_seqlens.diff())
+    token_rewards = torch.zeros(len(logp), device=logp.device)
     if settings.kl > 0 and reference is not None:
         token_rewards -= settings.kl * (logp - reference)
-    token_rewards[rollouts.cu_seqlens[1:].long() - 1] += rewards.scalar
+    token_rewards[cu_seqlens[1:].long() - 1] += rewards.scalar.to(logp.device)
     estimated = estimate(
         token_rewards,
         trainable,
-        rollouts.cu_seqlens,
+        cu_seqlens,
         settings.advantage,
         values=values,
-        groups=rollouts.prompt_index,
+        groups=rollouts.prompt_index.to(logp.device),
     )
     experience = Experience(
         rollouts, trainable, logp, estimated.advantages, estimated.returns, values, reference

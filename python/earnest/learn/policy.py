@@ -18,7 +18,8 @@ from earnest.model import AudioLM
 
 @dataclass(eq=False)
 class Packed:
-    """Sequences end to end, with the N tokens whose probability is asked for."""
+    """Sequences end to end, with the N tokens whose probability is asked for. It is made on the CPU, and what
+    a model on another device reads of it is brought there then."""
 
     batch: PackedBatch
     clips: list[Clip]
@@ -100,8 +101,8 @@ def token_logprobs(
     temperature."""
     hidden = model(packed.batch, hearing.embed(model, packed.clips))
     # Many replies begin after one prompt token: index_select adds up their gradients in a fixed order.
-    before = hidden.index_select(0, packed.before)
-    return model.logprob(before, packed.targets, temperature)
+    before = hidden.index_select(0, packed.before.to(hidden.device))
+    return model.logprob(before, packed.targets.to(hidden.device), temperature)
 
 
 def by_tokens(prompts: Sequence[Prompt], lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:

@@ -104,7 +104,8 @@ class Rewards:
 
 @dataclass(eq=False)
 class Experience:
-    """What an update reads: one row per trained token, all from the policy as it was when it sampled."""
+    """What an update reads: one row per trained token, all from the policy as it was when it sampled, on its
+    device; rollouts and rewards stay on the CPU."""
 
     rollouts: Rollouts
     trainable: Tensor  # bool [N]

@@ -69,7 +69,8 @@ class Learner:
         assert self.critic is not None
         with self.autocast():
             heard = self.hearing.encoded(packed.clips) if packed.clips else None
-            return self.critic(packed.batch, heard).index_select(0, packed.before)
+            values = self.critic(packed.batch, heard)
+            return values.index_select(0, packed.before.to(values.device))
 
     @property
     def sampler_is_exact(self) -> bool:
@@ -127,7 +128,7 @@ def agreement(experience: Experience, said: Sequence[Said], exact: bool) -> dict
     if not said:
         return {}
     rows, logp, entropy = (torch.cat(parts) for parts in zip(*said, strict=True))
-    gap = (logp - torch.cat(experience.rollouts.logp)[rows]).abs()
+    gap = (logp - torch.cat(experience.rollouts.logp)[rows].to(logp.device)).abs()
     largest = float(gap.max())
     if exact and largest != 0.0:
         raise RuntimeError(
@@ -207,7 +208,7 @@ class Update:
         if count == 0:
             return {}, 0.0, []
         lengths = torch.tensor([0, *(len(rows_of[i]) for i in replies)])
-        divided_by = torch.zeros(len(experience.trainable), dtype=torch.float64)
+        divided_by = torch.zeros_like(experience.trainable, dtype=torch.float64)
         divided_by[rows] = step_normalizer(experience.trainable[rows], lengths.cumsum(0), self.settings.loss)
         parts, said = [], []
         for group in groups_of(experience.rollouts, replies, self.settings.max_tokens):

@@ -86,6 +86,11 @@ class AudioLM(nn.Module):
         return twin
 
     @property
+    def device(self) -> torch.device:
+        """Where the weights lie; what a batch holds is brought there."""
+        return self.lm_head.weight.device
+
+    @property
     def adaptor(self) -> Adaptor:
         return self.adapter
 

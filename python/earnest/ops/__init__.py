@@ -2,7 +2,9 @@
 """The kernels as operators: torch tensors (with gradients) or numpy arrays in, the same out."""
 
 from earnest._native import num_threads, set_num_threads
+from earnest.ops import cuda
 from earnest.ops.attention import attention
+from earnest.ops.cuda import raise_faults
 from earnest.ops.frames import gelu, layer_norm
 from earnest.ops.linear import linear
 from earnest.ops.logprob import logprob
@@ -12,6 +14,7 @@ from earnest.ops.rowwise import rms_norm, rotary, rotary_angles, swiglu
 __all__ = [
     "PPOLoss",
     "attention",
+    "cuda",
     "gae",
     "gelu",
     "group_advantage",
@@ -20,6 +23,7 @@ __all__ = [
     "logprob",
     "num_threads",
     "ppo_loss",
+    "raise_faults",
     "rms_norm",
     "rotary",
     "rotary_angles",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from earnest import _native
 from earnest.errors import InvalidInput
+from earnest.ops import attention_torch, cuda
 from earnest.ops.eager import call, capsule, runs_directly
 
 _OP = "attention"
@@ -43,8 +44,9 @@ def attention(
 
     dim: a multiple of 8 up to 256; scale defaults to 1/sqrt(dim). dtype float32, float64 or bfloat16
     (sums in float32), the same for q, k, v and the result, which has q's shape. Inputs that are not
-    contiguous are copied. numpy arrays (float32, float64) give a numpy array, without gradients. The bits of
-    a row depend neither on the batch, nor on the threads, nor on whether its keys come from a cache.
+    contiguous are copied. numpy arrays (float32, float64) give a numpy array, without gradients. On the CPU
+    the bits of a row depend neither on the batch, nor on the threads, nor on whether its keys come from a
+    cache. On cuda torch's own operators run ("cuda/torch"), in the precision of autocast.
     Raises InvalidInput.
     """
     if isinstance(q, np.ndarray):
@@ -53,6 +55,8 @@ def attention(
         cu_seqlens_k = cu_seqlens_q
     _check_tensors(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k)
     factor = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    if q.is_cuda:
+        return attention_torch.attention(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, causal, factor)
     if not runs_directly(q, k, v):
         return _attention_op(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, causal, factor)[0]
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
@@ -62,6 +66,8 @@ def attention(
 
 def which(device: str = "cpu", dtype: str = "float32", dim: int = 64) -> str:
     """The back end that would run, e.g. "cpu/avx512"; an error where there is none."""
+    if device == "cuda":
+        return cuda.torch_backend("attention")
     return _native.attention_which(device, dtype, dim)
 
 
@@ -77,8 +83,8 @@ def _check_tensors(q: Any, k: Any, v: Any, cu_q: Any, cu_k: Any, seqused_k: Any)
             _wrong(name, f"{q.dtype} on {q.device} as q", f"{x.dtype} on {x.device}")
     if q.dtype not in _DTYPES:
         _wrong("q", "float32, float64 or bfloat16", q.dtype)
-    if not (q.is_cpu or q.is_meta):
-        _wrong("q", "a tensor on cpu (this is built without CUDA)", q.device)
+    if not (q.is_cpu or q.is_meta or q.is_cuda):
+        _wrong("q", "a tensor on cpu or cuda", q.device)
     _check_shapes(tuple(q.shape), tuple(k.shape), tuple(v.shape), cu_q, cu_k, seqused_k)
     for name, x in (("cu_seqlens_q", cu_q), ("cu_seqlens_k", cu_k), ("seqused_k", seqused_k)):
         if x is not None and (not isinstance(x, Tensor) or x.dtype != torch.int32):

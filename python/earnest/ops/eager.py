@@ -23,6 +23,20 @@ def runs_directly(*tensors: Tensor | None) -> bool:
     for x in tensors:
         if x is not None and not ((type(x) is Tensor or type(x) is torch.nn.Parameter) and x.is_cpu):
             return False
+    return _nobody_traces()
+
+
+def is_eager(*tensors: Tensor | None) -> bool:
+    """The same of tensors on the CPU or on cuda, for operators that have kernels there too."""
+    for x in tensors:
+        if x is not None and not (
+            (type(x) is Tensor or type(x) is torch.nn.Parameter) and (x.is_cpu or x.is_cuda)
+        ):
+            return False
+    return _nobody_traces()
+
+
+def _nobody_traces() -> bool:
     return (
         not torch.compiler.is_compiling()
         and torch._C._len_torch_dispatch_stack() == 0

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from earnest import _native
 from earnest.errors import InvalidInput
+from earnest.ops import cuda
 from earnest.ops.eager import bits, needs_gradient, runs_directly
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -51,7 +52,7 @@ def gelu(x: Tensor) -> Tensor:
 
 def which(device: str = "cpu") -> str:
     """The back end that would run, e.g. "cpu/avx512"; an error where there is none."""
-    return _native.frames_which(device)
+    return cuda.torch_backend("frames") if device == "cuda" else _native.frames_which(device)
 
 
 def _wrong(op: str, argument: str, expected: str, got: object) -> NoReturn:

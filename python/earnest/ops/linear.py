@@ -7,10 +7,12 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from earnest import _native
 from earnest.errors import InvalidInput
+from earnest.ops import cuda
 from earnest.ops.eager import call, capsule, needs_gradient, runs_directly
 from earnest.ops.packed_weights import PackedWeights
 
@@ -23,7 +25,8 @@ _packed = PackedWeights()
 def linear(x: Any, weight: Any, bias: Any = None) -> Any:
     """x @ weight.T + bias over the last axis of x; differentiable, once, in all three.
 
-    x [..., K], weight [N, K] and bias [N] are float32, float64 or bfloat16, all the same, on the CPU; the
+    x [..., K], weight [N, K] and bias [N] are float32, float64 or bfloat16, all the same, on the CPU or on
+    cuda, where torch's own product runs ("cuda/torch", without what is said of bits and packing below); the
     result is [..., N]. Several weights [N_i, K], given as a tuple, count as one that has them one below the
     other. Where x is bfloat16, weight and bias may be float32: they are rounded as they are packed, and get
     float32 gradients, which is what training in mixed precision needs. bfloat16 is summed in float32 and
@@ -51,7 +54,7 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Any:
     bias = bias if bias is None or bias.dtype == x.dtype else bias.to(x.dtype)
     if not runs_directly(x, *weights, bias):
         whole = weights[0] if len(weights) == 1 else torch.cat(weights)
-        return _linear_op(x, whole.to(x.dtype), bias)
+        return (F.linear if x.is_cuda else _linear_op)(x, whole.to(x.dtype), bias)
     if needs_gradient(x, *weights, bias):
         return _Linear.apply(x, bias, *weights)
     return _forward(x, weights, bias)
@@ -64,7 +67,7 @@ def forget_packed(weight: Tensor) -> None:
 
 def which(device: str = "cpu") -> str:
     """The back end that would run, e.g. "cpu/avx512_bf16"; an error where there is none."""
-    return _native.linear_which(device)
+    return cuda.torch_backend("linear") if device == "cuda" else _native.linear_which(device)
 
 
 def _wrong(argument: str, expected: str, got: object) -> NoReturn:
@@ -78,8 +81,8 @@ def _check_tensors(x: Any, weights: tuple[Any, ...], bias: Any) -> None:
         _wrong("x", "a torch tensor or a numpy array", type(x).__name__)
     if x.dtype not in _DTYPES:
         _wrong("x", "float32, float64 or bfloat16", x.dtype)
-    if not (x.is_cpu or x.is_meta):
-        _wrong("x", "a tensor on cpu (this is built without CUDA)", x.device)
+    if not (x.is_cpu or x.is_meta or x.is_cuda):
+        _wrong("x", "a tensor on cpu or cuda", x.device)
     named = [("weight", weight) for weight in weights] + ([] if bias is None else [("bias", bias)])
     for name, other in named:
         if not isinstance(other, Tensor):

@@ -5,7 +5,8 @@ Everything works on one row per token, ``[tokens]``, float32 or float64, with ``
 which tokens the policy chose. What masked entries hold, NaN included, never reaches a result; an entry that
 is not finite at a trainable token is an error that names it. Arithmetic is float64 inside, sums have one
 fixed order: results do not depend on the number of threads. Formulas and conventions:
-kernels/ppo/README.md. Torch tensors or numpy arrays in, the same out; gradients with torch.
+kernels/ppo/README.md. Torch tensors (on the CPU or on cuda), numpy or cupy arrays in, the same out; gradients
+with torch. On cuda a call waits to hear that no entry was wrong; in a CUDA graph see ops.raise_faults.
 """
 
 from __future__ import annotations
@@ -18,15 +19,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.dlpack import to_dlpack
 
 from earnest import _native
 from earnest.errors import InvalidInput
-from earnest.ops.eager import runs_directly
+from earnest.ops import ppo_operators as operators
+from earnest.ops.cupy_arrays import accepts_cupy
+from earnest.ops.eager import is_eager
 from earnest.ops.ppo_autograd import NUM_SUMS, Call, Settings, dispatched_loss, eager_loss
 from earnest.ops.ppo_metrics import METRICS, metrics_of_tensor
 
-Array = Any  # a torch.Tensor or a numpy.ndarray: all arguments of one call are of one kind
+Array = Any  # a torch.Tensor, numpy.ndarray or cupy.ndarray: all arguments of one call are of one kind
 
 _FLOATS = (torch.float32, torch.float64, np.dtype(np.float32), np.dtype(np.float64))
 
@@ -61,11 +63,18 @@ class PPOLoss:
     def entropy_loss(self) -> Array:
         return self._parts[4]
 
+    def map(self, function: Callable[[Array], Array]) -> PPOLoss:
+        """The same of other arrays, without gradients."""
+        parts = tuple(function(self._parts[i].detach()) for i in range(1, 5))
+        loss = function(self.loss.detach())
+        return PPOLoss(loss, function(self.sums), (loss, *parts))
+
     @cached_property
     def metrics(self) -> Mapping[str, Array]:
         return metrics_of(self.sums)
 
 
+@accepts_cupy
 def gae(
     rewards: Array,
     values: Array,
@@ -118,16 +127,15 @@ def gae(
         results = results or (np.empty_like(rewards), np.empty_like(rewards))
         _native.ppo_gae(*inputs, *settings, *results)
         return results
-    if not runs_directly(*inputs):
-        found = _gae(*(x.detach() for x in inputs), *settings)
+    if not is_eager(*inputs):
+        found = operators.gae(*(x.detach() for x in inputs), *settings)
         return found if results is None else (results[0].copy_(found[0]), results[1].copy_(found[1]))
-    if results is None:
-        shape, dtype = rewards.shape, rewards.dtype
-        results = (torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype))
-    _native.ppo_gae(*map(to_dlpack, inputs), *settings, *map(to_dlpack, results))
+    results = results or (torch.empty_like(rewards), torch.empty_like(rewards))
+    operators.run_gae(inputs, settings, results)
     return results
 
 
+@accepts_cupy
 def ppo_loss(
     logp: Array,
     logp_old: Array,
@@ -205,7 +213,7 @@ def ppo_loss(
         logp, logp_old, advantages, values, values_old, returns, logp_ref, entropy, weights, per_token,
         trainable,
     )  # fmt: skip
-    if logp is not None and runs_directly(*inputs):
+    if logp is not None and is_eager(*inputs):
         try:
             return PPOLoss(*eager_loss(inputs, settings))
         except (TypeError, ValueError):  # the checks below find words for it
@@ -221,16 +229,18 @@ def ppo_loss(
         loss, sums = np.empty((), logp.dtype), np.empty(NUM_SUMS)
         _native.ppo_loss(*floats, trainable, *settings[:-1], *settings.coefs, None, None, None, loss, sums)
         return PPOLoss(loss[()], sums, (loss[()], *sums[:4].astype(logp.dtype)))
-    run = eager_loss if runs_directly(*floats, trainable) else dispatched_loss
+    run = eager_loss if is_eager(*floats, trainable) else dispatched_loss
     return PPOLoss(*run((*floats, trainable), settings))
 
 
+@accepts_cupy
 def join_sums(parts: Array) -> Array:
     """float64 [sums]: of a whole batch from the ``sums`` [parts, sums] of its parts (micro-batches,
     ranks)."""
     return _joined("join_sums", "parts", parts, NUM_SUMS, _native.ppo_join_sums)
 
 
+@accepts_cupy
 def metrics_of(sums: Array) -> Mapping[str, Array]:
     """The metrics of ``sums`` (float64), of one call or joined: exactly those of the whole batch."""
     sums = _Arrays("metrics_of", "sums", sums).floats("sums", sums)
@@ -241,22 +251,25 @@ def metrics_of(sums: Array) -> Mapping[str, Array]:
     return dict(zip(METRICS, out, strict=True))
 
 
+@accepts_cupy
 def join_moments(parts: Array) -> Array:
     """float64 [3]: the moments of a whole batch from those [parts, 3] of its parts (ranks)."""
     return _joined("join_moments", "parts", parts, 3, _native.ppo_join_moments)
 
 
+@accepts_cupy
 def masked_moments(x: Array, trainable: Array) -> Array:
     """float64 [3]: count, mean and sum of squares about the mean of x [tokens] over trainable tokens."""
     arrays = _Arrays("whiten", "x", x)
     x, trainable = arrays.floats("x", x), arrays.flags("trainable", trainable)
     if arrays.torch:
-        return _moments(x.detach(), trainable)
+        return operators.moments(x.detach(), trainable)
     out = np.empty(3)
     _native.ppo_moments(x, trainable, out)
     return out
 
 
+@accepts_cupy
 def whiten(
     x: Array, trainable: Array, *, moments: Array | None = None, eps: float = 1e-8, min_std: float = 1e-3
 ) -> Array:
@@ -273,12 +286,13 @@ def whiten(
         moments = masked_moments(x, trainable)
     moments = _Arrays("whiten", "moments", moments).floats("moments", moments)
     if arrays.torch:
-        return _whiten(x.detach(), trainable, moments.detach(), float(eps), float(min_std))
+        return operators.whiten(x.detach(), trainable, moments.detach(), float(eps), float(min_std))
     out = np.empty_like(x)
     _native.ppo_whiten(x, trainable, moments, eps, min_std, out)
     return out
 
 
+@accepts_cupy
 def group_advantage(
     scores: Array,
     groups: Array,
@@ -309,7 +323,7 @@ def group_advantage(
     valid = None if valid is None else arrays.flags("valid", valid)
     settings = (baseline == "leave_one_out", bool(normalize_std), float(eps), float(min_std))
     if arrays.torch:
-        return _group_advantage(scores.detach(), groups, valid, *settings)
+        return operators.group_advantage(scores.detach(), groups, valid, *settings)
     out = np.empty_like(scores)
     _native.ppo_group_advantage(scores, groups, valid, *settings, out)
     return out
@@ -320,22 +334,15 @@ def _gae_directly(inputs: tuple, settings: tuple, out: Any) -> tuple[Tensor, Ten
     where something is wrong, for which the checks have better words than the kernel."""
     if out is not None and not (isinstance(out, tuple | list) and len(out) == 2):
         return None
-    if inputs[0] is None or not runs_directly(*inputs, *(out or ())):
+    if inputs[0] is None or not is_eager(*inputs, *(out or ())):
         return None
-    rewards, values, trainable, cu_seqlens = inputs
-    if out is None:
-        tokens, dtype = rewards.numel(), rewards.dtype
-        advantages, returns = torch.empty(tokens, dtype=dtype), torch.empty(tokens, dtype=dtype)
-    else:
-        advantages, returns = out
+    rewards = inputs[0]
+    results = (torch.empty_like(rewards), torch.empty_like(rewards)) if out is None else tuple(out)
     try:
-        _native.ppo_gae(
-            to_dlpack(rewards), to_dlpack(values), to_dlpack(trainable), to_dlpack(cu_seqlens), *settings,
-            to_dlpack(advantages), to_dlpack(returns),
-        )  # fmt: skip
+        operators.run_gae(inputs, settings, results)
     except (TypeError, ValueError):
         return None
-    return advantages, returns
+    return results
 
 
 def _joined(op: str, name: str, parts: Array, columns: int, join: Callable[[Array, Array], None]) -> Array:
@@ -348,9 +355,9 @@ def _joined(op: str, name: str, parts: Array, columns: int, join: Callable[[Arra
         got = f"{_name_of(parts.dtype)} {list(parts.shape)}"
         raise InvalidInput(op, name, f"float64 [parts >= 1, {columns}]", got)
     if isinstance(parts, Tensor):
-        joined = parts.new_empty(columns)
-        join(parts.detach().contiguous(), joined)
-        return joined
+        joined = torch.empty(columns, dtype=torch.float64)
+        join(parts.detach().cpu().contiguous(), joined)
+        return joined.to(parts.device)
     out = np.empty(columns)
     join(np.ascontiguousarray(parts), out)
     return out
@@ -369,6 +376,7 @@ class _Arrays:
         if first.ndim != 1:
             raise InvalidInput(op, name, "one dimension", f"shape {list(first.shape)}")
         self.dtype, self.shape = first.dtype, first.shape
+        self.first, self.device = name, first.device if self.torch else None
         if self.dtype not in _FLOATS:
             raise InvalidInput(op, name, "float32 or float64", _name_of(self.dtype))
 
@@ -401,77 +409,13 @@ class _Arrays:
             raise InvalidInput(self.op, name, expected, f"shape {list(x.shape)}")
         if not isinstance(x, Tensor):
             return x if x.flags.carray else np.ascontiguousarray(x)
-        if not (x.is_cpu or x.is_meta):
-            raise InvalidInput(self.op, name, "a tensor on cpu (built without CUDA)", f"one on {x.device}")
+        if not (x.is_cpu or x.is_meta or x.is_cuda):
+            raise InvalidInput(self.op, name, "a tensor on cpu or cuda", f"one on {x.device}")
+        if x.device != self.device:
+            expected = f"a tensor on {self.device} as {self.first}"
+            raise InvalidInput(self.op, name, expected, f"one on {x.device}")
         return x if x.is_contiguous() else x.contiguous()
 
 
 def _name_of(dtype: Any) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-# ---- torch operators ----
-
-
-@torch.library.custom_op("earnest::gae", mutates_args=())
-def _gae(
-    rewards: Tensor,
-    values: Tensor,
-    trainable: Tensor,
-    cu_seqlens: Tensor,
-    gamma: float,
-    lam: float,
-    refuse: bool,
-) -> tuple[Tensor, Tensor]:
-    advantages, returns = torch.empty_like(rewards), torch.empty_like(rewards)
-    _native.ppo_gae(rewards, values, trainable, cu_seqlens, gamma, lam, refuse, advantages, returns)
-    return advantages, returns
-
-
-@_gae.register_fake
-def _(rewards, values, trainable, cu_seqlens, gamma, lam, refuse):
-    return torch.empty_like(rewards), torch.empty_like(rewards)
-
-
-@torch.library.custom_op("earnest::masked_moments", mutates_args=())
-def _moments(x: Tensor, trainable: Tensor) -> Tensor:
-    out = torch.empty(3, dtype=torch.float64)
-    _native.ppo_moments(x, trainable, out)
-    return out
-
-
-@_moments.register_fake
-def _(x, trainable):
-    return x.new_empty(3, dtype=torch.float64)
-
-
-@torch.library.custom_op("earnest::whiten", mutates_args=())
-def _whiten(x: Tensor, trainable: Tensor, moments: Tensor, eps: float, min_std: float) -> Tensor:
-    out = torch.empty_like(x)
-    _native.ppo_whiten(x, trainable, moments, eps, min_std, out)
-    return out
-
-
-@_whiten.register_fake
-def _(x, trainable, moments, eps, min_std):
-    return torch.empty_like(x)
-
-
-@torch.library.custom_op("earnest::group_advantage", mutates_args=())
-def _group_advantage(
-    scores: Tensor,
-    groups: Tensor,
-    valid: Tensor | None,
-    leave_one_out: bool,
-    normalize_std: bool,
-    eps: float,
-    min_std: float,
-) -> Tensor:
-    out = torch.empty_like(scores)
-    _native.ppo_group_advantage(scores, groups, valid, leave_one_out, normalize_std, eps, min_std, out)
-    return out
-
-
-@_group_advantage.register_fake
-def _(scores, groups, valid, leave_one_out, normalize_std, eps, min_std):
-    return torch.empty_like(scores)

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.utils.dlpack import to_dlpack
 
 from earnest import _native
+from earnest.ops import cuda
+from earnest.ops.ppo_operators import run
 
 NUM_SUMS: int = _native.PPO_NUM_SUMS
 Maybe = Tensor | None
@@ -46,6 +47,13 @@ def eager_loss(inputs: Inputs, settings: Settings) -> tuple[Tensor, Tensor, Call
     return call.loss(), call.sums, call
 
 
+def loss_and_gradients(inputs: Inputs, settings: Settings) -> tuple[Tensor, Tensor, list[Maybe]]:
+    """(loss, sums, gradients of logp, values and entropy), for whoever needs no autograd."""
+    gradients = _new_gradients(inputs, [inputs[i] is not None for i in _DIFFERENTIABLE])
+    sums = _new_sums(inputs)
+    return _run(inputs, settings, gradients, sums), sums, gradients
+
+
 def dispatched_loss(inputs: Inputs, settings: Settings) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
     """The same, with (loss, policy, value, kl, entropy), where tracers, modes or transforms have to see the
     operator."""
@@ -63,7 +71,7 @@ class Call:
 
     def __init__(self, inputs: Inputs, settings: Settings) -> None:
         self.inputs, self.settings = inputs, settings
-        self.sums = torch.empty(NUM_SUMS, dtype=torch.float64)
+        self.sums = _new_sums(inputs)
         # Saving tensors costs as much as the kernel on a small batch: versions are enough to see a change.
         self.versions = _versions(inputs)
         # Whether logp, values and entropy want gradients.
@@ -101,20 +109,26 @@ class Call:
 
 def _run(inputs: Inputs, settings: Settings, gradients: Sequence[Maybe], sums: Tensor) -> Tensor:
     """Fills sums and those gradients that are there; returns the loss."""
-    loss = torch.empty((), dtype=inputs[_LOGP].dtype)  # type: ignore[union-attr]
-    _native.ppo_loss(
-        *[None if x is None else to_dlpack(x) for x in inputs], *settings[:-1], *settings.coefs,
-        *[None if x is None else to_dlpack(x) for x in gradients], to_dlpack(loss), to_dlpack(sums),
-    )  # fmt: skip
+    logp = inputs[_LOGP]
+    assert logp is not None
+    loss = torch.empty((), dtype=logp.dtype, device=logp.device)
+    numbers = (*settings[:-1], *settings.coefs)
+    run("ppo_loss", _native.ppo_loss, inputs, numbers, (*gradients, loss, sums))
     return loss
+
+
+def _new_sums(inputs: Inputs) -> Tensor:
+    logp = inputs[_LOGP]
+    assert logp is not None
+    return torch.empty(NUM_SUMS, dtype=torch.float64, device=logp.device)
 
 
 def _new_gradients(inputs: Inputs, wanted: Sequence[bool]) -> list[Maybe]:
     logp = inputs[_LOGP]
     assert logp is not None
     tokens, dtype = logp.numel(), logp.dtype
-    if tokens < _LARGE:
-        return [torch.empty(tokens, dtype=dtype) if want else None for want in wanted]
+    if tokens < _LARGE or logp.is_cuda:
+        return [torch.empty(tokens, dtype=dtype, device=logp.device) if want else None for want in wanted]
     # The C library gives several large blocks in a row back to the system, and every call would get new
     # pages, a fourth of its time; one block it keeps.
     step = (tokens + 15) // 16 * 16  # each begins on a cache line
@@ -150,6 +164,9 @@ class _Loss(torch.autograd.Function):
 
 def _handed_on(ctx: Any, upstream: Tensor) -> tuple:
     ready, ctx.gradients = ctx.gradients, None
+    if cuda.is_capturing(upstream):  # nobody may look at the number
+        ready = ctx.call.gradients_again(ctx.call.settings.coefs) if ready is None else ready
+        return *(None if g is None else g * upstream for g in ready), None
     scale = upstream.item()
     if ready is None or scale != 1.0:
         ready = ctx.call.gradients_again(tuple(scale * coef for coef in ctx.call.settings.coefs))
@@ -171,8 +188,11 @@ class _Part(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple:
         coefs = [0.0] * 4
-        coefs[ctx.index - 1] = upstream.item()
-        return *ctx.call.gradients_again(tuple(coefs)), None, None
+        coefs[ctx.index - 1] = 1.0 if upstream.is_cuda else upstream.item()
+        found = ctx.call.gradients_again(tuple(coefs))
+        if upstream.is_cuda:
+            found = [None if g is None else g * upstream for g in found]
+        return *found, None, None
 
 
 @torch.library.custom_op("earnest::ppo_loss", mutates_args=())
@@ -190,7 +210,7 @@ def _loss(
     )  # fmt: skip
     coefs = (policy_coef, value_coef, kl_coef, entropy_coef)
     settings = Settings(normalizer, clip_low, clip_high, clip_value, dual_clip, kl_estimator, coefs)
-    sums = torch.empty(NUM_SUMS, dtype=torch.float64)
+    sums = _new_sums(inputs)
     loss = _run(inputs, settings, (None, None, None), sums)
     return torch.cat([loss[None], sums[:4].to(logp.dtype)]), sums
 
@@ -219,7 +239,7 @@ def _loss_backward(
     coefs = tuple(first * coef + part for coef, part in zip(mixed, parts, strict=True))
     settings = Settings(normalizer, clip_low, clip_high, clip_value, dual_clip, kl_estimator, coefs)
     gradients = _new_gradients(inputs, [inputs[i] is not None for i in _DIFFERENTIABLE])
-    _run(inputs, settings, gradients, torch.empty(NUM_SUMS, dtype=torch.float64))
+    _run(inputs, settings, gradients, _new_sums(inputs))
     of_logp, of_values, of_entropy = (logp.new_empty(0) if g is None else g for g in gradients)
     return of_logp, of_values, of_entropy
 

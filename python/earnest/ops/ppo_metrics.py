@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.dlpack import to_dlpack
 
 from earnest import _native
-from earnest.ops.eager import runs_directly
+from earnest.ops.eager import is_eager
 
 METRICS: tuple[str, ...] = tuple(_native.ppo_metric_names())
 _PLACES = {name: place for place, name in enumerate(METRICS)}
@@ -18,7 +18,7 @@ _PLACES = {name: place for place, name in enumerate(METRICS)}
 
 class Metrics(Mapping[str, Tensor]):
     """Metrics by name. Making a scalar tensor of each takes as long as the losses of a small batch, so only
-    those that are asked for are made."""
+    those that are asked for are made. They lie on the CPU: a run reads them one by one."""
 
     __slots__ = ("_values",)
 
@@ -42,8 +42,8 @@ class Metrics(Mapping[str, Tensor]):
 
 
 def metrics_of_tensor(sums: Tensor) -> Mapping[str, Tensor]:
-    if runs_directly(sums):
-        return Metrics(_metrics_of(sums))
+    if is_eager(sums):
+        return Metrics(_metrics_of(sums.cpu()))
     return dict(zip(METRICS, _metrics(sums).unbind(), strict=True))
 
 
@@ -55,7 +55,7 @@ def _metrics_of(sums: Tensor) -> Tensor:
 
 @torch.library.custom_op("earnest::ppo_metrics", mutates_args=())
 def _metrics(sums: Tensor) -> Tensor:
-    return _metrics_of(sums)
+    return _metrics_of(sums.cpu()).to(sums.device)
 
 
 @_metrics.register_fake

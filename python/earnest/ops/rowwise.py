@@ -15,6 +15,7 @@ from torch import Tensor
 
 from earnest import _native
 from earnest.errors import InvalidInput
+from earnest.ops import cuda
 from earnest.ops.eager import bits, capsule, needs_gradient, runs_directly
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -99,7 +100,7 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
 def which(device: str = "cpu") -> str:
     """The back end that would run, e.g. "cpu/avx512"; an error where there is none."""
-    return _native.rowwise_which(device)
+    return cuda.torch_backend("rowwise") if device == "cuda" else _native.rowwise_which(device)
 
 
 def _wrong(op: str, argument: str, expected: str, got: object) -> NoReturn:

@@ -167,7 +167,7 @@ def evaluate(settings: Settings, plan: dict[str, Any], run_dir: Path) -> dict[st
         kept = _read_json(file)
         if kept is None:
             heard[stage], unheard[stage] = evaluate_model(
-                run_dir / stage, cases, settings.seed, stage, settings.temperature
+                run_dir / stage, cases, settings.seed, stage, settings.temperature, settings.run.device
             )
             write_atomic(
                 file, json.dumps({"heard": to_plain(heard[stage]), "unheard": to_plain(unheard[stage])})

@@ -54,9 +54,10 @@ class Settings:
 
 def main(settings: Settings, run_dir: Path) -> dict[str, Any]:
     """Asks every model, prints the table and returns the results."""
-    from earnest.run import use_threads
+    from earnest.run import device_of, use_threads
 
     use_threads(settings.run)
+    device_of(settings.run)
     models = names_of([settings.model, *settings.others])
     run_dir.mkdir(parents=True, exist_ok=True)
     if settings.step.folder:
@@ -95,7 +96,7 @@ def case_answers(settings: Settings, folder: str, run_dir: Path, name: str) -> d
     if settings.run.resume and file.is_file():
         kept = json.loads(file.read_text(encoding="utf-8"))
         return {key: [Answer(**a) for a in kept[key]] for key in ("heard", "unheard")}
-    model, tokenizer = load_model(folder, train=False)
+    model, tokenizer = load_model(folder, train=False, device=settings.run.device)
     n_mels = model.config.audio_encoder_config.n_mels
     if data.files:
         cases = answered_cases(data, n_mels)
@@ -106,7 +107,7 @@ def case_answers(settings: Settings, folder: str, run_dir: Path, name: str) -> d
         unheard = answer(model, tokenizer, silent, max_new_tokens=limit, what=f"{name}: answering silence")
     else:
         cases = load_cases(data, n_mels, split="heldout", phase="held-out cases")
-        heard, unheard = evaluate_model(Path(folder), cases, settings.seed, name)
+        heard, unheard = evaluate_model(Path(folder), cases, settings.seed, name, device=settings.run.device)
     answers = {"heard": heard, "unheard": unheard}
     write_atomic(file, json.dumps({key: to_plain(given) for key, given in answers.items()}) + "\n")
     return answers
@@ -224,7 +225,7 @@ def step_answers(
     mark = fingerprint(settings, settings.data, folder)
     file = run_dir / f"{benchmark.name}-{_file_name(name)}-{mark}.jsonl"
     answers = _kept_answers(file) if settings.run.resume else {}
-    model, tokenizer = load_model(folder, train=False)
+    model, tokenizer = load_model(folder, train=False, device=settings.run.device)
     with file.open("a" if answers else "w", encoding="utf-8") as out:
         for row in track(benchmark.rows, f"{name}: {benchmark.name}", len(benchmark.rows)):
             key = step_benchmarks.row_id(row)

@@ -62,7 +62,7 @@ def main(settings: Settings, run_dir: Path) -> None:
         if run.finished:
             return
         seed_everything(settings.seed)
-        model, tokenizer = load_model(settings.model)
+        model, tokenizer = load_model(settings.model, device=run.device)
         n_mels = model.config.audio_encoder_config.n_mels
         compared = load_comparisons(
             settings.data, n_mels, split="train", phase="comparisons", pairs=settings.pairs
@@ -76,9 +76,9 @@ def main(settings: Settings, run_dir: Path) -> None:
         run.finish(**{key: value for key, value in report.items() if isinstance(value, int | float)})
 
 
-def load_judge(folder: str | Path) -> Judge:
+def load_judge(folder: str | Path, device: torch.device | str = "cpu") -> Judge:
     """The judge of a run folder, calibrated."""
-    model, tokenizer = load_model(folder, train=False)
+    model, tokenizer = load_model(folder, train=False, device=device)
     file = Path(folder) / CALIBRATION_FILE
     kept: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     return Judge(
@@ -109,9 +109,10 @@ def train(
         order = torch.randperm(len(dialogues), generator=generator)[: settings.batch]
         chosen = [dialogues[int(i)] for i in order]
         packed, notes, findings, classes = both_orders(chosen, tokenizer, model, with_findings)
+        last, classes = packed.last.to(model.device), classes.to(model.device)
         with run.autocast():
             hidden = model(packed.batch, hearing.embed(model, packed.clips))
-        logits = hidden.index_select(0, packed.last) @ model.lm_head.weight[verdicts].T
+        logits = hidden.index_select(0, last) @ model.lm_head.weight[verdicts].T
         verdict_loss = F.cross_entropy(logits, classes)
         notes_loss, findings_loss = (
             written_loss(model, packed, hidden, where) for where in (notes, findings)
@@ -144,8 +145,9 @@ def written_loss(model: AudioLM, packed: Packed, hidden: Tensor, where: Tensor) 
     """Mean negative log-probability of the tokens at the positions `where` (int64); zero where there are
     none."""
     if not len(where):
-        return torch.zeros(())
-    return -model.logprob(hidden.index_select(0, where - 1), packed.batch.input_ids[where])[0].mean()
+        return hidden.new_zeros(())
+    targets = packed.batch.input_ids[where].to(hidden.device)
+    return -model.logprob(hidden.index_select(0, (where - 1).to(hidden.device)), targets)[0].mean()
 
 
 def finds(settings: Settings, compared: Sequence[Compared]) -> bool:

@@ -78,6 +78,7 @@ def main(settings: Settings, run_dir: Path) -> None:
         seed_everything(settings.seed)
         new = settings.model in PRESETS
         model, tokenizer = new_model(settings) if new else load_model(settings.model)
+        model.to(run.device)
         n_mels = model.config.audio_encoder_config.n_mels
         cases = load_cases(settings.data, n_mels)
         cases = cases + dictations(settings.data, round(settings.dictation * len(cases)), n_mels)
@@ -122,16 +123,15 @@ class NamingHeads(nn.Module):
 
     def losses(self, frames: Tensor, clips: Sequence[Clip], cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy of the words and of the manners, over the frames where they are known."""
-        word_loss = F.cross_entropy(
-            self.name_word(frames), frame_words(clips, cu_seqlens, self.words), ignore_index=UNKNOWN
-        )
+        cu_seqlens = cu_seqlens.cpu()
+        words = frame_words(clips, cu_seqlens, self.words).to(frames.device)
+        word_loss = F.cross_entropy(self.name_word(frames), words, ignore_index=UNKNOWN)
         counts = cu_seqlens.diff()
-        manner_loss = torch.zeros(())
+        manner_loss = word_loss.new_zeros(())
         for index, (numbers, head) in enumerate(zip(self.manners, self.name_manner, strict=True)):
             known = torch.tensor([numbers[clip.manner[index]] if clip.manner else UNKNOWN for clip in clips])
-            manner_loss = manner_loss + F.cross_entropy(
-                head(frames), known.repeat_interleave(counts), ignore_index=UNKNOWN
-            )
+            known = known.repeat_interleave(counts).to(frames.device)
+            manner_loss = manner_loss + F.cross_entropy(head(frames), known, ignore_index=UNKNOWN)
         return word_loss, manner_loss / max(len(self.manners), 1)
 
 
@@ -142,7 +142,7 @@ def learn_to_hear(
     clips = [clip for case in cases for clip in chunks_of(case) if clip.words]
     heads = NamingHeads(
         model.config.audio_encoder_config.n_audio_state, word_numbers(clips), manner_numbers(clips)
-    )
+    ).to(model.device)
     parameters = [p for p in (*model.encoder.parameters(), *heads.parameters()) if p.requires_grad]
     moved_by = settings.optimiser.build(model.encoder, [*heads.parameters()])
     generator = torch.Generator().manual_seed(seed)

@@ -55,15 +55,15 @@ def main(settings: Settings, run_dir: Path) -> None:
         if run.finished:
             return
         seed_everything(settings.seed)
-        policy, tokenizer = load_model(settings.model)
+        policy, tokenizer = load_model(settings.model, device=run.device)
         cases = load_cases(settings.data, policy.config.audio_encoder_config.n_mels, split="practice")
         cases = vary_cases(cases, settings.varied, settings.seed + 1)
         hearing = Hearing(policy)
-        judge = load_judge(settings.judge)
+        judge = load_judge(settings.judge, run.device)
         if same_encoder(policy, judge.model):
             judge.hearing = hearing  # each clip is encoded once for all
         reference = (
-            load_model(settings.model, train=False)[0]
+            load_model(settings.model, train=False, device=run.device)[0]
             if settings.policy.kl or settings.policy.update.loss.kl_coef
             else None
         )

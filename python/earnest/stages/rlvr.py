@@ -57,7 +57,7 @@ def main(settings: Settings, run_dir: Path) -> None:
         if run.finished:
             return
         seed_everything(settings.seed)
-        policy, tokenizer = load_model(settings.model)
+        policy, tokenizer = load_model(settings.model, device=run.device)
         cases = load_cases(settings.data, policy.config.audio_encoder_config.n_mels, split="practice")
         cases = vary_cases([case for case in cases if case.verify], settings.varied, settings.seed + 1)
         hearing = Hearing(policy)

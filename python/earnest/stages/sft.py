@@ -32,7 +32,7 @@ def main(settings: Settings, run_dir: Path) -> None:
     with Run(run_dir, settings) as run:
         if run.finished:
             return
-        model, tokenizer = load_model(settings.model)
+        model, tokenizer = load_model(settings.model, device=run.device)
         n_mels = model.config.audio_encoder_config.n_mels
         cases = load_cases(settings.data, n_mels)
         cases = cases + dictations(settings.data, round(settings.dictation * len(cases)), n_mels)

@@ -93,10 +93,12 @@ def written_cases(data: DataSettings, count: int) -> list[Case]:
     return [case_of(world.text_sample("train", index), 0) for index in range(count)]
 
 
-def load_model(folder: str | Path, *, train: bool = True) -> tuple[AudioLM, Tokenizer]:
+def load_model(
+    folder: str | Path, *, train: bool = True, device: torch.device | str = "cpu"
+) -> tuple[AudioLM, Tokenizer]:
     """The model and tokenizer of a model folder. The encoder is frozen, as in every stage after
     mid-training."""
-    model = AudioLM.from_pretrained(folder)
+    model = AudioLM.from_pretrained(folder, device=device)
     tokenizer = Tokenizer.load(folder)
     freeze(model.encoder)
     if not train:

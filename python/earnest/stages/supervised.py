@@ -24,7 +24,8 @@ from earnest.stages.source import draw, save_model, trained
 def target_logprobs(model: AudioLM, packed: Packed, audio: Tensor | None) -> Tensor:
     """Log-probability [N] of every target of the batch."""
     hidden = model(packed.batch, audio)
-    return model.logprob(hidden.index_select(0, packed.before), packed.targets)[0]
+    before = packed.before.to(hidden.device)
+    return model.logprob(hidden.index_select(0, before), packed.targets.to(hidden.device))[0]
 
 
 def examples(

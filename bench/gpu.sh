@@ -1,0 +1,139 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# Everything that needs a GPU, in one call of under nine minutes, on a machine that has nvcc, cmake, ninja, nanobind and
+# a torch that sees the GPU, and nothing to download from:
+#
+#   EARNEST_COMMIT=$(git rev-parse HEAD) bench/gpu.sh OUT      # OUT/log.txt summary.json tests.xml results.jsonl
+#   bench/gpu.sh --dry-run                                     # names the steps, checks that what they name is there
+#
+# Each step has a time limit of its own, so that one that hangs does not cost the rest. Wheels in .whl/ (soundfile, soxr,
+# liger-kernel, espeakng-loader) are used where they are. Exit code: that of the worst step.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+readonly MOST=530  # seconds in all
+export BUILD=build/gpu
+export PROGRAMS="test_simt test_mma test_ppo_cuda test_logprob_cuda test_logmel_cuda"
+export CHECKED="test_simt test_ppo_cuda test_logprob_cuda test_logmel_cuda"  # by compute-sanitizer
+readonly NAMED="CMakeLists.txt kernels/cuda.cmake tests/cuda python/earnest/__main__.py python/earnest/bench/digest.py
+  python/earnest/bench/gpu.py"
+
+usage() { sed -n '4,9p' "$0" | cut -c3- >&2; exit 2; }
+[ $# -eq 1 ] || usage
+case $1 in
+  --dry-run) dry=1 out="" ;;
+  -*) usage ;;
+  *) dry=0 out=$1; mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 2 ;;
+esac
+worst=0 planned=0 steps=""
+
+# step NAME LIMIT FUNCTION...: runs it within its limit and what is left of the whole, and notes how it went.
+step() {
+  local name=$1 limit=$2 began=$SECONDS left=$((MOST - SECONDS)) code=0
+  shift 2
+  planned=$((planned + limit))
+  if ((dry)); then
+    printf '%3d s  %-12s %s\n' "$limit" "$name" "$*"
+    return 0
+  fi
+  ((limit < left)) || limit=$left
+  echo "::: $name (at most $limit s): $*" | tee -a "$out/log.txt"
+  if ((limit < 5)); then
+    code=124
+  else
+    timeout --kill-after=5 "$limit" bash -uo pipefail -c '"$@"' step "$@" >>"$out/log.txt" 2>&1 || code=$?
+  fi
+  ((code > worst)) && worst=$code
+  echo "::: $name: exit code $code after $((SECONDS - began)) s" | tee -a "$out/log.txt"
+  steps+="${steps:+,}{\"step\":\"$name\",\"code\":$code,\"seconds\":$((SECONDS - began))}"
+  printf '{"commit":"%s","seconds":%d,"worst":%d,"steps":[%s]}\n' \
+    "${EARNEST_COMMIT:-unknown}" "$SECONDS" "$worst" "$steps" >"$out/summary.json"
+}
+
+environment() {  # what the machine is, and packages that it may lack
+  nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.mem --format=csv
+  nvcc --version | tail -2
+  python3 -c 'import torch; print("torch", torch.__version__, torch.cuda.get_device_name())'
+  if compgen -G '.whl/*.whl' >/dev/null; then
+    python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$BUILD/site" .whl/*.whl
+  fi
+  local module
+  for module in soundfile soxr; do  # of which nothing is called here: no sound is decoded
+    python3 -c "import $module" 2>/dev/null || touch "$BUILD/site/$module.py"
+  done
+}
+
+build() {  # in place: the extension goes beside the package's sources
+  cmake -S . -B "$BUILD" -G Ninja -DEARNEST_PYTHON=ON -DEARNEST_CUDA=ON -DEARNEST_TESTS=ON \
+    -Dnanobind_DIR="$(python3 -m nanobind --cmake_dir)" -DPython_EXECUTABLE="$(command -v python3)" &&
+    cmake --build "$BUILD" --target _native $PROGRAMS && cp "$BUILD"/_native*.so python/earnest/
+}
+
+programs() {  # the kernels' own tests, on the GPU
+  local name failed=0
+  for name in $PROGRAMS; do
+    timeout 60 "$BUILD/$name" && echo "$name passed" || { echo "$name FAILED: exit code $?"; failed=1; }
+  done
+  return $failed
+}
+
+sanitizers() {  # all at a time: most of their time is waiting
+  local name tool failed=0
+  for name in $CHECKED; do
+    for tool in memcheck racecheck initcheck; do
+      timeout 70 compute-sanitizer --tool "$tool" --error-exitcode 9 "$BUILD/$name" \
+        >"$BUILD/$name.$tool" 2>&1 &
+    done
+  done
+  for name in $CHECKED; do
+    for tool in memcheck racecheck initcheck; do
+      wait -n || failed=1
+    done
+  done
+  tail -n 4 "$BUILD"/*.{memcheck,racecheck,initcheck}
+  return $failed
+}
+
+determinism() {  # two processes, the same bits
+  python3 -m earnest.bench.digest >"$BUILD/first" && python3 -m earnest.bench.digest >"$BUILD/second" &&
+    cat "$BUILD/first" && cmp "$BUILD/first" "$BUILD/second" && echo "two runs gave the same bits"
+}
+
+measure() { python3 -m earnest bench "$1" --device cuda --peers --json "$out/results.jsonl"; }
+
+demo() {  # needs espeakng-loader to speak with
+  python3 -c 'import espeakng_loader' 2>/dev/null || { echo "left out: espeakng-loader is not there"; return 0; }
+  python3 -m earnest demo --quick --device cuda --run "$BUILD/demo" && cat "$BUILD/demo/seconds.json"
+}
+
+tests() { python3 -m pytest -q -ra -m gpu tests/cuda -p no:cacheprovider --junitxml "$out/tests.xml"; }
+
+export out EARNEST_COMMIT="${EARNEST_COMMIT:-$(git rev-parse HEAD 2>/dev/null)}"
+export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD/python:$PWD/tests:$PWD/$BUILD/site"
+export -f environment build programs tests sanitizers determinism measure demo
+((dry)) || { mkdir -p "$BUILD/site" && : >"$out/log.txt"; }
+
+step environment 25 environment
+step build 150 build
+step programs 40 programs
+step tests 80 tests
+step sanitizers 75 sanitizers
+step determinism 25 determinism
+step ppo 40 measure ppo
+step logmel 25 measure logmel
+step logprob 60 measure logprob
+step demo 90 demo
+
+if ((dry)); then
+  for name in $NAMED; do
+    [ -e "$name" ] || { echo "gpu.sh: expected $name, got none" >&2; worst=1; }
+  done
+  for name in $PROGRAMS; do
+    compgen -G "tests/cpp/$name.c[cu]" >/dev/null || { echo "gpu.sh: expected tests/cpp/$name.cc or .cu, got none" >&2; worst=1; }
+  done
+  for name in $CHECKED; do
+    case " $PROGRAMS " in *" $name "*) ;; *) echo "gpu.sh: expected $name among the programs, got none" >&2; worst=1 ;; esac
+  done
+  echo "$planned s planned, at most $MOST s in all"
+fi
+exit "$worst"

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+// Where a call runs, for families with CUDA code: on the device of its first array, where all others must
+// lie, on the stream and with the scratch memory that the caller brings. Nothing here waits for a GPU.
+#pragma once
+
+#include <nanobind/stl/optional.h>
+
+#include <memory>
+#include <optional>
+
+#include "csrc/bindings/bindings.h"
+#include "kernels/common/device.h"
+#include "kernels/common/device_fault.h"
+
+namespace earnest::bindings {
+
+// Contiguous arrays in CPU memory or on a GPU.
+template <typename T, int kDims>
+using AnyInput = nb::ndarray<const T, nb::ndim<kDims>, nb::c_contig>;
+template <typename T, int kDims>
+using AnyOutput = nb::ndarray<T, nb::ndim<kDims>, nb::c_contig>;
+
+using FaultArray = std::optional<AnyOutput<int64_t, 1>>;
+
+// What a Python caller passes last (earnest.ops.cuda.Launch). Left out on the CPU.
+struct Launch {
+  uintptr_t stream = 0;
+  const std::optional<nb::callable>& allocate;  // bytes -> uint8 array on the device
+  const FaultArray& fault;
+};
+
+// In an EMULATED build: whether arrays in CPU memory are the emulated GPU's.
+bool emulating_cuda();
+
+// Whether this build has CUDA kernels at all; if not, the one sentence about it.
+Status check_cuda_build(const char* op);
+
+class Place {
+ public:
+  template <typename Array>
+  Place(const char* op, const Array& first, const Launch& launch)
+      : op_(op), type_(first.device_type()), id_(first.device_id()), launch_(launch) {
+    if (type_ != nb::device::cpu::value && type_ != nb::device::cuda::value)
+      raise_if_error(unsupported(op, "device", "cpu or cuda", name_of(type_, id_)));
+    if (device() == Device::kCuda) raise_if_error(check_cuda_build(op));
+  }
+
+  Device device() const {
+    return type_ == nb::device::cuda::value || emulating_cuda() ? Device::kCuda : Device::kCpu;
+  }
+  void* stream() const { return reinterpret_cast<void*>(launch_.stream); }
+
+  template <typename Array>
+  auto* data(const char* name, const Array& array) const {
+    if (array.device_type() != type_ || array.device_id() != id_) {
+      raise_if_error(invalid_argument(op_, name, "an array on " + name_of(type_, id_) + " as the first",
+                                      "one on " + name_of(array.device_type(), array.device_id())));
+    }
+    return data_of(op_, name, array);
+  }
+  template <typename Array>
+  auto data(const char* name, const std::optional<Array>& array) const -> decltype(array->data()) {
+    return array ? data(name, *array) : nullptr;
+  }
+
+  FaultWord* fault() const {
+    return launch_.fault ? reinterpret_cast<FaultWord*>(data("fault", *launch_.fault)) : nullptr;
+  }
+  const char* op() const { return op_; }
+  const std::optional<nb::callable>& allocate() const { return launch_.allocate; }
+
+ private:
+  static std::string name_of(int type, int id) {
+    if (type == nb::device::cpu::value) return "cpu";
+    return (type == nb::device::cuda::value ? "cuda:" : "device " + std::to_string(type) + ":") +
+           std::to_string(id);
+  }
+
+  const char* op_;
+  int type_, id_;
+  Launch launch_;
+};
+
+// Scratch memory of a call, not cleared: of the heap, or on a GPU of the caller's allocator, which may give
+// it away again when the call has returned, as everything on a stream comes in its turn.
+class Workspace {
+ public:
+  Workspace(const Place& place, size_t bytes) {
+    if (place.device() == Device::kCpu) {
+      heap_.reset(new char[bytes]);
+    } else if (bytes > 0) {
+      if (!place.allocate()) {
+        raise_if_error(invalid_argument(place.op(), "allocate", "a function on cuda", "none"));
+      }
+      lent_ = nb::cast<AnyOutput<uint8_t, 1>>((*place.allocate())(bytes));
+      place.data("workspace", lent_);
+    }
+  }
+  void* data() { return heap_ ? static_cast<void*>(heap_.get()) : lent_.is_valid() ? lent_.data() : nullptr; }
+
+ private:
+  std::unique_ptr<char[]> heap_;
+  AnyOutput<uint8_t, 1> lent_;
+};
+
+}  // namespace earnest::bindings

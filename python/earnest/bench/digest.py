@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A line for each operator on cuda with a digest of its results on fixed inputs: two processes must print the
+same. `python -m earnest.bench.digest [DEVICE]`"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from earnest import ops
+from earnest.features import LogMel
+
+
+def results(device: str, tokens: int = 1 << 20) -> Iterator[tuple[str, Sequence[Any]]]:
+    """(operator, what it gives), of inputs drawn on the CPU, the same wherever this runs."""
+    g = torch.Generator().manual_seed(7)
+
+    def normal(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.randn(shape, generator=g).to(dtype).to(device)
+
+    trainable = (torch.arange(tokens) // 50 % 3 != 0).to(device)
+    bounds = torch.arange(0, tokens + 1, tokens // 16, dtype=torch.int32).to(device)
+    rewards, values = normal(tokens), normal(tokens)
+    yield "gae", ops.gae(rewards, values, trainable, bounds, gamma=0.99, lam=0.95)
+    yield "whiten", [ops.whiten(values, trainable)]
+    groups = (torch.arange(tokens) // 16).to(device)
+    yield "group_advantage", [ops.group_advantage(values, groups, normalize_std=True)]
+    logp = (normal(tokens) - 3).requires_grad_()
+    loss = ops.ppo_loss(logp, logp.detach() + 0.2 * rewards, values, None, None, None, trainable)
+    yield "ppo_loss", [loss.loss, loss.sums, *torch.autograd.grad(loss.loss, logp)]
+    for dtype in (torch.float32, torch.bfloat16):
+        hidden = normal(tokens >> 10, 256, dtype=dtype).requires_grad_()
+        weight = normal(5003, 256, dtype=dtype).requires_grad_()
+        targets = torch.randint(5003, (tokens >> 10,), generator=g).to(device)
+        found = ops.logprob(hidden, weight, targets)
+        yield (
+            f"logprob {dtype}",
+            [*found, *torch.autograd.grad(sum(x.sum() for x in found), (hidden, weight))],
+        )
+    yield "logmel", [LogMel(128).batch(0.1 * normal(8, tokens >> 4))]
+
+
+def digest(found: Sequence[Tensor]) -> str:
+    parts = [x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes() for x in found]
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+
+
+def main(device: str = "cuda") -> None:
+    for name, found in results(device):
+        print(f"{digest(found)}  {name}", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cases of PPO on a GPU: advantages over turns with gaps, losses with gradients, whitening, groups."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from earnest.bench import peers
+from earnest.bench.case import ALSO, OURS, Case, Implementation, Problem, Target
+from earnest.bench.ppo import (
+    CLIP,
+    CLIP_VALUE,
+    ENTROPY_COEF,
+    GAMMA,
+    LAMBDA,
+    LEAVES,
+    NAMES,
+    VALUE_COEF,
+    gradients_of,
+    our_losses,
+    plain,
+    turns,
+)  # fmt: skip
+
+TOKENS = 2048  # of a sequence
+TARGETS = {
+    ("gae", 1 << 20): Target(seconds=15e-6),
+    ("gae", 1 << 26): Target(fraction=0.6),
+    ("losses", 1 << 24): Target(fraction=0.8, ratio=1.5),
+}
+SIZES = {"gae": (1 << 20, 1 << 26), "losses": (1 << 20, 1 << 24), "whiten": (1 << 24,), "groups": (1 << 20,)}
+SAMPLES = 16  # replies to a prompt
+
+
+def cases() -> list[Case]:
+    return [case(kind, size) for kind, sizes in SIZES.items() for size in sizes]
+
+
+def case(kind: str, size: int, tokens: int = TOKENS, device: str = "cuda") -> Case:
+    problem = {"gae": _gae, "losses": _losses, "whiten": _whiten, "groups": _groups}[kind]
+    return Case(
+        name=f"ppo/cuda-{kind}-{size}",
+        problem=partial(problem, size=size, tokens=tokens, device=device),
+        shape={"tokens": size},
+        target=TARGETS.get((kind, size), Target()),
+        quick=size == 1 << 20,
+        device=device,
+    )
+
+
+def _draw(rng: np.random.Generator, size: int, tokens: int, device: str) -> tuple[Any, Any]:
+    """A function that draws `size` normal numbers, and bool [size]: turns in sequences of `tokens`, the same
+    64 over and over."""
+    import torch
+
+    g = torch.Generator(device).manual_seed(int(rng.integers(1 << 31)))
+    mask = torch.from_numpy(turns(rng, min(size // tokens, 64), tokens)).to(device)
+    times = -(-size // mask.numel())
+    return partial(torch.randn, size, generator=g, device=device), mask.repeat(times, 1).view(-1)[:size]
+
+
+# ---- advantages ----
+
+
+def _gae(rng: np.random.Generator, size: int, tokens: int, device: str) -> Problem:
+    import torch
+
+    draw, trainable = _draw(rng, size, tokens, device)
+    bounds = torch.arange(0, size + 1, tokens, dtype=torch.int32, device=device)
+    gae = peers.ours("gae")
+    return Problem(
+        inputs=[(draw(), draw(), trainable, bounds)],
+        reference=lambda r, v, m, _: list(_over_time(r.double(), v.double(), m, tokens)),
+        implementations=[
+            Implementation("earnest", lambda: partial(gae, gamma=GAMMA, lam=LAMBDA), OURS, outputs=list),
+            Implementation(
+                "torch, a loop over time", lambda: lambda r, v, m, _: _over_time(r, v, m, tokens),
+                outputs=list, extra=False,
+            ),
+        ],
+        tolerance=1e-5,
+        bytes=size * (4 * 4 + 1),
+    )  # fmt: skip
+
+
+def _over_time(rewards: Any, values: Any, trainable: Any, tokens: int) -> tuple[Any, Any]:
+    """The loop of TRL and OpenRLHF, a step of all sequences at a time."""
+    import torch
+
+    r, v, on = (x.view(-1, tokens) for x in (rewards, values, trainable))
+    advantages = torch.zeros_like(r)
+    ahead, value_ahead = torch.zeros_like(r[:, 0]), torch.zeros_like(r[:, 0])
+    for t in range(tokens - 1, -1, -1):
+        a = r[:, t] + GAMMA * value_ahead - v[:, t] + GAMMA * LAMBDA * ahead
+        ahead = torch.where(on[:, t], a, ahead)
+        value_ahead = torch.where(on[:, t], v[:, t], value_ahead)
+        advantages[:, t] = torch.where(on[:, t], a, 0.0)
+    return advantages.view(-1), torch.where(on, advantages + v, 0.0).view(-1)
+
+
+# ---- losses ----
+
+
+def _losses(rng: np.random.Generator, size: int, tokens: int, device: str) -> Problem:
+    draw, trainable = _draw(rng, size, tokens, device)
+    logp, values = draw() - 3, draw()
+    arrays = (
+        logp, logp + 0.2 * draw(), draw(), values, values + 0.2 * draw(), values + draw(), draw().abs(),
+        trainable,
+    )  # fmt: skip
+    inputs = tuple(x.requires_grad_() if i in LEAVES else x for i, x in enumerate(arrays))
+
+    def reference(*arrays: Any) -> list[Any]:
+        doubles = [x.detach().double() if x.is_floating_point() else x for x in arrays]
+        leaves = [x.requires_grad_() if i in LEAVES else x for i, x in enumerate(doubles)]
+        loss, _, _, *gradients = gradients_of(plain)(*leaves)
+        return [loss, *gradients]
+
+    def without_metrics(result: Any) -> list[Any]:
+        loss, _, _, *gradients = result
+        return [loss, *gradients]
+
+    return Problem(
+        inputs=[inputs],
+        reference=reference,
+        implementations=[
+            Implementation("earnest", lambda: _kernel, OURS, outputs=list),
+            Implementation("earnest, autograd", our_losses, ALSO, outputs=without_metrics, extra=False),
+            Implementation("torch", lambda: gradients_of(plain), outputs=without_metrics, extra=False),
+            Implementation(
+                "torch.compile", lambda: gradients_of(peers.compiled(plain)), outputs=without_metrics,
+                compiles=True,
+            ),
+        ],
+        tolerance=1e-4,
+        bytes=size * (4 * (len(NAMES) + len(LEAVES)) + 1),
+    )  # fmt: skip
+
+
+def _kernel(*arrays: Any) -> list[Any]:
+    """The loss and its gradients as the kernel leaves them: nothing here asks autograd."""
+    from earnest.ops.ppo_autograd import Settings, loss_and_gradients
+
+    logp, logp_old, advantages, values, values_old, returns, entropy, trainable = (x.detach() for x in arrays)
+    inputs = (
+        logp, logp_old, advantages, values, values_old, returns, None, entropy, None, None, trainable,
+    )  # fmt: skip
+    settings = Settings(0.0, CLIP, CLIP, CLIP_VALUE, None, "k2", (1.0, VALUE_COEF, 0.0, ENTROPY_COEF))
+    loss, _, gradients = loss_and_gradients(inputs, settings)
+    return [loss, *gradients]
+
+
+# ---- whitening, groups ----
+
+
+def _whiten(rng: np.random.Generator, size: int, tokens: int, device: str) -> Problem:
+    draw, trainable = _draw(rng, size, tokens, device)
+    return Problem(
+        inputs=[(3 * draw() + 1, trainable)],
+        reference=lambda x, m: [_white(x.double(), m)],
+        implementations=[
+            Implementation("earnest", lambda: peers.ours("whiten"), OURS),
+            Implementation("torch", lambda: _white, extra=False),
+            Implementation("torch.compile", lambda: peers.compiled(_white), compiles=True),
+        ],
+        tolerance=1e-4,
+        bytes=size * (4 * 3 + 2),  # moments read it first
+    )
+
+
+def _white(x: Any, trainable: Any) -> Any:
+    import torch
+
+    weight = trainable.to(x.dtype)
+    count = weight.sum()
+    mean = (x * weight).sum() / count
+    centred = (x - mean) * weight
+    return centred * torch.rsqrt((centred * centred).sum() / count + 1e-8)
+
+
+def _groups(rng: np.random.Generator, size: int, tokens: int, device: str) -> Problem:
+    import torch
+
+    draw, _ = _draw(rng, size, tokens, device)
+    groups = torch.arange(size // SAMPLES, device=device).repeat_interleave(SAMPLES)
+
+    def by_group(scores: Any, _: Any) -> Any:
+        rows = scores.view(-1, SAMPLES)
+        return (rows - rows.mean(1, keepdim=True)).view(-1)
+
+    return Problem(
+        inputs=[(draw(), groups)],
+        reference=lambda scores, g: [by_group(scores.double(), g)],
+        implementations=[
+            Implementation("earnest", lambda: peers.ours("group_advantage"), OURS),
+            Implementation("torch, groups side by side", lambda: by_group, extra=False),
+        ],
+        tolerance=1e-5,
+        bytes=size * (4 + 8 + 4),
+    )

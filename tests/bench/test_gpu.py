@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The GPU's cases in small on the CPU, where all but their clock is the same; and bench/gpu.sh, which checks
+itself."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from bench_cases import FakeLimits, settings
+
+from earnest import cli
+from earnest.bench import command, gpu_logmel, gpu_logprob, gpu_ppo
+from earnest.bench.case import OURS
+from earnest.bench.harness import measure
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "bench" / "gpu.sh"
+SMALL = {
+    "gae": gpu_ppo.case("gae", 4096, 256, "cpu"),
+    "losses": gpu_ppo.case("losses", 4096, 256, "cpu"),
+    "whiten": gpu_ppo.case("whiten", 4096, 256, "cpu"),
+    "groups": gpu_ppo.case("groups", 4096, 256, "cpu"),
+    "logprob": gpu_logprob.case(9, 16, 50, gradients=False, device="cpu"),
+    "logprob with gradients": gpu_logprob.case(9, 16, 50, gradients=True, device="cpu"),
+    "clips": gpu_logmel.clips(2, 1, "cpu"),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_case_in_small_is_right_and_has_a_peer(name: str) -> None:
+    record = measure(SMALL[name], settings(quick=True), FakeLimits())
+    assert record["wrong"] == {}
+    ours = next(r for r in record["results"] if r["role"] == OURS)
+    assert ours["error"] is not None
+    assert record["best_peer"]
+
+
+def test_the_cases_of_the_targets_are_there_once() -> None:
+    cases = command.all_cases("cuda")
+    targets = {case.name: case.target for case in cases}
+    assert len(targets) == len(cases)
+    assert {case.device for case in cases} == {"cuda"}
+    assert {case.family for case in cases} == set(command.ON_CUDA)
+    assert targets["logmel/cuda-1x30s-128-bins"].seconds == 12e-6
+    assert targets["logmel/cuda-64x30s-128-bins"].fraction == 0.6
+    assert targets["logmel/cuda-512-streams-80ms-128-bins"].seconds == 20e-6
+    assert targets[f"ppo/cuda-gae-{1 << 20}"].seconds == 15e-6
+    assert targets[f"ppo/cuda-gae-{1 << 26}"].fraction == 0.6
+    assert targets[f"ppo/cuda-losses-{1 << 24}"].fraction == 0.8
+    large = targets["logprob/cuda-16384x3584x158720-forward+backward"]
+    assert (large.ratio, large.extra_bytes) == (1 / 1.3, 200 << 20)
+    assert command.chosen(["ppo/cuda-gae"], False, "cuda")[0].family == "ppo"
+
+
+def test_without_a_gpu_the_bench_says_so(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert cli.main(["bench", "ppo", "--device", "cuda"]) == 2
+    assert "[bench] device: expected cpu (torch" in capsys.readouterr().err
+    assert cli.main(["bench", "engine", "--device", "cuda"]) == 2
+    assert "expected logmel, ppo, logprob, part of" in capsys.readouterr().err
+
+
+def test_the_gpu_script_is_whole_and_fits_into_nine_minutes() -> None:
+    subprocess.run(["bash", "-n", SCRIPT], check=True)
+    done = subprocess.run([SCRIPT, "--dry-run"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *steps, total = done.stdout.splitlines()
+    words = [step.split() for step in steps]
+    assert [word[2] for word in words] == [
+        "environment", "build", "programs", "tests", "sanitizers", "determinism", "ppo", "logmel", "logprob",
+        "demo",
+    ]  # fmt: skip
+    assert total == f"{sum(int(word[0]) for word in words)} s planned, at most 530 s in all"
+    for family in ("ppo", "logmel", "logprob"):
+        assert family in command.ON_CUDA
+
+
+def test_a_step_of_the_gpu_script_that_hangs_costs_its_own_time_alone(tmp_path: Path) -> None:
+    """The script's own step(), on steps of a second."""
+    text = SCRIPT.read_text()
+    body = text[text.index("# step NAME LIMIT") : text.index("environment() {")]
+    program = f"""
+      set -uo pipefail; MOST=60 dry=0 out={tmp_path} worst=0 planned=0 steps=""
+      hangs() {{ sleep 30; }}; fails() {{ return 3; }}; works() {{ echo "$1 works"; }}
+      export -f hangs fails works
+      {body}
+      step first 5 works well; step second 5 hangs; step third 5 fails; step fourth 5 works again
+      exit "$worst"
+    """
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, timeout=50)
+    assert done.returncode == 124, done.stderr
+    log = (tmp_path / "log.txt").read_text()
+    assert "well works" in log
+    assert "again works" in log
+    import json
+
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert [step["code"] for step in summary["steps"]] == [0, 124, 3, 0]

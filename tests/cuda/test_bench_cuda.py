@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The bench's cases on cuda, in small: what is timed is right before a GPU's minutes are spent on it."""
+
+import numpy as np
+import pytest
+
+from earnest.bench import digest, gpu_logmel, gpu_logprob, gpu_ppo
+from earnest.bench.case import OURS
+
+CASES = {
+    "gae": lambda on: gpu_ppo.case("gae", 4096, 256, on),
+    "losses": lambda on: gpu_ppo.case("losses", 4096, 256, on),
+    "whiten": lambda on: gpu_ppo.case("whiten", 4096, 256, on),
+    "groups": lambda on: gpu_ppo.case("groups", 4096, 256, on),
+    "logprob": lambda on: gpu_logprob.case(9, 16, 50, gradients=False, device=on),
+    "logprob with gradients": lambda on: gpu_logprob.case(9, 16, 50, gradients=True, device=on),
+    "clips": lambda on: gpu_logmel.clips(2, 1, on),
+    "streams": lambda on: gpu_logmel.streams(3, 80, on),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_ours_is_right_in_small(device, name: str) -> None:
+    problem = CASES[name](device.type).problem(np.random.default_rng(0))
+    ours = next(one for one in problem.implementations if one.role == OURS)
+    inputs = problem.inputs[0]
+    if ours.checked is None:
+        prepared = ours.choose(*ours.prepare(*inputs))
+        found = ours.build()(*prepared)
+    else:
+        found = ours.checked(*inputs)
+    error = problem.error(ours.outputs(found), problem.reference_of(ours)(*inputs))
+    assert error <= (problem.tolerance if ours.tolerance is None else ours.tolerance)
+
+
+def test_digests_of_two_runs_are_equal(device) -> None:
+    first, second = (
+        [*map(digest.digest, (x for _, x in digest.results(device.type, 1 << 13)))] for _ in "12"
+    )
+    assert first == second
+    assert len(set(first)) == len(first)

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CUDA graphs and streams: operators can be captured, what is wrong in a replay is said when asked for, and
+work is put where the caller's stream is."""
+
+import pytest
+import torch
+
+from earnest import ops
+from earnest.errors import InvalidInput
+from earnest.features import LogMel
+from shapes import cu_seqlens
+
+
+def captured(call):
+    """(graph, results in their places), after one call outside."""
+    call()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = call()
+    return graph, found
+
+
+def test_replays_follow_their_inputs_and_faults_are_kept(gpu) -> None:
+    tokens = 4000
+    rewards, values = torch.randn(2, tokens, device=gpu)
+    trainable, bounds = torch.ones(tokens, dtype=torch.bool, device=gpu), cu_seqlens((1000, 3000)).to(gpu)
+    graph, found = captured(lambda: ops.gae(rewards, values, trainable, bounds, gamma=0.99, lam=0.95))
+    rewards.normal_()
+    graph.replay()
+    wanted = ops.gae(rewards, values, trainable, bounds, gamma=0.99, lam=0.95)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    ops.raise_faults()
+    values[123] = float("nan")
+    graph.replay()
+    values[123] = 0.0
+    graph.replay()  # a later, right one does not hide it
+    with pytest.raises(InvalidInput, match=r"\[gae\] .* at 123, in a CUDA graph"):
+        ops.raise_faults()
+    ops.raise_faults("cuda")  # and it is said once
+
+
+def test_losses_with_gradients_and_logprob_and_logmel_can_be_captured(gpu) -> None:
+    hidden = torch.randn(300, 64, device=gpu, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.randn(1000, 64, device=gpu, dtype=torch.bfloat16, requires_grad=True)
+    targets = torch.randint(1000, (300,), device=gpu)
+    old, advantages = torch.randn(2, 300, device=gpu)
+    trainable = torch.ones(300, dtype=torch.bool, device=gpu)
+
+    def step():
+        logp, _ = ops.logprob(hidden, weight, targets)
+        loss = ops.ppo_loss(logp, old, advantages, None, None, None, trainable).loss
+        return loss, *torch.autograd.grad(loss, (hidden, weight))
+
+    graph, found = captured(step)
+    graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(found, step(), strict=True))
+    pcm, log_mel = 0.1 * torch.randn(3, 16000, device=gpu), LogMel(80)
+    graph, found = captured(lambda: log_mel.batch(pcm))
+    graph.replay()
+    assert torch.equal(found, log_mel.batch(pcm))
+    ops.raise_faults()
+
+
+def test_work_goes_to_the_current_stream(gpu) -> None:
+    values = torch.zeros(1 << 22, device=gpu)
+    trainable = torch.ones_like(values, dtype=torch.bool)
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        torch.cuda._sleep(50_000_000)  # on this stream alone: what does not wait for it reads zeros
+        values.normal_()
+        white = ops.whiten(values, trainable)
+    side.synchronize()
+    assert abs(float(white.mean())) < 1e-5
+    assert abs(float(white.std()) - 1) < 1e-3
+
+
+def test_arrays_of_two_devices_are_refused(gpu) -> None:
+    values, trainable = torch.zeros(5, device=gpu), torch.ones(5, dtype=torch.bool)
+    with pytest.raises(
+        InvalidInput, match=r"\[whiten\] trainable: expected a tensor on cuda:0 as x, got one on cpu"
+    ):
+        ops.whiten(values, trainable)
+
+
+def test_cupy_arrays_come_back_on_cupys_stream(gpu) -> None:
+    cupy = pytest.importorskip("cupy")
+    values = cupy.random.standard_normal(1 << 20, dtype=cupy.float32)
+    trainable = cupy.ones(1 << 20, dtype=bool)
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        shifted = values + 3
+        white = ops.whiten(shifted, trainable)
+        mean = white.mean()
+    stream.synchronize()
+    assert isinstance(white, cupy.ndarray)
+    assert abs(float(mean)) < 1e-4
+    pcm = cupy.random.uniform(-0.5, 0.5, 16000, dtype=cupy.float32)
+    found = LogMel(80)(pcm)
+    assert isinstance(found, cupy.ndarray)
+    assert torch.equal(torch.from_dlpack(found), LogMel(80)(torch.from_dlpack(pcm)))
