@@ -4,9 +4,9 @@
 import math
 
 import pytest
-import small_world
 import torch
 
+import small_world
 from earnest.errors import InvalidInput
 from earnest.learn.hearing import Hearing
 from earnest.learn.judge import (

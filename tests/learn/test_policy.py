@@ -6,9 +6,9 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-import small_world
 import torch
 
+import small_world
 from earnest import _native
 from earnest.learn.hearing import Hearing
 from earnest.learn.optimise import prompts_of
