@@ -6,15 +6,15 @@
 #   EARNEST_COMMIT=$(git rev-parse HEAD) bench/gpu.sh OUT      # OUT/log.txt summary.json tests.xml results.jsonl
 #   bench/gpu.sh --dry-run                                     # names the steps, checks that what they name is there
 #
-# Each step has a time limit of its own, so that one that hangs does not cost the rest. Wheels in .whl/ (soundfile, soxr,
-# liger-kernel, espeakng-loader) are used where they are. Exit code: that of the worst step.
+# Each step has a time limit of its own, so that one that hangs does not cost the rest. Wheels in .whl/ (soundfile with cffi and
+# pycparser, soxr, nanobind, liger-kernel, espeakng-loader) are used where they are. Exit code: that of the worst step.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
 readonly MOST=530  # seconds in all
 export BUILD=build/gpu
-export PROGRAMS="test_simt test_mma test_ppo_cuda test_logprob_cuda test_logmel_cuda"
-export CHECKED="test_simt test_ppo_cuda test_logprob_cuda test_logmel_cuda"  # by compute-sanitizer
+export PROGRAMS="test_simt test_mma test_ppo_cuda test_logmel_cuda test_logprob_cuda"
+export CHECKED="test_simt test_ppo_cuda test_logmel_cuda test_logprob_cuda"  # by compute-sanitizer
 readonly NAMED="CMakeLists.txt kernels/cuda.cmake tests/cuda python/earnest/__main__.py python/earnest/bench/digest.py
   python/earnest/bench/gpu.py"
 
@@ -50,21 +50,24 @@ step() {
     "${EARNEST_COMMIT:-unknown}" "$SECONDS" "$worst" "$steps" >"$out/summary.json"
 }
 
-environment() {  # what the machine is, and packages that it may lack
-  nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.mem --format=csv
-  nvcc --version | tail -2
-  python3 -c 'import torch; print("torch", torch.__version__, torch.cuda.get_device_name())'
+environment() {  # packages that the machine may lack, and what it is
   if compgen -G '.whl/*.whl' >/dev/null; then
     python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$BUILD/site" .whl/*.whl
   fi
   local module
   for module in soundfile soxr; do  # of which nothing is called here: no sound is decoded
-    python3 -c "import $module" 2>/dev/null || touch "$BUILD/site/$module.py"
+    python3 -c "import $module" 2>/dev/null || { rm -rf "$BUILD/site/$module"; : >"$BUILD/site/$module.py"; }
   done
+  nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.mem --format=csv
+  nvcc --version | tail -2
+  python3 -c 'import torch; print("torch", torch.__version__, torch.cuda.get_device_name())'
 }
 
-build() {  # in place: the extension goes beside the package's sources
+# In place: the extension goes beside the package's sources. Warnings are the gate's concern: another compiler has others.
+build() {
+  rm -f python/earnest/_native*.so
   cmake -S . -B "$BUILD" -G Ninja -DEARNEST_PYTHON=ON -DEARNEST_CUDA=ON -DEARNEST_TESTS=ON \
+    -DEARNEST_SM80_TARGETS=90-real -DCMAKE_CXX_FLAGS=-w -DCMAKE_CUDA_FLAGS="-w -Xcompiler=-w" \
     -Dnanobind_DIR="$(python3 -m nanobind --cmake_dir)" -DPython_EXECUTABLE="$(command -v python3)" &&
     cmake --build "$BUILD" --target _native $PROGRAMS && cp "$BUILD"/_native*.so python/earnest/
 }
@@ -72,13 +75,18 @@ build() {  # in place: the extension goes beside the package's sources
 programs() {  # the kernels' own tests, on the GPU
   local name failed=0
   for name in $PROGRAMS; do
-    timeout 60 "$BUILD/$name" && echo "$name passed" || { echo "$name FAILED: exit code $?"; failed=1; }
+    timeout --foreground 25 "$BUILD/$name" && echo "$name passed" || { echo "$name FAILED: exit code $?"; failed=1; }
   done
   return $failed
 }
 
 sanitizers() {  # all at a time: most of their time is waiting
   local name tool failed=0
+  # On some virtual machines the tool cannot reach the GPU: nothing is checked then, and the log says so.
+  if timeout 30 compute-sanitizer "$BUILD/test_simt" 2>&1 | grep -q "Device not supported"; then
+    echo "left out: compute-sanitizer says that it does not support this device"
+    return 0
+  fi
   for name in $CHECKED; do
     for tool in memcheck racecheck initcheck; do
       timeout 70 compute-sanitizer --tool "$tool" --error-exitcode 9 "$BUILD/$name" \
@@ -106,22 +114,25 @@ demo() {  # needs espeakng-loader to speak with
   python3 -m earnest demo --quick --device cuda --run "$BUILD/demo" && cat "$BUILD/demo/seconds.json"
 }
 
-tests() { python3 -m pytest -q -ra -m gpu tests/cuda -p no:cacheprovider --junitxml "$out/tests.xml"; }
+tests() {  # a process for each file: a kernel that faults or hangs spoils its own file alone
+  python3 -m pytest -v -ra -m gpu tests/cuda -p no:cacheprovider -n 6 --dist loadfile --timeout 60 --timeout-method thread \
+    --junitxml "$out/tests.xml"
+}
 
 export out EARNEST_COMMIT="${EARNEST_COMMIT:-$(git rev-parse HEAD 2>/dev/null)}"
 export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD/python:$PWD/tests:$PWD/$BUILD/site"
 export -f environment build programs tests sanitizers determinism measure demo
 ((dry)) || { mkdir -p "$BUILD/site" && : >"$out/log.txt"; }
 
-step environment 25 environment
-step build 150 build
-step programs 40 programs
-step tests 80 tests
-step sanitizers 75 sanitizers
-step determinism 25 determinism
-step ppo 40 measure ppo
-step logmel 25 measure logmel
-step logprob 60 measure logprob
+step environment 60 environment
+step build 240 build
+step programs 75 programs
+step tests 110 tests
+step sanitizers 110 sanitizers
+step determinism 45 determinism
+step ppo 90 measure ppo
+step logmel 60 measure logmel
+step logprob 110 measure logprob
 step demo 90 demo
 
 if ((dry)); then

@@ -7,8 +7,8 @@
 // they were: their work is arithmetic, not reading, and they are small.
 //
 // A saved checkpoint is one model.safetensors. A quantised matrix stands under its own name as U8 [panels,
-// bytes of a panel], as kernels/quantized lays it out, and is used where it lies in the mapped file; all
-// other tensors are as they were. config.json says so:
+// bytes of a panel], as kernels/quantized lays it out, and is copied to huge pages at load; all other tensors
+// are as they were. config.json says so:
 //   "quantization_config": {"quant_method": "earnest", "weights": "int8" or "int4", "version": 1}
 #pragma once
 

@@ -20,7 +20,8 @@ namespace earnest::logmel {
 
 // Clip c is pcm[cu_samples[c] .. cu_samples[c + 1]), of frame_count of them; its [n_mels, frames] of features
 // begin at out + n_mels * cu_frames[c]. An empty clip has no frames by Whisper's rule and, as 479 zeros, two
-// by Step-Audio's.
+// by Step-Audio's. Offsets lie on the device and are not read before the launch: that they never fall is the
+// caller's promise, as that a pointer is one. Others that do not fit the samples are a fault.
 struct Clips {
   const float* pcm = nullptr;
   int64_t clips = 0;

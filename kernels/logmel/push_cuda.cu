@@ -116,6 +116,7 @@ __device__ void leave(const Push& push, const Chunk& chunk, simt::Shared<Turn> t
   }
   __syncthreads();
   const bool moves = turn->in_use != 0 && turn->last_here != 0 && turn->refused == 0;
+  __syncthreads();  // everybody has read what a wrong sample changes below
   float held[kEach];
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {

@@ -18,7 +18,8 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t cut(int64_t part, int64_t parts, int64_t whole) { return part * whole / parts; }
 size_t element_size(Type type) { return type == Type::kFloat32 ? 4 : 2; }
 
-// Bytes between rows of x; the blocks' own size keeps them from being a power of two.
+// Bytes between rows of x. Exact ones are no power of two; with one plane they are about twice the inputs,
+// which may be.
 int64_t left_stride(const Product& p) {
   return blocks_of(p.inputs, planes_of(p)) * block_bytes(planes_of(p));
 }

@@ -49,7 +49,7 @@ def normalized(raw: Tensor, scratch: _Scratch) -> Tensor:
     """(max(raw, raw.max() - 8) + 4) / 4 of a clip's raw features float32 [n_mels, frames]."""
     rows = raw.contiguous().view(-1)
     out = torch.empty_like(rows)
-    (cu_frames,) = _sent(raw.device, [0, raw.shape[1]])
+    cu_frames = raw.shape[1] * torch.arange(2, device=raw.device)  # made there, for a CUDA graph too
     with cuda.launching(_OP, rows) as launch:
         workspace = _workspace(scratch, raw.device, launch.stream, 1)
         call(
@@ -185,6 +185,8 @@ def _sent(device: torch.device, *numbers: list[int]) -> list[Tensor]:
     """int64 tensors on the device, in one transfer."""
     together = torch.tensor([n for some in numbers for n in some], dtype=torch.int64)
     if device.type == "cuda":
+        if torch.cuda.is_current_stream_capturing():  # a replay would read memory of the host that is gone
+            raise InvalidInput(_OP, "pcm", "clips of one length in a CUDA graph", "many lengths")
         together = together.pin_memory().to(device, non_blocking=True)
     return list(together.split([len(some) for some in numbers]))
 
@@ -194,8 +196,11 @@ def _parted(out: Tensor, n_mels: int, frames: Sequence[int]) -> list[Tensor]:
 
 
 def _workspace(scratch: _Scratch, device: torch.device, stream: int, clips: int) -> Tensor:
-    """Zeros that every launch leaves as zeros; two streams, which may run at a time, have each their own."""
+    """Zeros that every launch leaves as zeros; two streams, which may run at a time, have each their own, and
+    so has a CUDA graph, each of whose replays clears it."""
     size = _native.logmel_workspace_size(clips)
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return torch.zeros(size, dtype=torch.uint8, device=device)
     kept = scratch.get((device, stream))
     if kept is None or kept.numel() < size:
         kept = scratch[device, stream] = torch.zeros(size, dtype=torch.uint8, device=device)

@@ -113,19 +113,19 @@ void compare_with_reference(Activations activations, double bound) {
 }
 
 template <typename T>
-void rows_stand_alone() {
+void rows_stand_alone(Activations activations) {
   for (const Codes codes : kCodes) {
     const Case<T> c(codes, 203, 297, 197, 40);
     const size_t width = 237;
     for (const std::string& tier : usable_tiers()) {
       CHECK(force_cpu_tier(tier).ok());
       set_num_threads(1);
-      const auto whole = c.product(0, c.rows, false);
+      const auto whole = c.product(0, c.rows, false, activations);
       set_num_threads(5);
-      const auto threaded = c.product(0, c.rows, false);
+      const auto threaded = c.product(0, c.rows, false, activations);
       CHECK(same_bits(whole.data(), threaded.data(), whole.size()));
       for (const int64_t count : {1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13}) {
-        const auto some = c.product(101, count, false);
+        const auto some = c.product(101, count, false, activations);
         CHECK(same_bits(some.data(), whole.data() + 101 * width, some.size()));
       }
     }
@@ -138,8 +138,10 @@ void rows_stand_alone() {
 TEST(float32_equals_plain_loops) { compare_with_reference<float>(Activations::kExact, 1e-6); }
 TEST(bfloat16_is_rounded_once) { compare_with_reference<BFloat16>(Activations::kExact, 1.0 / 256); }
 TEST(eight_bits_of_activations) { compare_with_reference<float>(Activations::kInt8, 2e-2); }
-TEST(float32_rows_stand_alone) { rows_stand_alone<float>(); }
-TEST(bfloat16_rows_stand_alone) { rows_stand_alone<BFloat16>(); }
+TEST(eight_bits_of_bfloat16) { compare_with_reference<BFloat16>(Activations::kInt8, 2e-2); }
+TEST(float32_rows_stand_alone) { rows_stand_alone<float>(Activations::kExact); }
+TEST(bfloat16_rows_stand_alone) { rows_stand_alone<BFloat16>(Activations::kExact); }
+TEST(eight_bits_rows_stand_alone) { rows_stand_alone<BFloat16>(Activations::kInt8); }
 
 TEST(codes_are_the_nearest) {
   constexpr int64_t kOutputs = 19, kInputs = 100;

@@ -87,6 +87,7 @@ def test_cupy_arrays_come_back_on_cupys_stream(gpu) -> None:
     values = cupy.random.standard_normal(1 << 20, dtype=cupy.float32)
     trainable = cupy.ones(1 << 20, dtype=bool)
     stream = cupy.cuda.Stream(non_blocking=True)
+    cupy.cuda.Device().synchronize()  # the stream does not wait for what was made on the other
     with stream:
         shifted = values + 3
         white = ops.whiten(shifted, trainable)

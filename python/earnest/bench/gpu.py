@@ -80,7 +80,9 @@ class _Replayed:
                     call()
         torch.cuda.current_stream().wait_stream(side)
         torch.cuda.synchronize()
-        graphs = [_captured(call) for call in calls]
+        # A capture that fails spoils torch's allocator for all others (before 2.12): who waits is not tried.
+        waits = getattr(caller.function, "waits", False)
+        graphs = [None if waits else _captured(call) for call in calls]
         self.captured = all(graph is not None for graph in graphs)
         self._calls = [graph.replay for graph in graphs if graph] if self.captured else calls
 
@@ -99,11 +101,12 @@ def _captured(call: Callable[[], Any]) -> Any:
     """The call as a graph; None where something in it cannot be captured, such as a wait."""
     import torch
 
-    graph = torch.cuda.CUDAGraph()
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     try:
         with torch.cuda.graph(graph):
             call()
     except Exception:  # a peer may do whatever it likes; it is then timed as it is
+        torch.cuda.set_stream(stream)  # the graph's own would stay current
         torch.cuda.synchronize()
         return None
     return graph

@@ -121,4 +121,5 @@ def _liger(gradients: bool) -> Callable[..., Any]:
         loss = functional.liger_fused_linear_cross_entropy(hidden, weight, targets)
         return torch.autograd.grad(loss, (hidden, weight)) if gradients else loss
 
+    run.waits = True  # type: ignore[attr-defined]  # for a count of its targets: no CUDA graph can hold it
     return run

@@ -187,7 +187,9 @@ def row_chunks(function: Callable[..., Any], gradients: bool, chunk: int) -> Cal
         parts = []
         for x, t in zip(hidden.split(chunk), targets.split(chunk), strict=True):
             if gradients:
-                parts.append(checkpoint(function, x, weight, t, use_reentrant=False))
+                parts.append(
+                    checkpoint(function, x, weight, t, use_reentrant=False, preserve_rng_state=False)
+                )
             else:
                 parts.append(function(x, weight, t))
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
