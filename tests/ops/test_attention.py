@@ -366,14 +366,17 @@ def test_strided_tensors_give_what_their_copies_give() -> None:
     assert all(torch.equal(a, b) for a, b in zip(ours, copies, strict=True))
 
 
-def test_which_names_the_forced_tier_and_refuses_cuda() -> None:
+def test_which_names_the_forced_tier_and_torch_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     for tier in TIERS:
         _native.force_cpu_tier(tier)
         assert which(dtype="bfloat16") == f"cpu/{tier}"
         for dtype in ("float32", "float64"):  # which have no code of their own for the last tier
             assert which(dtype=dtype) == f"cpu/{min(tier, 'avx512', key=ALL_TIERS.index)}"
-    with pytest.raises(RuntimeError, match=r"expected cpu \(this is built without CUDA\)"):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(RuntimeError, match=r"expected cpu \(torch sees no GPU\), got cuda"):
         which("cuda")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert which("cuda") == "cuda/torch"
 
 
 def test_a_tier_is_forced_by_the_environment() -> None:

@@ -313,9 +313,12 @@ def test_the_kernel_refuses_a_packed_matrix_of_another_shape_or_type():
         _native.linear_product(torch.zeros(2, 6), torch.zeros_like(packed), None, torch.empty(2, 8))
 
 
-def test_which(tier: str):
+def test_which(tier: str, monkeypatch: pytest.MonkeyPatch):
     assert which() == f"cpu/{tier}"
-    with pytest.raises(RuntimeError, match="without CUDA"):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(
+        RuntimeError, match=r"\[linear\] device: expected cpu \(torch sees no GPU\), got cuda"
+    ):
         which("cuda")
 
 
