@@ -1,15 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// A vector of numbers that are many and do not stay. Its pages are the system's and go back there with it;
-// malloc keeps what it takes back, and once large pieces have come back to it, large ones as well. Pages that
-// nobody has written to take no memory, so that room can be reserved for the most there may be.
+// A vector of numbers that are many and do not stay: their pages go back to the system with it.
 #pragma once
-
-#include <sys/mman.h>
 
 #include <cstddef>
 #include <cstdint>
 #include <new>
 #include <vector>
+
+#include "kernels/common/pages.h"
 
 namespace earnest::engine {
 
@@ -20,12 +18,11 @@ class PageAllocator {
 
   T* allocate(size_t count) {
     if (count > SIZE_MAX / 4 / sizeof(T)) throw std::bad_array_new_length();
-    void* pages =
-        ::mmap(nullptr, count * sizeof(T), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (pages == MAP_FAILED) throw std::bad_alloc();
+    void* pages = take_pages(count * sizeof(T));
+    if (pages == nullptr) throw std::bad_alloc();
     return static_cast<T*>(pages);
   }
-  void deallocate(T* pages, size_t count) noexcept { (void)::munmap(pages, count * sizeof(T)); }
+  void deallocate(T* pages, size_t count) noexcept { give_pages_back(pages, count * sizeof(T)); }
 
   bool operator==(const PageAllocator&) const = default;
 };
