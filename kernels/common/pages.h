@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Large memory straight from the system. Given back it is gone from the process, where malloc keeps what
-// comes back to it, in holes between what stays. Pages that nobody has written to take no memory, so that room
-// can be reserved for the most there may be.
+// comes back to it, in holes between what stays. Pages that nobody has written to take no memory, so that
+// room can be reserved for the most there may be.
 #pragma once
 
 #include <cstddef>
