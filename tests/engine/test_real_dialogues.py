@@ -153,7 +153,9 @@ with Engine(sys.argv[1], kv_bytes=32 << 20, threads=2) as engine:
     print(resident() - before, engine.info["weight_bytes"])
     session = engine.session()
     session.add_text("What is the capital of France?")
-    session.reply(max_tokens=20, temperature=0.0)
+    answer = session.generate(max_tokens=20, temperature=0.0)
+    list(answer)
+    answer.tokens()  # whose log-probabilities read all of the table
     stats = engine.stats()
     print(resident() - before, (32 << 20) * stats["kv_tokens_used"] // stats["kv_tokens"])
 """
@@ -173,7 +175,7 @@ with Engine(sys.argv[1], weights="bfloat16", threads=2) as engine:
     session.add_text("What was that?")
     answer = session.generate(max_tokens=8, temperature=0.0, thinking=False)
     usage = list(answer)[-1].usage
-    ids, logprobs = answer.tokens()
+    ids, logprobs = answer.tokens()  # which reads all of the table
     tokens = usage.prompt_tokens + usage.completion_tokens
     said = [ids.tolist(), logprobs.tolist()]
     print(json.dumps([resident() - before, engine.info["weight_bytes"], tokens, said]))
