@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: Apache-2.0
+// Operands of path sm80 in shared memory, and its two products. A tile of R rows of `dim` numbers lies in
+// panels of 64 numbers: R lines of 128 bytes each. The 16-byte pieces of line l stand at piece ^ (l % 8), so
+// that equal pieces of eight lines lie in different banks. (TMA's 128-byte swizzle writes the same boxes.)
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/attention/attention_plan.h"
+#include "kernels/common/bfloat16.h"
+#include "kernels/common/float16.h"
+#include "kernels/common/mma.h"
+
+namespace earnest::attention::gpu::sm80 {
+
+constexpr int kThreads = 128, kWarps = 4;
+constexpr int kStripRows = 16;  // of mma.m16n8k16
+constexpr int kLineBytes = 128, kPieceBytes = 16;
+constexpr int kPiece = 8, kLine = 64;  // in numbers
+
+using Bytes = simt::Shared<unsigned char>;
+
+// What one warp holds of S strips of 16 rows by 8 J columns: lane l in [s][j][i] row 16 s + l / 4 + 8 (i / 2),
+// column 8 j + 2 (l % 4) + i % 2.
+template <int S, int J>
+using Strips = float[S][J][4];
+
+__device__ inline int lane() { return static_cast<int>(threadIdx.x) % simt::kWarpSize; }
+// Of the calling lane: its row in half h (0, 1) of a strip, and the first of its two columns of 8.
+__device__ inline int strip_row(int half) { return lane() / 4 + 8 * half; }
+__device__ inline int strip_column() { return lane() % 4 * 2; }
+
+// ---- numbers of 16 bits ----
+
+__device__ inline uint32_t pack(float low, float high, BFloat16) { return simt::pack_bfloat16(low, high); }
+__device__ inline uint32_t pack(float low, float high, Float16) { return simt::pack_float16(low, high); }
+__device__ inline void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], BFloat16) {
+  simt::mma_16x8x16(d, a, b);
+}
+__device__ inline void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Float16) {
+  simt::mma_16x8x16_float16(d, a, b);
+}
+// Of bits in the lower half of a word: whether the exponent's are all 1, as of Inf and NaN.
+__device__ inline bool is_unfinite(uint32_t bits, BFloat16) { return (bits & 0x7f80u) == 0x7f80u; }
+__device__ inline bool is_unfinite(uint32_t bits, Float16) { return (bits & 0x7c00u) == 0x7c00u; }
+
+// ---- into shared memory ----
+
+// Where the piece with number d of a row begins, in an operand of kRows rows.
+template <int kRows>
+__device__ inline int place_of(int row, int d) {
+  return (d / kLine * kRows + row) * kLineBytes + ((d % kLine / kPiece) ^ (row & 7)) * kPieceBytes;
+}
+
+// Calls each(row, d) for the pieces that the thread brings of an operand of kRows rows.
+template <int kRows, int kDim, typename Each>
+__device__ inline void for_each_piece(const Each& each) {
+  constexpr int kPieces = kDim / kPiece, kRowsAtOnce = kThreads / kPieces;
+  static_assert(kRows % kRowsAtOnce == 0);
+  const int first = static_cast<int>(threadIdx.x) / kPieces;
+  const int d = static_cast<int>(threadIdx.x) % kPieces * kPiece;
+#pragma unroll
+  for (int i = 0; i < kRows / kRowsAtOnce; ++i) each(first + i * kRowsAtOnce, d);
+}
+
+// Rows [0, count) of an operand on their way; those after them are 0. line(row) says where a row begins.
+template <int kRows, int kDim, typename T, typename Line>
+__device__ inline void load_rows(Bytes to, const T* from, int count, const Line& line) {
+  for_each_piece<kRows, kDim>([&](int row, int d) {
+    const bool there = row < count;
+    const T* piece = there ? from + line(row) + d : from;
+    simt::copy_async_16(&to[place_of<kRows>(row, d)], piece, there ? kPieceBytes : 0);
+  });
+}
+
+// ---- products ----
+// Of the four 8 x 8 matrices that one ldmatrix brings, the left operand wants its rows to change first, then
+// the depth; the right one, which serves two times 8 columns, the other way round.
+
+struct Corner {
+  int line, low, high;
+  __device__ Corner() : line(lane() % 8), low(lane() / 8 % 2 * 8), high(lane() / 16 * 8) {}
+};
+
+// s += q k^T. `row`: the warp's first of q.
+template <typename T, int kRows, int kDim, int S>
+__device__ inline void add_scores(Bytes q, Bytes k, int row, Strips<S, kKeys / 8>& s) {
+  const Corner corner;
+#pragma unroll
+  for (int d = 0; d < kDim; d += 16) {
+    uint32_t a[S][4];
+#pragma unroll
+    for (int strip = 0; strip < S; ++strip) {
+      const int line = row + strip * kStripRows + corner.low + corner.line;
+      simt::ldmatrix_x4(a[strip], &q[place_of<kRows>(line, d + corner.high)]);
+    }
+#pragma unroll
+    for (int j = 0; j < kKeys / 8; j += 2) {
+      uint32_t b[4];
+      simt::ldmatrix_x4(b, &k[place_of<kKeys>(8 * j + corner.high + corner.line, d + corner.low)]);
+      const uint32_t first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
+#pragma unroll
+      for (int strip = 0; strip < S; ++strip) {
+        multiply(s[strip][j], a[strip], first, T{});
+        multiply(s[strip][j + 1], a[strip], second, T{});
+      }
+    }
+  }
+}
+
+// o += p v, with p rounded. The sums of one product are laid out as the left operand of the next wants them.
+template <typename T, int kDim, int S>
+__device__ inline void add_values(const Strips<S, kKeys / 8>& p, Bytes v, Strips<S, kDim / 8>& o) {
+  const Corner corner;
+#pragma unroll
+  for (int key = 0; key < kKeys; key += 16) {
+    uint32_t a[S][4];
+#pragma unroll
+    for (int strip = 0; strip < S; ++strip) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float(&of)[4] = p[strip][key / 8 + i / 2];
+        a[strip][i] = pack(of[i % 2 * 2], of[i % 2 * 2 + 1], T{});
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kDim / 8; j += 2) {
+      uint32_t b[4];
+      simt::ldmatrix_x4_trans(b,
+                              &v[place_of<kKeys>(key + corner.low + corner.line, 8 * j + corner.high)]);
+      const uint32_t first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
+#pragma unroll
+      for (int strip = 0; strip < S; ++strip) {
+        multiply(o[strip][j], a[strip], first, T{});
+        multiply(o[strip][j + 1], a[strip], second, T{});
+      }
+    }
+  }
+}
+
+}  // namespace earnest::attention::gpu::sm80

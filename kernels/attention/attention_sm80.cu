@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+// Path sm80, forward: a block of four warps takes a tile of rows, each warp one or two strips of 16, through the
+// sequence's keys (Dao 2023, "FlashAttention-2"). Keys and values have one place in shared memory each. The
+// next keys are on their way while softmax and the product with values run, and values during scores and
+// softmax; a second block of the multiprocessor multiplies meanwhile.
+#include <algorithm>
+
+#include "kernels/attention/attention_paths.h"
+#include "kernels/attention/attention_rows.h"
+#include "kernels/attention/attention_softmax.h"
+#include "kernels/attention/attention_unfinite.h"
+#include "kernels/common/record_fault.h"
+
+namespace earnest::attention::gpu::sm80 {
+namespace {
+
+constexpr int64_t kMostBlocks = 1 << 20;  // a block takes further tiles behind them
+
+template <int kDim, int S>
+struct Memory {  // shared, in bytes
+  static constexpr int kRows = kWarps * S * kStripRows;
+  static constexpr int kQueries = kRows * kDim * 2, kTile = kKeys * kDim * 2;
+  static constexpr size_t kBytes = kQueries + 2 * kTile;
+  Bytes q, k, v;
+  __device__ Memory()
+      : q(simt::dynamic_shared<unsigned char>(0, kQueries)),
+        k(simt::dynamic_shared<unsigned char>(kQueries, kTile)),
+        v(simt::dynamic_shared<unsigned char>(kQueries + kTile, kTile)) {}
+};
+
+__device__ inline int warp() { return static_cast<int>(threadIdx.x) / simt::kWarpSize; }
+
+// What the rows of the warp become: o over the sum of weights, and the logarithm of that sum. o goes through
+// the warp's own rows of q, which nobody reads any more, so that 16 bytes a lane are written.
+template <typename T, int kDim, int S>
+__device__ inline void write_rows(const Params& p, const Output& output, const Rows& rows,
+                                  const RowState (&states)[S][2], const Strips<S, kDim / 8>& o, Bytes q) {
+  constexpr int kRows = Memory<kDim, S>::kRows, kPieces = kDim / kPiece;
+  const int first = warp() * S * kStripRows;
+#pragma unroll
+  for (int strip = 0; strip < S; ++strip) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = first + strip * kStripRows + strip_row(half);
+      const RowState& state = states[strip][half];
+      const float sum = sum_in_quad(state.sum), inverse = 1 / sum;
+      const bool there = row < rows.count, sees = there && rows.seen(row) > 0;
+      if (there && strip_column() == 0 && output.lse != nullptr) {
+        double lse = -INFINITY;
+        if (sees) lse = sum > 0 ? state.largest * p.scale + log(static_cast<double>(sum)) : NAN;
+        output.lse[rows.line(row)] = lse;
+      }
+#pragma unroll
+      for (int j = 0; j < kDim / 8; ++j) {
+        // Plus 0: a -0 that scaling down has left is no other number than 0.
+        const float low = sees ? fmaf(o[strip][j][2 * half], inverse, 0.0f) : 0;
+        const float high = sees ? fmaf(o[strip][j][2 * half + 1], inverse, 0.0f) : 0;
+        *reinterpret_cast<uint32_t*>(&q[place_of<kRows>(row, 8 * j) + 2 * strip_column()]) =
+            pack(low, high, T{});
+      }
+    }
+  }
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < S * kStripRows * kPieces / simt::kWarpSize; ++i) {
+    const int index = i * simt::kWarpSize + lane();
+    const int row = first + index / kPieces, d = index % kPieces * kPiece;
+    if (row < rows.count) {
+      *reinterpret_cast<uint4*>(static_cast<T*>(output.out) + rows.line(row) * kDim + d) =
+          *reinterpret_cast<const uint4*>(&q[place_of<kRows>(row, d)]);
+    }
+  }
+}
+
+template <typename T, int kDim, int S>
+__device__ inline void attend(const Params& p, const Output& output, float scale, const Rows& rows,
+                              const Memory<kDim, S>& memory) {
+  constexpr int kRows = Memory<kDim, S>::kRows;
+  const Sequence& sequence = rows.sequence;
+  const KeyTiles tiles = rows.tiles();
+  const int row = warp() * S * kStripRows;
+  const auto load = [&](const void* from, Bytes to, int64_t tile) {
+    const int64_t first = tile * kKeys;
+    load_rows<kKeys, kDim>(to, static_cast<const T*>(from), static_cast<int>(between(0, sequence.keys - first, kKeys)),
+                           [&](int key) {
+                             return ((sequence.key_begin + first + key) * p.kv_heads + rows.kv_head) * kDim;
+                           });
+    simt::copy_async_commit();
+  };
+
+  Strips<S, kDim / 8> o = {};
+  RowState states[S][2];
+  load_rows<kRows, kDim>(memory.q, static_cast<const T*>(p.q), rows.count,
+                         [&](int i) { return rows.line(i) * kDim; });
+  if (tiles.all > 0) load(p.k, memory.k, 0);
+  for (int64_t tile = 0; tile < tiles.all; ++tile) {
+    simt::copy_async_wait<0>();
+    __syncthreads();  // keys are there, and everybody has read the last tile's values
+    load(p.v, memory.v, tile);
+    Strips<S, kKeys / 8> s = {};
+    add_scores<T, kRows, kDim, S>(memory.q, memory.k, row, s);
+    __syncthreads();  // everybody has read the keys
+    if (tile + 1 < tiles.all) {
+      load(p.k, memory.k, tile + 1);
+    } else {
+      simt::copy_async_commit();  // nothing, so that the values are the last group but one
+    }
+    const bool whole = tile < tiles.whole;
+    const auto seen = [&](int i) { return rows.seen(row + i) - static_cast<int>(tile * kKeys); };
+    if (!whole) hide_unseen<S>(s, seen);
+    weigh<S>(scale, s, states, o);
+    simt::copy_async_wait<1>();
+    if (!__syncthreads_or(!whole && rows.causal && brought_unfinite<T, kDim>(memory.v))) {
+      add_values<T, kDim, S>(s, memory.v, o);
+    } else {
+      add_unfinite<T, kDim, S>(s, memory.v, seen, o);
+      __syncthreads();
+      clear_unfinite<T, kDim>(memory.v);
+      __syncthreads();
+      add_values<T, kDim, S>(s, memory.v, o);
+    }
+  }
+  simt::copy_async_wait<0>();  // of queries that see no key
+  write_rows<T, kDim, S>(p, output, rows, states, o, memory.q);
+  __syncthreads();  // the next tile's loads begin
+}
+
+template <typename T, int kDim, int S>
+__global__ void __launch_bounds__(kThreads, 2)
+    forward_tiles(const Params p, const Output output, const Plan plan, const Tile* const order) {
+  const Memory<kDim, S> memory;
+  const auto scale = static_cast<float>(p.scale * 1.4426950408889634);  // log2(e)
+  for (int64_t index = blockIdx.x; index < plan.slots * p.kv_heads; index += gridDim.x) {
+    if (threadIdx.x == 0 && index < p.sequences && p.fault != nullptr) {
+      const Bounds wrong = wrong_bounds(p, index);
+      if (wrong != Bounds::kRight)
+        record_fault(p.fault, {FaultOp::kAttention, index, static_cast<int>(wrong)});
+    }
+    const int64_t slot = index / p.kv_heads;
+    const Tile tile = order != nullptr ? order[slot] : tile_of(p, plan, slot);
+    if (tile.sequence < 0) continue;
+    const Rows rows(p, plan, tile, index % p.kv_heads);
+    if (rows.count > 0) attend<T, kDim, S>(p, output, scale, rows, memory);
+  }
+}
+
+template <typename T, int kDim, int S>
+Status launch(const Params& p, const Output& output, const Plan& plan, const Tile* order) {
+  const auto blocks = static_cast<unsigned>(std::min(plan.slots, kMostBlocks / p.kv_heads + 1) * p.kv_heads);
+  return simt::launch({kOp, "forward_tiles"}, forward_tiles<T, kDim, S>, dim3(blocks), dim3(kThreads),
+                      Memory<kDim, S>::kBytes, p.stream, p, output, plan, order);
+}
+
+template <typename T, int kDim>
+Status launch(const Params& p, const Output& output, const Plan& plan, const Tile* order) {
+  if (plan.tile_rows == kFewTileRows) return launch<T, kDim, 1>(p, output, plan, order);
+  return launch<T, kDim, 2>(p, output, plan, order);
+}
+
+template <typename T>
+Status launch(const Params& p, const Output& output, const Plan& plan, const Tile* order) {
+  if (p.dim == 64) return launch<T, 64>(p, output, plan, order);
+  return launch<T, 128>(p, output, plan, order);
+}
+
+}  // namespace
+
+Status forward(const Params& p, const Output& output, const Plan& plan, const Tile* order) {
+  if (p.type == Type::kFloat16) return launch<Float16>(p, output, plan, order);
+  return launch<BFloat16>(p, output, plan, order);
+}
+
+}  // namespace earnest::attention::gpu::sm80
