@@ -90,9 +90,11 @@ __device__ inline void attend(const Params& p, const Output& output, float scale
 
   Strips<S, kDim / 8> o = {};
   RowState states[S][2];
-  load_rows<kRows, kDim>(memory.q, static_cast<const T*>(p.q), rows.count,
-                         [&](int i) { return rows.line(i) * kDim; });
-  if (tiles.all > 0) load(p.k, memory.k, 0);
+  if (tiles.all > 0) {
+    load_rows<kRows, kDim>(memory.q, static_cast<const T*>(p.q), rows.count,
+                           [&](int i) { return rows.line(i) * kDim; });
+    load(p.k, memory.k, 0);
+  }
   for (int64_t tile = 0; tile < tiles.all; ++tile) {
     simt::copy_async_wait<0>();
     __syncthreads();  // keys are there, and everybody has read the last tile's values
@@ -120,7 +122,6 @@ __device__ inline void attend(const Params& p, const Output& output, float scale
       add_values<T, kDim, S>(s, memory.v, o);
     }
   }
-  simt::copy_async_wait<0>();  // of queries that see no key
   write_rows<T, kDim, S>(p, output, rows, states, o, memory.q);
   __syncthreads();  // the next tile's loads begin
 }
