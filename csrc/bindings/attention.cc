@@ -33,7 +33,8 @@ Type type_of(const Read& q) {
   if (q.dtype() == nb::dtype<float>()) return Type::kFloat32;
   if (q.dtype() == nb::dtype<double>()) return Type::kFloat64;
   const auto dtype = q.dtype();
-  if (dtype.code == static_cast<uint8_t>(nb::dlpack::dtype_code::Float) && dtype.bits == 16) return Type::kFloat16;
+  if (dtype.code == static_cast<uint8_t>(nb::dlpack::dtype_code::Float) && dtype.bits == 16)
+    return Type::kFloat16;
   expect(dtype.code == static_cast<uint8_t>(nb::dlpack::dtype_code::Bfloat) && dtype.bits == 16, "q",
          "float32, float64 or bfloat16", "another dtype");
   return Type::kBFloat16;
@@ -127,10 +128,10 @@ void backward(const Read& q, const Read& k, const Read& v, const Read& out, cons
   expect_like("grad_v", Read(grad_v), k);
   expect_lse(lse.size(), p);
   if (grad_lse) expect_lse(grad_lse->size(), p);
-  const Gradients gradients{
-      place.data("out", out),       place.data("lse", lse),       place.data("grad_out", grad_out),
-      place.data("grad_lse", grad_lse), place.data("grad_q", grad_q), place.data("grad_k", grad_k),
-      place.data("grad_v", grad_v)};
+  const Gradients gradients{place.data("out", out),           place.data("lse", lse),
+                            place.data("grad_out", grad_out), place.data("grad_lse", grad_lse),
+                            place.data("grad_q", grad_q),     place.data("grad_k", grad_k),
+                            place.data("grad_v", grad_v)};
   Status status;
   {
     nb::gil_scoped_release release;

@@ -57,7 +57,7 @@ struct Params {
   void* stream = nullptr;      // a cudaStream_t
   FaultWord* fault = nullptr;  // on the device (device_fault.h); null: not recorded
   void* workspace = nullptr;   // [workspace_size(params)], begins on 16 bytes; of no particular content
-  int tile_rows = 0;           // rows that a block takes at a time, 64 or 128; 0: the rule's. No bit depends on it
+  int tile_rows = 0;  // rows that a block takes at a time, 64 or 128; 0: the rule's. No bit depends on it
 };
 
 struct Output {

@@ -170,9 +170,11 @@ Status fault(const Params& p, FaultWord word) {
   const std::string of = "others at sequence " + std::to_string(found.index);
   switch (static_cast<gpu::Bounds>(found.argument)) {
     case gpu::Bounds::kQueries:
-      return wrong("cu_seqlens_q", "entries that never decrease, from 0 to " + std::to_string(p.tokens_q), of);
+      return wrong("cu_seqlens_q", "entries that never decrease, from 0 to " + std::to_string(p.tokens_q),
+                   of);
     case gpu::Bounds::kKeys:
-      return wrong("cu_seqlens_k", "entries that never decrease, from 0 to " + std::to_string(p.tokens_k), of);
+      return wrong("cu_seqlens_k", "entries that never decrease, from 0 to " + std::to_string(p.tokens_k),
+                   of);
     default:
       return wrong("seqused_k", "0 to the keys of each sequence", of);
   }

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CUDA back end: what it takes, the order of tiles, and the launches.
 #include "kernels/attention/attention_cuda.h"
-
 #include "kernels/attention/attention_paths.h"
 #include "kernels/common/cuda.h"
 #include "kernels/common/simt.h"
@@ -20,14 +19,13 @@ constexpr int kPitch = kClasses + 1;  // of a thread's counts: those of one clas
 // first of each class belongs, and lists them there.
 __global__ void __launch_bounds__(kThreads) order_tiles(const Params p, const Plan plan, Tile* const order) {
   EARNEST_SHARED(int64_t, first, kClasses);
-  EARNEST_SHARED(uint32_t, counts, kThreads * kPitch);
+  EARNEST_SHARED(uint32_t, counts, kThreads* kPitch);
   const int thread = static_cast<int>(threadIdx.x), own = thread * kPitch;
   const int64_t share = blocks_of(plan.slots, kThreads);
   const int64_t begin = between(0, thread * share, plan.slots), end = between(0, begin + share, plan.slots);
 
   for (int c = 0; c < kClasses; ++c) counts[own + c] = 0;
-  for (int64_t slot = begin; slot < end; ++slot)
-    ++counts[own + class_of(p, plan, tile_of(p, plan, slot))];
+  for (int64_t slot = begin; slot < end; ++slot) ++counts[own + class_of(p, plan, tile_of(p, plan, slot))];
   __syncthreads();
 
   if (thread < kClasses) {  // a class each: what the threads before have of it
@@ -59,7 +57,8 @@ Status which_cuda(Type type, int64_t dim, std::string* name) {
   cuda::Properties device;
   if (Status status = cuda::properties(kOp, &device); !status.ok()) return status;
   if (type != Type::kBFloat16 && type != Type::kFloat16)
-    return unsupported(kOp, "q", "bfloat16 or float16 on cuda", type == Type::kFloat32 ? "float32" : "float64");
+    return unsupported(kOp, "q", "bfloat16 or float16 on cuda",
+                       type == Type::kFloat32 ? "float32" : "float64");
   if (dim != 64 && dim != 128)
     return unsupported(kOp, "q", "a head size of 64 or 128 on cuda", std::to_string(dim));
   *name = "cuda/sm80";

@@ -21,8 +21,8 @@ constexpr int kPiece = 8, kLine = 64;  // in numbers
 
 using Bytes = simt::Shared<unsigned char>;
 
-// What one warp holds of S strips of 16 rows by 8 J columns: lane l in [s][j][i] row 16 s + l / 4 + 8 (i / 2),
-// column 8 j + 2 (l % 4) + i % 2.
+// What one warp holds of S strips of 16 rows by 8 J columns: lane l in [s][j][i] row 16 s + l / 4 + 8 (i /
+// 2), column 8 j + 2 (l % 4) + i % 2.
 template <int S, int J>
 using Strips = float[S][J][4];
 
@@ -120,15 +120,14 @@ __device__ inline void add_values(const Strips<S, kKeys / 8>& p, Bytes v, Strips
     for (int strip = 0; strip < S; ++strip) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float(&of)[4] = p[strip][key / 8 + i / 2];
+        const float (&of)[4] = p[strip][key / 8 + i / 2];
         a[strip][i] = pack(of[i % 2 * 2], of[i % 2 * 2 + 1], T{});
       }
     }
 #pragma unroll
     for (int j = 0; j < kDim / 8; j += 2) {
       uint32_t b[4];
-      simt::ldmatrix_x4_trans(b,
-                              &v[place_of<kKeys>(key + corner.low + corner.line, 8 * j + corner.high)]);
+      simt::ldmatrix_x4_trans(b, &v[place_of<kKeys>(key + corner.low + corner.line, 8 * j + corner.high)]);
       const uint32_t first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
 #pragma unroll
       for (int strip = 0; strip < S; ++strip) {

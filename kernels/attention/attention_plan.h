@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// How the CUDA back end cuts its work and in which order it is done: pure functions of sizes and bounds, tested
-// on the CPU. Bounds come from the device's memory, where nobody has looked at them: whatever they say, what
-// is made of them here lies within the arrays.
+// How the CUDA back end cuts its work and in which order it is done: pure functions of sizes and bounds,
+// tested on the CPU. Bounds come from the device's memory, where nobody has looked at them: whatever they
+// say, what is made of them here lies within the arrays.
 //
-// The query heads of a group are stacked: row = token * group + head in the group. A *tile* is up to 64 or 128
-// rows of one sequence, for one key head; its rows go through the sequence's keys together, kTileKeys of
+// The query heads of a group are stacked: row = token * group + head in the group. A *tile* is up to 64 or
+// 128 rows of one sequence, for one key head; its rows go through the sequence's keys together, kTileKeys of
 // them at a time, counted from the sequence's first key. That count is the one rule that bits depend on.
 #pragma once
 
@@ -95,25 +95,26 @@ struct Tile {
 
 struct Plan {
   int64_t group, tile_rows;
-  int64_t slots;        // at least as many as there are tiles, and as there are sequences
-  bool ordered;         // tiles are listed by order_tiles first
+  int64_t slots;  // at least as many as there are tiles, and as there are sequences
+  bool ordered;   // tiles are listed by order_tiles first
 };
 
-// Short sequences, as of a few new tokens after a long prefix, take small tiles: what has no row is computed too.
+// Short sequences, as of a few new tokens after a long prefix, take small tiles: what has no row is computed
+// too.
 EARNEST_HOST_DEVICE constexpr int64_t rows_of_tile(int64_t rows, int64_t sequences) {
   return rows <= sequences * kFewTileRows ? kFewTileRows : kTileRows;
 }
 
-// Nobody has to count tiles: floor(b / T) + 1 - floor(a / T) slots of T rows hold the b - a rows of a sequence,
-// at most one of them in vain.
+// Nobody has to count tiles: floor(b / T) + 1 - floor(a / T) slots of T rows hold the b - a rows of a
+// sequence, at most one of them in vain.
 inline Plan plan_of(const Params& p) {
   Plan plan;
   plan.group = p.heads / p.kv_heads;
   const int64_t rows = p.tokens_q * plan.group;
   plan.tile_rows = p.tile_rows != 0 ? p.tile_rows : rows_of_tile(rows, p.sequences);
   const int64_t equal = p.sequences == 0 ? 0 : blocks_of(rows / p.sequences, plan.tile_rows);
-  plan.slots = p.cu_seqlens_q != nullptr ? rows / plan.tile_rows + p.sequences
-                                         : p.sequences * (equal > 1 ? equal : 1);
+  plan.slots =
+      p.cu_seqlens_q != nullptr ? rows / plan.tile_rows + p.sequences : p.sequences * (equal > 1 ? equal : 1);
   const bool ragged = p.cu_seqlens_q != nullptr || p.cu_seqlens_k != nullptr || p.seqused_k != nullptr;
   plan.ordered = p.sequences > 1 && ragged;
   return plan;
@@ -147,10 +148,10 @@ EARNEST_HOST_DEVICE constexpr int64_t rows_in(const Sequence& s, const Plan& pla
 }
 
 // ---- their order ----
-// The hardware gives the next block to whoever is free, in the order of their numbers: with the longest first,
-// all are done at nearly the same time (Graham 1969, "Bounds on multiprocessing timing anomalies"). Tiles are
-// sorted by classes of length, four to a power of two, by counting (order_tiles in attention_cuda.cu); within a
-// class they stay as their slots lie, so that neighbours share keys.
+// The hardware gives the next block to whoever is free, in the order of their numbers: with the longest
+// first, all are done at nearly the same time (Graham 1969, "Bounds on multiprocessing timing anomalies").
+// Tiles are sorted by classes of length, four to a power of two, by counting (order_tiles in
+// attention_cuda.cu); within a class they stay as their slots lie, so that neighbours share keys.
 
 constexpr int kClasses = 64;
 
@@ -165,9 +166,8 @@ EARNEST_HOST_DEVICE constexpr int class_of(int64_t tiles) {
 EARNEST_HOST_DEVICE inline int class_of(const Params& p, const Plan& plan, const Tile& tile) {
   if (tile.sequence < 0) return 0;
   const Sequence s = sequence_of(p, tile.sequence);
-  return class_of(key_tiles(s, tile.block * plan.tile_rows, rows_in(s, plan, tile.block), plan.group,
-                            p.causal)
-                      .all);
+  return class_of(
+      key_tiles(s, tile.block * plan.tile_rows, rows_in(s, plan, tile.block), plan.group, p.causal).all);
 }
 
 }  // namespace earnest::attention::gpu

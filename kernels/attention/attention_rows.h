@@ -9,9 +9,9 @@ namespace earnest::attention::gpu {
 struct Rows {
   Sequence sequence;
   int64_t kv_head, heads;
-  int64_t first_token;    // of the tile's first row, counted from the sequence's first
-  int first_member;       // its head in the group
-  int group, count;       // count: rows that there are
+  int64_t first_token;  // of the tile's first row, counted from the sequence's first
+  int first_member;     // its head in the group
+  int group, count;     // count: rows that there are
   bool causal;
 
   EARNEST_HOST_DEVICE Rows(const Params& p, const Plan& plan, const Tile& tile, int64_t head)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Path sm80, forward: a block of four warps takes a tile of rows, each warp one or two strips of 16, through the
-// sequence's keys (Dao 2023, "FlashAttention-2"). Keys and values have one place in shared memory each. The
-// next keys are on their way while softmax and the product with values run, and values during scores and
+// Path sm80, forward: a block of four warps takes a tile of rows, each warp one or two strips of 16, through
+// the sequence's keys (Dao 2023, "FlashAttention-2"). Keys and values have one place in shared memory each.
+// The next keys are on their way while softmax and the product with values run, and values during scores and
 // softmax; a second block of the multiprocessor multiplies meanwhile.
 #include <algorithm>
 
@@ -81,10 +81,9 @@ __device__ inline void attend(const Params& p, const Output& output, float scale
   const int row = warp() * S * kStripRows;
   const auto load = [&](const void* from, Bytes to, int64_t tile) {
     const int64_t first = tile * kKeys;
-    load_rows<kKeys, kDim>(to, static_cast<const T*>(from), static_cast<int>(between(0, sequence.keys - first, kKeys)),
-                           [&](int key) {
-                             return ((sequence.key_begin + first + key) * p.kv_heads + rows.kv_head) * kDim;
-                           });
+    load_rows<kKeys, kDim>(
+        to, static_cast<const T*>(from), static_cast<int>(between(0, sequence.keys - first, kKeys)),
+        [&](int key) { return ((sequence.key_begin + first + key) * p.kv_heads + rows.kv_head) * kDim; });
     simt::copy_async_commit();
   };
 

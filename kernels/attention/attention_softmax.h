@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// The softmax of a row whose keys come tile by tile (Milakov and Gimelshein 2018, "Online normalizer calculation
-// for softmax"): the largest score so far, and the sum of exp(score - largest), which with the sums of values is
-// scaled down when a larger score comes.
+// The softmax of a row whose keys come tile by tile (Milakov and Gimelshein 2018, "Online normalizer
+// calculation for softmax"): the largest score so far, and the sum of exp(score - largest), which with the
+// sums of values is scaled down when a larger score comes.
 //
-// A tile that shows a row no key changes no bit of it: the largest score stays, the scale is 2^0 = 1, and what
-// is added is 0.
+// A tile that shows a row no key changes no bit of it: the largest score stays, the scale is 2^0 = 1, and
+// what is added is 0.
 #pragma once
 
 #include <cmath>
@@ -60,7 +60,8 @@ __device__ inline void hide_unseen(Strips<S, kKeys / 8>& s, const Seen& seen) {
 // Scores become weights exp2((score - largest) * scale), and what was summed of o before is scaled to them.
 // The difference comes first: the largest score's weight is exactly 1, and huge scores do not overflow.
 template <int S, int J>
-__device__ inline void weigh(float scale, Strips<S, kKeys / 8>& s, RowState (&states)[S][2], Strips<S, J>& o) {
+__device__ inline void weigh(float scale, Strips<S, kKeys / 8>& s, RowState (&states)[S][2],
+                             Strips<S, J>& o) {
 #pragma unroll
   for (int strip = 0; strip < S; ++strip) {
 #pragma unroll

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// NaN and Inf among the values of a tile of keys that some row does not see whole. In a product the weight 0 of a
-// hidden key would make NaN of them. So they are added beforehand, to the rows that see them, and then count
-// as 0: a row gets what it would have got in a tile that it sees whole. Rarely run, hence compact, not fast.
+// NaN and Inf among the values of a tile of keys that some row does not see whole. In a product the weight 0
+// of a hidden key would make NaN of them. So they are added beforehand, to the rows that see them, and then
+// count as 0: a row gets what it would have got in a tile that it sees whole. Rarely run, hence compact, not
+// fast.
 #pragma once
 
 #include "kernels/attention/attention_operands.h"
@@ -31,8 +32,8 @@ __device__ inline void clear_unfinite(Bytes v) {
   });
 }
 
-// Of the strip's row in this half: which keys of the tile have a weight that rounds to more than 0 (or to NaN),
-// a bit each.
+// Of the strip's row in this half: which keys of the tile have a weight that rounds to more than 0 (or to
+// NaN), a bit each.
 template <typename T>
 __device__ inline uint64_t keys_that_weigh(const float (&weights)[kKeys / 8][4], int half) {
   uint64_t bits = 0;
@@ -50,8 +51,8 @@ __device__ inline uint64_t keys_that_weigh(const float (&weights)[kKeys / 8][4],
   return bits;
 }
 
-// o += weight * value of every value that is not finite, where the row sees its key. With any weight above 0 that
-// is the value itself, and with 0 it is NaN.
+// o += weight * value of every value that is not finite, where the row sees its key. With any weight above 0
+// that is the value itself, and with 0 it is NaN.
 template <typename T, int kDim, int S, typename Seen>
 __device__ inline void add_unfinite(const Strips<S, kKeys / 8>& weights, Bytes v, const Seen& seen,
                                     Strips<S, kDim / 8>& o) {

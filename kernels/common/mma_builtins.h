@@ -30,7 +30,8 @@ void multiply(void* const* lanes, int count) {
     const auto* mine = static_cast<const Product*>(lanes[lane]);
     const int g = lane / 4, t = lane % 4;
     for (int half = 0; half < 2; ++half) {
-      for (int i = 0; i < 4; ++i) a[g + i % 2 * 8][2 * t + i / 2 * 8 + half] = half_of<Half>(mine->a[i], half);
+      for (int i = 0; i < 4; ++i)
+        a[g + i % 2 * 8][2 * t + i / 2 * 8 + half] = half_of<Half>(mine->a[i], half);
       for (int i = 0; i < 2; ++i) b[2 * t + i * 8 + half][g] = half_of<Half>(mine->b[i], half);
     }
   }

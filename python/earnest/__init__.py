@@ -34,9 +34,9 @@ def which(family: str, device: str = "cpu", **details: Any) -> str:
 
     family: "attention", "frames", "linear", "logmel", "logprob", "pitch", "ppo", "quantized" or "rowwise".
     device: "cpu" or "cuda". attention also takes dtype ("float32", "float64", "bfloat16"; on cuda "float16"),
-    dim (head size) and gradients (whether a backward pass is wanted). On cuda a family runs kernels of ours ("cuda/sm90a") or torch's own operators ("cuda/torch"). A
-    tier forced by EARNEST_CPU_TIER is the one named. Raises InvalidInput for a word it does not know,
-    RuntimeError for a back end that cannot run here.
+    dim (head size) and gradients (whether a backward pass is wanted). On cuda a family runs kernels of ours
+    ("cuda/sm90a") or torch's own operators ("cuda/torch"). A tier forced by EARNEST_CPU_TIER is the one
+    named. Raises InvalidInput for a word it does not know, RuntimeError for a back end that cannot run here.
     """
     from earnest.errors import InvalidInput
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// One problem of attention in numbers of 16 bits on the host, its arrays exactly as large as promised, and two
-// who compute it: plain loops in float32, with weights rounded as any tensor core wants them, and the device.
+// One problem of attention in numbers of 16 bits on the host, its arrays exactly as large as promised, and
+// two who compute it: plain loops in float32, with weights rounded as any tensor core wants them, and the
+// device.
 #pragma once
 
 #include <algorithm>
@@ -44,8 +45,8 @@ struct Case {
   std::vector<T> q, k, v, out;
   std::vector<double> lse;
 
-  Case(const std::vector<int>& queries, const std::vector<int>& keys, int64_t heads, int64_t kv_heads, int64_t dim,
-       bool causal, unsigned seed = 1)
+  Case(const std::vector<int>& queries, const std::vector<int>& keys, int64_t heads, int64_t kv_heads,
+       int64_t dim, bool causal, unsigned seed = 1)
       : cu_q(bounds_of(queries)), cu_k(bounds_of(keys)) {
     p.type = std::is_same_v<T, earnest::Float16> ? Type::kFloat16 : Type::kBFloat16;
     p.sequences = static_cast<int64_t>(queries.size());
@@ -74,9 +75,13 @@ struct Case {
     return of_host;
   }
   T* query(int64_t token, int64_t head) { return &q[static_cast<size_t>((token * p.heads + head) * p.dim)]; }
-  T* result(int64_t token, int64_t head) { return &out[static_cast<size_t>((token * p.heads + head) * p.dim)]; }
+  T* result(int64_t token, int64_t head) {
+    return &out[static_cast<size_t>((token * p.heads + head) * p.dim)];
+  }
   T* key(int64_t token, int64_t head) { return &k[static_cast<size_t>((token * p.kv_heads + head) * p.dim)]; }
-  T* value(int64_t token, int64_t head) { return &v[static_cast<size_t>((token * p.kv_heads + head) * p.dim)]; }
+  T* value(int64_t token, int64_t head) {
+    return &v[static_cast<size_t>((token * p.kv_heads + head) * p.dim)];
+  }
 };
 
 // In float32; out in float32 too, rounded by the caller's measure of it.
@@ -107,7 +112,8 @@ void run_plain(Case<T>* c) {
       for (int64_t d = 0; d < p.dim; ++d) {
         float sum = 0;
         for (int64_t j = 0; j < sees; ++j)
-          sum += widen(number_of<T>(weights[static_cast<size_t>(j)])) * widen(c->value(unit.key_begin + j, kv_head)[d]);
+          sum += widen(number_of<T>(weights[static_cast<size_t>(j)])) *
+                 widen(c->value(unit.key_begin + j, kv_head)[d]);
         result[d] = number_of<T>(sees == 0 ? 0 : sum / total);
       }
     }

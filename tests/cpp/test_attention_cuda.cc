@@ -89,12 +89,13 @@ void compare_shapes() {
   }
 }
 
-// The case's tokens [begin, end) of sequence 0 as a call of its own: the last queries that the cache knows of.
+// The case's tokens [begin, end) of sequence 0 as a call of its own: the last queries that the cache knows
+// of.
 template <typename T>
 Case<T> chunk_of(const Case<T>& whole, int begin, int end) {
   const int ahead = static_cast<int>(whole.p.tokens_k - whole.p.tokens_q);
-  Case<T> chunk({end - begin}, {static_cast<int>(whole.p.tokens_k)}, whole.p.heads, whole.p.kv_heads, whole.p.dim,
-                whole.p.causal);
+  Case<T> chunk({end - begin}, {static_cast<int>(whole.p.tokens_k)}, whole.p.heads, whole.p.kv_heads,
+                whole.p.dim, whole.p.causal);
   const auto width = static_cast<std::ptrdiff_t>(whole.p.heads * whole.p.dim);
   chunk.q.assign(whole.q.begin() + begin * width, whole.q.begin() + end * width);
   chunk.k = whole.k, chunk.v = whole.v;
@@ -201,9 +202,11 @@ TEST(a_row_that_sees_no_key_is_0) {
   compare(Case<Float16>({70}, {6}, 2, 2, 128, true));
 }
 
-// NaN and Inf in keys and values reach the rows that see them, in the number where they are, and no bit of another.
+// NaN and Inf in keys and values reach the rows that see them, in the number where they are, and no bit of
+// another.
 TEST(what_a_row_does_not_see_does_not_reach_it) {
-  const float nan = std::numeric_limits<float>::quiet_NaN(), infinity = std::numeric_limits<float>::infinity();
+  const float nan = std::numeric_limits<float>::quiet_NaN(),
+              infinity = std::numeric_limits<float>::infinity();
   for (const int key : {0, 20, 63, 64, 100}) {
     for (const float bad : {nan, infinity, -infinity}) {
       Case<BFloat16> clean({101}, {101}, 2, 1, 64, true), in_values = clean, in_keys = clean;
@@ -271,16 +274,19 @@ TEST(wrong_bounds_are_recorded_and_nothing_outside_is_touched) {
   };
   CHECK(message([](auto&) {}).empty());
   CHECK(message([](auto& c) { c.cu_q[0] = -7; }) ==
-        "[attention] cu_seqlens_q: expected entries that never decrease, from 0 to 78, got others at sequence 0");
+        "[attention] cu_seqlens_q: expected entries that never decrease, from 0 to 78, got others at "
+        "sequence 0");
   CHECK(contains(message([](auto& c) { c.cu_q[1] = 1 << 30; }), "cu_seqlens_q"));
   CHECK(contains(message([](auto& c) { c.cu_q[3] = 79; }), "got others at sequence 2"));
-  CHECK(contains(message([](auto& c) { c.cu_k[2] = std::numeric_limits<int32_t>::max(); }),
-                 "cu_seqlens_k: expected entries that never decrease, from 0 to 82, got others at sequence 2"));
+  CHECK(
+      contains(message([](auto& c) { c.cu_k[2] = std::numeric_limits<int32_t>::max(); }),
+               "cu_seqlens_k: expected entries that never decrease, from 0 to 82, got others at sequence 2"));
   CHECK(contains(message([](auto& c) { c.cu_k[1] = std::numeric_limits<int32_t>::min(); }), "cu_seqlens_k"));
   CHECK(contains(message([](auto& c) { c.used = {3, 71, 9}; }),
                  "seqused_k: expected 0 to the keys of each sequence, got others at sequence 1"));
   CHECK(contains(message([](auto& c) { c.used = {-1, 70, 9}; }), "sequence 0"));
-  CHECK(contains(message([](auto& c) { c.cu_q.clear(), c.p.tokens_q = 78, c.cu_k[3] = 81; }), "cu_seqlens_k"));
+  CHECK(
+      contains(message([](auto& c) { c.cu_q.clear(), c.p.tokens_q = 78, c.cu_k[3] = 81; }), "cu_seqlens_k"));
 }
 
 TEST(what_cuda_does_not_take_is_named) {
@@ -289,7 +295,8 @@ TEST(what_cuda_does_not_take_is_named) {
     change(c.p);
     return run_on_device(&c).message();
   };
-  CHECK(contains(message([](Params& p) { p.dim = 96; }), "q: expected a head size of 64 or 128 on cuda, got 96"));
+  CHECK(contains(message([](Params& p) { p.dim = 96; }),
+                 "q: expected a head size of 64 or 128 on cuda, got 96"));
   CHECK(contains(message([](Params& p) { p.type = Type::kFloat32; }),
                  "q: expected bfloat16 or float16 on cuda, got float32"));
   CHECK(contains(message([](Params& p) { p.scale = 1e-40; }), "scale: expected a normal number of float32"));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// How the CUDA back end of attention cuts its work: every row in one tile, every key that is seen in its tiles,
-// the longest tiles first; whatever bounds say, nothing outside of the arrays.
+// How the CUDA back end of attention cuts its work: every row in one tile, every key that is seen in its
+// tiles, the longest tiles first; whatever bounds say, nothing outside of the arrays.
 #include <cstdint>
 #include <limits>
 #include <map>
@@ -188,7 +188,8 @@ TEST(whatever_bounds_say_rows_and_keys_lie_within_the_arrays) {
     one.used = {9, 40, 300};
     one.p.seqused_k = one.used.data();
     const auto hostile = [&] {
-      const int32_t extremes[] = {std::numeric_limits<int32_t>::min(), -1, std::numeric_limits<int32_t>::max()};
+      const int32_t extremes[] = {std::numeric_limits<int32_t>::min(), -1,
+                                  std::numeric_limits<int32_t>::max()};
       return random() % 2 == 0 ? extremes[random() % 3] : static_cast<int32_t>(random() % 700) - 200;
     };
     for (auto* bounds : {&one.cu_q, &one.cu_k, &one.used}) (*bounds)[random() % bounds->size()] = hostile();

@@ -151,8 +151,12 @@ TEST(float16_is_widened_and_rounded) {
   CHECK(widen(Float16{0x3c00}) == 1 && widen(Float16{1}) == 0x1p-24f && widen(Float16{0x7bff}) == 65504);
   CHECK(std::isinf(widen(Float16{0xfc00})));
   Float16 x;
-  for (const auto& [value, bits] : {std::pair{65519.0f, 0x7bff}, {65520.0f, 0x7c00}, {-1e30f, 0xfc00},
-                                    {0x1p-25f, 0x0000}, {0x1.8p-25f, 0x0001}, {-0.0f, 0x8000}}) {
+  for (const auto& [value, bits] : {std::pair{65519.0f, 0x7bff},
+                                    {65520.0f, 0x7c00},
+                                    {-1e30f, 0xfc00},
+                                    {0x1p-25f, 0x0000},
+                                    {0x1.8p-25f, 0x0001},
+                                    {-0.0f, 0x8000}}) {
     narrow(value, &x);
     CHECK(x.bits == bits);
   }

@@ -164,7 +164,7 @@ def _forward(
 
 
 Bounds = tuple[Tensor | None, Tensor | None, Tensor | None]
-_right: tuple[tuple, Bounds] | None = None  # what a kernel found no fault with when somebody last waited for it
+_right: tuple[tuple, Bounds] | None = None  # those in which a kernel has found no fault, of the last call
 
 
 def _forward_on_cuda(
