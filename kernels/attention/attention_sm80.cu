@@ -47,7 +47,7 @@ __device__ inline void write_rows(const Params& p, const Output& output, const R
       const bool there = row < rows.count, sees = there && rows.seen(row) > 0;
       if (there && strip_column() == 0 && output.lse != nullptr) {
         double lse = -INFINITY;
-        if (sees) lse = sum > 0 ? state.largest * p.scale + log(static_cast<double>(sum)) : NAN;
+        if (sees) lse = sum > 0 ? fma(double{state.largest}, p.scale, log(double{sum})) : NAN;
         output.lse[rows.line(row)] = lse;
       }
 #pragma unroll

@@ -21,6 +21,8 @@
 
 namespace plain_attention {
 
+using earnest::narrow;
+using earnest::widen;
 using earnest::attention::Params;
 using earnest::attention::Type;
 using earnest::attention::Unit;
@@ -34,7 +36,7 @@ inline std::vector<int32_t> bounds_of(const std::vector<int>& lengths) {
 template <typename T>
 T number_of(double x) {
   T result;
-  earnest::narrow(static_cast<float>(x), &result);
+  narrow(static_cast<float>(x), &result);
   return result;
 }
 

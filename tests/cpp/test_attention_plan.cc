@@ -89,11 +89,12 @@ TEST(every_row_is_in_one_tile) {
 TEST(tiles_of_keys_are_those_that_rows_see) {
   std::mt19937 random(2);
   for (int repeat = 0; repeat < 2000; ++repeat) {
-    const int64_t group = 1 + random() % 9;
-    const Sequence s = {0, 1 + random() % 300, 0, random() % 300};
+    const auto below = [&](int64_t most) { return static_cast<int64_t>(random()) % most; };
+    const int64_t group = 1 + below(9);
+    const Sequence s = {0, 1 + below(300), 0, below(300)};
     const bool causal = repeat % 2 == 0;
-    const int64_t all_rows = s.queries * group, first = random() % all_rows;
-    const int64_t rows = 1 + random() % (all_rows - first);
+    const int64_t all_rows = s.queries * group, first = below(all_rows);
+    const int64_t rows = 1 + below(all_rows - first);
     int64_t most = 0, least = s.keys;
     for (int64_t row = first; row < first + rows; ++row) {
       int64_t sees = 0;  // as the contract says it
