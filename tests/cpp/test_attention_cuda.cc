@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernels/attention/attention.h"
+#include "kernels/attention/attention_plan.h"
 #include "tests/cpp/check.h"
 #include "tests/cpp/on_device.h"
 #include "tests/cpp/plain_attention.h"
@@ -262,6 +263,36 @@ TEST(keys_of_minus_infinity_weigh_nothing) {
   run(&c);
   for (BFloat16 x : c.out) CHECK(std::isnan(widen(x)));
   for (double x : c.lse) CHECK(std::isnan(x));
+}
+
+// The list that a call leaves in its workspace: every slot's tile once, the longest first, neighbours
+// together.
+TEST(tiles_are_listed_once_and_the_longest_first) {
+  Case<BFloat16> c({300, 3, 0, 77, 131, 1}, {300, 3, 9, 900, 131, 700}, 1, 1, 64, true);
+  Params p = c.on_host();
+  p.device = Device::kCuda;
+  const gpu::Plan plan = gpu::plan_of(p);
+  CHECK(plan.ordered && workspace_size(p) == static_cast<size_t>(plan.slots) * sizeof(gpu::Tile));
+  OnDevice<gpu::Tile> workspace(std::vector<gpu::Tile>(static_cast<size_t>(plan.slots), {-7, -7}));
+  OnDevice<int32_t> cu_q(c.cu_q), cu_k(c.cu_k);
+  OnDevice<BFloat16> q(c.q), k(c.k), v(c.v), out(c.out);
+  p.cu_seqlens_q = cu_q.data(), p.cu_seqlens_k = cu_k.data();
+  p.q = q.data(), p.k = k.data(), p.v = v.data();
+  p.workspace = workspace.data();
+  CHECK(forward(p, {out.data(), nullptr}).ok());
+  const std::vector<gpu::Tile> listed = workspace.values();
+
+  const Params host = c.on_host();
+  std::vector<gpu::Tile> expected;
+  for (int kind = gpu::kClasses - 1; kind >= 0; --kind) {
+    for (int64_t slot = 0; slot < plan.slots; ++slot) {
+      const gpu::Tile tile = gpu::tile_of(host, plan, slot);
+      if (gpu::class_of(host, plan, tile) == kind) expected.push_back(tile);
+    }
+  }
+  CHECK(listed.size() == expected.size());
+  for (size_t i = 0; i < listed.size(); ++i)
+    CHECK(listed[i].sequence == expected[i].sequence && listed[i].block == expected[i].block);
 }
 
 TEST(wrong_bounds_are_recorded_and_nothing_outside_is_touched) {
