@@ -111,15 +111,13 @@ __device__ inline void attend(const Params& p, const Output& output, float scale
     if (!whole) hide_unseen<S>(s, seen);
     weigh<S>(scale, s, states, o);
     simt::copy_async_wait<1>();
-    if (!__syncthreads_or(!whole && rows.causal && brought_unfinite<T, kDim>(memory.v))) {
-      add_values<T, kDim, S>(s, memory.v, o);
-    } else {
+    if (__syncthreads_or(!whole && rows.causal && brought_unfinite<T, kDim>(memory.v))) {
       add_unfinite<T, kDim, S>(s, memory.v, seen, o);
       __syncthreads();
       clear_unfinite<T, kDim>(memory.v);
       __syncthreads();
-      add_values<T, kDim, S>(s, memory.v, o);
     }
+    add_values<T, kDim, S>(s, memory.v, o);
   }
   write_rows<T, kDim, S>(p, output, rows, states, o, memory.q);
   __syncthreads();  // the next tile's loads begin

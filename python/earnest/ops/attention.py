@@ -58,9 +58,10 @@ def attention(
         cu_seqlens_k = cu_seqlens_q
     _check_tensors(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k)
     factor = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    if cuda.takes(q) and _kernel_takes(q, k, v):
+        return _forward_on_cuda(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, causal, factor)
     if cuda.takes(q):
-        run = _forward_on_cuda if _kernel_takes(q, k, v) else attention_torch.attention
-        return run(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, causal, factor)
+        return attention_torch.attention(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, causal, factor)
     if not runs_directly(q, k, v):
         return _attention_op(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, causal, factor)[0]
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
