@@ -78,10 +78,18 @@ __device__ inline void load_rows(Bytes to, const T* from, int count, const Line&
 // Of the four 8 x 8 matrices that one ldmatrix brings, the left operand wants its rows to change first, then
 // the depth; the right one, which serves two times 8 columns, the other way round.
 
-struct Corner {
-  int line, low, high;
-  __device__ Corner() : line(lane() % 8), low(lane() / 8 % 2 * 8), high(lane() / 16 * 8) {}
+struct Corner {  // of the matrix whose line the calling lane names
+  int low, high;
+  __device__ Corner() : low(lane() / 8 % 2), high(lane() / 16) {}
 };
+
+// Where that line begins: of rows from `row`, a multiple of 8, and the piece after d, a multiple of 16, or
+// the next. What is known when compiling stands apart from what depends on the lane.
+template <int kRows>
+__device__ inline int line_of(int row, int d, int piece) {
+  const int line = lane() % 8;
+  return (d / kLine * kRows + row + line) * kLineBytes + ((d % kLine / kPiece) ^ piece ^ line) * kPieceBytes;
+}
 
 // s += q k^T. `row`: the warp's first of q.
 template <typename T, int kRows, int kDim, int S>
@@ -92,13 +100,13 @@ __device__ inline void add_scores(Bytes q, Bytes k, int row, Strips<S, kKeys / 8
     uint32_t a[S][4];
 #pragma unroll
     for (int strip = 0; strip < S; ++strip) {
-      const int line = row + strip * kStripRows + corner.low + corner.line;
-      simt::ldmatrix_x4(a[strip], &q[place_of<kRows>(line, d + corner.high)]);
+      const int first = row + strip * kStripRows + 8 * corner.low;
+      simt::ldmatrix_x4(a[strip], &q[line_of<kRows>(first, d, corner.high)]);
     }
 #pragma unroll
     for (int j = 0; j < kKeys / 8; j += 2) {
       uint32_t b[4];
-      simt::ldmatrix_x4(b, &k[place_of<kKeys>(8 * j + corner.high + corner.line, d + corner.low)]);
+      simt::ldmatrix_x4(b, &k[line_of<kKeys>(8 * j + 8 * corner.high, d, corner.low)]);
       const uint32_t first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
 #pragma unroll
       for (int strip = 0; strip < S; ++strip) {
@@ -127,7 +135,7 @@ __device__ inline void add_values(const Strips<S, kKeys / 8>& p, Bytes v, Strips
 #pragma unroll
     for (int j = 0; j < kDim / 8; j += 2) {
       uint32_t b[4];
-      simt::ldmatrix_x4_trans(b, &v[place_of<kKeys>(key + corner.low + corner.line, 8 * j + corner.high)]);
+      simt::ldmatrix_x4_trans(b, &v[line_of<kKeys>(key + 8 * corner.low, 8 * j, corner.high)]);
       const uint32_t first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
 #pragma unroll
       for (int strip = 0; strip < S; ++strip) {

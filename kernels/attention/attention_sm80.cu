@@ -79,11 +79,12 @@ __device__ inline void attend(const Params& p, const Output& output, float scale
   const Sequence& sequence = rows.sequence;
   const KeyTiles tiles = rows.tiles();
   const int row = warp() * S * kStripRows;
+  const int64_t pitch = p.kv_heads * kDim;  // from key to key
   const auto load = [&](const void* from, Bytes to, int64_t tile) {
-    const int64_t first = tile * kKeys;
-    load_rows<kKeys, kDim>(
-        to, static_cast<const T*>(from), static_cast<int>(between(0, sequence.keys - first, kKeys)),
-        [&](int key) { return ((sequence.key_begin + first + key) * p.kv_heads + rows.kv_head) * kDim; });
+    const T* const first =
+        static_cast<const T*>(from) + (sequence.key_begin + tile * kKeys) * pitch + rows.kv_head * kDim;
+    load_rows<kKeys, kDim>(to, first, static_cast<int>(between(0, sequence.keys - tile * kKeys, kKeys)),
+                           [&](int key) { return key * pitch; });
     simt::copy_async_commit();
   };
 
