@@ -230,6 +230,21 @@ TEST(what_a_row_does_not_see_does_not_reach_it) {
   }
 }
 
+// A key that outweighs all before it, whose values are -0: what was summed is scaled to 0 or -0, and weights
+// of 0 make -0 of hidden values below 0. No sign of that is left.
+TEST(hidden_values_leave_no_sign_on_a_zero) {
+  Case<BFloat16> c({128}, {128}, 1, 1, 64, true);
+  for (int d = 0; d < 64; ++d) {
+    c.query(64, 0)[d] = number_of<BFloat16>(0.5);
+    c.key(64, 0)[d] = number_of<BFloat16>(64);
+    c.value(64, 0)[d] = number_of<BFloat16>(-0.0);
+    for (int key = 65; key < 128; ++key) c.value(key, 0)[d] = number_of<BFloat16>(-1);
+  }
+  run(&c);
+  for (int d = 0; d < 64; ++d) CHECK(c.result(64, 0)[d].bits == 0);
+  CHECK(chunks_equal(c, {65, 128}));
+}
+
 TEST(a_query_that_is_not_finite_gives_nan_for_itself) {
   for (const uint16_t bad : {0x7fc0, 0x7f80, 0xff80}) {
     Case<BFloat16> clean({66}, {66}, 2, 1, 64, true), dirty = clean;
