@@ -79,6 +79,10 @@ def test_torchs_operators_run_where_our_kernel_does_not(device, by_torch) -> Non
         torch.testing.assert_close(results[0].float(), other.float(), atol=3e-2, rtol=0)
     attention(*(torch.randn(3, 2, 32).to(device, torch.bfloat16) for _ in range(3)), causal=True)
     assert len(by_torch) == 3
+    with torch.autocast(device.type, torch.bfloat16):
+        lower = attention(q.float(), k.float(), v.float(), causal=True, **named(device))
+    assert lower.dtype == torch.float32
+    assert torch.equal(lower, results[0].float())
     with torch.no_grad():
         again = attention(q.clone().requires_grad_(), k, v, causal=True, **named(device))
     assert torch.equal(again, results[0])

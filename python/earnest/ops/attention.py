@@ -47,9 +47,9 @@ def attention(
     (sums in float32), the same for q, k, v and the result, which has q's shape. Inputs that are not
     contiguous are copied. numpy arrays (float32, float64) give a numpy array, without gradients. On the CPU
     the bits of a row depend neither on the batch, nor on the threads, nor on whether its keys come from a
-    cache. On cuda our kernel runs where no gradient is wanted, for bfloat16 and float16 and a dim of 64 or
-    128, with the same promise; elsewhere torch's own operators ("cuda/torch"), in the precision of autocast,
-    without it. Raises InvalidInput, on cuda once for bounds that are passed again and again; in a CUDA graph:
+    cache. On cuda float32 is computed in the precision of autocast. There our kernel runs where no gradient
+    is wanted, in bfloat16 and float16 and for a dim of 64 or 128, with the same promise; elsewhere torch's
+    own operators ("cuda/torch"), without it. Raises InvalidInput, on cuda once for bounds that are passed again and again; in a CUDA graph:
     ops.raise_faults.
     """
     if isinstance(q, np.ndarray):
@@ -59,7 +59,8 @@ def attention(
     _check_tensors(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k)
     factor = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if cuda.takes(q) and _kernel_takes(q, k, v):
-        return _forward_on_cuda(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, causal, factor)
+        arrays = (x.to(attention_torch.precision_of(q)) for x in (q, k, v))
+        return _forward_on_cuda(*arrays, cu_seqlens_q, cu_seqlens_k, seqused_k, causal, factor).to(q.dtype)
     if cuda.takes(q):
         return attention_torch.attention(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, causal, factor)
     if not runs_directly(q, k, v):
@@ -87,11 +88,12 @@ def _kernel_on_cuda(dtype: str, dim: int) -> str | None:
 
 
 def _kernel_takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    dtype = _CUDA_DTYPES.get(attention_torch.precision_of(q))
     return (
-        q.dtype in _CUDA_DTYPES
+        dtype is not None
         and is_eager(q, k, v)
         and not needs_gradient(q, k, v)
-        and _kernel_on_cuda(_CUDA_DTYPES[q.dtype], q.shape[-1]) is not None
+        and _kernel_on_cuda(dtype, q.shape[-1]) is not None
     )
 
 
