@@ -49,8 +49,10 @@ def attention(
     the bits of a row depend neither on the batch, nor on the threads, nor on whether its keys come from a
     cache. On cuda float32 is computed in the precision of autocast. There our kernel runs where no gradient
     is wanted, in bfloat16 and float16 and for a dim of 64 or 128, with the same promise; elsewhere torch's
-    own operators ("cuda/torch"), without it. Raises InvalidInput, on cuda once for bounds that are passed again and again; in a CUDA graph:
-    ops.raise_faults.
+    own operators ("cuda/torch"), without it.
+
+    Raises InvalidInput. On cuda the call waits for the kernel to say that bounds were right, once for those
+    that are passed again and again (in a CUDA graph: ops.raise_faults).
     """
     if isinstance(q, np.ndarray):
         return _attention_numpy(q, k, v, causal, cu_seqlens_q, cu_seqlens_k, seqused_k, scale)
