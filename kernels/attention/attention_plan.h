@@ -99,6 +99,9 @@ struct Plan {
   bool ordered;   // tiles are listed by order_tiles first
 };
 
+// So few blocks all begin at once, and their order says nothing: a list would only cost its own launch.
+constexpr int64_t kAtOnce = 128;
+
 // Short sequences, as of a few new tokens after a long prefix, take small tiles: what has no row is computed
 // too.
 EARNEST_HOST_DEVICE constexpr int64_t rows_of_tile(int64_t rows, int64_t sequences) {
@@ -116,7 +119,7 @@ inline Plan plan_of(const Params& p) {
   plan.slots =
       p.cu_seqlens_q != nullptr ? rows / plan.tile_rows + p.sequences : p.sequences * (equal > 1 ? equal : 1);
   const bool ragged = p.cu_seqlens_q != nullptr || p.cu_seqlens_k != nullptr || p.seqused_k != nullptr;
-  plan.ordered = p.sequences > 1 && ragged;
+  plan.ordered = p.sequences > 1 && ragged && plan.slots > kAtOnce / p.kv_heads;
   return plan;
 }
 

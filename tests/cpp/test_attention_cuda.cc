@@ -283,7 +283,10 @@ TEST(keys_of_minus_infinity_weigh_nothing) {
 // The list that a call leaves in its workspace: every slot's tile once, the longest first, neighbours
 // together.
 TEST(tiles_are_listed_once_and_the_longest_first) {
-  Case<BFloat16> c({300, 3, 0, 77, 131, 1}, {300, 3, 9, 900, 131, 700}, 1, 1, 64, true);
+  std::vector<int> queries = {200, 3, 0, 77, 131, 1}, keys = {200, 3, 9, 900, 131, 700};
+  for (int i = 0; i < 130; ++i) queries.push_back(i % 3), keys.push_back(i * 37 % 200);
+  Case<BFloat16> c(queries, keys, 1, 1, 64, true);
+  compare(c);
   Params p = c.on_host();
   p.device = Device::kCuda;
   const gpu::Plan plan = gpu::plan_of(p);
@@ -349,7 +352,8 @@ TEST(what_cuda_does_not_take_is_named) {
   CHECK(contains(message([](Params& p) { p.kv_heads = 3; }), "divides q's 2, got 3"));
   CHECK(contains(message([](Params& p) { p.tile_rows = 32; }), "tile_rows: expected 0, 64 or 128, got 32"));
 
-  Case<BFloat16> c({4, 4}, {4, 4}, 2, 2, 64, true);
+  const std::vector<int> many(130, 1);
+  Case<BFloat16> c(many, many, 2, 2, 64, true);
   Params p = c.on_host();
   p.device = Device::kCuda;
   double lse = 0;

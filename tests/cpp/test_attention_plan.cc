@@ -144,7 +144,16 @@ TEST(the_last_rows_of_a_sequence_come_first) {
   Case one({300}, {300}, 1, 1, true);
   const Plan alone = plan_of(one.p);
   CHECK(!alone.ordered && tile_of(one.p, alone, 0).block == 2 && tile_of(one.p, alone, 2).block == 0);
-  CHECK(plan_of(Case({3, 300}, {3, 300}, 1, 1, true).p).ordered);
+}
+
+TEST(a_list_is_made_of_many_tiles_of_different_length) {
+  const std::vector<int> many(64, 70), few(31, 70);
+  CHECK(plan_of(Case(many, many, 2, 2, true).p).ordered);
+  CHECK(!plan_of(Case(few, few, 2, 2, true).p).ordered);
+  Params p = Case(many, many, 4, 4, true).p;
+  p.cu_seqlens_q = p.cu_seqlens_k = nullptr;
+  CHECK(!plan_of(p).ordered);
+  CHECK(!plan_of(Case({70000}, {70000}, 4, 4, true).p).ordered);
 }
 
 TEST(few_rows_take_small_tiles) {
