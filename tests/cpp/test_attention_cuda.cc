@@ -336,6 +336,13 @@ TEST(wrong_bounds_are_recorded_and_nothing_outside_is_touched) {
   CHECK(contains(message([](auto& c) { c.used = {-1, 70, 9}; }), "sequence 0"));
   CHECK(
       contains(message([](auto& c) { c.cu_q.clear(), c.p.tokens_q = 78, c.cu_k[3] = 81; }), "cu_seqlens_k"));
+
+  Case<BFloat16> listed(std::vector<int>(140, 1), std::vector<int>(140, 3), 2, 1, 64, true);
+  listed.cu_q[70] = std::numeric_limits<int32_t>::max(), listed.cu_k[9] = -1;
+  FaultWord word;
+  CHECK(run_on_device(&listed, &word).ok());
+  CHECK(contains(fault(listed.p, word).message(), "cu_seqlens_k"));
+  CHECK(fault_of(word).index == 8);
 }
 
 TEST(what_cuda_does_not_take_is_named) {
