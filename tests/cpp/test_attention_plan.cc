@@ -88,7 +88,7 @@ TEST(every_row_is_in_one_tile) {
 
 TEST(tiles_of_keys_are_those_that_rows_see) {
   std::mt19937 random(2);
-  for (int repeat = 0; repeat < 2000; ++repeat) {
+  for (int repeat = 0; repeat < 300; ++repeat) {
     const auto below = [&](int64_t most) { return static_cast<int64_t>(random()) % most; };
     const int64_t group = 1 + below(9);
     const Sequence s = {0, 1 + below(300), 0, below(300)};
