@@ -26,6 +26,7 @@ using Bytes = simt::Shared<unsigned char>;
 template <int S, int J>
 using Strips = float[S][J][4];
 
+__device__ inline int thread() { return static_cast<int>(threadIdx.x); }
 __device__ inline int lane() { return static_cast<int>(threadIdx.x) % simt::kWarpSize; }
 // Of the calling lane: its row in half h (0, 1) of a strip, and the first of its two columns of 8.
 __device__ inline int strip_row(int half) { return lane() / 4 + 8 * half; }
@@ -53,13 +54,12 @@ __device__ inline int place_of(int row, int d) {
   return (d / kLine * kRows + row) * kLineBytes + ((d % kLine / kPiece) ^ (row & 7)) * kPieceBytes;
 }
 
-// Calls each(row, d) for the pieces that the thread brings of an operand of kRows rows.
-template <int kRows, int kDim, typename Each>
-__device__ inline void for_each_piece(const Each& each) {
-  constexpr int kPieces = kDim / kPiece, kRowsAtOnce = kThreads / kPieces;
+// Calls each(row, d) for the pieces that one of kCount threads brings of an operand of kRows rows.
+template <int kRows, int kDim, int kCount = kThreads, typename Each>
+__device__ inline void for_each_piece(int thread, const Each& each) {
+  constexpr int kPieces = kDim / kPiece, kRowsAtOnce = kCount / kPieces;
   static_assert(kRows % kRowsAtOnce == 0);
-  const int first = static_cast<int>(threadIdx.x) / kPieces;
-  const int d = static_cast<int>(threadIdx.x) % kPieces * kPiece;
+  const int first = thread / kPieces, d = thread % kPieces * kPiece;
 #pragma unroll
   for (int i = 0; i < kRows / kRowsAtOnce; ++i) each(first + i * kRowsAtOnce, d);
 }
@@ -67,7 +67,7 @@ __device__ inline void for_each_piece(const Each& each) {
 // Rows [0, count) of an operand on their way; those after them are 0. line(row) says where a row begins.
 template <int kRows, int kDim, typename T, typename Line>
 __device__ inline void load_rows(Bytes to, const T* from, int count, const Line& line) {
-  for_each_piece<kRows, kDim>([&](int row, int d) {
+  for_each_piece<kRows, kDim>(thread(), [&](int row, int d) {
     const bool there = row < count;
     const T* piece = there ? from + line(row) + d : from;
     simt::copy_async_16(&to[place_of<kRows>(row, d)], piece, there ? kPieceBytes : 0);

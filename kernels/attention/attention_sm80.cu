@@ -6,8 +6,7 @@
 #include <algorithm>
 
 #include "kernels/attention/attention_paths.h"
-#include "kernels/attention/attention_rows.h"
-#include "kernels/attention/attention_softmax.h"
+#include "kernels/attention/attention_result.h"
 #include "kernels/attention/attention_unfinite.h"
 #include "kernels/common/record_fault.h"
 
@@ -29,48 +28,6 @@ struct Memory {  // shared, in bytes
 };
 
 __device__ inline int warp() { return static_cast<int>(threadIdx.x) / simt::kWarpSize; }
-
-// What the rows of the warp become: o over the sum of weights, and the logarithm of that sum. o goes through
-// the warp's own rows of q, which nobody reads any more, so that 16 bytes a lane are written.
-template <typename T, int kDim, int S>
-__device__ inline void write_rows(const Params& p, const Output& output, const Rows& rows,
-                                  const RowState (&states)[S][2], const Strips<S, kDim / 8>& o, Bytes q) {
-  constexpr int kRows = Memory<kDim, S>::kRows, kPieces = kDim / kPiece;
-  const int first = warp() * S * kStripRows;
-#pragma unroll
-  for (int strip = 0; strip < S; ++strip) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int row = first + strip * kStripRows + strip_row(half);
-      const RowState& state = states[strip][half];
-      const float sum = sum_in_quad(state.sum), inverse = 1 / sum;
-      const bool there = row < rows.count, sees = there && rows.seen(row) > 0;
-      if (there && strip_column() == 0 && output.lse != nullptr) {
-        double lse = -INFINITY;
-        if (sees) lse = sum > 0 ? fma(double{state.largest}, p.scale, log(double{sum})) : NAN;
-        output.lse[rows.line(row)] = lse;
-      }
-#pragma unroll
-      for (int j = 0; j < kDim / 8; ++j) {
-        // Plus 0: a -0 that scaling down has left is no other number than 0.
-        const float low = sees ? fmaf(o[strip][j][2 * half], inverse, 0.0f) : 0;
-        const float high = sees ? fmaf(o[strip][j][2 * half + 1], inverse, 0.0f) : 0;
-        *reinterpret_cast<uint32_t*>(&q[place_of<kRows>(row, 8 * j) + 2 * strip_column()]) =
-            pack(low, high, T{});
-      }
-    }
-  }
-  __syncwarp();
-#pragma unroll
-  for (int i = 0; i < S * kStripRows * kPieces / simt::kWarpSize; ++i) {
-    const int index = i * simt::kWarpSize + lane();
-    const int row = first + index / kPieces, d = index % kPieces * kPiece;
-    if (row < rows.count) {
-      *reinterpret_cast<uint4*>(static_cast<T*>(output.out) + rows.line(row) * kDim + d) =
-          *reinterpret_cast<const uint4*>(&q[place_of<kRows>(row, d)]);
-    }
-  }
-}
 
 template <typename T, int kDim, int S>
 __device__ inline void attend(const Params& p, const Output& output, float scale, const Rows& rows,
@@ -112,15 +69,15 @@ __device__ inline void attend(const Params& p, const Output& output, float scale
     if (!whole) hide_unseen<S>(s, seen);
     weigh<S>(scale, s, states, o);
     simt::copy_async_wait<1>();
-    if (__syncthreads_or(!whole && rows.causal && brought_unfinite<T, kDim>(memory.v))) {
+    if (__syncthreads_or(!whole && rows.causal && has_unfinite<T, kDim>(memory.v, thread()))) {
       add_unfinite<T, kDim, S>(s, memory.v, seen, o);
       __syncthreads();
-      clear_unfinite<T, kDim>(memory.v);
+      clear_unfinite<T, kDim>(memory.v, thread());
       __syncthreads();
     }
     add_values<T, kDim, S>(s, memory.v, o);
   }
-  write_rows<T, kDim, S>(p, output, rows, states, o, memory.q);
+  write_rows<T, kRows, kDim, S>(p, output, rows, row, states, o, memory.q);
   __syncthreads();  // the next tile's loads begin
 }
 

@@ -9,11 +9,11 @@
 
 namespace earnest::attention::gpu::sm80 {
 
-// Among what the calling thread has brought, which is there.
-template <typename T, int kDim>
-__device__ inline bool brought_unfinite(Bytes v) {
+// Among the pieces of one of kCount threads, on sm80 those that it has brought itself.
+template <typename T, int kDim, int kCount = kThreads>
+__device__ inline bool has_unfinite(Bytes v, int thread) {
   bool found = false;
-  for_each_piece<kKeys, kDim>([&](int key, int d) {
+  for_each_piece<kKeys, kDim, kCount>(thread, [&](int key, int d) {
     const auto& piece = *reinterpret_cast<const uint4*>(&v[place_of<kKeys>(key, d)]);
     for (const uint32_t word : {piece.x, piece.y, piece.z, piece.w})
       found |= is_unfinite(word, T{}) || is_unfinite(word >> 16, T{});
@@ -21,9 +21,9 @@ __device__ inline bool brought_unfinite(Bytes v) {
   return found;
 }
 
-template <typename T, int kDim>
-__device__ inline void clear_unfinite(Bytes v) {
-  for_each_piece<kKeys, kDim>([&](int key, int d) {
+template <typename T, int kDim, int kCount = kThreads>
+__device__ inline void clear_unfinite(Bytes v, int thread) {
+  for_each_piece<kKeys, kDim, kCount>(thread, [&](int key, int d) {
     for (int word = 0; word < kPieceBytes / 4; ++word) {
       auto* const at = reinterpret_cast<uint32_t*>(&v[place_of<kKeys>(key, d) + 4 * word]);
       if (is_unfinite(*at, T{})) *at &= 0xffff0000u;
