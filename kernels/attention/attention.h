@@ -33,6 +33,10 @@ namespace earnest::attention {
 // pass yet.
 enum class Type { kFloat32, kFloat64, kBFloat16, kFloat16 };
 
+// CUDA's ways to a result. Their bits differ, as those of CPU tiers do. kBest is kSm80, until a GPU has run
+// and timed kSm90a.
+enum class CudaPath { kBest, kSm80, kSm90a };
+
 constexpr int64_t kMaxDim = 256;
 
 struct Params {
@@ -57,6 +61,7 @@ struct Params {
   void* stream = nullptr;      // a cudaStream_t
   FaultWord* fault = nullptr;  // on the device (device_fault.h); null: not recorded
   void* workspace = nullptr;   // [workspace_size(params)], begins on 16 bytes; of no particular content
+  CudaPath path = CudaPath::kBest;
   int tile_rows = 0;  // rows that a block takes at a time, 64 or 128; 0: the rule's. No bit depends on it
 };
 

@@ -51,6 +51,20 @@ __global__ void __launch_bounds__(kThreads) order_tiles(const Params p, const Pl
   }
 }
 
+#if defined(EARNEST_EMULATED)
+constexpr bool kHasSm90a = false;
+#else
+constexpr bool kHasSm90a = true;
+#endif
+
+Status check_path(const Params& p) {
+  if (p.path != CudaPath::kSm90a) return {};
+  cuda::Properties device;
+  if (Status status = cuda::properties(kOp, &device); !status.ok()) return status;
+  if (kHasSm90a && device.major == 9 && device.minor == 0) return {};
+  return unsupported(kOp, "path", "sm90a on compute capability 9.0", "another device");
+}
+
 }  // namespace
 
 Status which_cuda(Type type, int64_t dim, std::string* name) {
@@ -71,6 +85,7 @@ size_t workspace_size_cuda(const Params& p) {
 }
 
 Status forward_cuda(const Params& p, const Output& output) {
+  if (Status status = check_path(p); !status.ok()) return status;
   const Plan plan = plan_of(p);
   if (plan.slots == 0) return {};
   constexpr int64_t kMostSlots = (int64_t{1} << 31) - 1;  // counted in 32 bits; their list would be 32 GB
@@ -82,6 +97,9 @@ Status forward_cuda(const Params& p, const Output& output) {
         simt::launch({kOp, "order_tiles"}, order_tiles, dim3(1), dim3(kThreads), 0, p.stream, p, plan, order);
     if (!status.ok()) return status;
   }
+#if !defined(EARNEST_EMULATED)
+  if (p.path == CudaPath::kSm90a && p.tokens_k > 0) return sm90a::forward(p, output, plan, order);
+#endif
   return sm80::forward(p, output, plan, order);
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CUDA back end's ways to a result: sm80 (cp.async, ldmatrix, mma.sync) runs on every GPU of compute
-// capability 8.0 or more.
+// capability 8.0 or more; sm90a (TMA, wgmma) on 9.0.
 #pragma once
 
 #include "kernels/attention/attention_plan.h"
@@ -14,5 +14,10 @@ namespace sm80 {
 // `order` lists plan.slots tiles, or is null: slots are taken as tile_of lays them out.
 Status forward(const Params& params, const Output& output, const Plan& plan, const Tile* order);
 }  // namespace sm80
+
+namespace sm90a {
+// The same of a plan with kTileRows, where there are keys.
+Status forward(const Params& params, const Output& output, const Plan& plan, const Tile* order);
+}  // namespace sm90a
 
 }  // namespace earnest::attention::gpu

@@ -114,7 +114,9 @@ inline Plan plan_of(const Params& p) {
   Plan plan;
   plan.group = p.heads / p.kv_heads;
   const int64_t rows = p.tokens_q * plan.group;
-  plan.tile_rows = p.tile_rows != 0 ? p.tile_rows : rows_of_tile(rows, p.sequences);
+  plan.tile_rows = p.path == CudaPath::kSm90a ? kTileRows
+                   : p.tile_rows != 0         ? p.tile_rows
+                                              : rows_of_tile(rows, p.sequences);
   const int64_t equal = p.sequences == 0 ? 0 : blocks_of(rows / p.sequences, plan.tile_rows);
   plan.slots =
       p.cu_seqlens_q != nullptr ? rows / plan.tile_rows + p.sequences : p.sequences * (equal > 1 ? equal : 1);

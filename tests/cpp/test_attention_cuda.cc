@@ -80,13 +80,16 @@ void compare(Case<T> c) {
 }
 
 template <typename T>
-void compare_shapes() {
+void compare_shapes(CudaPath path = CudaPath::kBest) {
   for (const bool causal : {false, true}) {
-    compare(Case<T>({1, 0, 63, 64, 65}, {1, 5, 63, 64, 65}, 2, 2, 64, causal));
-    compare(Case<T>({7, 0, 19, 1}, {7, 0, 19, 129}, 14, 2, 64, causal));
-    compare(Case<T>({11, 37}, {130, 37}, 7, 7, 128, causal));
-    compare(Case<T>({5, 13}, {5, 67}, 28, 4, 128, causal));
-    compare(Case<T>({129}, {191}, 1, 1, 128, causal));
+    for (Case<T> c :
+         {Case<T>({1, 0, 63, 64, 65}, {1, 5, 63, 64, 65}, 2, 2, 64, causal),
+          Case<T>({7, 0, 19, 1}, {7, 0, 19, 129}, 14, 2, 64, causal),
+          Case<T>({11, 37}, {130, 37}, 7, 7, 128, causal), Case<T>({5, 13}, {5, 67}, 28, 4, 128, causal),
+          Case<T>({129}, {191}, 1, 1, 128, causal)}) {
+      c.p.path = path;
+      compare(c);
+    }
   }
 }
 
@@ -383,5 +386,18 @@ TEST(nothing_to_do_is_fine) {
   Case<BFloat16> no_keys({5}, {0}, 2, 1, 64, false);
   run(&no_keys);
   for (BFloat16 x : no_keys.out) CHECK(x.bits == 0);
+}
+
+// Last: nothing has executed it yet.
+TEST(path_sm90a_is_within_twice_plain_arithmetic_where_it_can_run) {
+  Case<BFloat16> any({1}, {1}, 1, 1, 64, true);
+  any.p.path = CudaPath::kSm90a;
+  const Status status = run_on_device(&any);
+  if (!status.ok()) {
+    CHECK(contains(status.message(), "path: expected sm90a on compute capability 9.0, got another device"));
+    return;
+  }
+  compare_shapes<BFloat16>(CudaPath::kSm90a);
+  compare_shapes<Float16>(CudaPath::kSm90a);
 }
 #endif
