@@ -40,6 +40,13 @@ Type type_of(const Read& q) {
   return Type::kBFloat16;
 }
 
+attention::CudaPath path_of(const std::string& name) {
+  expect(name == "best" || name == "sm80" || name == "sm90a", "path", "best, sm80 or sm90a", name);
+  return name == "sm80"    ? attention::CudaPath::kSm80
+         : name == "sm90a" ? attention::CudaPath::kSm90a
+                           : attention::CudaPath::kBest;
+}
+
 int64_t rows_of(const Read& x, size_t trailing) {
   int64_t rows = 1;
   for (size_t i = 0; i + trailing < x.ndim(); ++i) rows *= static_cast<int64_t>(x.shape(i));
@@ -96,13 +103,15 @@ void expect_lse(size_t size, const Params& p) {
 void forward(const Read& q, const Read& k, const Read& v, const Write& out,
              const std::optional<WriteLse>& lse, const Lengths& cu_seqlens_q, const Lengths& cu_seqlens_k,
              const Lengths& seqused_k, int64_t sequences, bool causal, double scale, uintptr_t stream,
-             const std::optional<nb::callable>& allocate, const FaultArray& fault, int tile_rows) {
+             const std::optional<nb::callable>& allocate, const FaultArray& fault, int tile_rows,
+             const std::string& path) {
   const Place place("attention", q, {stream, allocate, fault});
   Params p = params_of(place, q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, sequences, causal, scale);
   expect_like("out", Read(out), q);
   if (lse) expect_lse(lse->size(), p);
   const attention::Output output{place.data("out", out), place.data("lse", lse)};
   p.tile_rows = tile_rows;
+  p.path = path_of(path);
   Workspace workspace(place, attention::workspace_size(p));
   p.workspace = workspace.data();
   Status status;
@@ -163,7 +172,7 @@ void bind_attention(nb::module_& module) {
              nb::arg("cu_seqlens_q").none().noconvert(), nb::arg("cu_seqlens_k").none().noconvert(),
              nb::arg("seqused_k").none().noconvert(), nb::arg("sequences"), nb::arg("causal"),
              nb::arg("scale"), nb::arg("stream") = 0, nb::arg("allocate") = nb::none(),
-             nb::arg("fault").noconvert() = nb::none(), nb::arg("tile_rows") = 0);
+             nb::arg("fault").noconvert() = nb::none(), nb::arg("tile_rows") = 0, nb::arg("path") = "best");
   module.def("attention_backward", &backward, nb::arg("q").noconvert(), nb::arg("k").noconvert(),
              nb::arg("v").noconvert(), nb::arg("out").noconvert(), nb::arg("lse").noconvert(),
              nb::arg("grad_out").noconvert(), nb::arg("grad_lse").none().noconvert(),

@@ -68,8 +68,10 @@ def _problem(rng: np.random.Generator, shape: Shape, device: str) -> Problem:
         for heads in (shape.heads, shape.kv_heads, shape.kv_heads)
     )
     rows = np.sort(rng.choice(tokens, min(CHECKED_ROWS, tokens), replace=False))
-    entries = [_ours("earnest", OURS, shape, device, rows, 0)]
-    entries += [_ours(f"earnest, tiles of {n}", ALSO, shape, device, rows, n) for n in (64, 128)]
+    entries = [_ours("earnest", OURS, shape, device, rows)]
+    for variant in ({"tile_rows": 64}, {"tile_rows": 128}, {"path": "sm90a"}):
+        name = "earnest, " + " ".join(f"{key} {value}" for key, value in variant.items())
+        entries.append(_ours(name, ALSO, shape, device, rows, **variant))
     for name, backend in (BACKENDS if device == "cuda" else ON_CPU).items():
         entries.append(_torch(name, backend, shape, rows, expanded=False))
         if shape.heads != shape.kv_heads:
@@ -102,7 +104,7 @@ def reference(q: Any, k: Any, v: Any, *, shape: Shape, rows: Sequence[int]) -> l
 
 
 def _ours(
-    name: str, role: str, shape: Shape, device: str, rows: Sequence[int], tile_rows: int
+    name: str, role: str, shape: Shape, device: str, rows: Sequence[int], **variant: Any
 ) -> Implementation:  # fmt: skip
     """Sequences of equal length by a leading axis, others by their bounds."""
     equal = len(set(shape.lengths)) == 1
@@ -116,12 +118,21 @@ def _ours(
         attention = peers.ours("attention")
         ends = np.cumsum(shape.lengths)
         bounds = None if equal else torch.tensor([0, *ends], dtype=torch.int32).to(device)
-        if tile_rows == 0:
+        if not variant:
             return lambda q, k, v: attention(q, k, v, causal=shape.causal, cu_seqlens_q=bounds)
         if not cuda.takes(torch.empty(0, device=device)):
-            raise Absent("tiles are the GPU's")
-        scale = shape.dim**-0.5
-        return lambda q, k, v: _forward_on_cuda(q, k, v, bounds, bounds, None, shape.causal, scale, tile_rows)
+            raise Absent("variants are the GPU's")
+        rest = (bounds, bounds, None, shape.causal, shape.dim**-0.5)
+
+        def run(q: Any, k: Any, v: Any) -> Any:
+            try:
+                return _forward_on_cuda(q, k, v, *rest, **variant)
+            except RuntimeError as error:
+                if "] path: expected" in str(error):
+                    raise Absent(str(error)) from None
+                raise
+
+        return run
 
     return Implementation(
         name,

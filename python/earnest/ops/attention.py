@@ -174,10 +174,10 @@ _right: tuple[tuple, Bounds] | None = None  # those in which a kernel has found 
 
 def _forward_on_cuda(
     q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor | None, cu_k: Tensor | None, seqused_k: Tensor | None,
-    causal: bool, scale: float, tile_rows: int = 0,
+    causal: bool, scale: float, tile_rows: int = 0, path: str = "best",
 ) -> Tensor:  # fmt: skip
     """By our kernel. Bounds that come again, as from layer to layer, are not waited for again. tile_rows:
-    its choice of 64 or 128, which changes no bit, if 0."""
+    its choice of 64 or 128, which changes no bit, if 0; path: "best", "sm80" or "sm90a"."""
     global _right
     bounds = (cu_q, cu_k, seqused_k)
     given = [x for x in bounds if x is not None]
@@ -196,7 +196,7 @@ def _forward_on_cuda(
     with cuda.launching(_OP, q, None if known else explain) as launch:
         call(
             _native.attention_forward, *map(capsule, (q, k, v)), capsule(out), None, *map(capsule, bounds),
-            _sequences(q, cu_q), causal, scale, *launch, tile_rows,
+            _sequences(q, cu_q), causal, scale, *launch, tile_rows, path,
         )  # fmt: skip
     if not known and not capturing and key is not None:
         _right = (key, bounds)  # the tensors too, so that no other can get their identities
