@@ -60,7 +60,7 @@ __device__ inline void for_each_piece(int thread, const Each& each) {
   constexpr int kPieces = kDim / kPiece, kRowsAtOnce = kCount / kPieces;
   static_assert(kRows % kRowsAtOnce == 0);
   const int first = thread / kPieces, d = thread % kPieces * kPiece;
-#pragma unroll
+#pragma unroll 2  // addresses that wait in registers for their turn are none left for sums
   for (int i = 0; i < kRows / kRowsAtOnce; ++i) each(first + i * kRowsAtOnce, d);
 }
 

@@ -40,7 +40,7 @@ __device__ inline void write_rows(const Params& p, const Output& output, const R
     }
   }
   __syncwarp();
-#pragma unroll
+#pragma unroll 1  // once a tile: what 16 of it would compute beforehand is spilled through all of it
   for (int i = 0; i < S * kStripRows * kPieces / simt::kWarpSize; ++i) {
     const int index = i * simt::kWarpSize + lane();
     const int row = first + index / kPieces, d = index % kPieces * kPiece;

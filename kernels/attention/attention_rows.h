@@ -14,6 +14,7 @@ struct Rows {
   int group, count;     // count: rows that there are
   bool causal;
 
+  Rows() = default;
   EARNEST_HOST_DEVICE Rows(const Params& p, const Plan& plan, const Tile& tile, int64_t head)
       : sequence(sequence_of(p, tile.sequence)),
         kv_head(head),

@@ -33,39 +33,39 @@ template <typename T, int kDim, int S>
 __device__ inline void attend(const Params& p, const Output& output, float scale, const Rows& rows,
                               const Memory<kDim, S>& memory) {
   constexpr int kRows = Memory<kDim, S>::kRows;
-  const Sequence& sequence = rows.sequence;
-  const KeyTiles tiles = rows.tiles();
+  const KeyTiles of_rows = rows.tiles();
+  const int tiles = static_cast<int>(of_rows.all), whole_tiles = static_cast<int>(of_rows.whole);
   const int row = warp() * S * kStripRows;
-  const int64_t pitch = p.kv_heads * kDim;  // from key to key
-  const auto load = [&](const void* from, Bytes to, int64_t tile) {
-    const T* const first =
-        static_cast<const T*>(from) + (sequence.key_begin + tile * kKeys) * pitch + rows.kv_head * kDim;
-    load_rows<kKeys, kDim>(to, first, static_cast<int>(between(0, sequence.keys - tile * kKeys, kKeys)),
+  const auto load = [&](const void* from, Bytes to, int tile) {
+    const int64_t pitch = p.kv_heads * kDim, first = int64_t{tile} * kKeys;  // from key to key
+    const T* const begin =
+        static_cast<const T*>(from) + (rows.sequence.key_begin + first) * pitch + rows.kv_head * kDim;
+    load_rows<kKeys, kDim>(to, begin, static_cast<int>(between(0, rows.sequence.keys - first, kKeys)),
                            [&](int key) { return key * pitch; });
     simt::copy_async_commit();
   };
 
   Strips<S, kDim / 8> o = {};
   RowState states[S][2];
-  if (tiles.all > 0) {
+  if (tiles > 0) {
     load_rows<kRows, kDim>(memory.q, static_cast<const T*>(p.q), rows.count,
                            [&](int i) { return rows.line(i) * kDim; });
     load(p.k, memory.k, 0);
   }
-  for (int64_t tile = 0; tile < tiles.all; ++tile) {
+  for (int tile = 0; tile < tiles; ++tile) {
     simt::copy_async_wait<0>();
     __syncthreads();  // keys are there, and everybody has read the last tile's values
     load(p.v, memory.v, tile);
     Strips<S, kKeys / 8> s = {};
     add_scores<T, kRows, kDim, S>(memory.q, memory.k, row, s);
     __syncthreads();  // everybody has read the keys
-    if (tile + 1 < tiles.all) {
+    if (tile + 1 < tiles) {
       load(p.k, memory.k, tile + 1);
     } else {
       simt::copy_async_commit();  // nothing, so that the values are the last group but one
     }
-    const bool whole = tile < tiles.whole;
-    const auto seen = [&](int i) { return rows.seen(row + i) - static_cast<int>(tile * kKeys); };
+    const bool whole = tile < whole_tiles;
+    const auto seen = [&](int i) { return rows.seen(row + i) - tile * kKeys; };
     if (!whole) hide_unseen<S>(s, seen);
     weigh<S>(scale, s, states, o);
     simt::copy_async_wait<1>();
@@ -78,13 +78,13 @@ __device__ inline void attend(const Params& p, const Output& output, float scale
     add_values<T, kDim, S>(s, memory.v, o);
   }
   write_rows<T, kRows, kDim, S>(p, output, rows, row, states, o, memory.q);
-  __syncthreads();  // the next tile's loads begin
 }
 
 template <typename T, int kDim, int S>
 __global__ void __launch_bounds__(kThreads, 2)
     forward_tiles(const Params p, const Output output, const Plan plan, const Tile* const order) {
   const Memory<kDim, S> memory;
+  EARNEST_SHARED(Rows, rows, 1);  // in registers, of which sums leave few, they would be spilled
   const auto scale = static_cast<float>(p.scale * 1.4426950408889634);  // log2(e)
   for (int64_t index = blockIdx.x; index < plan.slots * p.kv_heads; index += gridDim.x) {
     if (threadIdx.x == 0 && index < p.sequences && p.fault != nullptr) {
@@ -95,8 +95,10 @@ __global__ void __launch_bounds__(kThreads, 2)
     const int64_t slot = index / p.kv_heads;
     const Tile tile = order != nullptr ? order[slot] : tile_of(p, plan, slot);
     if (tile.sequence < 0) continue;
-    const Rows rows(p, plan, tile, index % p.kv_heads);
-    if (rows.count > 0) attend<T, kDim, S>(p, output, scale, rows, memory);
+    if (threadIdx.x == 0) rows[0] = Rows(p, plan, tile, index % p.kv_heads);
+    __syncthreads();
+    attend<T, kDim, S>(p, output, scale, rows[0], memory);
+    __syncthreads();  // all have read the rows, and the next tile's loads begin
   }
 }
 
