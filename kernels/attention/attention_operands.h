@@ -117,21 +117,40 @@ __device__ inline void add_scores(Bytes q, Bytes k, int row, Strips<S, kKeys / 8
   }
 }
 
-// o += p v, with p rounded. The sums of one product are laid out as the left operand of the next wants them.
+// Weights of a tile of keys, rounded: [s][j][h] holds the two columns of 8 in the row of half h. The sums of
+// one product are laid out as the left operand of the next wants them.
+template <int S>
+using Weights = uint32_t[S][kKeys / 8][2];
+
+template <typename T, int S>
+__device__ inline void round_weights(const Strips<S, kKeys / 8>& from, Weights<S>& to) {
+#pragma unroll
+  for (int strip = 0; strip < S; ++strip) {
+#pragma unroll
+    for (int j = 0; j < kKeys / 8; ++j) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        to[strip][j][half] = pack(from[strip][j][2 * half], from[strip][j][2 * half + 1], T{});
+    }
+  }
+}
+
+// Keys [key, key + 16) as the left operand.
+template <int S>
+__device__ inline void left_operand(const Weights<S>& p, int strip, int key, uint32_t (&a)[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) a[i] = p[strip][key / 8 + i / 2][i % 2];
+}
+
+// o += p v.
 template <typename T, int kDim, int S>
-__device__ inline void add_values(const Strips<S, kKeys / 8>& p, Bytes v, Strips<S, kDim / 8>& o) {
+__device__ inline void add_values(const Weights<S>& p, Bytes v, Strips<S, kDim / 8>& o) {
   const Corner corner;
 #pragma unroll
   for (int key = 0; key < kKeys; key += 16) {
     uint32_t a[S][4];
 #pragma unroll
-    for (int strip = 0; strip < S; ++strip) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float (&of)[4] = p[strip][key / 8 + i / 2];
-        a[strip][i] = pack(of[i % 2 * 2], of[i % 2 * 2 + 1], T{});
-      }
-    }
+    for (int strip = 0; strip < S; ++strip) left_operand<S>(p, strip, key, a[strip]);
 #pragma unroll
     for (int j = 0; j < kDim / 8; j += 2) {
       uint32_t b[4];

@@ -68,14 +68,16 @@ __device__ inline void attend(const Params& p, const Output& output, float scale
     const auto seen = [&](int i) { return rows.seen(row + i) - tile * kKeys; };
     if (!whole) hide_unseen<S>(s, seen);
     weigh<S>(scale, s, states, o);
+    Weights<S> weights;
+    round_weights<T, S>(s, weights);
     simt::copy_async_wait<1>();
     if (__syncthreads_or(!whole && rows.causal && has_unfinite<T, kDim>(memory.v, thread()))) {
-      add_unfinite<T, kDim, S>(s, memory.v, seen, o);
+      add_unfinite<T, kDim, S>(weights, memory.v, seen, o);
       __syncthreads();
       clear_unfinite<T, kDim>(memory.v, thread());
       __syncthreads();
     }
-    add_values<T, kDim, S>(s, memory.v, o);
+    add_values<T, kDim, S>(weights, memory.v, o);
   }
   write_rows<T, kRows, kDim, S>(p, output, rows, row, states, o, memory.q);
 }

@@ -122,18 +122,12 @@ __device__ inline void multiply_queries(Bytes q, Bytes k, Strips<1, kKeys / 8>& 
   hopper::settle(s[0]);
 }
 
-// o += p v, with p rounded.
+// o += p v.
 template <typename T, int kDim>
-__device__ inline void multiply_values(const Strips<1, kKeys / 8>& p, Bytes v, Strips<1, kDim / 8>& o) {
+__device__ inline void multiply_values(const sm80::Weights<1>& p, Bytes v, Strips<1, kDim / 8>& o) {
   uint32_t a[kKeys / 16][4];
 #pragma unroll
-  for (int k = 0; k < kKeys / 16; ++k) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float (&of)[4] = p[0][2 * k + i / 2];
-      a[k][i] = sm80::pack(of[i % 2 * 2], of[i % 2 * 2 + 1], T{});
-    }
-  }
+  for (int k = 0; k < kKeys / 16; ++k) sm80::left_operand<1>(p, 0, k * 16, a[k]);
   hopper::settle(o[0]);
   hopper::begin_products();
 #pragma unroll
@@ -179,16 +173,18 @@ __device__ inline void attend(const Params& p, const Output& output, float scale
     const auto seen = [&](int i) { return rows.seen(row + i) - static_cast<int>(tile * kKeys); };
     if (!whole) sm80::hide_unseen<1>(s, seen);
     sm80::weigh<1>(scale, s, states, o);
+    sm80::Weights<1> weights;
+    sm80::round_weights<T, 1>(s, weights);
     hopper::wait(&stage.values, turn->parity);
     if (!whole &&
         hopper::meet_or(kAllMeet, kMultiplying, sm80::has_unfinite<T, kDim, kMultiplying>(v, multiplying))) {
-      sm80::add_unfinite<T, kDim, 1>(s, v, seen, o);
+      sm80::add_unfinite<T, kDim, 1>(weights, v, seen, o);
       hopper::meet(kAllMeet, kMultiplying);
       sm80::clear_unfinite<T, kDim, kMultiplying>(v, multiplying);
       hopper::fence_shared();
       hopper::meet(kAllMeet, kMultiplying);
     }
-    multiply_values<T, kDim>(s, v, o);
+    multiply_values<T, kDim>(weights, v, o);
     release(&stage.values_read);
   }
   hopper::meet(kWarpgroupMeets + warpgroup, kWarpgroup);  // all have read the warpgroup's queries

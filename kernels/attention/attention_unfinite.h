@@ -32,14 +32,12 @@ __device__ inline void clear_unfinite(Bytes v, int thread) {
   });
 }
 
-// Of the strip's row in this half: which keys of the tile have a weight that rounds to more than 0 (or to
-// NaN), a bit each.
-template <typename T>
-__device__ inline uint64_t keys_that_weigh(const float (&weights)[kKeys / 8][4], int half) {
+// Of the strip's row in this half: which keys of the tile have a weight above 0 (or of NaN), a bit each.
+__device__ inline uint64_t keys_that_weigh(const uint32_t (&weights)[kKeys / 8][2], int half) {
   uint64_t bits = 0;
 #pragma unroll
   for (int j = 0; j < kKeys / 8; ++j) {
-    const uint32_t pair = pack(weights[j][2 * half], weights[j][2 * half + 1], T{});
+    const uint32_t pair = weights[j][half];
     const uint64_t both = ((pair & 0xffffu) != 0 ? 1u : 0u) | ((pair >> 16) != 0 ? 2u : 0u);
     bits |= both << (8 * j + strip_column());
   }
@@ -54,14 +52,14 @@ __device__ inline uint64_t keys_that_weigh(const float (&weights)[kKeys / 8][4],
 // o += weight * value of every value that is not finite, where the row sees its key. With any weight above 0
 // that is the value itself, and with 0 it is NaN.
 template <typename T, int kDim, int S, typename Seen>
-__device__ inline void add_unfinite(const Strips<S, kKeys / 8>& weights, Bytes v, const Seen& seen,
+__device__ inline void add_unfinite(const Weights<S>& weights, Bytes v, const Seen& seen,
                                     Strips<S, kDim / 8>& o) {
 #pragma unroll
   for (int strip = 0; strip < S; ++strip) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int count = seen(strip * kStripRows + strip_row(half));
-      const uint64_t weigh = keys_that_weigh<T>(weights[strip], half);
+      const uint64_t weigh = keys_that_weigh(weights[strip], half);
 #pragma unroll 1
       for (int key = 0; key < kKeys; ++key) {
         if (key >= count) break;
