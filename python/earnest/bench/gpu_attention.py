@@ -4,7 +4,7 @@ the one that is chosen."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -99,7 +99,7 @@ def _problem(rng: np.random.Generator, shape: Shape, device: str, path: str) -> 
     )
 
 
-def reference(q: Any, k: Any, v: Any, *, shape: Shape, rows: Sequence[int]) -> list[Any]:
+def reference(q: Any, k: Any, v: Any, *, shape: Shape, rows: np.ndarray) -> list[Any]:
     """Some rows of softmax(q k^T / sqrt(dim)) v by its definition in float64."""
     import torch
 
@@ -115,7 +115,7 @@ def reference(q: Any, k: Any, v: Any, *, shape: Shape, rows: Sequence[int]) -> l
 
 
 def _ours(
-    name: str, role: str, shape: Shape, device: str, rows: Sequence[int], **variant: Any
+    name: str, role: str, shape: Shape, device: str, rows: np.ndarray, **variant: Any
 ) -> Implementation:  # fmt: skip
     """Sequences of equal length by a leading axis, others by their bounds."""
     equal = len(set(shape.lengths)) == 1
@@ -155,7 +155,7 @@ def _ours(
 
 
 def _torch(
-    name: str, backend: str, shape: Shape, rows: Sequence[int], expanded: bool
+    name: str, backend: str, shape: Shape, rows: np.ndarray, expanded: bool
 ) -> Implementation:  # fmt: skip
     """One backend of scaled_dot_product_attention, on a padded batch where lengths differ."""
     group = shape.heads // shape.kv_heads
@@ -186,7 +186,7 @@ def _torch(
     )
 
 
-def _varlen(shape: Shape, device: str, rows: Sequence[int]) -> Implementation:
+def _varlen(shape: Shape, device: str, rows: np.ndarray) -> Implementation:
     def build() -> Callable[..., Any]:
         import torch
 

@@ -61,8 +61,9 @@ def attention(
     _check_tensors(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k)
     factor = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if cuda.takes(q) and _kernel_takes(q, k, v):
-        arrays = (x.to(attention_torch.precision_of(q)) for x in (q, k, v))
-        return _forward_on_cuda(*arrays, cu_seqlens_q, cu_seqlens_k, seqused_k, causal, factor).to(q.dtype)
+        low_q, low_k, low_v = (x.to(attention_torch.precision_of(q)) for x in (q, k, v))
+        out = _forward_on_cuda(low_q, low_k, low_v, cu_seqlens_q, cu_seqlens_k, seqused_k, causal, factor)
+        return out.to(q.dtype)
     if cuda.takes(q):
         return attention_torch.attention(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, causal, factor)
     if not runs_directly(q, k, v):
@@ -187,8 +188,9 @@ def _forward_on_cuda(
 
     def explain() -> None:
         """What the CPU says of these bounds."""
-        arrays = (x.cpu().float() for x in (q, k, v))
-        _forward(*arrays, *(None if x is None else x.cpu() for x in bounds), causal, scale, with_lse=False)
+        wide_q, wide_k, wide_v = (x.cpu().float() for x in (q, k, v))
+        cpu_q, cpu_k, used = (None if x is None else x.cpu() for x in bounds)
+        _forward(wide_q, wide_k, wide_v, cpu_q, cpu_k, used, causal, scale, with_lse=False)
 
     capturing = cuda.is_capturing(q)
     known = not given or (not capturing and key is not None and _right is not None and _right[0] == key)
