@@ -236,6 +236,19 @@ TEST(what_a_row_does_not_see_does_not_reach_it) {
   }
 }
 
+// What a product makes of the weight 0 and Inf, where hidden keys are looked at one by one too.
+TEST(a_weight_of_0_makes_nan_of_infinity) {
+  Case<BFloat16> c({2}, {2}, 1, 1, 64, true);
+  for (int d = 0; d < 64; ++d) {
+    c.query(1, 0)[d] = number_of<BFloat16>(0.5);
+    c.key(0, 0)[d] = number_of<BFloat16>(-64), c.key(1, 0)[d] = number_of<BFloat16>(64);
+  }
+  c.value(0, 0)[3] = number_of<BFloat16>(kInfinity);
+  run(&c);
+  CHECK(widen(c.result(0, 0)[3]) == kInfinity && std::isnan(widen(c.result(1, 0)[3])));
+  CHECK(widen(c.result(1, 0)[4]) == widen(c.value(1, 0)[4]));
+}
+
 // A key that outweighs all before it, whose values are -0: what was summed is scaled to 0 or -0, and weights
 // of 0 make -0 of hidden values below 0. No sign of that is left.
 TEST(hidden_values_leave_no_sign_on_a_zero) {
