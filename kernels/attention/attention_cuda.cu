@@ -88,9 +88,10 @@ Status forward_cuda(const Params& p, const Output& output) {
   if (Status status = check_path(p); !status.ok()) return status;
   const Plan plan = plan_of(p);
   if (plan.slots == 0) return {};
-  constexpr int64_t kMostSlots = (int64_t{1} << 31) - 1;  // counted in 32 bits; their list would be 32 GB
-  if (plan.ordered && plan.slots > kMostSlots)
-    return unsupported(kOp, "q", "fewer than 2^31 tiles on cuda", std::to_string(plan.slots));
+  constexpr int64_t kMostBlocks = (int64_t{1} << 31) - 1;  // of a grid: of 64 rows, 2^37 numbers at the least
+  if (plan.slots > kMostBlocks / p.kv_heads)
+    return unsupported(kOp, "q", "fewer than 2^31 tiles and key heads on cuda",
+                       std::to_string(plan.slots) + " x " + std::to_string(p.kv_heads));
   auto* const order = plan.ordered ? static_cast<Tile*>(p.workspace) : nullptr;
   if (plan.ordered) {
     Status status =

@@ -3,8 +3,6 @@
 // the sequence's keys (Dao 2023, "FlashAttention-2"). Keys and values have one place in shared memory each.
 // The next keys are on their way while softmax and the product with values run, and values during scores and
 // softmax; a second block of the multiprocessor multiplies meanwhile.
-#include <algorithm>
-
 #include "kernels/attention/attention_paths.h"
 #include "kernels/attention/attention_result.h"
 #include "kernels/attention/attention_unfinite.h"
@@ -12,8 +10,6 @@
 
 namespace earnest::attention::gpu::sm80 {
 namespace {
-
-constexpr int64_t kMostBlocks = 1 << 20;  // a block takes further tiles behind them
 
 template <int kDim, int S>
 struct Memory {  // shared, in bytes
@@ -88,25 +84,22 @@ __global__ void __launch_bounds__(kThreads, 2)
   const Memory<kDim, S> memory;
   EARNEST_SHARED(Rows, rows, 1);  // in registers, of which sums leave few, they would be spilled
   const auto scale = static_cast<float>(p.scale * 1.4426950408889634);  // log2(e)
-  for (int64_t index = blockIdx.x; index < plan.slots * p.kv_heads; index += gridDim.x) {
-    if (threadIdx.x == 0 && index < p.sequences && p.fault != nullptr) {
-      const Bounds wrong = wrong_bounds(p, index);
-      if (wrong != Bounds::kRight)
-        record_fault(p.fault, {FaultOp::kAttention, index, static_cast<int>(wrong)});
-    }
-    const int64_t slot = index / p.kv_heads;
-    const Tile tile = order != nullptr ? order[slot] : tile_of(p, plan, slot);
-    if (tile.sequence < 0) continue;
-    if (threadIdx.x == 0) rows[0] = Rows(p, plan, tile, index % p.kv_heads);
-    __syncthreads();
-    attend<T, kDim, S>(p, output, scale, rows[0], memory);
-    __syncthreads();  // all have read the rows, and the next tile's loads begin
+  const int64_t index = blockIdx.x;  // there are as many blocks as sequences at least
+  if (threadIdx.x == 0 && index < p.sequences && p.fault != nullptr) {
+    const Bounds wrong = wrong_bounds(p, index);
+    if (wrong != Bounds::kRight) record_fault(p.fault, {FaultOp::kAttention, index, static_cast<int>(wrong)});
   }
+  const int64_t slot = index / p.kv_heads;
+  const Tile tile = order != nullptr ? order[slot] : tile_of(p, plan, slot);
+  if (tile.sequence < 0) return;
+  if (threadIdx.x == 0) rows[0] = Rows(p, plan, tile, index % p.kv_heads);
+  __syncthreads();
+  attend<T, kDim, S>(p, output, scale, rows[0], memory);
 }
 
 template <typename T, int kDim, int S>
 Status launch(const Params& p, const Output& output, const Plan& plan, const Tile* order) {
-  const auto blocks = static_cast<unsigned>(std::min(plan.slots, kMostBlocks / p.kv_heads + 1) * p.kv_heads);
+  const auto blocks = static_cast<unsigned>(plan.slots * p.kv_heads);
   return simt::launch({kOp, "forward_tiles"}, forward_tiles<T, kDim, S>, dim3(blocks), dim3(kThreads),
                       Memory<kDim, S>::kBytes, p.stream, p, output, plan, order);
 }

@@ -236,6 +236,20 @@ TEST(what_a_row_does_not_see_does_not_reach_it) {
   }
 }
 
+// Again and again: the emulator draws other orders of the threads each time.
+TEST(hidden_values_are_gone_before_anybody_multiplies) {
+  Case<BFloat16> clean({9}, {9}, 2, 1, 64, true), dirty = clean;
+  dirty.value(5, 0)[5] = BFloat16{0x7fc0};
+  run(&clean);
+  int wrong = 0;
+  for (int repeat = 0; repeat < 150; ++repeat) {
+    run(&dirty);
+    for (int token = 0; token < 5; ++token)
+      wrong += dirty.result(token, 1)[5].bits != clean.result(token, 1)[5].bits;
+  }
+  CHECK(wrong == 0);
+}
+
 // What a product makes of the weight 0 and Inf, where hidden keys are looked at one by one too.
 TEST(a_weight_of_0_makes_nan_of_infinity) {
   Case<BFloat16> c({2}, {2}, 1, 1, 64, true);
@@ -389,6 +403,11 @@ TEST(what_cuda_does_not_take_is_named) {
   p = c.on_host();
   p.device = Device::kCuda;
   CHECK(contains(backward(p, {}).message(), "no backward pass yet"));
+  p.cu_seqlens_q = p.cu_seqlens_k = nullptr;  // equal lengths: nothing is read
+  p.sequences = 1, p.tokens_q = p.tokens_k = (int64_t{1} << 31) - 1;
+  p.heads = p.kv_heads = 1024;
+  CHECK(contains(forward(p, {c.out.data(), &lse}).message(),
+                 "q: expected fewer than 2^31 tiles and key heads on cuda, got 16777216 x 1024"));
   std::string name;
   CHECK(which(Device::kCuda, Type::kFloat16, 128, &name).ok() && name == "cuda/sm80");
   CHECK(!which(Device::kCuda, Type::kBFloat16, 80, &name).ok());
