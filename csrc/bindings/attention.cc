@@ -3,11 +3,9 @@
 // kernels.
 #include "kernels/attention/attention.h"
 
-#include <nanobind/stl/optional.h>
-
 #include <optional>
 
-#include "csrc/bindings/bindings.h"
+#include "csrc/bindings/place.h"
 
 namespace earnest::bindings {
 namespace {
@@ -15,11 +13,11 @@ namespace {
 using attention::Gradients;
 using attention::Params;
 using attention::Type;
-using Lengths = std::optional<Input<int32_t, 1>>;
-using Read = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;       // [..., heads, dim]
-using Lse = nb::ndarray<const double, nb::c_contig, nb::device::cpu>;  // [..., heads]
-using WriteLse = nb::ndarray<double, nb::c_contig, nb::device::cpu>;
-using Write = nb::ndarray<nb::c_contig, nb::device::cpu>;
+using Lengths = std::optional<AnyInput<int32_t, 1>>;
+using Read = nb::ndarray<nb::ro, nb::c_contig>;       // [..., heads, dim]
+using Lse = nb::ndarray<const double, nb::c_contig>;  // [..., heads]
+using WriteLse = nb::ndarray<double, nb::c_contig>;
+using Write = nb::ndarray<nb::c_contig>;
 
 std::string shape_of(const Read& x) {
   std::string text = "[";
@@ -35,9 +33,18 @@ Type type_of(const Read& q) {
   if (q.dtype() == nb::dtype<float>()) return Type::kFloat32;
   if (q.dtype() == nb::dtype<double>()) return Type::kFloat64;
   const auto dtype = q.dtype();
+  if (dtype.code == static_cast<uint8_t>(nb::dlpack::dtype_code::Float) && dtype.bits == 16)
+    return Type::kFloat16;
   expect(dtype.code == static_cast<uint8_t>(nb::dlpack::dtype_code::Bfloat) && dtype.bits == 16, "q",
          "float32, float64 or bfloat16", "another dtype");
   return Type::kBFloat16;
+}
+
+attention::CudaPath path_of(const std::string& name) {
+  expect(name == "best" || name == "sm80" || name == "sm90a", "path", "best, sm80 or sm90a", name);
+  return name == "sm80"    ? attention::CudaPath::kSm80
+         : name == "sm90a" ? attention::CudaPath::kSm90a
+                           : attention::CudaPath::kBest;
 }
 
 int64_t rows_of(const Read& x, size_t trailing) {
@@ -52,7 +59,7 @@ void expect_like(const char* argument, const Read& x, const Read& like) {
   expect(same, argument, "shape " + shape_of(like) + " and the same dtype", shape_of(x));
 }
 
-Params params_of(const Read& q, const Read& k, const Read& v, const Lengths& cu_seqlens_q,
+Params params_of(const Place& place, const Read& q, const Read& k, const Read& v, const Lengths& cu_seqlens_q,
                  const Lengths& cu_seqlens_k, const Lengths& seqused_k, int64_t sequences, bool causal,
                  double scale) {
   expect(q.ndim() >= 2 && k.ndim() == q.ndim(), "q, k", "shapes [..., heads, dim] of as many axes",
@@ -72,16 +79,19 @@ Params params_of(const Read& q, const Read& k, const Read& v, const Lengths& cu_
     if (!x) return nullptr;
     expect(static_cast<int64_t>(x->shape(0)) == size, argument, std::to_string(size) + " entries",
            std::to_string(x->shape(0)));
-    return data_of("attention", argument, x);
+    return place.data(argument, x);
   };
   p.cu_seqlens_q = lengths("cu_seqlens_q", cu_seqlens_q, sequences + 1);
   p.cu_seqlens_k = lengths("cu_seqlens_k", cu_seqlens_k, sequences + 1);
   p.seqused_k = lengths("seqused_k", seqused_k, sequences);
   p.causal = causal;
   p.scale = scale;
-  p.q = data_of("attention", "q", q);
-  p.k = data_of("attention", "k", k);
-  p.v = data_of("attention", "v", v);
+  p.q = place.data("q", q);
+  p.k = place.data("k", k);
+  p.v = place.data("v", v);
+  p.device = place.device();
+  p.stream = place.stream();
+  p.fault = place.fault();
   return p;
 }
 
@@ -92,11 +102,18 @@ void expect_lse(size_t size, const Params& p) {
 
 void forward(const Read& q, const Read& k, const Read& v, const Write& out,
              const std::optional<WriteLse>& lse, const Lengths& cu_seqlens_q, const Lengths& cu_seqlens_k,
-             const Lengths& seqused_k, int64_t sequences, bool causal, double scale) {
-  const Params p = params_of(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, sequences, causal, scale);
+             const Lengths& seqused_k, int64_t sequences, bool causal, double scale, uintptr_t stream,
+             const std::optional<nb::callable>& allocate, const FaultArray& fault, int tile_rows,
+             const std::string& path) {
+  const Place place("attention", q, {stream, allocate, fault});
+  Params p = params_of(place, q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, sequences, causal, scale);
   expect_like("out", Read(out), q);
   if (lse) expect_lse(lse->size(), p);
-  const attention::Output output{data_of("attention", "out", out), data_of("attention", "lse", lse)};
+  const attention::Output output{place.data("out", out), place.data("lse", lse)};
+  p.tile_rows = tile_rows;
+  p.path = path_of(path);
+  Workspace workspace(place, attention::workspace_size(p));
+  p.workspace = workspace.data();
   Status status;
   {
     nb::gil_scoped_release release;
@@ -110,7 +127,10 @@ void backward(const Read& q, const Read& k, const Read& v, const Read& out, cons
               const Write& grad_k, const Write& grad_v, const Lengths& cu_seqlens_q,
               const Lengths& cu_seqlens_k, const Lengths& seqused_k, int64_t sequences, bool causal,
               double scale) {
-  const Params p = params_of(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, sequences, causal, scale);
+  const std::optional<nb::callable> allocate;
+  const FaultArray fault;
+  const Place place("attention", q, {0, allocate, fault});
+  const Params p = params_of(place, q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, sequences, causal, scale);
   expect_like("out", out, q);
   expect_like("grad_out", grad_out, q);
   expect_like("grad_q", Read(grad_q), q);
@@ -118,11 +138,10 @@ void backward(const Read& q, const Read& k, const Read& v, const Read& out, cons
   expect_like("grad_v", Read(grad_v), k);
   expect_lse(lse.size(), p);
   if (grad_lse) expect_lse(grad_lse->size(), p);
-  const Gradients gradients{
-      data_of("attention", "out", out),           data_of("attention", "lse", lse),
-      data_of("attention", "grad_out", grad_out), data_of("attention", "grad_lse", grad_lse),
-      data_of("attention", "grad_q", grad_q),     data_of("attention", "grad_k", grad_k),
-      data_of("attention", "grad_v", grad_v)};
+  const Gradients gradients{place.data("out", out),           place.data("lse", lse),
+                            place.data("grad_out", grad_out), place.data("grad_lse", grad_lse),
+                            place.data("grad_q", grad_q),     place.data("grad_k", grad_k),
+                            place.data("grad_v", grad_v)};
   Status status;
   {
     nb::gil_scoped_release release;
@@ -133,12 +152,13 @@ void backward(const Read& q, const Read& k, const Read& v, const Read& out, cons
 
 std::string which(const std::string& device, const std::string& dtype, int64_t dim) {
   expect(device == "cpu" || device == "cuda", "device", "cpu or cuda", device);
-  expect(dtype == "float32" || dtype == "float64" || dtype == "bfloat16", "dtype",
-         "float32, float64 or bfloat16", dtype);
+  expect(dtype == "float32" || dtype == "float64" || dtype == "bfloat16" || dtype == "float16", "dtype",
+         "float32, float64, bfloat16 or float16", dtype);
   std::string name;
   raise_if_error(attention::which(device == "cuda" ? Device::kCuda : Device::kCpu,
                                   dtype == "float32"   ? Type::kFloat32
                                   : dtype == "float64" ? Type::kFloat64
+                                  : dtype == "float16" ? Type::kFloat16
                                                        : Type::kBFloat16,
                                   dim, &name));
   return name;
@@ -151,7 +171,8 @@ void bind_attention(nb::module_& module) {
              nb::arg("v").noconvert(), nb::arg("out").noconvert(), nb::arg("lse").none().noconvert(),
              nb::arg("cu_seqlens_q").none().noconvert(), nb::arg("cu_seqlens_k").none().noconvert(),
              nb::arg("seqused_k").none().noconvert(), nb::arg("sequences"), nb::arg("causal"),
-             nb::arg("scale"));
+             nb::arg("scale"), nb::arg("stream") = 0, nb::arg("allocate") = nb::none(),
+             nb::arg("fault").noconvert() = nb::none(), nb::arg("tile_rows") = 0, nb::arg("path") = "best");
   module.def("attention_backward", &backward, nb::arg("q").noconvert(), nb::arg("k").noconvert(),
              nb::arg("v").noconvert(), nb::arg("out").noconvert(), nb::arg("lse").noconvert(),
              nb::arg("grad_out").noconvert(), nb::arg("grad_lse").none().noconvert(),

@@ -8,6 +8,7 @@
 #include <new>
 
 #include "kernels/attention/attention_backend.h"
+#include "kernels/attention/attention_cuda.h"
 #include "kernels/common/cpu_tier.h"
 #include "kernels/common/pages.h"
 #include "kernels/common/thread_pool.h"
@@ -39,6 +40,8 @@ thread_local ThreadScratch caller_scratch;  // for what the threads of one call 
 
 // bfloat16 alone has code for the last tier; the other types run the one before it there.
 Status choose(Type type, Backend* backend, CpuTier* tier) {
+  if (type == Type::kFloat16)
+    return unsupported("attention", "q", "float32, float64 or bfloat16 on the cpu", "float16");
   const CpuTier highest = type == Type::kBFloat16 ? CpuTier::kAvx512Bf16 : CpuTier::kAvx512;
   if (Status status = current_cpu_tier(tier, highest); !status.ok()) return status;
   *backend = *tier == CpuTier::kAvx512Bf16 ? avx512_bf16_backend()
@@ -278,8 +281,12 @@ size_t partial_bytes(Type type, int64_t dim, int64_t rows) {
   return static_cast<size_t>((padded_dim(dim) + 2) * lanes * size_of(type) + 3 * 64);
 }
 
-Status which(Device device, Type type, int64_t, std::string* name) {
-  if (device == Device::kCuda) return unsupported_cuda();
+size_t workspace_size(const Params& p) {
+  return p.device == Device::kCuda && check(p).ok() ? workspace_size_cuda(p) : 0;  // run tells the reason
+}
+
+Status which(Device device, Type type, int64_t dim, std::string* name) {
+  if (device == Device::kCuda) return which_cuda(type, dim, name);
   Backend backend;
   CpuTier tier;
   if (Status status = choose(type, &backend, &tier); !status.ok()) return status;
@@ -289,6 +296,7 @@ Status which(Device device, Type type, int64_t, std::string* name) {
 
 Status forward(const Params& p, const Output& output) {
   if (Status status = check(p, output); !status.ok()) return status;
+  if (p.device == Device::kCuda) return forward_cuda(p, output);
   Backend backend;
   CpuTier tier;
   if (Status status = choose(p.type, &backend, &tier); !status.ok()) return status;

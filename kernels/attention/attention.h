@@ -12,22 +12,30 @@
 //
 // A row's bits depend on its query, its keys and the CPU tier alone: not on the batch around it, nor on the
 // thread count, nor on how many queries are computed with it (prefill and cached decoding agree). Gradients
-// likewise depend on their own sequence alone, and are summed in a fixed order. Exception to "sees": a NaN or
-// Inf in V reaches the few rows before it in its own causal sequence that are computed in one block with it
-// (0 * NaN).
+// likewise depend on their own sequence alone, and are summed in a fixed order. Exception to "sees" on the
+// CPU: a NaN or Inf in V reaches the few rows before it in its own causal sequence that are computed in one
+// block with it (0 * NaN). On CUDA, where bits depend on the path instead of the tier, there is none.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 
 #include "kernels/common/device.h"
+#include "kernels/common/device_fault.h"
 #include "kernels/common/status.h"
 
 namespace earnest::attention {
 
 // Of bfloat16, sums and softmax are float32. On the tier avx512_bf16 products multiply bfloat16:
 // probabilities (and, backward, the gradients of scores) are rounded to it; on the others they are not.
-enum class Type { kFloat32, kFloat64, kBFloat16 };
+// CUDA runs bfloat16 and float16 (float16 on CUDA alone), rounds probabilities likewise, and has no backward
+// pass yet.
+enum class Type { kFloat32, kFloat64, kBFloat16, kFloat16 };
+
+// CUDA's ways to a result. Their bits differ, as those of CPU tiers do. kBest is kSm80, until a GPU has run
+// and timed kSm90a.
+enum class CudaPath { kBest, kSm80, kSm90a };
 
 constexpr int64_t kMaxDim = 256;
 
@@ -36,7 +44,7 @@ struct Params {
   Type type = Type::kFloat32;
   int64_t sequences = 0, tokens_q = 0, tokens_k = 0;
   int64_t heads = 0, kv_heads = 0;  // heads is a multiple of kv_heads
-  int64_t dim = 0;                  // a multiple of 8, at most kMaxDim
+  int64_t dim = 0;                  // a multiple of 8, at most kMaxDim; on CUDA 64 or 128
   const int32_t* cu_seqlens_q =
       nullptr;  // [sequences + 1], from 0 to tokens_q; null: sequences of equal length
   const int32_t* cu_seqlens_k =
@@ -47,6 +55,14 @@ struct Params {
   const void* q = nullptr;  // [tokens_q, heads, dim], contiguous like all below
   const void* k = nullptr;  // [tokens_k, kv_heads, dim]
   const void* v = nullptr;  // [tokens_k, kv_heads, dim]
+  // With Device::kCuda only, where arrays of numbers begin on 16 bytes. A call puts work on the stream, waits
+  // for nothing and allocates nothing. Nobody looks at the bounds before: wrong ones are recorded if `fault`
+  // is there, nothing outside of the arrays is touched, and what out and lse then hold is not said.
+  void* stream = nullptr;      // a cudaStream_t
+  FaultWord* fault = nullptr;  // on the device (device_fault.h); null: not recorded
+  void* workspace = nullptr;   // [workspace_size(params)], begins on 16 bytes; of no particular content
+  CudaPath path = CudaPath::kBest;
+  int tile_rows = 0;  // rows that a block takes at a time, 64 or 128; 0: the rule's. No bit depends on it
 };
 
 struct Output {
@@ -66,6 +82,8 @@ struct Gradients {
   void* grad_v = nullptr;
 };
 
+size_t workspace_size(const Params& params);  // in bytes; none on the CPU
+
 Status forward(const Params& params, const Output& output);
 Status backward(const Params& params, const Gradients& gradients);
 
@@ -73,7 +91,11 @@ Status backward(const Params& params, const Gradients& gradients);
 Status reference_forward(const Params& params, const Output& output);
 Status reference_backward(const Params& params, const Gradients& gradients);
 
-// The back end that forward and backward would run, e.g. "cpu/avx512"; an error if there is none.
+// The back end that forward (and on the CPU backward) would run, "cpu/avx512" or "cuda/sm80"; an error if
+// there is none.
 Status which(Device device, Type type, int64_t dim, std::string* name);
+
+// What a word of faults says of these bounds, in the words of the CPU's checks; ok for kNoFault.
+Status fault(const Params& params, FaultWord word);
 
 }  // namespace earnest::attention

@@ -72,8 +72,6 @@ size_t forward_scratch_bytes(int64_t dim);
 size_t backward_scratch_bytes(int64_t dim);
 size_t partial_bytes(Type type, int64_t dim, int64_t rows);
 
-Status unsupported_cuda();  // attention_nocuda.cc
-
 Status check(const Params& params);
 Status check(const Params& params, const Output& output);
 Status check(const Params& params, const Gradients& gradients);

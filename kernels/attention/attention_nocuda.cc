@@ -1,11 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // Stands where the CUDA back end would be in a build without it.
-#include "kernels/attention/attention_backend.h"
+#include "kernels/attention/attention_cuda.h"
 
 namespace earnest::attention {
+namespace {
 
-Status unsupported_cuda() {
-  return unsupported("attention", "device", "cpu (this is built without CUDA)", "cuda");
-}
+Status none() { return unsupported("attention", "device", "cpu (this is built without CUDA)", "cuda"); }
+
+}  // namespace
+
+Status which_cuda(Type, int64_t, std::string*) { return none(); }
+size_t workspace_size_cuda(const Params&) { return 0; }
+Status forward_cuda(const Params&, const Output&) { return none(); }
 
 }  // namespace earnest::attention

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // The oracle: the definition in plain float64 loops, rounded to the element type once at the end.
 #include <algorithm>
-#include <bit>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <vector>
 
 #include "kernels/attention/attention_backend.h"
+#include "kernels/common/bfloat16.h"
+#include "kernels/common/float16.h"
 
 namespace earnest::attention {
 namespace {
@@ -15,7 +15,8 @@ namespace {
 double read(Type type, const void* array, int64_t i) {
   if (type == Type::kFloat64) return static_cast<const double*>(array)[i];
   if (type == Type::kFloat32) return static_cast<const float*>(array)[i];
-  return std::bit_cast<float>(static_cast<uint32_t>(static_cast<const uint16_t*>(array)[i]) << 16);
+  if (type == Type::kFloat16) return widen(static_cast<const Float16*>(array)[i]);
+  return widen(static_cast<const BFloat16*>(array)[i]);
 }
 
 void write(Type type, void* array, int64_t i, double x) {
@@ -23,10 +24,10 @@ void write(Type type, void* array, int64_t i, double x) {
     static_cast<double*>(array)[i] = x;
   } else if (type == Type::kFloat32) {
     static_cast<float*>(array)[i] = static_cast<float>(x);
+  } else if (type == Type::kFloat16) {
+    narrow(static_cast<float>(x), &static_cast<Float16*>(array)[i]);
   } else {
-    const uint32_t bits = std::bit_cast<uint32_t>(static_cast<float>(x));
-    const uint32_t rounded = x == x ? (bits + 0x7fff + ((bits >> 16) & 1)) >> 16 : (bits >> 16) | 0x40;
-    static_cast<uint16_t*>(array)[i] = static_cast<uint16_t>(rounded);
+    narrow(static_cast<float>(x), &static_cast<BFloat16*>(array)[i]);
   }
 }
 

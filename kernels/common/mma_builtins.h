@@ -7,13 +7,15 @@
 #include <cstring>
 
 #include "kernels/common/bfloat16.h"
+#include "kernels/common/float16.h"
 #include "kernels/common/simt_builtins.h"
 
 namespace earnest::simt {
 namespace emulator {
 
-inline float half_of(uint32_t packed, int which) {
-  return widen(BFloat16{static_cast<uint16_t>(which == 0 ? packed & 0xffffu : packed >> 16)});
+template <typename Half>
+float half_of(uint32_t packed, int which) {
+  return widen(Half{static_cast<uint16_t>(which == 0 ? packed & 0xffffu : packed >> 16)});
 }
 
 struct Product {
@@ -21,14 +23,16 @@ struct Product {
   const uint32_t *a, *b;
 };
 
-inline void multiply(void* const* lanes, int count) {
+template <typename Half>
+void multiply(void* const* lanes, int count) {
   double a[16][16], b[16][8];
   for (int lane = 0; lane < count; ++lane) {
     const auto* mine = static_cast<const Product*>(lanes[lane]);
     const int g = lane / 4, t = lane % 4;
     for (int half = 0; half < 2; ++half) {
-      for (int i = 0; i < 4; ++i) a[g + i % 2 * 8][2 * t + i / 2 * 8 + half] = half_of(mine->a[i], half);
-      for (int i = 0; i < 2; ++i) b[2 * t + i * 8 + half][g] = half_of(mine->b[i], half);
+      for (int i = 0; i < 4; ++i)
+        a[g + i % 2 * 8][2 * t + i / 2 * 8 + half] = half_of<Half>(mine->a[i], half);
+      for (int i = 0; i < 2; ++i) b[2 * t + i * 8 + half][g] = half_of<Half>(mine->b[i], half);
     }
   }
   for (int lane = 0; lane < count; ++lane) {
@@ -76,7 +80,13 @@ inline void check_shared(const char* what, const void* address, size_t bytes) {
 inline void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
                         emulator::Site site = emulator::Site::current()) {
   emulator::Product mine{d, a, b};
-  emulator::meet_warp("mma_16x8x16", 0xffffffffu, &mine, &emulator::multiply, site);
+  emulator::meet_warp("mma_16x8x16", 0xffffffffu, &mine, &emulator::multiply<BFloat16>, site);
+}
+
+inline void mma_16x8x16_float16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
+                                emulator::Site site = emulator::Site::current()) {
+  emulator::Product mine{d, a, b};
+  emulator::meet_warp("mma_16x8x16_float16", 0xffffffffu, &mine, &emulator::multiply<Float16>, site);
 }
 
 inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, emulator::Site site = emulator::Site::current()) {
@@ -107,6 +117,13 @@ void copy_async_wait() {
 
 inline uint32_t pack_bfloat16(float low, float high) {
   BFloat16 halves[2];
+  narrow(low, &halves[0]);
+  narrow(high, &halves[1]);
+  return static_cast<uint32_t>(halves[1].bits) << 16 | halves[0].bits;
+}
+
+inline uint32_t pack_float16(float low, float high) {
+  Float16 halves[2];
   narrow(low, &halves[0]);
   narrow(high, &halves[1]);
   return static_cast<uint32_t>(halves[1].bits) << 16 | halves[0].bits;

@@ -15,7 +15,7 @@ __all__ = ["AudioLM", "Engine", "which"]
 
 # Per kernel family, what its choice of back end depends on.
 _WHICH_DETAILS = {
-    "attention": ("device", "dtype", "dim"),
+    "attention": ("device", "dtype", "dim", "gradients"),
     "frames": ("device",),
     "linear": ("device",),
     "logmel": ("device",),
@@ -25,7 +25,7 @@ _WHICH_DETAILS = {
     "quantized": ("device",),
     "rowwise": ("device",),
 }
-_BY_TORCH = ("attention", "frames", "linear", "rowwise")  # on cuda, until they have kernels of ours there
+_BY_TORCH = ("frames", "linear", "rowwise")  # on cuda, until they have kernels of ours there
 _MODULES = ("audio", "dialogue", "engine", "features", "model", "ops")
 
 
@@ -33,10 +33,10 @@ def which(family: str, device: str = "cpu", **details: Any) -> str:
     """The back end that would run a kernel family here and now, e.g. ``which("attention") == "cpu/avx512"``.
 
     family: "attention", "frames", "linear", "logmel", "logprob", "pitch", "ppo", "quantized" or "rowwise".
-    device: "cpu" or "cuda". attention also takes dtype ("float32", "float64", "bfloat16") and dim (head
-    size). On cuda a family runs kernels of ours ("cuda/sm90a") or torch's own operators ("cuda/torch"). A
-    tier forced by EARNEST_CPU_TIER is the one named. Raises InvalidInput for a word it does not know,
-    RuntimeError for a back end that cannot run here.
+    device: "cpu" or "cuda". attention also takes dtype ("float32", "float64", "bfloat16"; on cuda "float16"),
+    dim (head size) and gradients (whether a backward pass is wanted). On cuda a family runs kernels of ours
+    ("cuda/sm90a") or torch's own operators ("cuda/torch"). A tier forced by EARNEST_CPU_TIER is the one
+    named. Raises InvalidInput for a word it does not know, RuntimeError for a back end that cannot run here.
     """
     from earnest.errors import InvalidInput
 
@@ -52,6 +52,8 @@ def which(family: str, device: str = "cpu", **details: Any) -> str:
         raise InvalidInput("which", "device", "cpu or cuda", repr(device))
     if device == "cuda" and family in _BY_TORCH:
         return importlib.import_module("earnest.ops.cuda").torch_backend(family)
+    if family == "attention" and device == "cuda":
+        return importlib.import_module("earnest.ops.attention").which(device, **details)
     if family == "attention":
         return native.attention_which(device, details.get("dtype", "float32"), details.get("dim", 64))
     if family == "pitch":

@@ -9,7 +9,8 @@ import pytest
 from bench_cases import FakeLimits, settings
 
 from earnest import cli
-from earnest.bench import command, gpu_logmel, gpu_logprob, gpu_ppo
+from earnest.bench import command, gpu_attention, gpu_logmel, gpu_logprob, gpu_ppo
+from earnest.bench.attention import Shape
 from earnest.bench.case import OURS
 from earnest.bench.harness import measure
 
@@ -22,6 +23,8 @@ SMALL = {
     "groups": gpu_ppo.case("groups", 4096, 256, "cpu"),
     "logprob": gpu_logprob.case(9, 16, 50, gradients=False, device="cpu"),
     "logprob with gradients": gpu_logprob.case(9, 16, 50, gradients=True, device="cpu"),
+    "attention": gpu_attention.case("small", Shape((70, 70), 4, 4, 64), device="cpu"),
+    "attention, ragged": gpu_attention.case("ragged", Shape((9, 70), 4, 2, 64), device="cpu"),
     "clips": gpu_logmel.clips(2, 1, "cpu"),
 }
 
@@ -41,6 +44,9 @@ def test_the_cases_of_the_targets_are_there_once() -> None:
     assert len(targets) == len(cases)
     assert {case.device for case in cases} == {"cuda"}
     assert {case.family for case in cases} == set(command.ON_CUDA)
+    causal = targets["attention/cuda-2x8192-causal-16/16x128"]
+    assert (causal.ratio, causal.against) == (1.0, "torch, cudnn")
+    assert targets["attention/cuda-ragged-16x200-8000-causal-28/4x128"].ratio == 1.2
     assert targets["logmel/cuda-1x30s-128-bins"].seconds == 12e-6
     assert targets["logmel/cuda-64x30s-128-bins"].fraction == 0.6
     assert targets["logmel/cuda-512-streams-80ms-128-bins"].seconds == 20e-6
@@ -59,7 +65,7 @@ def test_without_a_gpu_the_bench_says_so(
     assert cli.main(["bench", "ppo", "--device", "cuda"]) == 2
     assert "[bench] device: expected cpu (torch" in capsys.readouterr().err
     assert cli.main(["bench", "engine", "--device", "cuda"]) == 2
-    assert "expected logmel, ppo, logprob, part of" in capsys.readouterr().err
+    assert "expected logmel, ppo, attention, logprob, part of" in capsys.readouterr().err
 
 
 def test_the_gpu_script_is_whole_and_fits_into_nine_minutes() -> None:
@@ -69,11 +75,11 @@ def test_the_gpu_script_is_whole_and_fits_into_nine_minutes() -> None:
     *steps, total = done.stdout.splitlines()
     words = [step.split() for step in steps]
     assert [word[2] for word in words] == [
-        "environment", "build", "programs", "tests", "sanitizers", "determinism", "ppo", "logmel", "logprob",
-        "demo",
+        "environment", "build", "programs", "tests", "sanitizers", "determinism", "ppo", "logmel",
+        "attention", "logprob", "demo",
     ]  # fmt: skip
     assert total == f"{sum(int(word[0]) for word in words)} s planned, at most 530 s in all"
-    for family in ("ppo", "logmel", "logprob"):
+    for family in ("ppo", "logmel", "attention", "logprob"):
         assert family in command.ON_CUDA
 
 

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // kernels/common/mma.h against plain products: by hand-placed registers, and by the way of a real kernel
 // (cp.async into shared memory, ldmatrix, mma).
+#include <cmath>
 #include <cstdint>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "kernels/common/bfloat16.h"
+#include "kernels/common/float16.h"
 #include "kernels/common/mma.h"
 #include "tests/cpp/check.h"
 #include "tests/cpp/on_device.h"
@@ -103,6 +106,59 @@ TEST(the_product_of_registers_placed_by_hand) {
       for (int k = 0; k < kK; ++k) sum += static_cast<double>(widen(a[m * kK + k])) * widen(b[k * kN + n]);
       CHECK_NEAR(dd.values()[m * kN + n], sum, 1e-5);
     }
+  }
+}
+
+namespace {
+
+// Rows 0 of a and columns 0 of b, of numbers that bfloat16 cannot hold.
+__global__ void multiply_float16(const float* x, float* d, uint32_t* packed) {
+  uint32_t a[4] = {}, b[2] = {};
+  if (threadIdx.x == 0) {
+    a[0] = b[0] = *packed = simt::pack_float16(x[0], x[1]);
+  }
+  float sums[4] = {1, 0, 0, 0};
+  simt::mma_16x8x16_float16(sums, a, b);
+  if (threadIdx.x == 0) *d = sums[0];
+}
+
+}  // namespace
+
+TEST(the_product_of_float16) {
+  const float low = 1.0f + 1.0f / 1024, high = -3.0f - 3.0f / 512;
+  OnDevice<float> x(std::vector<float>{low, high}), d(std::vector<float>{0});
+  OnDevice<uint32_t> packed(std::vector<uint32_t>{0});
+  CHECK(run("float16", multiply_float16, 32, 0, x.data(), d.data(), packed.data()).ok());
+  CHECK(packed.values()[0] == 0xc2033c01u);
+  CHECK(d.values()[0] == 1 + low * low + high * high);
+}
+
+// Widening all of them and rounding back, and to even between two; as the definition says for a few.
+TEST(float16_is_widened_and_rounded) {
+  for (uint32_t bits = 0; bits < 0x10000; ++bits) {
+    const Float16 x{static_cast<uint16_t>(bits)};
+    const float wide = widen(x);
+    Float16 back;
+    narrow(wide, &back);
+    const bool nan = (bits & 0x7fffu) > 0x7c00u;
+    CHECK(nan ? std::isnan(wide) && (back.bits & 0x7fffu) > 0x7c00u : back.bits == bits);
+    const Float16 next{static_cast<uint16_t>(bits + 1)};
+    if ((bits & 0x7fffu) < 0x7bffu) {
+      narrow((wide + widen(next)) / 2, &back);
+      CHECK(back.bits == (bits & 1 ? bits + 1 : bits));
+    }
+  }
+  CHECK(widen(Float16{0x3c00}) == 1 && widen(Float16{1}) == 0x1p-24f && widen(Float16{0x7bff}) == 65504);
+  CHECK(std::isinf(widen(Float16{0xfc00})));
+  Float16 x;
+  for (const auto& [value, bits] : {std::pair{65519.0f, 0x7bff},
+                                    {65520.0f, 0x7c00},
+                                    {-1e30f, 0xfc00},
+                                    {0x1p-25f, 0x0000},
+                                    {0x1.8p-25f, 0x0001},
+                                    {-0.0f, 0x8000}}) {
+    narrow(value, &x);
+    CHECK(x.bits == bits);
   }
 }
 

@@ -4,7 +4,8 @@
 import numpy as np
 import pytest
 
-from earnest.bench import digest, gpu_logmel, gpu_logprob, gpu_ppo
+from earnest.bench import digest, gpu_attention, gpu_logmel, gpu_logprob, gpu_ppo
+from earnest.bench.attention import Shape
 from earnest.bench.case import OURS
 
 CASES = {
@@ -14,6 +15,8 @@ CASES = {
     "groups": lambda on: gpu_ppo.case("groups", 4096, 256, on),
     "logprob": lambda on: gpu_logprob.case(9, 16, 50, gradients=False, device=on),
     "logprob with gradients": lambda on: gpu_logprob.case(9, 16, 50, gradients=True, device=on),
+    "attention": lambda on: gpu_attention.case("small", Shape((70, 70), 2, 2, 64), device=on),
+    "attention, ragged": lambda on: gpu_attention.case("ragged", Shape((9, 70), 4, 2, 64), device=on),
     "clips": lambda on: gpu_logmel.clips(2, 1, on),
     "streams": lambda on: gpu_logmel.streams(3, 80, on),
 }

@@ -61,6 +61,20 @@ def test_losses_with_gradients_and_logprob_and_logmel_can_be_captured(gpu) -> No
     ops.raise_faults()
 
 
+def test_attention_can_be_captured_and_a_replay_tells_of_wrong_bounds(gpu) -> None:
+    q, k, v = (torch.randn(400, n, 64, device=gpu, dtype=torch.bfloat16) for n in (4, 2, 2))
+    bounds = cu_seqlens((150, 250)).to(gpu)
+    graph, found = captured(lambda: ops.attention(q, k, v, causal=True, cu_seqlens_q=bounds))
+    bounds[1] = 70  # lengths are the device's: a replay follows them
+    graph.replay()
+    assert torch.equal(found, ops.attention(q, k, v, causal=True, cu_seqlens_q=bounds))
+    ops.raise_faults()
+    bounds[1] = 500
+    graph.replay()
+    with pytest.raises(InvalidInput, match=r"\[attention\] .* at 1, in a CUDA graph"):
+        ops.raise_faults()
+
+
 def test_work_goes_to_the_current_stream(gpu) -> None:
     values = torch.zeros(1 << 22, device=gpu)
     trainable = torch.ones_like(values, dtype=torch.bool)

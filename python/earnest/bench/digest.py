@@ -42,6 +42,9 @@ def results(device: str, tokens: int = 1 << 20) -> Iterator[tuple[str, Sequence[
             f"logprob {dtype}",
             [*found, *torch.autograd.grad(sum(x.sum() for x in found), (hidden, weight))],
         )
+    bounds = torch.tensor([0, 5, 5, 5 + (tokens >> 12), tokens >> 10], dtype=torch.int32).to(device)
+    packed = [normal(tokens >> 10, n, 64, dtype=torch.bfloat16) for n in (4, 2, 2)]
+    yield "attention", [ops.attention(*packed, causal=True, cu_seqlens_q=bounds)]
     yield "logmel", [LogMel(128).batch(0.1 * normal(8, tokens >> 4))]
 
 

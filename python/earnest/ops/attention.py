@@ -12,10 +12,11 @@ from torch import Tensor
 from earnest import _native
 from earnest.errors import InvalidInput
 from earnest.ops import attention_torch, cuda
-from earnest.ops.eager import call, capsule, runs_directly
+from earnest.ops.eager import call, capsule, is_eager, needs_gradient, runs_directly
 
 _OP = "attention"
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+_CUDA_DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16"}  # of the kernel there
 _NUMPY_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -46,8 +47,12 @@ def attention(
     (sums in float32), the same for q, k, v and the result, which has q's shape. Inputs that are not
     contiguous are copied. numpy arrays (float32, float64) give a numpy array, without gradients. On the CPU
     the bits of a row depend neither on the batch, nor on the threads, nor on whether its keys come from a
-    cache. On cuda torch's own operators run ("cuda/torch"), in the precision of autocast.
-    Raises InvalidInput.
+    cache. On cuda float32 is computed in the precision of autocast. There our kernel runs where no gradient
+    is wanted, in bfloat16 and float16 and for a dim of 64 or 128, with the same promise; elsewhere torch's
+    own operators ("cuda/torch"), without it.
+
+    Raises InvalidInput. On cuda the call waits for the kernel to say that bounds were right, once for those
+    that are passed again and again (in a CUDA graph: ops.raise_faults).
     """
     if isinstance(q, np.ndarray):
         return _attention_numpy(q, k, v, causal, cu_seqlens_q, cu_seqlens_k, seqused_k, scale)
@@ -55,7 +60,11 @@ def attention(
         cu_seqlens_k = cu_seqlens_q
     _check_tensors(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k)
     factor = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    if q.is_cuda:
+    if cuda.takes(q) and _kernel_takes(q, k, v):
+        low_q, low_k, low_v = (x.to(attention_torch.precision_of(q)) for x in (q, k, v))
+        out = _forward_on_cuda(low_q, low_k, low_v, cu_seqlens_q, cu_seqlens_k, seqused_k, causal, factor)
+        return out.to(q.dtype)
+    if cuda.takes(q):
         return attention_torch.attention(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, causal, factor)
     if not runs_directly(q, k, v):
         return _attention_op(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, causal, factor)[0]
@@ -64,11 +73,31 @@ def attention(
     return _forward(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, causal, factor, with_lse=False)[0]
 
 
-def which(device: str = "cpu", dtype: str = "float32", dim: int = 64) -> str:
-    """The back end that would run, e.g. "cpu/avx512"; an error where there is none."""
-    if device == "cuda":
-        return cuda.torch_backend("attention")
-    return _native.attention_which(device, dtype, dim)
+def which(device: str = "cpu", dtype: str = "float32", dim: int = 64, gradients: bool = False) -> str:
+    """The back end that would run, e.g. "cpu/avx512"; an error where there is none. gradients: of a call
+    whose backward pass is wanted too, which on cuda only torch's operators have."""
+    if device != "cuda":
+        return _native.attention_which(device, dtype, dim)
+    kernel = None if gradients else _kernel_on_cuda(dtype, dim)
+    return cuda.torch_backend("attention") if kernel is None else kernel
+
+
+def _kernel_on_cuda(dtype: str, dim: int) -> str | None:
+    """The name of our kernel; None where it does not take these, or cannot run."""
+    try:
+        return _native.attention_which("cuda", dtype, dim)
+    except RuntimeError:
+        return None
+
+
+def _kernel_takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    dtype = _CUDA_DTYPES.get(attention_torch.precision_of(q))
+    return (
+        dtype is not None
+        and is_eager(q, k, v)
+        and not needs_gradient(q, k, v)
+        and _kernel_on_cuda(dtype, q.shape[-1]) is not None
+    )
 
 
 def _wrong(argument: str, expected: str, got: object) -> NoReturn:
@@ -81,7 +110,7 @@ def _check_tensors(q: Any, k: Any, v: Any, cu_q: Any, cu_k: Any, seqused_k: Any)
             _wrong(name, "a torch tensor like q (or numpy arrays throughout)", type(x).__name__)
         if x.dtype != q.dtype or x.device != q.device:
             _wrong(name, f"{q.dtype} on {q.device} as q", f"{x.dtype} on {x.device}")
-    if q.dtype not in _DTYPES:
+    if q.dtype not in _DTYPES and not (q.dtype == torch.float16 and cuda.takes(q)):
         _wrong("q", "float32, float64 or bfloat16", q.dtype)
     if not (q.is_cpu or q.is_meta or q.is_cuda):
         _wrong("q", "a tensor on cpu or cuda", q.device)
@@ -138,6 +167,42 @@ def _forward(
         capsule(cu_q), capsule(cu_k), capsule(seqused_k), _sequences(q, cu_q), causal, scale,
     )  # fmt: skip
     return out, out if lse is None else lse
+
+
+Bounds = tuple[Tensor | None, Tensor | None, Tensor | None]
+_right: tuple[tuple, Bounds] | None = None  # those in which a kernel has found no fault, of the last call
+
+
+def _forward_on_cuda(
+    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor | None, cu_k: Tensor | None, seqused_k: Tensor | None,
+    causal: bool, scale: float, tile_rows: int = 0, path: str = "best",
+) -> Tensor:  # fmt: skip
+    """By our kernel. Bounds that come again, as from layer to layer, are not waited for again. tile_rows:
+    its choice of 64 or 128, which changes no bit, if 0; path: "best", "sm80" or "sm90a"."""
+    global _right
+    bounds = (cu_q, cu_k, seqused_k)
+    given = [x for x in bounds if x is not None]
+    key = None  # of inference tensors torch does not count the changes
+    if not any(x.is_inference() for x in given):
+        key = (*(None if x is None else (id(x), x._version) for x in bounds), q.shape[:-2], k.shape[:-2])
+
+    def explain() -> None:
+        """What the CPU says of these bounds."""
+        wide_q, wide_k, wide_v = (x.cpu().float() for x in (q, k, v))
+        cpu_q, cpu_k, used = (None if x is None else x.cpu() for x in bounds)
+        _forward(wide_q, wide_k, wide_v, cpu_q, cpu_k, used, causal, scale, with_lse=False)
+
+    capturing = cuda.is_capturing(q)
+    known = not given or (not capturing and key is not None and _right is not None and _right[0] == key)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    with cuda.launching(_OP, q, None if known else explain) as launch:
+        call(
+            _native.attention_forward, *map(capsule, (q, k, v)), capsule(out), None, *map(capsule, bounds),
+            _sequences(q, cu_q), causal, scale, *launch, tile_rows, path,
+        )  # fmt: skip
+    if not known and not capturing and key is not None:
+        _right = (key, bounds)  # the tensors too, so that no other can get their identities
+    return out
 
 
 def _backward(

@@ -70,13 +70,18 @@ def attention(
         return q + 0 * (k.sum() + v.sum())  # nothing, with gradients of 0
     if len(k) == 0:
         k, v = (torch.cat([x, x.new_zeros(1, *x.shape[1:])]) for x in (k, v))
-    kind, precision = q.device.type, q.dtype
-    if precision == torch.float32 and torch.is_autocast_enabled(kind):
-        precision = torch.get_autocast_dtype(kind)
-    with torch.autocast(kind, enabled=False):
+    precision = precision_of(q)
+    with torch.autocast(q.device.type, enabled=False):
         plan = _plan_of(cu_q, cu_k, used, (len(q), len(k)), causal, q.device, precision)
         rows = [_rectangle(r, q, k, v, precision, scale) for r in plan.rectangles]
         return torch.cat(rows).index_select(0, plan.order).to(q.dtype)
+
+
+def precision_of(q: Tensor) -> torch.dtype:
+    """What is computed in: float32 in that of autocast, where it is on."""
+    kind = q.device.type
+    lower = q.dtype == torch.float32 and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if lower else q.dtype
 
 
 def _rectangle(r: Rectangle, q: Tensor, k: Tensor, v: Tensor, precision: torch.dtype, scale: float) -> Tensor:

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CUDA back end: what it takes, the order of tiles, and the launches.
+#include "kernels/attention/attention_cuda.h"
+#include "kernels/attention/attention_paths.h"
+#include "kernels/common/cuda.h"
+#include "kernels/common/simt.h"
+
+namespace earnest::attention {
+namespace {
+
+using namespace gpu;
+
+// ---- the order of tiles: a stable sort by class, of the longest first, by counting ----
+
+constexpr int kThreads = 128;
+constexpr int kPitch = kClasses + 1;  // of a thread's counts: those of one class lie in different banks
+
+// One block. Each thread takes a range of slots: it counts how many of each class it has, learns where its
+// first of each class belongs, and lists them there.
+__global__ void __launch_bounds__(kThreads) order_tiles(const Params p, const Plan plan, Tile* const order) {
+  EARNEST_SHARED(int64_t, first, kClasses);
+  EARNEST_SHARED(uint32_t, counts, kThreads* kPitch);
+  const int thread = static_cast<int>(threadIdx.x), own = thread * kPitch;
+  const int64_t share = blocks_of(plan.slots, kThreads);
+  const int64_t begin = between(0, thread * share, plan.slots), end = between(0, begin + share, plan.slots);
+
+  for (int c = 0; c < kClasses; ++c) counts[own + c] = 0;
+  for (int64_t slot = begin; slot < end; ++slot) ++counts[own + class_of(p, plan, tile_of(p, plan, slot))];
+  __syncthreads();
+
+  if (thread < kClasses) {  // a class each: what the threads before have of it
+    uint32_t sum = 0;
+    for (int t = 0; t < kThreads; ++t) {
+      const uint32_t count = counts[t * kPitch + thread];
+      counts[t * kPitch + thread] = sum;
+      sum += count;
+    }
+    first[thread] = sum;
+  }
+  __syncthreads();
+  int64_t longer = 0;
+  for (int c = thread + 1; c < kClasses; ++c) longer += first[c];
+  __syncthreads();
+  if (thread < kClasses) first[thread] = longer;
+  __syncthreads();
+
+  for (int64_t slot = begin; slot < end; ++slot) {
+    const Tile tile = tile_of(p, plan, slot);
+    const int c = class_of(p, plan, tile);
+    order[first[c] + counts[own + c]++] = tile;
+  }
+}
+
+#if defined(EARNEST_EMULATED)
+constexpr bool kHasSm90a = false;
+#else
+constexpr bool kHasSm90a = true;
+#endif
+
+Status check_path(const Params& p) {
+  if (p.path != CudaPath::kSm90a) return {};
+  cuda::Properties device;
+  if (Status status = cuda::properties(kOp, &device); !status.ok()) return status;
+  if (kHasSm90a && device.major == 9 && device.minor == 0) return {};
+  return unsupported(kOp, "path", "sm90a on compute capability 9.0", "another device");
+}
+
+}  // namespace
+
+Status which_cuda(Type type, int64_t dim, std::string* name) {
+  cuda::Properties device;
+  if (Status status = cuda::properties(kOp, &device); !status.ok()) return status;
+  if (type != Type::kBFloat16 && type != Type::kFloat16)
+    return unsupported(kOp, "q", "bfloat16 or float16 on cuda",
+                       type == Type::kFloat32 ? "float32" : "float64");
+  if (dim != 64 && dim != 128)
+    return unsupported(kOp, "q", "a head size of 64 or 128 on cuda", std::to_string(dim));
+  *name = "cuda/sm80";
+  return {};
+}
+
+size_t workspace_size_cuda(const Params& p) {
+  const Plan plan = plan_of(p);
+  return plan.ordered ? static_cast<size_t>(plan.slots) * sizeof(Tile) : 0;
+}
+
+Status forward_cuda(const Params& p, const Output& output) {
+  if (Status status = check_path(p); !status.ok()) return status;
+  const Plan plan = plan_of(p);
+  if (plan.slots == 0) return {};
+  constexpr int64_t kMostBlocks = (int64_t{1} << 31) - 1;  // of a grid: of 64 rows, 2^37 numbers at the least
+  if (plan.slots > kMostBlocks / p.kv_heads)
+    return unsupported(kOp, "q", "fewer than 2^31 tiles and key heads on cuda",
+                       std::to_string(plan.slots) + " x " + std::to_string(p.kv_heads));
+  auto* const order = plan.ordered ? static_cast<Tile*>(p.workspace) : nullptr;
+  if (plan.ordered) {
+    Status status =
+        simt::launch({kOp, "order_tiles"}, order_tiles, dim3(1), dim3(kThreads), 0, p.stream, p, plan, order);
+    if (!status.ok()) return status;
+  }
+#if !defined(EARNEST_EMULATED)
+  if (p.path == CudaPath::kSm90a && p.tokens_k > 0) return sm90a::forward(p, output, plan, order);
+#endif
+  return sm80::forward(p, output, plan, order);
+}
+
+}  // namespace earnest::attention

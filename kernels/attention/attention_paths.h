@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CUDA back end's ways to a result: sm80 (cp.async, ldmatrix, mma.sync) runs on every GPU of compute
+// capability 8.0 or more; sm90a (TMA, wgmma) on 9.0.
+#pragma once
+
+#include "kernels/attention/attention_plan.h"
+#include "kernels/common/status.h"
+
+namespace earnest::attention::gpu {
+
+constexpr const char* kOp = "attention";
+
+namespace sm80 {
+// `order` lists plan.slots tiles, or is null: slots are taken as tile_of lays them out.
+Status forward(const Params& params, const Output& output, const Plan& plan, const Tile* order);
+}  // namespace sm80
+
+namespace sm90a {
+// The same of a plan with kTileRows, where there are keys.
+Status forward(const Params& params, const Output& output, const Plan& plan, const Tile* order);
+}  // namespace sm90a
+
+}  // namespace earnest::attention::gpu
