@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention over pages on a GPU. Blocks as many as the chip holds take pieces of all sequences in turn; what
+// pieces leave behind a second kernel joins, in their order. It is written with mma.sync for every chip: at
+// 7 rows a key its products are a tenth of what the bytes take (README.md).
+#include <algorithm>
+#include <bit>
+
+#include "kernels/attention/paged_job.h"
+#include "kernels/attention/paged_tile.h"
+#include "kernels/common/cuda.h"
+
+namespace earnest::attention::paged {
+namespace {
+
+constexpr const char* kOp = "paged_attention";
+
+// One block's work: a piece of a sequence's keys, a key head, and 64 of its rows.
+struct Unit {
+  Piece piece;
+  int64_t kv_head;
+  int first_row;
+};
+
+// Where a row of the unit lies. Rows of the block from `rows` on do not exist.
+struct Rows {
+  int64_t begin, heads, kv_head;
+  int group, first, rows;
+  __device__ bool has(int row) const { return first + row < rows; }
+  __device__ int query(int row) const { return (first + row) / group; }
+  __device__ int64_t head(int row) const { return kv_head * group + (first + row) % group; }
+  __device__ int64_t row_of_q(int row) const { return (begin + query(row)) * heads + head(row); }
+};
+
+template <int kDim>
+__device__ void load_queries(const Job& job, const Rows& rows, const Bytes& to) {
+  constexpr int kChunks = kDim / 8;
+  const int count = static_cast<int>(blockDim.x) / kThreadsOfRowTile * kRowTile * kChunks;
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += static_cast<int>(blockDim.x)) {
+    const int row = i / kChunks, chunk = i % kChunks;
+    const bool there = rows.has(row);
+    const int64_t from = there ? rows.row_of_q(row) * kDim + chunk * 8 : 0;
+    simt::copy_async_16(&to[place_of<kDim>(row, chunk)], job.q + from, there ? 16 : 0);
+  }
+}
+
+// The tile whose first key is key `first` of the piece, of which `keys` exist; `page`: lane i has the i-th page
+// of the piece. What does not exist becomes 0.
+template <int kDim>
+__device__ void load_tile(const Job& job, int64_t kv_head, int page, int first, int keys, const Bytes& to) {
+  constexpr int kChunks = kDim / 8;
+  const int in_page = (1 << job.page_shift) - 1;
+#pragma unroll 4
+  for (int i = static_cast<int>(threadIdx.x); i < kTileKeys * kChunks; i += static_cast<int>(blockDim.x)) {
+    const int key = i / kChunks, chunk = i % kChunks, of_piece = first + key;
+    const int64_t of_key = __shfl_sync(kFullWarp, page, of_piece >> job.page_shift);
+    const int64_t row = ((of_key * job.kv_heads + kv_head) << job.page_shift) + (of_piece & in_page);
+    const bool there = of_piece < keys;
+    const int64_t from = there ? row * kDim + chunk * 8 : 0;
+    const int at = place_of<kDim>(key, chunk), bytes = there ? 16 : 0;
+    simt::copy_async_16(&to[at], job.k + from, bytes);
+    simt::copy_async_16(&to[tile_bytes(kDim) + at], job.v + from, bytes);
+  }
+}
+
+// The pages of a piece, one a lane; false, and a record, if one of them cannot be.
+__device__ bool load_pages(const Job& job, const Piece& piece, int keys, int* page) {
+  const int lane = lane_of_warp();
+  *page = 0;
+  if (lane << job.page_shift < keys) {
+    const int64_t first = piece.index * (kPieceKeys >> job.page_shift);
+    *page = job.page_table[piece.sequence * job.table_pages + first + lane];
+  }
+  const bool bad = *page < 0 || *page >= job.pages;
+  if (bad) record(job, piece.sequence, faults::kPage);
+  return !__any_sync(kFullWarp, bad);
+}
+
+// sums += this piece's, over all its tiles: one on its way while another is multiplied.
+template <int kDim>
+__device__ void attend_tiles(const Job& job, const Unit& unit, const Rows& rows, int64_t length, int page,
+                             RowSums<kDim>& sums) {
+  const int tiles = static_cast<int>(blockDim.x) / kThreadsOfRowTile, keys = keys_of_piece(unit.piece.index, length);
+  const auto shared = simt::dynamic_shared<unsigned char>(0, static_cast<size_t>(shared_bytes(kDim, tiles)));
+  const Bytes queries = shared + queries_offset(kDim);
+  const int steps = static_cast<int>(blocks_of(keys, kTileKeys));
+  const auto load = [&](int step) {
+    load_tile<kDim>(job, unit.kv_head, page, step * kTileKeys, keys, shared + step % kStages * 2 * tile_bytes(kDim));
+  };
+  // The last query sees all keys, each one before it one key less.
+  int visible[2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int row = row_of_lane(half), queries_of_sequence = rows.rows / rows.group;
+    const int64_t seen = length - (queries_of_sequence - 1 - rows.query(row)) - unit.piece.index * kPieceKeys;
+    visible[half] = static_cast<int>(seen < 0 ? 0 : seen < keys ? seen : keys);
+  }
+  load_queries<kDim>(job, rows, queries);
+  load(0);
+  simt::copy_async_commit();
+  for (int step = 0; step < steps; ++step) {
+    simt::copy_async_wait<kStages - 2>();
+    __syncthreads();  // the tile is there, and everybody has read the one before it, whose place comes next
+    if (step + 1 < steps) load(step + 1);
+    simt::copy_async_commit();
+    const Bytes keys_of_tile = shared + step % kStages * 2 * tile_bytes(kDim);
+    attend_tile<kDim>(queries, keys_of_tile, keys_of_tile + tile_bytes(kDim), visible, job.scale_log2, sums);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) visible[half] -= kTileKeys;
+  }
+}
+
+__device__ float log_sum(const Job& job, float highest, float total) {
+  return total == 0 ? kNothing : highest * job.scale + logf(total);
+}
+
+// A sequence of one piece: the result.
+template <int kDim>
+__device__ void store_result(const Job& job, const Rows& rows, const RowSums<kDim>& sums) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int row = row_of_lane(half), lane = lane_of_warp();
+    if (!rows.has(row)) continue;
+    const float total = sums.total[half], inverse = total == 0 ? 0.0f : 1 / total;
+    auto* to = reinterpret_cast<uint32_t*>(job.out + rows.row_of_q(row) * kDim);
+#pragma unroll
+    for (int j = 0; j < kDim / 8; ++j) {
+      to[4 * j + lane % 4] =
+          simt::pack_bfloat16(sums.out[j][2 * half] * inverse, sums.out[j][2 * half + 1] * inverse);
+    }
+    if (job.lse != nullptr && lane % 4 == 0)
+      job.lse[rows.row_of_q(row)] = log_sum(job, sums.highest[half], total);
+  }
+}
+
+template <int kDim>
+__device__ void store_part(const Job& job, const Piece& piece, const Rows& rows, const RowSums<kDim>& sums) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int row = row_of_lane(half), lane = lane_of_warp();
+    if (!rows.has(row)) continue;
+    const int64_t part = part_row(piece.sequence, piece.index, rows.query(row), rows.head(row), job.most_pieces,
+                                  job.queries, rows.heads);
+    auto* to = reinterpret_cast<float2*>(job.part_outputs + part * kDim);
+#pragma unroll
+    for (int j = 0; j < kDim / 8; ++j)
+      to[4 * j + lane % 4] = make_float2(sums.out[j][2 * half], sums.out[j][2 * half + 1]);
+    if (lane % 4 == 0) job.part_sums[part] = make_float2(sums.highest[half], sums.total[half]);
+  }
+}
+
+template <int kDim>
+__device__ void attend(const Job& job, const Unit& unit) {
+  const Sequence s = sequence_at(job, unit.piece.sequence);
+  const Rows rows = {s.begin, job.kv_heads * job.group, unit.kv_head, job.group, unit.first_row, s.queries * job.group};
+  if (!rows.has(0)) return;
+  RowSums<kDim> sums;
+  set_empty(sums);
+  int page;
+  const bool good = load_pages(job, unit.piece, keys_of_piece(unit.piece.index, s.length), &page) && !s.bad_length;
+  if (good && s.length > 0) {
+    attend_tiles<kDim>(job, unit, rows, s.length, page, sums);
+    join_key_groups(job.scale_log2, sums);
+  }
+  if (!good) {  // NaN for all that comes of it
+#pragma unroll
+    for (int half = 0; half < 2; ++half) sums.highest[half] = sums.total[half] = NAN;
+  }
+  if (key_group() == kKeyGroups - 1) {
+    if (pieces_of(s.length) == 1) {
+      store_result(job, rows, sums);
+    } else {
+      store_part(job, unit.piece, rows, sums);
+    }
+  }
+}
+
+template <int kDim>
+__global__ void __launch_bounds__(kMostThreads) attend_pieces(const Job job) {
+  const int64_t of_piece = job.kv_heads * job.slices;
+  Walk walk;
+  for (int64_t number = blockIdx.x;; number += gridDim.x) {
+    Unit unit;
+    if (!walk_to(job, number / of_piece, walk, &unit.piece)) return;
+    unit.kv_head = number % of_piece / job.slices;
+    unit.first_row = static_cast<int>(number % job.slices) * kMostRowTiles * kRowTile;
+    attend<kDim>(job, unit);
+  }
+}
+
+// A block joins the parts of one row.
+template <int kDim>
+__global__ void __launch_bounds__(kJoinThreads) join_pieces(const Job job) {
+  constexpr int kOfLane = kDim / 32;
+  EARNEST_SHARED(float, highest_of, kJoinWarps);
+  EARNEST_SHARED(float, total_of, kJoinWarps);
+  EARNEST_SHARED(float, sums_of, kJoinWarps * kDim);
+  const int64_t heads = job.kv_heads * job.group, head = blockIdx.x % heads, n = blockIdx.x / heads / job.queries;
+  const int query = static_cast<int>(blockIdx.x / heads % job.queries), thread = static_cast<int>(threadIdx.x);
+  const Sequence s = sequence_at(job, n);
+  const int64_t pieces = pieces_of(s.length);
+  if (query >= s.queries || pieces == 1) return;
+  const auto part = [&](int64_t piece) {
+    return part_row(n, piece, query, head, job.most_pieces, job.queries, heads);
+  };
+
+  float highest = kNothing;
+  for (int64_t piece = thread; piece < pieces; piece += kJoinThreads)
+    highest = fmaxf(highest, job.part_sums[part(piece)].x);
+  for (int step = 16; step >= 1; step /= 2)
+    highest = fmaxf(highest, __shfl_xor_sync(kFullWarp, highest, step));
+  if (thread % 32 == 0) highest_of[thread / 32] = highest;
+  __syncthreads();
+  for (int warp = 0; warp < kJoinWarps; ++warp) highest = fmaxf(highest, highest_of[warp]);
+
+  float total = 0, sums[kOfLane] = {};
+#pragma unroll 4
+  for (int64_t piece = thread / 32; piece < pieces; piece += kJoinWarps) {
+    const float2 of_part = job.part_sums[part(piece)];
+    const float weight = weight_of(of_part.x, highest, job.scale_log2);
+    const float* from = job.part_outputs + part(piece) * kDim + thread % 32;
+    total += of_part.y * weight;
+#pragma unroll
+    for (int i = 0; i < kOfLane; ++i) sums[i] += from[32 * i] * weight;
+  }
+#pragma unroll
+  for (int i = 0; i < kOfLane; ++i) sums_of[thread / 32 * kDim + 32 * i + thread % 32] = sums[i];
+  if (thread % 32 == 0) total_of[thread / 32] = total;
+  __syncthreads();
+  if (thread >= kDim) return;
+
+  float sum = 0;
+  total = 0;
+  for (int warp = 0; warp < kJoinWarps; ++warp) {
+    sum += sums_of[warp * kDim + thread];
+    total += total_of[warp];
+  }
+  const int64_t row = (s.begin + query) * heads + head;
+  narrow(total == 0 ? 0.0f : sum / total, &job.out[row * kDim + thread]);
+  if (job.lse != nullptr && thread == 0) job.lse[row] = log_sum(job, highest, total);
+}
+
+size_t aligned(size_t address) { return (address + kAlignment - 1) / kAlignment * kAlignment; }
+
+Job job_of(const Params& p, const Output& output, void* workspace) {
+  Job job = {};
+  job.q = static_cast<const BFloat16*>(p.q);
+  job.k = static_cast<const BFloat16*>(p.k);
+  job.v = static_cast<const BFloat16*>(p.v);
+  job.out = static_cast<BFloat16*>(output.out);
+  job.lse = output.lse;
+  job.page_table = p.page_table, job.lengths = p.lengths, job.cu_seqlens_q = p.cu_seqlens_q;
+  job.sequences = p.sequences, job.tokens = p.tokens, job.kv_heads = p.kv_heads;
+  job.pages = p.pages, job.table_pages = p.table_pages;
+  job.group = static_cast<int>(p.heads / p.kv_heads), job.queries = static_cast<int>(p.queries);
+  job.page_shift = std::countr_zero(static_cast<uint64_t>(p.page_size));
+  job.slices = static_cast<int>(row_slices(p.queries * job.group));
+  job.scale = static_cast<float>(p.scale);
+  job.scale_log2 = static_cast<float>(p.scale * 1.4426950408889634);
+  job.most_pieces = pieces_of(p.table_pages * p.page_size);
+  job.fault = p.fault;
+  const int64_t rows = part_rows(p.sequences, job.most_pieces, p.queries, p.heads);
+  const size_t outputs = aligned(reinterpret_cast<uintptr_t>(workspace));
+  job.part_outputs = reinterpret_cast<float*>(outputs);
+  job.part_sums = reinterpret_cast<float2*>(
+      aligned(outputs + static_cast<size_t>(rows * p.dim) * sizeof(float)));
+  return job;
+}
+
+template <int kDim>
+Status run(const Params& p, const Job& job, int64_t multiprocessors, int64_t shared_of_multiprocessor) {
+  const int tiles = row_tiles(p.queries * job.group);
+  const int64_t most = multiprocessors * resident_blocks(kDim, tiles, shared_of_multiprocessor);
+  const int64_t of_sequence = job.most_pieces * job.kv_heads * job.slices;
+  const auto blocks = static_cast<unsigned>(of_sequence >= most ? most : std::min(most, of_sequence * p.sequences));
+  if (Status status = simt::launch({kOp, "attend_pieces"}, attend_pieces<kDim>, dim3(blocks),
+                                   dim3(static_cast<unsigned>(tiles * kThreadsOfRowTile)),
+                                   static_cast<size_t>(shared_bytes(kDim, tiles)), p.stream, job);
+      !status.ok() || job.most_pieces == 1) {
+    return status;
+  }
+  const auto rows = static_cast<unsigned>(p.sequences * p.queries * p.heads);
+  return simt::launch({kOp, "join_pieces"}, join_pieces<kDim>, dim3(rows), dim3(kJoinThreads), 0, p.stream, job);
+}
+
+}  // namespace
+
+Status run_cuda(const Params& p, const Output& output, void* workspace) {
+  cuda::Properties device;
+  if (Status status = cuda::properties(kOp, &device); !status.ok()) return status;
+  const Job job = job_of(p, output, workspace);
+  if (p.dim == 64) return run<64>(p, job, device.multiprocessors, device.shared_bytes);
+  return run<128>(p, job, device.multiprocessors, device.shared_bytes);
+}
+
+Status which_cuda(std::string* name) {
+  cuda::Properties device;
+  if (Status status = cuda::properties(kOp, &device); !status.ok()) return status;
+  *name = "cuda/sm80";
+  return {};
+}
+
+}  // namespace earnest::attention::paged
