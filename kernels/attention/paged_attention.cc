@@ -34,7 +34,8 @@ Status check_array(const char* argument, const void* data, int64_t size, size_t 
   if (size > kMostElements) return wrong(argument, "at most 2^52 elements", "more");
   if (size > 0 && data == nullptr) return wrong(argument, "an array", "none");
   if (reinterpret_cast<uintptr_t>(data) % alignment == 0) return {};
-  return wrong(argument, "an array that begins on " + std::to_string(alignment) + " bytes", "another address");
+  return wrong(argument, "an array that begins on " + std::to_string(alignment) + " bytes",
+               "another address");
 }
 
 Status check_sizes(const Params& p) {
@@ -42,19 +43,24 @@ Status check_sizes(const Params& p) {
     return wrong("sequences, tokens, pages", "sizes of at least 0", "less");
   if (p.dim != 64 && p.dim != 128) return wrong("q", "a head size of 64 or 128", std::to_string(p.dim));
   if (p.kv_heads < 1 || p.heads < 1 || p.heads % p.kv_heads != 0 || p.heads / p.kv_heads > kMostGroup) {
-    return wrong("k", "a number of heads that divides q's " + std::to_string(p.heads) + " into at most " +
-                          std::to_string(kMostGroup) + " each", std::to_string(p.kv_heads));
+    return wrong("k",
+                 "a number of heads that divides q's " + std::to_string(p.heads) + " into at most " +
+                     std::to_string(kMostGroup) + " each",
+                 std::to_string(p.kv_heads));
   }
   if (!in_range(p.page_size, kLeastPage, kMostPage) || (p.page_size & (p.page_size - 1)) != 0)
     return wrong("page_size", "a power of two from 16 to 256", std::to_string(p.page_size));
   if (!in_range(p.queries, 1, kMostQueries))
     return wrong("queries", "1 to " + std::to_string(kMostQueries), std::to_string(p.queries));
   if (p.pages > INT32_MAX || p.table_pages > INT32_MAX / p.page_size)
-    return wrong("page_table", "pages and keys of a sequence that an int32 counts", std::to_string(p.table_pages));
+    return wrong("page_table", "pages and keys of a sequence that an int32 counts",
+                 std::to_string(p.table_pages));
   const int64_t most = elements({p.sequences, p.queries});
   if (p.cu_seqlens_q == nullptr ? p.tokens != most : p.tokens > most) {
-    return wrong("q", (p.cu_seqlens_q == nullptr ? "" : "at most ") + std::to_string(most) + " tokens (" +
-                          std::to_string(p.queries) + " queries a sequence)", std::to_string(p.tokens));
+    return wrong("q",
+                 (p.cu_seqlens_q == nullptr ? "" : "at most ") + std::to_string(most) + " tokens (" +
+                     std::to_string(p.queries) + " queries a sequence)",
+                 std::to_string(p.tokens));
   }
   if (!(p.scale > 0) || !std::isfinite(p.scale))
     return wrong("scale", "a positive finite number", std::to_string(p.scale));
@@ -65,7 +71,8 @@ Status check_sizes(const Params& p) {
 
 Status check(const Params& p, const Output& output) {
   if (p.device != Device::kCuda)
-    return unsupported(kOp, "device", "cuda (the CPU's cache is not paged: kernels/attention/attention.h)", "cpu");
+    return unsupported(kOp, "device", "cuda (the CPU's cache is not paged: kernels/attention/attention.h)",
+                       "cpu");
   if (Status status = check_sizes(p); !status.ok()) return status;
   const int64_t pool = elements({p.pages, p.kv_heads, p.page_size, p.dim}),
                 rows = elements({p.tokens, p.heads, p.dim}), table = elements({p.sequences, p.table_pages});
@@ -77,7 +84,8 @@ Status check(const Params& p, const Output& output) {
         std::tuple{"out", static_cast<const void*>(output.out), rows, size_t{4}}}) {
     if (Status status = check_array(argument, data, size, alignment); !status.ok()) return status;
   }
-  const int64_t parts = elements({p.sequences, pieces_of(p.table_pages * p.page_size), p.queries, p.heads, p.dim});
+  const int64_t parts =
+      elements({p.sequences, pieces_of(p.table_pages * p.page_size), p.queries, p.heads, p.dim});
   if (parts > kMostElements) return wrong("page_table", "a workspace of at most 2^52 numbers", "more");
   return {};
 }
@@ -92,13 +100,15 @@ size_t workspace_size(const Params& p) {
 Status run(const Params& p, const Output& output, void* workspace) {
   if (Status status = check(p, output); !status.ok()) return status;
   if (p.tokens == 0) return {};
-  if (workspace == nullptr && workspace_size(p) > 0) return wrong("workspace", "memory on the device", "none");
+  if (workspace == nullptr && workspace_size(p) > 0)
+    return wrong("workspace", "memory on the device", "none");
   return run_cuda(p, output, workspace);
 }
 
 Status which(Device device, std::string* name) {
   if (device == Device::kCuda) return which_cuda(name);
-  return unsupported(kOp, "device", "cuda (the CPU's cache is not paged: kernels/attention/attention.h)", "cpu");
+  return unsupported(kOp, "device", "cuda (the CPU's cache is not paged: kernels/attention/attention.h)",
+                     "cpu");
 }
 
 Status fault(const Params& p, FaultWord word) {
@@ -109,8 +119,10 @@ Status fault(const Params& p, FaultWord word) {
     return wrong("lengths", "0 to " + std::to_string(p.table_pages * p.page_size) + " keys", got);
   if (found.argument == faults::kPage)
     return wrong("page_table", "pages in [0, " + std::to_string(p.pages) + ") up to the length", got);
-  return wrong("cu_seqlens_q", "0 to " + std::to_string(p.queries) + " queries a sequence within " +
-                                   std::to_string(p.tokens) + " tokens", got);
+  return wrong("cu_seqlens_q",
+               "0 to " + std::to_string(p.queries) + " queries a sequence within " +
+                   std::to_string(p.tokens) + " tokens",
+               got);
 }
 
 }  // namespace earnest::attention::paged

@@ -32,18 +32,18 @@ constexpr int64_t kMostGroup = 16;   // query heads of a key head
 constexpr int64_t kLeastPage = 16, kMostPage = 256;
 
 struct Params {
-  int64_t sequences = 0, tokens = 0;     // tokens: queries of all sequences together
-  int64_t queries = 1;                   // the most that one sequence has
-  int64_t heads = 0, kv_heads = 0;       // heads is a multiple of kv_heads
-  int64_t dim = 0;                       // 64 or 128
-  int64_t pages = 0, page_size = 0;      // of the pools; page_size a power of two
-  int64_t table_pages = 0;               // columns of page_table
-  double scale = 1.0;                    // positive and finite
-  const void* q = nullptr;               // [tokens, heads, dim], bfloat16 like all below, from 16 bytes on
-  const void* k = nullptr;               // [pages, kv_heads, page_size, dim]
-  const void* v = nullptr;               // [pages, kv_heads, page_size, dim]
-  const int32_t* page_table = nullptr;   // [sequences, table_pages]; entries beyond the length may be anything
-  const int32_t* lengths = nullptr;      // [sequences]
+  int64_t sequences = 0, tokens = 0;    // tokens: queries of all sequences together
+  int64_t queries = 1;                  // the most that one sequence has
+  int64_t heads = 0, kv_heads = 0;      // heads is a multiple of kv_heads
+  int64_t dim = 0;                      // 64 or 128
+  int64_t pages = 0, page_size = 0;     // of the pools; page_size a power of two
+  int64_t table_pages = 0;              // columns of page_table
+  double scale = 1.0;                   // positive and finite
+  const void* q = nullptr;              // [tokens, heads, dim], bfloat16 like all below, from 16 bytes on
+  const void* k = nullptr;              // [pages, kv_heads, page_size, dim]
+  const void* v = nullptr;              // [pages, kv_heads, page_size, dim]
+  const int32_t* page_table = nullptr;  // [sequences, table_pages]; entries beyond the length may be anything
+  const int32_t* lengths = nullptr;     // [sequences]
   const int32_t* cu_seqlens_q = nullptr;  // [sequences + 1]; null: each sequence has `queries`
   Device device = Device::kCuda;
   void* stream = nullptr;      // a cudaStream_t

@@ -43,8 +43,8 @@ __device__ void load_queries(const Job& job, const Rows& rows, const Bytes& to) 
   }
 }
 
-// The tile whose first key is key `first` of the piece, of which `keys` exist; `page`: lane i has the i-th page
-// of the piece. What does not exist becomes 0.
+// The tile whose first key is key `first` of the piece, of which `keys` exist; `page`: lane i has the i-th
+// page of the piece. What does not exist becomes 0.
 template <int kDim>
 __device__ void load_tile(const Job& job, int64_t kv_head, int page, int first, int keys, const Bytes& to) {
   constexpr int kChunks = kDim / 8;
@@ -79,12 +79,14 @@ __device__ bool load_pages(const Job& job, const Piece& piece, int keys, int* pa
 template <int kDim>
 __device__ void attend_tiles(const Job& job, const Unit& unit, const Rows& rows, int64_t length, int page,
                              RowSums<kDim>& sums) {
-  const int tiles = static_cast<int>(blockDim.x) / kThreadsOfRowTile, keys = keys_of_piece(unit.piece.index, length);
+  const int tiles = static_cast<int>(blockDim.x) / kThreadsOfRowTile,
+            keys = keys_of_piece(unit.piece.index, length);
   const auto shared = simt::dynamic_shared<unsigned char>(0, static_cast<size_t>(shared_bytes(kDim, tiles)));
   const Bytes queries = shared + queries_offset(kDim);
   const int steps = static_cast<int>(blocks_of(keys, kTileKeys));
   const auto load = [&](int step) {
-    load_tile<kDim>(job, unit.kv_head, page, step * kTileKeys, keys, shared + step % kStages * 2 * tile_bytes(kDim));
+    load_tile<kDim>(job, unit.kv_head, page, step * kTileKeys, keys,
+                    shared + step % kStages * 2 * tile_bytes(kDim));
   };
   // The last query sees all keys, each one before it one key less.
   int visible[2];
@@ -138,8 +140,8 @@ __device__ void store_part(const Job& job, const Piece& piece, const Rows& rows,
   for (int half = 0; half < 2; ++half) {
     const int row = row_of_lane(half), lane = lane_of_warp();
     if (!rows.has(row)) continue;
-    const int64_t part = part_row(piece.sequence, piece.index, rows.query(row), rows.head(row), job.most_pieces,
-                                  job.queries, rows.heads);
+    const int64_t part = part_row(piece.sequence, piece.index, rows.query(row), rows.head(row),
+                                  job.most_pieces, job.queries, rows.heads);
     auto* to = reinterpret_cast<float2*>(job.part_outputs + part * kDim);
 #pragma unroll
     for (int j = 0; j < kDim / 8; ++j)
@@ -151,12 +153,14 @@ __device__ void store_part(const Job& job, const Piece& piece, const Rows& rows,
 template <int kDim>
 __device__ void attend(const Job& job, const Unit& unit) {
   const Sequence s = sequence_at(job, unit.piece.sequence);
-  const Rows rows = {s.begin, job.kv_heads * job.group, unit.kv_head, job.group, unit.first_row, s.queries * job.group};
+  const Rows rows = {s.begin,   job.kv_heads * job.group, unit.kv_head,
+                     job.group, unit.first_row,           s.queries * job.group};
   if (!rows.has(0)) return;
   RowSums<kDim> sums;
   set_empty(sums);
   int page;
-  const bool good = load_pages(job, unit.piece, keys_of_piece(unit.piece.index, s.length), &page) && !s.bad_length;
+  const bool good =
+      load_pages(job, unit.piece, keys_of_piece(unit.piece.index, s.length), &page) && !s.bad_length;
   if (good && s.length > 0) {
     attend_tiles<kDim>(job, unit, rows, s.length, page, sums);
     join_key_groups(job.scale_log2, sums);
@@ -193,9 +197,11 @@ __global__ void __launch_bounds__(kJoinThreads) join_pieces(const Job job) {
   constexpr int kOfLane = kDim / 32;
   EARNEST_SHARED(float, highest_of, kJoinWarps);
   EARNEST_SHARED(float, total_of, kJoinWarps);
-  EARNEST_SHARED(float, sums_of, kJoinWarps * kDim);
-  const int64_t heads = job.kv_heads * job.group, head = blockIdx.x % heads, n = blockIdx.x / heads / job.queries;
-  const int query = static_cast<int>(blockIdx.x / heads % job.queries), thread = static_cast<int>(threadIdx.x);
+  EARNEST_SHARED(float, sums_of, kJoinWarps* kDim);
+  const int64_t heads = job.kv_heads * job.group, head = blockIdx.x % heads,
+                n = blockIdx.x / heads / job.queries;
+  const int query = static_cast<int>(blockIdx.x / heads % job.queries),
+            thread = static_cast<int>(threadIdx.x);
   const Sequence s = sequence_at(job, n);
   const int64_t pieces = pieces_of(s.length);
   if (query >= s.queries || pieces == 1) return;
@@ -261,8 +267,8 @@ Job job_of(const Params& p, const Output& output, void* workspace) {
   const int64_t rows = part_rows(p.sequences, job.most_pieces, p.queries, p.heads);
   const size_t outputs = aligned(reinterpret_cast<uintptr_t>(workspace));
   job.part_outputs = reinterpret_cast<float*>(outputs);
-  job.part_sums = reinterpret_cast<float2*>(
-      aligned(outputs + static_cast<size_t>(rows * p.dim) * sizeof(float)));
+  job.part_sums =
+      reinterpret_cast<float2*>(aligned(outputs + static_cast<size_t>(rows * p.dim) * sizeof(float)));
   return job;
 }
 
@@ -271,7 +277,8 @@ Status run(const Params& p, const Job& job, int64_t multiprocessors, int64_t sha
   const int tiles = row_tiles(p.queries * job.group);
   const int64_t most = multiprocessors * resident_blocks(kDim, tiles, shared_of_multiprocessor);
   const int64_t of_sequence = job.most_pieces * job.kv_heads * job.slices;
-  const auto blocks = static_cast<unsigned>(of_sequence >= most ? most : std::min(most, of_sequence * p.sequences));
+  const auto blocks =
+      static_cast<unsigned>(of_sequence >= most ? most : std::min(most, of_sequence * p.sequences));
   if (Status status = simt::launch({kOp, "attend_pieces"}, attend_pieces<kDim>, dim3(blocks),
                                    dim3(static_cast<unsigned>(tiles * kThreadsOfRowTile)),
                                    static_cast<size_t>(shared_bytes(kDim, tiles)), p.stream, job);
@@ -279,7 +286,8 @@ Status run(const Params& p, const Job& job, int64_t multiprocessors, int64_t sha
     return status;
   }
   const auto rows = static_cast<unsigned>(p.sequences * p.queries * p.heads);
-  return simt::launch({kOp, "join_pieces"}, join_pieces<kDim>, dim3(rows), dim3(kJoinThreads), 0, p.stream, job);
+  return simt::launch({kOp, "join_pieces"}, join_pieces<kDim>, dim3(rows), dim3(kJoinThreads), 0, p.stream,
+                      job);
 }
 
 }  // namespace

@@ -33,9 +33,9 @@ __device__ inline void record(const Job& job, int64_t sequence, int argument) {
 }
 
 struct Sequence {
-  int64_t begin;    // its first row of q
-  int queries;      // 0: there is nothing to do
-  int64_t length;   // keys; 0 where they are not to be read
+  int64_t begin;   // its first row of q
+  int queries;     // 0: there is nothing to do
+  int64_t length;  // keys; 0 where they are not to be read
   bool bad_bounds, bad_length;
 };
 

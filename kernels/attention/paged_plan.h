@@ -15,14 +15,14 @@ namespace earnest::attention::paged {
 
 // As on the CPU. A piece of one key head is 256 KB (dim 128); what it leaves behind of 7 rows is 3.6 KB.
 constexpr int kPieceKeys = 512;
-constexpr int kTileKeys = 64;              // that arrive together in shared memory
-constexpr int kKeyGroups = 4;              // warps that share a tile's keys: 16 each, with sums of their own
-constexpr int kStages = 2;                 // tiles in shared memory
-constexpr int kRowTile = 16;               // rows of a warp: what mma.sync takes
-constexpr int kMostRowTiles = 4;           // of a block, which share what is loaded
+constexpr int kTileKeys = 64;     // that arrive together in shared memory
+constexpr int kKeyGroups = 4;     // warps that share a tile's keys: 16 each, with sums of their own
+constexpr int kStages = 2;        // tiles in shared memory
+constexpr int kRowTile = 16;      // rows of a warp: what mma.sync takes
+constexpr int kMostRowTiles = 4;  // of a block, which share what is loaded
 constexpr int kThreadsOfRowTile = 32 * kKeyGroups;
 constexpr int kMostThreads = kMostRowTiles * kThreadsOfRowTile;
-constexpr int kMostRegisters = 128;        // a thread's, so that the largest block fits
+constexpr int kMostRegisters = 128;  // a thread's, so that the largest block fits
 static_assert(kTileKeys == 16 * kKeyGroups && kPieceKeys % kTileKeys == 0);
 
 EARNEST_HOST_DEVICE constexpr int64_t blocks_of(int64_t size, int64_t block) {
@@ -52,8 +52,8 @@ EARNEST_HOST_DEVICE constexpr int queries_offset(int dim) { return kStages * 2 *
 EARNEST_HOST_DEVICE constexpr int shared_bytes(int dim, int row_tiles) {
   return queries_offset(dim) + row_tiles * kRowTile * dim * 2;
 }
-// When a piece is done the stages' place holds sums [row_tiles, 16, dim], then highest scores and totals of each
-// key group [4, rows].
+// When a piece is done the stages' place holds sums [row_tiles, 16, dim], then highest scores and totals of
+// each key group [4, rows].
 EARNEST_HOST_DEVICE constexpr int sums_floats(int dim, int row_tiles) { return row_tiles * kRowTile * dim; }
 EARNEST_HOST_DEVICE constexpr int group_floats(int row_tiles) { return kKeyGroups * row_tiles * kRowTile; }
 static_assert((sums_floats(64, kMostRowTiles) + 2 * group_floats(kMostRowTiles)) * 4 <= queries_offset(64));
@@ -63,7 +63,8 @@ static_assert((sums_floats(128, kMostRowTiles) + 2 * group_floats(kMostRowTiles)
 constexpr int64_t resident_blocks(int dim, int row_tiles, int64_t shared_of_multiprocessor) {
   constexpr int64_t kReserved = 1024, kRegisters = 65536, kThreads = 2048;
   const int64_t threads = row_tiles * kThreadsOfRowTile;
-  const int64_t by_memory = (shared_of_multiprocessor + kReserved) / (shared_bytes(dim, row_tiles) + kReserved);
+  const int64_t by_memory =
+      (shared_of_multiprocessor + kReserved) / (shared_bytes(dim, row_tiles) + kReserved);
   const int64_t fit = std::min({by_memory, kRegisters / (threads * kMostRegisters), kThreads / threads});
   return std::max<int64_t>(fit, 1);
 }
@@ -86,7 +87,9 @@ constexpr int64_t part_rows(int64_t sequences, int64_t most_pieces, int64_t quer
   return most_pieces == 1 ? 0 : sequences * most_pieces * queries * heads;
 }
 constexpr size_t workspace_bytes(int64_t rows, int64_t dim) {
-  return rows == 0 ? 0 : static_cast<size_t>(rows) * static_cast<size_t>(dim + 2) * sizeof(float) + 2 * kAlignment;
+  return rows == 0
+             ? 0
+             : static_cast<size_t>(rows) * static_cast<size_t>(dim + 2) * sizeof(float) + 2 * kAlignment;
 }
 
 }  // namespace earnest::attention::paged

@@ -27,8 +27,8 @@ __device__ inline int row_tile() { return static_cast<int>(threadIdx.x) / kThrea
 // Of the calling lane, in the block.
 __device__ inline int row_of_lane(int half) { return row_tile() * kRowTile + lane_of_warp() / 4 + 8 * half; }
 
-// Where 16 bytes of a row lie. They change places from row to row, so that ldmatrix, which reads one column of
-// eight rows, meets all banks.
+// Where 16 bytes of a row lie. They change places from row to row, so that ldmatrix, which reads one column
+// of eight rows, meets all banks.
 template <int kDim>
 __device__ inline int place_of(int row, int chunk) {
   return (row * (kDim / 8) + (chunk ^ row % 8)) * 16;
@@ -40,8 +40,8 @@ __device__ inline float weight_of(float score, float highest, float scale_log2) 
   return exp2f((score - (highest == kNothing ? 0.0f : highest)) * scale_log2);
 }
 
-// The sums of one lane: of each half, the highest score so far, the sum of its own columns' weights relative to
-// it, and the weighted sum of values [columns 8 j + 2 (lane % 4) + i % 2, half i / 2].
+// The sums of one lane: of each half, the highest score so far, the sum of its own columns' weights relative
+// to it, and the weighted sum of values [columns 8 j + 2 (lane % 4) + i % 2, half i / 2].
 template <int kDim>
 struct RowSums {
   float highest[2], total[2];
@@ -79,7 +79,8 @@ __device__ inline void multiply_keys(const Bytes& queries, const Bytes& keys, fl
 }
 
 template <int kDim>
-__device__ inline void multiply_values(const uint32_t (&weights)[4], const Bytes& values, RowSums<kDim>& sums) {
+__device__ inline void multiply_values(const uint32_t (&weights)[4], const Bytes& values,
+                                       RowSums<kDim>& sums) {
   const int lane = lane_of_warp(), key = 16 * key_group() + lane % 16;
 #pragma unroll
   for (int d = 0; d < kDim / 16; ++d) {
@@ -151,7 +152,8 @@ __device__ inline void join_key_groups(float scale_log2, RowSums<kDim>& sums) {
   const int tiles = static_cast<int>(blockDim.x) / kThreadsOfRowTile, rows = tiles * kRowTile;
   const int size = sums_floats(kDim, tiles), lane = lane_of_warp(), group = key_group();
   const auto all = simt::dynamic_shared<float>(0, static_cast<size_t>(size));
-  const auto highest = simt::dynamic_shared<float>(static_cast<size_t>(size) * 4, static_cast<size_t>(kKeyGroups * rows));
+  const auto highest =
+      simt::dynamic_shared<float>(static_cast<size_t>(size) * 4, static_cast<size_t>(kKeyGroups * rows));
   const auto totals = simt::dynamic_shared<float>(static_cast<size_t>(size + kKeyGroups * rows) * 4,
                                                   static_cast<size_t>(kKeyGroups * rows));
   __syncthreads();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Angles of rotary positions, and their cosine and sine, as kernels/rowwise/angles.h has them: every step
-// rounded to float, cosine and sine those of double, rounded. CUDA's own cos and sin of double would do, but for
-// arguments of any size they keep a table on the stack; angles end at 2^24, where less is enough.
+// rounded to float, cosine and sine those of double, rounded. CUDA's own cos and sin of double would do, but
+// for arguments of any size they keep a table on the stack; angles end at 2^24, where less is enough.
 #pragma once
 
 #include <cmath>
@@ -26,8 +26,8 @@ struct Turn {
   float cosine, sine;
 };
 
-// Whole quarter turns are taken out with pi / 2 in two doubles (Cody and Waite): up to 2^24 what is left has an
-// error of 1e-16 of itself. Then the series of Taylor, which at pi / 4 leave out 5e-17 (sine) and 2e-18.
+// Whole quarter turns are taken out with pi / 2 in two doubles (Cody and Waite): up to 2^24 what is left has
+// an error of 1e-16 of itself. Then the series of Taylor, which at pi / 4 leave out 5e-17 (sine) and 2e-18.
 EARNEST_HOST_DEVICE inline Turn turn_by(float angle) {
   constexpr double kInverse = 0.63661977236758134308;  // 2 / pi
   constexpr double kHigh = 1.5707963267948965580, kLow = 6.123233995736766036e-17;

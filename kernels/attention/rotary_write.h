@@ -2,18 +2,19 @@
 // What stands between the product that makes queries, keys and values and attention over pages, in one pass:
 // the bias, rotary positions, and the write of keys and values to their pages. CUDA only.
 //
-//   x = qkv + bias        rate_j = 1 / theta^(2 j / dim)        angle_j = position rate_j     (arXiv 2104.09864)
-//   out_j = x_j cos_j - x_{j + dim/2} sin_j        out_{j + dim/2} = x_{j + dim/2} cos_j + x_j sin_j
+//   x = qkv + bias        rate_j = 1 / theta^(2 j / dim)        angle_j = position rate_j     (arXiv
+//   2104.09864) out_j = x_j cos_j - x_{j + dim/2} sin_j        out_{j + dim/2} = x_{j + dim/2} cos_j + x_j
+//   sin_j
 //
 // for queries and keys, j < dim / 2, as in Qwen2; values are x. The convention is the CPU's
-// (kernels/rowwise/rowwise.h), and so are cosine and sine (rotary_turn.h). Arithmetic is float32, rounded once.
-// A token's results depend on that token alone.
+// (kernels/rowwise/rowwise.h), and so are cosine and sine (rotary_turn.h). Arithmetic is float32, rounded
+// once. A token's results depend on that token alone.
 //
-// Slots: key and value of a token go to place slot % page_size of page slot / page_size. Slot -1: they are not
-// kept (a row that only fills a captured graph). Two tokens with one slot: one of them is kept. Positions
+// Slots: key and value of a token go to place slot % page_size of page slot / page_size. Slot -1: they are
+// not kept (a row that only fills a captured graph). Two tokens with one slot: one of them is kept. Positions
 // and slots lie on the device and nobody looks at them before: a position outside [0, 2^24] gives NaN for the
-// token's queries and nothing is kept, a slot outside [-1, pages * page_size) keeps nothing, and both are recorded
-// if `fault` is there.
+// token's queries and nothing is kept, a slot outside [-1, pages * page_size) keeps nothing, and both are
+// recorded if `fault` is there.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Bias, rotary positions and the write to pages on a GPU: a block takes a token, a thread eight pairs of a head,
-// 16 bytes each way. The angles of a token, dim / 2 of them, are made once for all its heads.
+// Bias, rotary positions and the write to pages on a GPU: a block takes a token, a thread eight pairs of a
+// head, 16 bytes each way. The angles of a token, dim / 2 of them, are made once for all its heads.
 #include <bit>
 
 #include "kernels/attention/rotary_turn.h"
@@ -68,7 +68,8 @@ __global__ void __launch_bounds__(kThreads) turn_and_write(const Job job) {
   const int64_t token = blockIdx.x, position = job.positions[token];
   const int thread = static_cast<int>(threadIdx.x);
   int64_t slot = job.slots[token];
-  const bool good_position = position >= 0 && position <= kLastPosition, good_slot = slot >= -1 && slot < job.places;
+  const bool good_position = position >= 0 && position <= kLastPosition,
+             good_slot = slot >= -1 && slot < job.places;
   if (!good_position || !good_slot) slot = -1;
   if (thread == 0 && !good_position) record(job, token, faults::kPosition);
   if (thread == 0 && !good_slot) record(job, token, faults::kSlot);
@@ -109,7 +110,8 @@ Status run_cuda(const Params& p) {
   job.qkv = static_cast<const BFloat16*>(p.qkv);
   job.bias = static_cast<const BFloat16*>(p.bias);
   job.positions = p.positions, job.slots = p.slots;
-  job.q = static_cast<BFloat16*>(p.q), job.k = static_cast<BFloat16*>(p.k), job.v = static_cast<BFloat16*>(p.v);
+  job.q = static_cast<BFloat16*>(p.q), job.k = static_cast<BFloat16*>(p.k),
+  job.v = static_cast<BFloat16*>(p.v);
   job.heads = p.heads, job.kv_heads = p.kv_heads, job.places = p.pages * p.page_size;
   job.page_shift = std::countr_zero(static_cast<uint64_t>(p.page_size));
   job.fault = p.fault;

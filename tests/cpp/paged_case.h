@@ -119,7 +119,8 @@ struct Case {
     packed.cu_seqlens_q = cu_seqlens.data(), packed.cu_seqlens_k = cu_keys.data();
     packed.causal = true, packed.scale = p.scale;
     packed.q = queries.data(), packed.k = keys.data(), packed.v = values.data();
-    Results results{std::vector<double>(q.size()), std::vector<double>(static_cast<size_t>(p.tokens * p.heads))};
+    Results results{std::vector<double>(q.size()),
+                    std::vector<double>(static_cast<size_t>(p.tokens * p.heads))};
     CHECK(attention::reference_forward(packed, {results.out.data(), results.lse.data()}).ok());
     return results;
   }
@@ -127,7 +128,8 @@ struct Case {
   // One pass each for scores, weights and values, in float32; weights and results rounded to bfloat16.
   Results plain() const {
     const paged::Params& p = params;
-    Results results{std::vector<double>(q.size()), std::vector<double>(static_cast<size_t>(p.tokens * p.heads))};
+    Results results{std::vector<double>(q.size()),
+                    std::vector<double>(static_cast<size_t>(p.tokens * p.heads))};
     for (int64_t n = 0; n < p.sequences; ++n) {
       const int64_t begin = cu_seqlens[static_cast<size_t>(n)], end = cu_seqlens[static_cast<size_t>(n) + 1];
       for (int64_t row = begin * p.heads; row < end * p.heads; ++row) {

@@ -146,8 +146,9 @@ TEST(a_length_or_page_that_cannot_be_is_recorded_and_gives_nan) {
     for (int64_t at : {0, 31, 37}) {  // in either piece
       Case c = right;
       c.table[static_cast<size_t>(3 * c.params.table_pages + at)] = page;
-      check_rows(c, 4, 1, "[paged_attention] page_table: expected pages in [0, " + std::to_string(c.params.pages) +
-                              ") up to the length, got another for sequence 3");
+      check_rows(c, 4, 1,
+                 "[paged_attention] page_table: expected pages in [0, " + std::to_string(c.params.pages) +
+                     ") up to the length, got another for sequence 3");
     }
   }
   CHECK(paged::fault(right.params, kNoFault).ok());
@@ -178,12 +179,14 @@ TEST(calls_that_cannot_run_say_why) {
   };
   using P = paged::Params;
   CHECK(message([](P& p) { p.device = Device::kCpu; }).find("[paged_attention] device: expected cuda") == 0);
-  CHECK(message([](P& p) { p.dim = 80; }) == "[paged_attention] q: expected a head size of 64 or 128, got 80");
+  CHECK(message([](P& p) { p.dim = 80; }) ==
+        "[paged_attention] q: expected a head size of 64 or 128, got 80");
   CHECK(message([](P& p) { p.page_size = 48; }) ==
         "[paged_attention] page_size: expected a power of two from 16 to 256, got 48");
   CHECK(message([](P& p) { p.heads = 34; }) ==
         "[paged_attention] k: expected a number of heads that divides q's 34 into at most 16 each, got 2");
-  CHECK(message([](P& p) { p.queries = p.tokens = 9; }) == "[paged_attention] queries: expected 1 to 8, got 9");
+  CHECK(message([](P& p) { p.queries = p.tokens = 9; }) ==
+        "[paged_attention] queries: expected 1 to 8, got 9");
   CHECK(message([](P& p) { p.tokens = 2; }) ==
         "[paged_attention] q: expected 1 tokens (1 queries a sequence), got 2");
   CHECK(message([](P& p) { p.scale = -1; }).find("[paged_attention] scale: expected a positive finite") == 0);

@@ -153,8 +153,9 @@ void compare(Case c) {
     qkv.push_back(widen(c.qkv[i]) + bias);
   }
   std::vector<double> q_right(c.q.size()), k_right(k.size()), v_right(v.size());
-  rowwise::Rotary<double, double> oracle{p.tokens, p.heads, p.kv_heads, p.dim, cosine.data(), sine.data(),
-                                         qkv.data(), q_right.data(), k_right.data(), v_right.data()};
+  rowwise::Rotary<double, double> oracle{p.tokens,       p.heads,       p.kv_heads, p.dim,
+                                         cosine.data(),  sine.data(),   qkv.data(), q_right.data(),
+                                         k_right.data(), v_right.data()};
   rowwise::reference_rotary(oracle);
   check_close(c.q, q_right);
   check_close(k, k_right);
@@ -163,8 +164,9 @@ void compare(Case c) {
   if (c.has_bias()) return;
   // The CPU's own: the same but where fused multiply-adds round to the other neighbour.
   std::vector<BFloat16> q_cpu(c.q.size()), k_cpu(k.size()), v_cpu(v.size());
-  rowwise::Rotary<BFloat16, BFloat16> cpu{p.tokens, p.heads, p.kv_heads, p.dim, angles.cosine.data(),
-                                          angles.sine.data(), c.qkv.data(), q_cpu.data(), k_cpu.data(), v_cpu.data()};
+  rowwise::Rotary<BFloat16, BFloat16> cpu{
+      p.tokens,           p.heads,      p.kv_heads,   p.dim,        angles.cosine.data(),
+      angles.sine.data(), c.qkv.data(), q_cpu.data(), k_cpu.data(), v_cpu.data()};
   CHECK(rowwise::rotary(cpu).ok());
   size_t different = 0;
   for (size_t i = 0; i < q_cpu.size(); ++i) different += c.q[i].bits != q_cpu[i].bits;
@@ -252,7 +254,8 @@ TEST(calls_that_cannot_run_say_why) {
   CHECK(message([](P& p) { p.slots = nullptr; }) == "[rotary_write] slots: expected an array, got none");
   CHECK(message([](P& p) { p.q = static_cast<BFloat16*>(p.q) + 4; }) ==
         "[rotary_write] q: expected an array that begins on 16 bytes, got another address");
-  CHECK(message([](P& p) { p.tokens = int64_t{1} << 31; }).find("[rotary_write] qkv: expected 0 to 2^31") == 0);
+  CHECK(message([](P& p) { p.tokens = int64_t{1} << 31; }).find("[rotary_write] qkv: expected 0 to 2^31") ==
+        0);
 }
 
 #endif
