@@ -76,10 +76,13 @@ Status check(const Params& p, const Output& output) {
   if (Status status = check_sizes(p); !status.ok()) return status;
   const int64_t pool = elements({p.pages, p.kv_heads, p.page_size, p.dim}),
                 rows = elements({p.tokens, p.heads, p.dim}), table = elements({p.sequences, p.table_pages});
+  const int64_t of_cache = p.cache == Cache::kFloat8 ? p.kv_heads : 0;
   for (const auto& [argument, data, size, alignment] :
        {std::tuple{"q", p.q, rows, size_t{16}}, std::tuple{"k", p.k, pool, size_t{16}},
         std::tuple{"v", p.v, pool, size_t{16}},
         std::tuple{"page_table", static_cast<const void*>(p.page_table), table, size_t{4}},
+        std::tuple{"k_scale", static_cast<const void*>(p.k_scale), of_cache, size_t{4}},
+        std::tuple{"v_scale", static_cast<const void*>(p.v_scale), of_cache, size_t{4}},
         std::tuple{"lengths", static_cast<const void*>(p.lengths), p.sequences, size_t{4}},
         std::tuple{"out", static_cast<const void*>(output.out), rows, size_t{4}}}) {
     if (Status status = check_array(argument, data, size, alignment); !status.ok()) return status;
@@ -114,6 +117,10 @@ Status which(Device device, std::string* name) {
 Status fault(const Params& p, FaultWord word) {
   if (word == kNoFault) return {};
   const Fault found = fault_of(word);
+  if (found.argument == faults::kScale) {
+    return wrong("k_scale, v_scale", "finite numbers above 0",
+                 "another for key head " + std::to_string(found.index));
+  }
   const std::string got = "another for sequence " + std::to_string(found.index);
   if (found.argument == faults::kLength)
     return wrong("lengths", "0 to " + std::to_string(p.table_pages * p.page_size) + " keys", got);

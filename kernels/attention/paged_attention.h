@@ -12,9 +12,10 @@
 // bfloat16 for the product with values. Exception to "sees": a NaN or Inf in V reaches the earlier queries of
 // its own sequence in the same call (0 * NaN). What lies beyond the length is never read.
 //
-// Lengths, tables and bounds lie on the device and nobody looks at them before: a length outside [0,
-// table_pages * page_size] or a page outside [0, pages) gives NaN for rows of that sequence, bounds that are
-// wrong leave its rows alone, and all are recorded if `fault` is there. Nothing is read or written outside.
+// Lengths, tables, bounds and scales lie on the device and nobody looks at them before: a length outside [0,
+// table_pages * page_size], a page outside [0, pages) or a scale that is not above 0 gives NaN for the rows
+// it concerns, bounds that are wrong leave rows alone, and all are recorded if `fault` is there. Nothing is
+// read or written outside.
 #pragma once
 
 #include <cstddef>
@@ -31,6 +32,11 @@ constexpr int64_t kMostQueries = 8;  // of a sequence in one call
 constexpr int64_t kMostGroup = 16;   // query heads of a key head
 constexpr int64_t kLeastPage = 16, kMostPage = 256;
 
+// What pools hold: bfloat16; or e4m3 (common/float8.h), and for each key head a float that all its keys, and
+// one that all its values are multiplied by. Not one for each page: that would have to be known when the
+// first token of a page is written, and the rest of the page would have its bits depend on it.
+enum class Cache { kBFloat16, kFloat8 };
+
 struct Params {
   int64_t sequences = 0, tokens = 0;    // tokens: queries of all sequences together
   int64_t queries = 1;                  // the most that one sequence has
@@ -39,9 +45,12 @@ struct Params {
   int64_t pages = 0, page_size = 0;     // of the pools; page_size a power of two
   int64_t table_pages = 0;              // columns of page_table
   double scale = 1.0;                   // positive and finite
-  const void* q = nullptr;              // [tokens, heads, dim], bfloat16 like all below, from 16 bytes on
+  Cache cache = Cache::kBFloat16;       // type of k and v
+  const void* q = nullptr;              // [tokens, heads, dim], bfloat16; q, k and v begin on 16 bytes
   const void* k = nullptr;              // [pages, kv_heads, page_size, dim]
   const void* v = nullptr;              // [pages, kv_heads, page_size, dim]
+  const float* k_scale = nullptr;       // [kv_heads], of kFloat8: finite, above 0
+  const float* v_scale = nullptr;       // [kv_heads], of kFloat8: finite, above 0
   const int32_t* page_table = nullptr;  // [sequences, table_pages]; entries beyond the length may be anything
   const int32_t* lengths = nullptr;     // [sequences]
   const int32_t* cu_seqlens_q = nullptr;  // [sequences + 1]; null: each sequence has `queries`
@@ -51,7 +60,7 @@ struct Params {
 };
 
 struct Output {
-  void* out = nullptr;   // [tokens, heads, dim]
+  void* out = nullptr;   // [tokens, heads, dim], bfloat16
   float* lse = nullptr;  // [tokens, heads]; null: not wanted. float32: no backward pass reads it
 };
 

@@ -39,15 +39,16 @@ __device__ void load_queries(const Job& job, const Rows& rows, const Bytes& to) 
     const int row = i / kChunks, chunk = i % kChunks;
     const bool there = rows.has(row);
     const int64_t from = there ? rows.row_of_q(row) * kDim + chunk * 8 : 0;
-    simt::copy_async_16(&to[place_of<kDim>(row, chunk)], job.q + from, there ? 16 : 0);
+    simt::copy_async_16(&to[place_of<kChunks>(row, chunk)], job.q + from, there ? 16 : 0);
   }
 }
 
 // The tile whose first key is key `first` of the piece, of which `keys` exist; `page`: lane i has the i-th
 // page of the piece. What does not exist becomes 0.
-template <int kDim>
+template <typename Stored, int kDim>
 __device__ void load_tile(const Job& job, int64_t kv_head, int page, int first, int keys, const Bytes& to) {
-  constexpr int kChunks = kDim / 8;
+  constexpr int kSize = sizeof(Stored), kChunks = kDim * kSize / 16;
+  const auto *k = static_cast<const Stored*>(job.k), *v = static_cast<const Stored*>(job.v);
   const int in_page = (1 << job.page_shift) - 1;
 #pragma unroll 4
   for (int i = static_cast<int>(threadIdx.x); i < kTileKeys * kChunks; i += static_cast<int>(blockDim.x)) {
@@ -55,10 +56,10 @@ __device__ void load_tile(const Job& job, int64_t kv_head, int page, int first, 
     const int64_t of_key = __shfl_sync(kFullWarp, page, of_piece >> job.page_shift);
     const int64_t row = ((of_key * job.kv_heads + kv_head) << job.page_shift) + (of_piece & in_page);
     const bool there = of_piece < keys;
-    const int64_t from = there ? row * kDim + chunk * 8 : 0;
-    const int at = place_of<kDim>(key, chunk), bytes = there ? 16 : 0;
-    simt::copy_async_16(&to[at], job.k + from, bytes);
-    simt::copy_async_16(&to[tile_bytes(kDim) + at], job.v + from, bytes);
+    const int64_t from = there ? row * kDim + chunk * (16 / kSize) : 0;
+    const int at = place_of<kChunks>(key, chunk), bytes = there ? 16 : 0;
+    simt::copy_async_16(&to[at], k + from, bytes);
+    simt::copy_async_16(&to[tile_bytes(kDim, kSize) + at], v + from, bytes);
   }
 }
 
@@ -76,109 +77,101 @@ __device__ bool load_pages(const Job& job, const Piece& piece, int keys, int* pa
 }
 
 // sums += this piece's, over all its tiles: one on its way while another is multiplied.
-template <int kDim>
+template <typename Stored, int kDim>
 __device__ void attend_tiles(const Job& job, const Unit& unit, const Rows& rows, int64_t length, int page,
-                             RowSums<kDim>& sums) {
-  const int tiles = static_cast<int>(blockDim.x) / kThreadsOfRowTile,
-            keys = keys_of_piece(unit.piece.index, length);
-  const auto shared = simt::dynamic_shared<unsigned char>(0, static_cast<size_t>(shared_bytes(kDim, tiles)));
-  const Bytes queries = shared + queries_offset(kDim);
-  const int steps = static_cast<int>(blocks_of(keys, kTileKeys));
+                             float scale_log2, RowSums<kDim>& sums) {
+  constexpr int kSize = sizeof(Stored), kTileBytes = tile_bytes(kDim, kSize);
+  const int row_tiles = static_cast<int>(blockDim.x) / kThreadsOfRowTile;
+  const int keys = keys_of_piece(unit.piece.index, length), steps = (keys + kTileKeys - 1) / kTileKeys;
+  const auto shared =
+      simt::dynamic_shared<unsigned char>(0, static_cast<size_t>(shared_bytes(kDim, row_tiles, kSize)));
+  const Bytes queries = shared + queries_offset(kDim, kSize);
   const auto load = [&](int step) {
-    load_tile<kDim>(job, unit.kv_head, page, step * kTileKeys, keys,
-                    shared + step % kStages * 2 * tile_bytes(kDim));
+    load_tile<Stored, kDim>(job, unit.kv_head, page, step * kTileKeys, keys,
+                            shared + step % kStages * 2 * kTileBytes);
+    simt::copy_async_commit();
   };
   // The last query sees all keys, each one before it one key less.
   int visible[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int row = row_of_lane(half), queries_of_sequence = rows.rows / rows.group;
-    const int64_t seen = length - (queries_of_sequence - 1 - rows.query(row)) - unit.piece.index * kPieceKeys;
+    const int behind = rows.rows / rows.group - 1 - rows.query(row_of_lane(half));
+    const int64_t seen = length - behind - unit.piece.index * kPieceKeys;
     visible[half] = static_cast<int>(seen < 0 ? 0 : seen < keys ? seen : keys);
   }
+  static_assert(kStages == 2);
   load_queries<kDim>(job, rows, queries);
   load(0);
-  simt::copy_async_commit();
   for (int step = 0; step < steps; ++step) {
-    simt::copy_async_wait<kStages - 2>();
+    simt::copy_async_wait<0>();
     __syncthreads();  // the tile is there, and everybody has read the one before it, whose place comes next
     if (step + 1 < steps) load(step + 1);
-    simt::copy_async_commit();
-    const Bytes keys_of_tile = shared + step % kStages * 2 * tile_bytes(kDim);
-    attend_tile<kDim>(queries, keys_of_tile, keys_of_tile + tile_bytes(kDim), visible, job.scale_log2, sums);
+    const Bytes tile = shared + step % kStages * 2 * kTileBytes;
+    attend_tile<Stored>(queries, tile, tile + kTileBytes, visible, scale_log2, sums);
 #pragma unroll
     for (int half = 0; half < 2; ++half) visible[half] -= kTileKeys;
   }
 }
 
-__device__ float log_sum(const Job& job, float highest, float total) {
-  return total == 0 ? kNothing : highest * job.scale + logf(total);
+__device__ float log_sum(float highest, float scale, float total) {
+  return total == 0 ? kNothing : highest * scale + logf(total);
 }
 
-// A sequence of one piece: the result.
-template <int kDim>
-__device__ void store_result(const Job& job, const Rows& rows, const RowSums<kDim>& sums) {
+// Of a sequence of one piece the result; else what the piece leaves behind.
+template <typename Stored, int kDim>
+__device__ void store(const Job& job, const Piece& piece, bool only, const Rows& rows, const Scales& scales,
+                      const RowSums<kDim>& sums) {
+  const bool first_of_row = lane_of_warp() % 4 == 0;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int row = row_of_lane(half), lane = lane_of_warp();
+    const int row = row_of_lane(half);
     if (!rows.has(row)) continue;
-    const float total = sums.total[half], inverse = total == 0 ? 0.0f : 1 / total;
-    auto* to = reinterpret_cast<uint32_t*>(job.out + rows.row_of_q(row) * kDim);
-#pragma unroll
-    for (int j = 0; j < kDim / 8; ++j) {
-      to[4 * j + lane % 4] =
-          simt::pack_bfloat16(sums.out[j][2 * half] * inverse, sums.out[j][2 * half + 1] * inverse);
-    }
-    if (job.lse != nullptr && lane % 4 == 0)
-      job.lse[rows.row_of_q(row)] = log_sum(job, sums.highest[half], total);
-  }
-}
-
-template <int kDim>
-__device__ void store_part(const Job& job, const Piece& piece, const Rows& rows, const RowSums<kDim>& sums) {
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int row = row_of_lane(half), lane = lane_of_warp();
-    if (!rows.has(row)) continue;
+    const float highest = sums.highest[half], total = sums.total[half];
+    const float factor = scales.value * (!only ? 1.0f : total == 0 ? 0.0f : 1 / total);
     const int64_t part = part_row(piece.sequence, piece.index, rows.query(row), rows.head(row),
                                   job.most_pieces, job.queries, rows.heads);
-    auto* to = reinterpret_cast<float2*>(job.part_outputs + part * kDim);
+    const int64_t at = only ? rows.row_of_q(row) : part;
 #pragma unroll
-    for (int j = 0; j < kDim / 8; ++j)
-      to[4 * j + lane % 4] = make_float2(sums.out[j][2 * half], sums.out[j][2 * half + 1]);
-    if (lane % 4 == 0) job.part_sums[part] = make_float2(sums.highest[half], sums.total[half]);
+    for (int j = 0; j < kDim / 8; ++j) {
+      const float2 pair = pair_of(sums, half, j, Stored{});
+      const int64_t to = at * kDim + column_of(j, Stored{});
+      if (only) {
+        *reinterpret_cast<uint32_t*>(job.out + to) = simt::pack_bfloat16(pair.x * factor, pair.y * factor);
+      } else {
+        *reinterpret_cast<float2*>(job.part_outputs + to) = make_float2(pair.x * factor, pair.y * factor);
+      }
+    }
+    if (!first_of_row) continue;
+    if (!only) job.part_sums[at] = make_float2(highest, total);
+    if (only && job.lse != nullptr) job.lse[at] = log_sum(highest, scales.score, total);
   }
 }
 
-template <int kDim>
+template <typename Stored, int kDim>
 __device__ void attend(const Job& job, const Unit& unit) {
-  const Sequence s = sequence_at(job, unit.piece.sequence);
+  const Piece& piece = unit.piece;
+  const Sequence s = sequence_at(job, piece.sequence);
   const Rows rows = {s.begin,   job.kv_heads * job.group, unit.kv_head,
                      job.group, unit.first_row,           s.queries * job.group};
   if (!rows.has(0)) return;
   RowSums<kDim> sums;
   set_empty(sums);
   int page;
-  const bool good =
-      load_pages(job, unit.piece, keys_of_piece(unit.piece.index, s.length), &page) && !s.bad_length;
+  Scales scales;
+  const bool good_pages = load_pages(job, piece, keys_of_piece(piece.index, s.length), &page);
+  const bool good = scales_of(job, unit.kv_head, &scales) && good_pages && !s.bad_length;
   if (good && s.length > 0) {
-    attend_tiles<kDim>(job, unit, rows, s.length, page, sums);
-    join_key_groups(job.scale_log2, sums);
+    attend_tiles<Stored>(job, unit, rows, s.length, page, scales.score_log2, sums);
+    join_key_groups(scales.score_log2, sums);
   }
   if (!good) {  // NaN for all that comes of it
 #pragma unroll
     for (int half = 0; half < 2; ++half) sums.highest[half] = sums.total[half] = NAN;
   }
-  if (key_group() == kKeyGroups - 1) {
-    if (pieces_of(s.length) == 1) {
-      store_result(job, rows, sums);
-    } else {
-      store_part(job, unit.piece, rows, sums);
-    }
-  }
+  if (key_group() == kKeyGroups - 1) store<Stored>(job, piece, pieces_of(s.length) == 1, rows, scales, sums);
 }
 
-template <int kDim>
+template <typename Stored, int kDim>
 __global__ void __launch_bounds__(kMostThreads) attend_pieces(const Job job) {
   const int64_t of_piece = job.kv_heads * job.slices;
   Walk walk;
@@ -187,7 +180,7 @@ __global__ void __launch_bounds__(kMostThreads) attend_pieces(const Job job) {
     if (!walk_to(job, number / of_piece, walk, &unit.piece)) return;
     unit.kv_head = number % of_piece / job.slices;
     unit.first_row = static_cast<int>(number % job.slices) * kMostRowTiles * kRowTile;
-    attend<kDim>(job, unit);
+    attend<Stored, kDim>(job, unit);
   }
 }
 
@@ -205,6 +198,8 @@ __global__ void __launch_bounds__(kJoinThreads) join_pieces(const Job job) {
   const Sequence s = sequence_at(job, n);
   const int64_t pieces = pieces_of(s.length);
   if (query >= s.queries || pieces == 1) return;
+  Scales scales;
+  if (!scales_of(job, head / job.group, &scales)) scales.score = scales.score_log2 = NAN;
   const auto part = [&](int64_t piece) {
     return part_row(n, piece, query, head, job.most_pieces, job.queries, heads);
   };
@@ -222,7 +217,7 @@ __global__ void __launch_bounds__(kJoinThreads) join_pieces(const Job job) {
 #pragma unroll 4
   for (int64_t piece = thread / 32; piece < pieces; piece += kJoinWarps) {
     const float2 of_part = job.part_sums[part(piece)];
-    const float weight = weight_of(of_part.x, highest, job.scale_log2);
+    const float weight = weight_of(of_part.x, highest, scales.score_log2);
     const float* from = job.part_outputs + part(piece) * kDim + thread % 32;
     total += of_part.y * weight;
 #pragma unroll
@@ -242,7 +237,7 @@ __global__ void __launch_bounds__(kJoinThreads) join_pieces(const Job job) {
   }
   const int64_t row = (s.begin + query) * heads + head;
   narrow(total == 0 ? 0.0f : sum / total, &job.out[row * kDim + thread]);
-  if (job.lse != nullptr && thread == 0) job.lse[row] = log_sum(job, highest, total);
+  if (job.lse != nullptr && thread == 0) job.lse[row] = log_sum(highest, scales.score, total);
 }
 
 size_t aligned(size_t address) { return (address + kAlignment - 1) / kAlignment * kAlignment; }
@@ -250,8 +245,7 @@ size_t aligned(size_t address) { return (address + kAlignment - 1) / kAlignment 
 Job job_of(const Params& p, const Output& output, void* workspace) {
   Job job = {};
   job.q = static_cast<const BFloat16*>(p.q);
-  job.k = static_cast<const BFloat16*>(p.k);
-  job.v = static_cast<const BFloat16*>(p.v);
+  job.k = p.k, job.v = p.v;
   job.out = static_cast<BFloat16*>(output.out);
   job.lse = output.lse;
   job.page_table = p.page_table, job.lengths = p.lengths, job.cu_seqlens_q = p.cu_seqlens_q;
@@ -261,7 +255,8 @@ Job job_of(const Params& p, const Output& output, void* workspace) {
   job.page_shift = std::countr_zero(static_cast<uint64_t>(p.page_size));
   job.slices = static_cast<int>(row_slices(p.queries * job.group));
   job.scale = static_cast<float>(p.scale);
-  job.scale_log2 = static_cast<float>(p.scale * 1.4426950408889634);
+  job.k_scale = p.cache == Cache::kFloat8 ? p.k_scale : nullptr;
+  job.v_scale = p.cache == Cache::kFloat8 ? p.v_scale : nullptr;
   job.most_pieces = pieces_of(p.table_pages * p.page_size);
   job.fault = p.fault;
   const int64_t rows = part_rows(p.sequences, job.most_pieces, p.queries, p.heads);
@@ -272,16 +267,17 @@ Job job_of(const Params& p, const Output& output, void* workspace) {
   return job;
 }
 
-template <int kDim>
-Status run(const Params& p, const Job& job, int64_t multiprocessors, int64_t shared_of_multiprocessor) {
+template <typename Stored, int kDim>
+Status run(const Params& p, const Job& job, const cuda::Properties& device) {
   const int tiles = row_tiles(p.queries * job.group);
-  const int64_t most = multiprocessors * resident_blocks(kDim, tiles, shared_of_multiprocessor);
+  const int64_t most =
+      device.multiprocessors * resident_blocks(kDim, tiles, sizeof(Stored), device.shared_bytes);
   const int64_t of_sequence = job.most_pieces * job.kv_heads * job.slices;
-  const auto blocks =
-      static_cast<unsigned>(of_sequence >= most ? most : std::min(most, of_sequence * p.sequences));
-  if (Status status = simt::launch({kOp, "attend_pieces"}, attend_pieces<kDim>, dim3(blocks),
-                                   dim3(static_cast<unsigned>(tiles * kThreadsOfRowTile)),
-                                   static_cast<size_t>(shared_bytes(kDim, tiles)), p.stream, job);
+  const int64_t blocks = of_sequence >= most ? most : std::min(most, of_sequence * p.sequences);
+  if (Status status = simt::launch(
+          {kOp, "attend_pieces"}, attend_pieces<Stored, kDim>, dim3(static_cast<unsigned>(blocks)),
+          dim3(static_cast<unsigned>(tiles * kThreadsOfRowTile)),
+          static_cast<size_t>(shared_bytes(kDim, tiles, sizeof(Stored))), p.stream, job);
       !status.ok() || job.most_pieces == 1) {
     return status;
   }
@@ -290,14 +286,18 @@ Status run(const Params& p, const Job& job, int64_t multiprocessors, int64_t sha
                       job);
 }
 
+template <typename Stored>
+Status run(const Params& p, const Job& job, const cuda::Properties& device) {
+  return p.dim == 64 ? run<Stored, 64>(p, job, device) : run<Stored, 128>(p, job, device);
+}
+
 }  // namespace
 
 Status run_cuda(const Params& p, const Output& output, void* workspace) {
   cuda::Properties device;
   if (Status status = cuda::properties(kOp, &device); !status.ok()) return status;
   const Job job = job_of(p, output, workspace);
-  if (p.dim == 64) return run<64>(p, job, device.multiprocessors, device.shared_bytes);
-  return run<128>(p, job, device.multiprocessors, device.shared_bytes);
+  return p.cache == Cache::kFloat8 ? run<Float8>(p, job, device) : run<BFloat16>(p, job, device);
 }
 
 Status which_cuda(std::string* name) {

@@ -6,9 +6,10 @@
 
 namespace earnest::attention::paged {
 
-// How faults are numbered (kernels/common/device_fault.h); their index is the sequence.
+// How faults are numbered (kernels/common/device_fault.h); their index is the sequence, of a scale the key
+// head.
 namespace faults {
-constexpr int kBounds = 0, kLength = 1, kPage = 2;
+constexpr int kBounds = 0, kLength = 1, kPage = 2, kScale = 3;
 }
 
 // Sizes and pointers have been checked.

@@ -3,6 +3,7 @@
 // sequences there are and how long. Entries that cannot be are found here, before anything is done with them.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "kernels/attention/paged_backend.h"
@@ -15,13 +16,15 @@ namespace earnest::attention::paged {
 namespace {
 
 struct Job {
-  const BFloat16 *q, *k, *v;
+  const BFloat16* q;
+  const void *k, *v;
   BFloat16* out;
   float* lse;
   const int32_t *page_table, *lengths, *cu_seqlens_q;
   int64_t sequences, tokens, kv_heads, pages, table_pages;
   int group, queries, page_shift, slices;  // page_size = 2^page_shift; slices: row_slices
-  float scale, scale_log2;                 // scale_log2 = scale / log 2
+  float scale;
+  const float *k_scale, *v_scale;  // [kv_heads]; null: 1
   int64_t most_pieces;
   float* part_outputs;  // [part_rows, dim], not yet divided by the sum of weights
   float2* part_sums;    // [part_rows]: highest score, sum of weights relative to it
@@ -57,6 +60,22 @@ __device__ inline int pieces_at(const Job& job, int64_t n, bool records) {
   if (records && s.bad_bounds) record(job, n, faults::kBounds);
   if (records && s.bad_length && s.queries > 0) record(job, n, faults::kLength);
   return s.queries == 0 ? 0 : static_cast<int>(pieces_of(s.length));
+}
+
+// What scores of a key head are multiplied by, the same for powers of two, and its values.
+struct Scales {
+  float score, score_log2, value;
+};
+
+// False, and a record, if the cache's own scale of the head cannot be.
+__device__ inline bool scales_of(const Job& job, int64_t kv_head, Scales* scales) {
+  const float of_keys = job.k_scale == nullptr ? 1.0f : job.k_scale[kv_head];
+  const float of_values = job.v_scale == nullptr ? 1.0f : job.v_scale[kv_head];
+  const float score = job.scale * of_keys;
+  *scales = {score, score * 1.44269504f, of_values};
+  if (of_keys > 0 && of_values > 0 && std::isfinite(of_keys) && std::isfinite(of_values)) return true;
+  record(job, kv_head, faults::kScale);
+  return false;
 }
 
 // How far a block has come through the pieces of all sequences, counted one after the other. No table of them

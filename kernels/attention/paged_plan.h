@@ -47,24 +47,25 @@ constexpr int64_t row_slices(int64_t rows) { return blocks_of(rows, kMostRowTile
 
 // ---- shared memory: the stages, each keys and then values, and behind them the queries ----
 
-EARNEST_HOST_DEVICE constexpr int tile_bytes(int dim) { return kTileKeys * dim * 2; }
-EARNEST_HOST_DEVICE constexpr int queries_offset(int dim) { return kStages * 2 * tile_bytes(dim); }
-EARNEST_HOST_DEVICE constexpr int shared_bytes(int dim, int row_tiles) {
-  return queries_offset(dim) + row_tiles * kRowTile * dim * 2;
+// size: bytes of a number in the cache, 2 or 1.
+EARNEST_HOST_DEVICE constexpr int tile_bytes(int dim, int size) { return kTileKeys * dim * size; }
+EARNEST_HOST_DEVICE constexpr int queries_offset(int dim, int size) {
+  return kStages * 2 * tile_bytes(dim, size);
 }
-// When a piece is done the stages' place holds sums [row_tiles, 16, dim], then highest scores and totals of
+EARNEST_HOST_DEVICE constexpr int shared_bytes(int dim, int row_tiles, int size) {
+  return queries_offset(dim, size) + row_tiles * kRowTile * dim * 2;
+}
+// When a piece is done all of it holds sums [row_tiles, 16, dim], then highest scores and totals of
 // each key group [4, rows].
 EARNEST_HOST_DEVICE constexpr int sums_floats(int dim, int row_tiles) { return row_tiles * kRowTile * dim; }
 EARNEST_HOST_DEVICE constexpr int group_floats(int row_tiles) { return kKeyGroups * row_tiles * kRowTile; }
-static_assert((sums_floats(64, kMostRowTiles) + 2 * group_floats(kMostRowTiles)) * 4 <= queries_offset(64));
-static_assert((sums_floats(128, kMostRowTiles) + 2 * group_floats(kMostRowTiles)) * 4 <= queries_offset(128));
 
 // Blocks that a multiprocessor holds at a time. More would wait; fewer would leave memory idle.
-constexpr int64_t resident_blocks(int dim, int row_tiles, int64_t shared_of_multiprocessor) {
+constexpr int64_t resident_blocks(int dim, int row_tiles, int size, int64_t shared_of_multiprocessor) {
   constexpr int64_t kReserved = 1024, kRegisters = 65536, kThreads = 2048;
   const int64_t threads = row_tiles * kThreadsOfRowTile;
   const int64_t by_memory =
-      (shared_of_multiprocessor + kReserved) / (shared_bytes(dim, row_tiles) + kReserved);
+      (shared_of_multiprocessor + kReserved) / (shared_bytes(dim, row_tiles, size) + kReserved);
   const int64_t fit = std::min({by_memory, kRegisters / (threads * kMostRegisters), kThreads / threads});
   return std::max<int64_t>(fit, 1);
 }

@@ -2,51 +2,23 @@
 // Attention of one block over one piece of a sequence's keys: tiles of 64 keys and values arrive in shared
 // memory; each warp takes 16 query rows against 16 keys of every tile, as FlashAttention-2 does
 // (arXiv 2307.08691), with running sums of its own; at the end the four warps of a row tile join theirs.
-//
-// What a lane holds of 16 rows: rows lane / 4 and lane / 4 + 8, by mma.h's layout of d.
 #pragma once
 
 #include <cmath>
 
-#include "kernels/attention/paged_plan.h"
-#include "kernels/common/bfloat16.h"
-#include "kernels/common/mma.h"
-#include "kernels/common/simt.h"
+#include "kernels/attention/paged_float8.h"
+#include "kernels/attention/paged_product.h"
 
 namespace earnest::attention::paged {
 namespace {
 
-using Bytes = simt::Shared<unsigned char>;
-using simt::kFullWarp;
-
 constexpr float kNothing = -INFINITY;  // the highest of no scores
-
-__device__ inline int lane_of_warp() { return static_cast<int>(threadIdx.x) % 32; }
-__device__ inline int key_group() { return static_cast<int>(threadIdx.x) / 32 % kKeyGroups; }
-__device__ inline int row_tile() { return static_cast<int>(threadIdx.x) / kThreadsOfRowTile; }
-// Of the calling lane, in the block.
-__device__ inline int row_of_lane(int half) { return row_tile() * kRowTile + lane_of_warp() / 4 + 8 * half; }
-
-// Where 16 bytes of a row lie. They change places from row to row, so that ldmatrix, which reads one column
-// of eight rows, meets all banks.
-template <int kDim>
-__device__ inline int place_of(int row, int chunk) {
-  return (row * (kDim / 8) + (chunk ^ row % 8)) * 16;
-}
 
 // 2^x scaled: weights of scores relative to the highest, which itself weighs exactly 1. Subtracting before
 // multiplying keeps that, and large scores finite. With no scores yet (`highest` is -inf) nothing weighs.
 __device__ inline float weight_of(float score, float highest, float scale_log2) {
   return exp2f((score - (highest == kNothing ? 0.0f : highest)) * scale_log2);
 }
-
-// The sums of one lane: of each half, the highest score so far, the sum of its own columns' weights relative
-// to it, and the weighted sum of values [columns 8 j + 2 (lane % 4) + i % 2, half i / 2].
-template <int kDim>
-struct RowSums {
-  float highest[2], total[2];
-  float out[kDim / 8][4];
-};
 
 template <int kDim>
 __device__ inline void set_empty(RowSums<kDim>& sums) {
@@ -59,36 +31,6 @@ __device__ inline void set_empty(RowSums<kDim>& sums) {
   for (int j = 0; j < kDim / 8; ++j) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) sums.out[j][i] = 0;
-  }
-}
-
-// Scores of the warp's rows and keys: two tiles of 8 keys.
-template <int kDim>
-__device__ inline void multiply_keys(const Bytes& queries, const Bytes& keys, float (&scores)[2][4]) {
-  const int lane = lane_of_warp();
-  const int row = row_tile() * kRowTile + lane % 16, key = 16 * key_group() + lane % 8 + lane / 16 * 8;
-#pragma unroll
-  for (int d = 0; d < kDim / 16; ++d) {
-    uint32_t a[4], b[4];
-    simt::ldmatrix_x4(a, &queries[place_of<kDim>(row, 2 * d + lane / 16)]);
-    simt::ldmatrix_x4(b, &keys[place_of<kDim>(key, 2 * d + lane / 8 % 2)]);
-    const uint32_t first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
-    simt::mma_16x8x16(scores[0], a, first);
-    simt::mma_16x8x16(scores[1], a, second);
-  }
-}
-
-template <int kDim>
-__device__ inline void multiply_values(const uint32_t (&weights)[4], const Bytes& values,
-                                       RowSums<kDim>& sums) {
-  const int lane = lane_of_warp(), key = 16 * key_group() + lane % 16;
-#pragma unroll
-  for (int d = 0; d < kDim / 16; ++d) {
-    uint32_t b[4];
-    simt::ldmatrix_x4_trans(b, &values[place_of<kDim>(key, 2 * d + lane / 16)]);
-    const uint32_t first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
-    simt::mma_16x8x16(sums.out[2 * d], weights, first);
-    simt::mma_16x8x16(sums.out[2 * d + 1], weights, second);
   }
 }
 
@@ -126,11 +68,11 @@ __device__ inline void weigh(float (&scores)[2][4], float scale_log2, RowSums<kD
 }
 
 // One tile. visible: how many of its 64 keys each of the lane's two rows sees.
-template <int kDim>
+template <typename Stored, int kDim>
 __device__ inline void attend_tile(const Bytes& queries, const Bytes& keys, const Bytes& values,
                                    const int (&visible)[2], float scale_log2, RowSums<kDim>& sums) {
   float scores[2][4] = {};
-  multiply_keys<kDim>(queries, keys, scores);
+  multiply_keys<kDim>(queries, keys, scores, Stored{});
   const int first = 16 * key_group() + lane_of_warp() % 4 * 2;
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
@@ -142,11 +84,11 @@ __device__ inline void attend_tile(const Bytes& queries, const Bytes& keys, cons
   const uint32_t weights[4] = {
       simt::pack_bfloat16(scores[0][0], scores[0][1]), simt::pack_bfloat16(scores[0][2], scores[0][3]),
       simt::pack_bfloat16(scores[1][0], scores[1][1]), simt::pack_bfloat16(scores[1][2], scores[1][3])};
-  multiply_values(weights, values, sums);
+  multiply_values(weights, values, sums, Stored{});
 }
 
 // The whole block together, when all tiles have been read: the key groups' sums, added in their order. The
-// last group's warps get them, the stages' place is used.
+// last group's warps get them. The place of tiles and queries is used.
 template <int kDim>
 __device__ inline void join_key_groups(float scale_log2, RowSums<kDim>& sums) {
   const int tiles = static_cast<int>(blockDim.x) / kThreadsOfRowTile, rows = tiles * kRowTile;

@@ -4,7 +4,6 @@
 #include <cmath>
 #include <tuple>
 
-#include "kernels/attention/paged_attention.h"
 #include "kernels/attention/rotary_turn.h"
 #include "kernels/attention/rotary_write_backend.h"
 
@@ -37,9 +36,12 @@ Status check(const Params& p) {
   if (p.pages < 0 || p.pages > INT32_MAX) return wrong("k", "0 to 2^31 - 1 pages", std::to_string(p.pages));
   if (!(p.theta > 0) || !std::isfinite(p.theta))
     return wrong("theta", "a finite number above 0", std::to_string(p.theta));
+  const bool scaled = p.cache == paged::Cache::kFloat8;
   for (const auto& [argument, data, needed, alignment] :
        {std::tuple{"qkv", p.qkv, true, 16}, std::tuple{"bias", p.bias, false, 16},
         std::tuple{"positions", static_cast<const void*>(p.positions), true, 8},
+        std::tuple{"k_scale", static_cast<const void*>(p.k_scale), scaled, 4},
+        std::tuple{"v_scale", static_cast<const void*>(p.v_scale), scaled, 4},
         std::tuple{"slots", static_cast<const void*>(p.slots), true, 8},
         std::tuple{"q", static_cast<const void*>(p.q), true, 16},
         std::tuple{"k", static_cast<const void*>(p.k), p.pages > 0, 16},
@@ -62,6 +64,10 @@ Status run(const Params& p) {
 Status fault(const Params& p, FaultWord word) {
   if (word == kNoFault) return {};
   const Fault found = fault_of(word);
+  if (found.argument == faults::kScale) {
+    return wrong("k_scale, v_scale", "finite numbers above 0",
+                 "another for key head " + std::to_string(found.index));
+  }
   const std::string got = "another for token " + std::to_string(found.index);
   if (found.argument == faults::kPosition) return wrong("positions", "0 to 2^24", got);
   return wrong("slots", "-1 (not kept), or a place in [0, " + std::to_string(p.pages * p.page_size) + ")",

@@ -6,9 +6,9 @@
 
 namespace earnest::attention::rotary_write {
 
-// How faults are numbered (kernels/common/device_fault.h); their index is the token.
+// How faults are numbered (kernels/common/device_fault.h); their index is the token, of a scale the key head.
 namespace faults {
-constexpr int kPosition = 0, kSlot = 1;
+constexpr int kPosition = 0, kSlot = 1, kScale = 2;
 }
 
 // Sizes and pointers have been checked; there is a token.

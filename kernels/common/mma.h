@@ -17,6 +17,7 @@
 //                          barrier
 //   copy_async_commit()    closes a group     copy_async_wait<n>()   until at most the last n groups are
 //   under way pack_bfloat16(low, high)   two numbers rounded into a register
+//   multiply_bfloat16(x, y)          two products of two registers' halves, rounded; subnormal numbers count
 #pragma once
 
 #include "kernels/common/simt.h"

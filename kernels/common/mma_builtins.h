@@ -112,4 +112,9 @@ inline uint32_t pack_bfloat16(float low, float high) {
   return static_cast<uint32_t>(halves[1].bits) << 16 | halves[0].bits;
 }
 
+inline uint32_t multiply_bfloat16(uint32_t x, uint32_t y) {
+  return pack_bfloat16(emulator::half_of(x, 0) * emulator::half_of(y, 0),
+                       emulator::half_of(x, 1) * emulator::half_of(y, 1));
+}
+
 }  // namespace earnest::simt

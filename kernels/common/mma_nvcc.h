@@ -51,4 +51,12 @@ __device__ __forceinline__ uint32_t pack_bfloat16(float low, float high) {
   return packed;
 }
 
+__device__ __forceinline__ uint32_t multiply_bfloat16(uint32_t x, uint32_t y) {
+  uint32_t product;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;"
+      : "=r"(product)
+      : "r"(x), "r"(y), "r"(0x80008000u));  // - 0: changes nothing
+  return product;
+}
+
 }  // namespace earnest::simt

@@ -14,6 +14,7 @@
 #include "kernels/attention/attention.h"
 #include "kernels/attention/paged_attention.h"
 #include "kernels/common/bfloat16.h"
+#include "kernels/common/float8.h"
 #include "tests/cpp/check.h"
 #include "tests/cpp/on_device.h"
 
@@ -33,21 +34,28 @@ struct Results {
   std::vector<double> out, lse;
 };
 
-inline BFloat16 rounded(double x) {
-  BFloat16 y;
+template <typename Stored = BFloat16>
+Stored rounded(double x) {
+  Stored y;
   narrow(static_cast<float>(x), &y);
   return y;
 }
 
-// A token of a sequence has the same numbers wherever the sequence stands, as long as `names` are the same.
-struct Case {
+// `Stored`: type of the cache. A token of a sequence has the same numbers wherever the sequence stands, as
+// long as `names` are the same.
+template <typename Stored>
+struct CaseOf {
+  static constexpr bool kScaled = sizeof(Stored) == 1;
+
   paged::Params params;
-  std::vector<BFloat16> q, k, v;
+  std::vector<BFloat16> q;
+  std::vector<Stored> k, v;
+  std::vector<float> k_scale, v_scale;  // of each key head
   std::vector<int32_t> table, lengths, cu_seqlens;
   std::vector<BFloat16> out;
   std::vector<float> lse;
 
-  Case(const Shape& shape, std::vector<unsigned> names = {}, unsigned deal = 1, int64_t more_columns = 1)
+  CaseOf(const Shape& shape, std::vector<unsigned> names = {}, unsigned deal = 1, int64_t more_columns = 1)
       : lengths(shape.lengths) {
     const size_t sequences = lengths.size();
     if (names.empty()) {
@@ -63,8 +71,13 @@ struct Case {
     p.scale = shape.scale > 0 ? shape.scale : 1 / std::sqrt(static_cast<double>(p.dim));
     deal_pages(deal, more_columns);
     q.resize(static_cast<size_t>(p.tokens * p.heads * p.dim));
-    k.assign(static_cast<size_t>(p.pages * p.kv_heads * p.page_size * p.dim), BFloat16{0xffff});
+    k.assign(static_cast<size_t>(p.pages * p.kv_heads * p.page_size * p.dim), rounded<Stored>(NAN));
     v = k;
+    p.cache = kScaled ? paged::Cache::kFloat8 : paged::Cache::kBFloat16;
+    for (int64_t head = 0; head < p.kv_heads; ++head) {  // e4m3: many, and nearly all of them subnormal
+      k_scale.push_back(!kScaled ? 1.0f : head % 2 == 0 ? 0.013f : 9.0f);
+      v_scale.push_back(!kScaled ? 1.0f : head % 2 == 0 ? 15.0f : 0.011f);
+    }
     for (int64_t n = 0; n < p.sequences; ++n) fill(n, names[static_cast<size_t>(n)]);
   }
 
@@ -79,12 +92,14 @@ struct Case {
     paged::Params p = params;
     out.assign(q.size(), BFloat16{0xffff});
     lse.assign(static_cast<size_t>(p.tokens * p.heads), std::nanf(""));
-    OnDevice<BFloat16> on_q(q), on_k(k), on_v(v), on_out(out);
-    OnDevice<float> on_lse(lse);
+    OnDevice<BFloat16> on_q(q), on_out(out);
+    OnDevice<Stored> on_k(k), on_v(v);
+    OnDevice<float> on_lse(lse), on_k_scale(k_scale), on_v_scale(v_scale);
     OnDevice<int32_t> on_table(table), on_lengths(lengths), on_bounds(cu_seqlens);
     OnDevice<FaultWord> word(std::vector<FaultWord>{kNoFault});
     OnDevice<unsigned char> workspace(std::vector<unsigned char>(paged::workspace_size(p), 0xff));
     p.q = on_q.data(), p.k = on_k.data(), p.v = on_v.data();
+    p.k_scale = on_k_scale.data(), p.v_scale = on_v_scale.data();
     p.page_table = on_table.data(), p.lengths = on_lengths.data();
     p.cu_seqlens_q = with_bounds ? on_bounds.data() : nullptr;
     p.fault = word.data();
@@ -107,8 +122,8 @@ struct Case {
       for (int64_t key = 0; key < lengths[static_cast<size_t>(n)]; ++key) {
         for (int64_t i = 0; i < p.kv_heads * p.dim; ++i) {
           const auto at = static_cast<size_t>(place_of_key(n, key, i / p.dim) + i % p.dim);
-          keys.push_back(widen(k[at]));
-          values.push_back(widen(v[at]));
+          keys.push_back(static_cast<double>(widen(k[at])) * k_scale[static_cast<size_t>(i / p.dim)]);
+          values.push_back(static_cast<double>(widen(v[at])) * v_scale[static_cast<size_t>(i / p.dim)]);
         }
       }
     }
@@ -176,8 +191,8 @@ struct Case {
     for (int64_t key = 0; key < lengths[static_cast<size_t>(n)]; ++key) {
       for (int64_t i = 0; i < p.kv_heads * p.dim; ++i) {
         const auto at = static_cast<size_t>(place_of_key(n, key, i / p.dim) + i % p.dim);
-        k[at] = rounded(normal(of_keys));
-        v[at] = rounded(normal(of_keys));
+        k[at] = rounded<Stored>(normal(of_keys) / k_scale[static_cast<size_t>(i / p.dim)]);
+        v[at] = rounded<Stored>(normal(of_keys) / v_scale[static_cast<size_t>(i / p.dim)]);
       }
     }
   }
@@ -192,7 +207,8 @@ struct Case {
       float sum = 0;
       for (int64_t d = 0; d < p.dim; ++d)
         sum += widen(q[static_cast<size_t>(row * p.dim + d)]) * widen(k[static_cast<size_t>(at + d)]);
-      weights[static_cast<size_t>(key)] = sum * static_cast<float>(p.scale);
+      weights[static_cast<size_t>(key)] =
+          sum * (static_cast<float>(p.scale) * k_scale[static_cast<size_t>(kv_head)]);
       highest = std::max(highest, weights[static_cast<size_t>(key)]);
     }
     for (float& weight : weights) total += weight = std::exp(weight - highest);
@@ -203,10 +219,13 @@ struct Case {
         sum += widen(rounded(weights[static_cast<size_t>(key)])) *
                widen(v[static_cast<size_t>(place_of_key(n, key, kv_head) + d)]);
       }
-      results->out[static_cast<size_t>(row * p.dim + d)] = seen == 0 ? 0.0 : widen(rounded(sum / total));
+      results->out[static_cast<size_t>(row * p.dim + d)] =
+          seen == 0 ? 0.0 : widen(rounded(sum / total * v_scale[static_cast<size_t>(kv_head)]));
     }
   }
 };
+
+using Case = CaseOf<BFloat16>;
 
 // NaN anywhere but in both is infinitely wrong; equal infinities are right.
 template <typename A>
@@ -222,7 +241,8 @@ double largest_error(const std::vector<A>& found, const std::vector<double>& rig
 }
 
 // At most twice the error of plain arithmetic, and a few units in the last place of float32.
-inline void compare(Case c, bool with_bounds = true) {
+template <typename Stored>
+void compare(CaseOf<Stored> c, bool with_bounds = true) {
   const int before = check::failures();
   CHECK(c.run(with_bounds) == kNoFault);
   const Results right = c.exact(), plain = c.plain();

@@ -154,6 +154,43 @@ TEST(a_length_or_page_that_cannot_be_is_recorded_and_gives_nan) {
   CHECK(paged::fault(right.params, kNoFault).ok());
 }
 
+TEST(a_cache_of_8_bits) {
+  using Case8 = CaseOf<Float8>;
+  compare(Case8({{1, 16, 65, 0, 513, 1025}, each(6, 1), 8, 2, 64, 16}));
+  compare(Case8({{5, 70, 530}, {1, 8, 3}, 14, 2, 128, 32}));
+  compare(Case8({{66, 515}, each(2, 8), 16, 1, 64, 16}));  // 128 rows, and the least shared memory
+  Case8 batch({{700, 40}, {1, 4}, 8, 2, 128, 16}), alone({{40}, {4}, 8, 2, 128, 16}, {2}, 5, 50);
+  batch.run();
+  alone.run();
+  CHECK(same_bits(alone.out, rows_of(batch.out, 1, 4, 8 * 128)));
+}
+
+TEST(every_byte_of_a_cache_is_read_as_the_number_it_is) {
+  CaseOf<Float8> c({{1}, {1}, 1, 1, 64, 16});
+  const auto value = static_cast<size_t>(c.place_of_key(0, 0, 0));
+  c.v_scale[0] = 1;
+  for (int first = 0; first < 256; first += 64) {
+    for (size_t d = 0; d < 64; ++d) c.v[value + d].bits = static_cast<uint8_t>(first + static_cast<int>(d));
+    CHECK(c.run() == kNoFault);
+    for (size_t d = 0; d < 64; ++d) {  // one key weighs 1; bfloat16 holds every e4m3
+      const float right = widen(c.v[value + d]), found = widen(c.out[d]);
+      CHECK(std::isnan(right) ? std::isnan(found) : right == found);
+    }
+  }
+  CHECK(std::isnan(widen(c.out[63])) && !std::isnan(widen(c.out[62])));  // 0xff; and 0xfe, which is - 448
+}
+
+TEST(a_scale_that_cannot_be_is_recorded_and_gives_nan) {
+  const CaseOf<Float8> right({{40, 600}, {1, 1}, 4, 2, 64, 16});
+  for (float scale : {0.0f, -1.0f, INFINITY, std::nanf("")}) {
+    CaseOf<Float8> c = right;
+    (scale == 0 ? c.k_scale : c.v_scale)[1] = scale;
+    CHECK(paged::fault(c.params, c.run()).message() ==
+          "[paged_attention] k_scale, v_scale: expected finite numbers above 0, got another for key head 1");
+    for (size_t i = 0; i < c.out.size(); ++i) CHECK(is_nan(c.out[i]) == (i / 64 % 4 >= 2));
+  }
+}
+
 TEST(bounds_that_cannot_be_are_recorded_and_nothing_is_written) {
   const Case right({{40, 60, 70}, {2, 1, 3}, 4, 2, 64, 16});
   const std::string message =

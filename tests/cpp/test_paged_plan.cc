@@ -52,12 +52,16 @@ TEST(blocks_fit_on_the_smallest_chip_and_several_on_the_largest) {
   constexpr int64_t kSmall = 99 * 1024, kLarge = 227 * 1024;  // compute capability 8.6, 12.0; and 9.0
   for (int dim : {64, 128}) {
     for (int tiles = 1; tiles <= kMostRowTiles; ++tiles) {
-      CHECK(shared_bytes(dim, tiles) <= kSmall);
-      CHECK(resident_blocks(dim, tiles, kSmall) >= 1);
+      for (int size : {1, 2}) {
+        CHECK(shared_bytes(dim, tiles, size) <= kSmall);
+        CHECK(resident_blocks(dim, tiles, size, kSmall) >= 1);
+        // What the key groups join lies where tiles and queries were.
+        CHECK((sums_floats(dim, tiles) + 2 * group_floats(tiles)) * 4 <= shared_bytes(dim, tiles, size));
+      }
     }
   }
-  CHECK(resident_blocks(128, 1, kLarge) == 3 && resident_blocks(64, 1, kLarge) == 4);
-  CHECK(resident_blocks(128, 4, kLarge) == 1);
+  CHECK(resident_blocks(128, 1, 2, kLarge) == 3 && resident_blocks(64, 1, 2, kLarge) == 4);
+  CHECK(resident_blocks(128, 1, 1, kLarge) == 4 && resident_blocks(128, 4, 2, kLarge) == 1);
 }
 
 TEST(parts_do_not_collide) {

@@ -12,6 +12,7 @@
 #include "kernels/attention/rotary_turn.h"
 #include "kernels/attention/rotary_write.h"
 #include "kernels/common/bfloat16.h"
+#include "kernels/common/float8.h"
 #include "kernels/rowwise/angles.h"
 #include "kernels/rowwise/rowwise.h"
 #include "tests/cpp/check.h"
@@ -61,18 +62,28 @@ TEST(angles_are_the_cpus_bits_up_to_the_last_position) {
 #if defined(EARNEST_WITH_CUDA)
 namespace {
 
+template <typename Stored>
+Stored untouched_number() {
+  return {static_cast<decltype(Stored::bits)>(0xffff)};
+}
+
 BFloat16 rounded(double x) {
   BFloat16 y;
   narrow(static_cast<float>(x), &y);
   return y;
 }
 
-struct Case {
+template <typename Stored>
+struct CaseOf {
+  static constexpr bool kScaled = sizeof(Stored) == 1;
+
   rotary_write::Params params;
-  std::vector<BFloat16> qkv, bias, q, k, v;
+  std::vector<BFloat16> qkv, bias, q;
+  std::vector<Stored> k, v;
+  std::vector<float> k_scale, v_scale;
   std::vector<int64_t> positions, slots;
 
-  Case(int64_t tokens, int64_t heads, int64_t kv_heads, int64_t dim, int64_t page_size, bool with_bias) {
+  CaseOf(int64_t tokens, int64_t heads, int64_t kv_heads, int64_t dim, int64_t page_size, bool with_bias) {
     rotary_write::Params& p = params;
     p.tokens = tokens, p.heads = heads, p.kv_heads = kv_heads, p.dim = dim;
     p.page_size = page_size, p.pages = tokens / page_size + 3;
@@ -87,6 +98,11 @@ struct Case {
     std::iota(slots.begin(), slots.end(), 0);
     std::shuffle(slots.begin(), slots.end(), random);
     slots.resize(static_cast<size_t>(tokens));
+    p.cache = kScaled ? attention::paged::Cache::kFloat8 : attention::paged::Cache::kBFloat16;
+    for (int64_t head = 0; head < kv_heads; ++head) {
+      k_scale.push_back(head % 2 == 0 ? 0.013f : 9.0f);  // some numbers beyond 448, and subnormal ones
+      v_scale.push_back(head % 2 == 0 ? 3.0f : 0.004f);
+    }
     for (int64_t t = 0; t < tokens; ++t) positions.push_back(t < 3 ? t : random() % 131072);
   }
 
@@ -96,12 +112,15 @@ struct Case {
   FaultWord run() {
     rotary_write::Params p = params;
     q.assign(static_cast<size_t>(p.tokens * p.heads * p.dim), BFloat16{0xffff});
-    k.assign(static_cast<size_t>(p.pages * p.kv_heads * p.page_size * p.dim), BFloat16{0xffff});
+    k.assign(static_cast<size_t>(p.pages * p.kv_heads * p.page_size * p.dim), untouched_number<Stored>());
     v = k;
-    OnDevice<BFloat16> on_qkv(qkv), on_bias(bias), on_q(q), on_k(k), on_v(v);
+    OnDevice<BFloat16> on_qkv(qkv), on_bias(bias), on_q(q);
+    OnDevice<Stored> on_k(k), on_v(v);
+    OnDevice<float> on_k_scale(k_scale), on_v_scale(v_scale);
     OnDevice<int64_t> on_positions(positions), on_slots(slots);
     OnDevice<FaultWord> word(std::vector<FaultWord>{kNoFault});
     p.qkv = on_qkv.data(), p.bias = has_bias() ? on_bias.data() : nullptr;
+    p.k_scale = on_k_scale.data(), p.v_scale = on_v_scale.data();
     p.positions = on_positions.data(), p.slots = on_slots.data();
     p.q = on_q.data(), p.k = on_k.data(), p.v = on_v.data(), p.fault = word.data();
     const Status status = rotary_write::run(p);
@@ -112,23 +131,27 @@ struct Case {
   }
 
   // [tokens, kv_heads, dim]: what lies at the tokens' slots, which then becomes untouched.
-  std::vector<BFloat16> take(std::vector<BFloat16>& pool) const {
+  std::vector<Stored> take(std::vector<Stored>& pool) const {
     const rotary_write::Params& p = params;
-    std::vector<BFloat16> taken;
+    std::vector<Stored> taken;
     for (int64_t slot : slots) {
       for (int64_t i = 0; i < p.kv_heads * p.dim; ++i) {
         const int64_t row = (slot / p.page_size * p.kv_heads + i / p.dim) * p.page_size + slot % p.page_size;
-        BFloat16& x = pool[static_cast<size_t>(row * p.dim + i % p.dim)];
+        Stored& x = pool[static_cast<size_t>(row * p.dim + i % p.dim)];
         taken.push_back(x);
-        x = BFloat16{0xffff};
+        x = untouched_number<Stored>();
       }
     }
     return taken;
   }
 };
 
-bool untouched(const std::vector<BFloat16>& numbers) {
-  return std::all_of(numbers.begin(), numbers.end(), [](BFloat16 x) { return x.bits == 0xffff; });
+using Case = CaseOf<BFloat16>;
+
+template <typename Stored>
+bool untouched(const std::vector<Stored>& numbers) {
+  return std::all_of(numbers.begin(), numbers.end(),
+                     [](Stored x) { return x.bits == untouched_number<Stored>().bits; });
 }
 bool is_nan(BFloat16 x) { return std::isnan(widen(x)); }
 
@@ -197,6 +220,36 @@ TEST(a_token_alone_has_the_bits_it_has_in_a_batch) {
   const std::vector<BFloat16> key = alone.take(alone.k);
   CHECK(std::memcmp(alone.q.data(), batch.q.data() + 6 * 7 * 128, 7 * 128 * 2) == 0);
   CHECK(std::memcmp(key.data(), keys.data() + 6 * 128, 128 * 2) == 0);
+}
+
+TEST(a_cache_of_8_bits_holds_the_nearest_numbers) {
+  Case right(37, 4, 2, 64, 16, true);
+  CaseOf<Float8> c(37, 4, 2, 64, 16, true);
+  CHECK(right.run() == kNoFault && c.run() == kNoFault);
+  CHECK(std::memcmp(c.q.data(), right.q.data(), c.q.size() * 2) == 0);
+  const auto k = c.take(c.k), v = c.take(c.v);
+  CHECK(untouched(c.k) && untouched(c.v));
+  const auto k_right = right.take(right.k), v_right = right.take(right.v);
+  const auto check_nearest = [](const std::vector<Float8>& found, const std::vector<BFloat16>& near,
+                                const std::vector<float>& scales) {
+    for (size_t i = 0; i < found.size(); ++i) {
+      const float scale = scales[i / 64 % 2], wanted = widen(near[i]) / scale;  // but for bfloat16's rounding
+      float best = INFINITY;
+      for (int bits = 0; bits < 256; ++bits) {
+        const float distance = std::abs(widen(Float8{static_cast<uint8_t>(bits)}) - wanted);
+        if (distance < best) best = distance;
+      }
+      CHECK_NEAR(std::abs(widen(found[i]) - wanted), best, std::abs(wanted) * 0x1p-8);
+    }
+  };
+  check_nearest(k, k_right, c.k_scale);
+  check_nearest(v, v_right, c.v_scale);
+
+  c.k_scale[1] = 0;
+  CHECK(rotary_write::fault(c.params, c.run()).message() ==
+        "[rotary_write] k_scale, v_scale: expected finite numbers above 0, got another for key head 1");
+  const auto keys = c.take(c.k);
+  for (size_t i = 0; i < keys.size(); ++i) CHECK((keys[i].bits == 0xff) == (i / 64 % 2 == 1));
 }
 
 TEST(a_token_of_slot_minus_1_is_not_kept) {
