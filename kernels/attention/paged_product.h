@@ -32,7 +32,7 @@ __device__ inline int place_of(int row, int chunk) {
 }
 
 // The sums of one lane: of each half, the highest score so far, the sum of its own columns' weights relative
-// to it, and the weighted sum of values [columns 8 j + 2 (lane % 4) + i % 2, half i / 2].
+// to it, and the weighted sum of values (half i / 2; pair_of and column_of say which columns).
 template <int kDim>
 struct RowSums {
   float highest[2], total[2];
