@@ -76,20 +76,21 @@ __device__ bool load_pages(const Job& job, const Piece& piece, int keys, int* pa
   return !__any_sync(kFullWarp, bad);
 }
 
-// sums += this piece's, over all its tiles: one on its way while another is multiplied.
+// sums += this piece's, over all its tiles: others are on their way while one is multiplied.
 template <typename Stored, int kDim>
 __device__ void attend_tiles(const Job& job, const Unit& unit, const Rows& rows, int64_t length, int page,
                              float scale_log2, RowSums<kDim>& sums) {
   constexpr int kSize = sizeof(Stored), kTileBytes = tile_bytes(kDim, kSize);
   const int row_tiles = static_cast<int>(blockDim.x) / kThreadsOfRowTile;
   const int keys = keys_of_piece(unit.piece.index, length), steps = (keys + kTileKeys - 1) / kTileKeys;
-  const auto shared =
-      simt::dynamic_shared<unsigned char>(0, static_cast<size_t>(shared_bytes(kDim, row_tiles, kSize)));
-  const Bytes queries = shared + queries_offset(kDim, kSize);
+  const int stages = job.stages;
+  const auto shared = simt::dynamic_shared<unsigned char>(
+      0, static_cast<size_t>(shared_bytes(kDim, row_tiles, kSize, stages)));
+  const Bytes queries = shared + queries_offset(kDim, kSize, stages);
+  const auto tile_at = [&](int step) { return shared + (step & (stages - 1)) * 2 * kTileBytes; };
   const auto load = [&](int step) {
-    load_tile<Stored, kDim>(job, unit.kv_head, page, step * kTileKeys, keys,
-                            shared + step % kStages * 2 * kTileBytes);
-    simt::copy_async_commit();
+    if (step < steps) load_tile<Stored, kDim>(job, unit.kv_head, page, step * kTileKeys, keys, tile_at(step));
+    simt::copy_async_commit();  // empty groups too: that many are waited for
   };
   // The last query sees all keys, each one before it one key less.
   int visible[2];
@@ -99,14 +100,17 @@ __device__ void attend_tiles(const Job& job, const Unit& unit, const Rows& rows,
     const int64_t seen = length - behind - unit.piece.index * kPieceKeys;
     visible[half] = static_cast<int>(seen < 0 ? 0 : seen < keys ? seen : keys);
   }
-  static_assert(kStages == 2);
   load_queries<kDim>(job, rows, queries);
-  load(0);
+  for (int step = 0; step < stages - 1; ++step) load(step);
   for (int step = 0; step < steps; ++step) {
-    simt::copy_async_wait<0>();
+    if (stages == kFewStages) {
+      simt::copy_async_wait<kFewStages - 2>();
+    } else {
+      simt::copy_async_wait<kManyStages - 2>();
+    }
     __syncthreads();  // the tile is there, and everybody has read the one before it, whose place comes next
-    if (step + 1 < steps) load(step + 1);
-    const Bytes tile = shared + step % kStages * 2 * kTileBytes;
+    load(step + stages - 1);
+    const Bytes tile = tile_at(step);
     attend_tile<Stored>(queries, tile, tile + kTileBytes, visible, scale_log2, sums);
 #pragma unroll
     for (int half = 0; half < 2; ++half) visible[half] -= kTileKeys;
@@ -272,8 +276,9 @@ Job job_of(const Params& p, const Output& output, void* workspace) {
 }
 
 template <typename Stored, int kDim>
-Status run(const Params& p, const Job& job, const cuda::Properties& device) {
+Status run(const Params& p, Job job, const cuda::Properties& device) {
   const int tiles = row_tiles(p.queries * job.group);
+  job.stages = stages_of(kDim, tiles, sizeof(Stored), device.shared_bytes);
   const int64_t most =
       device.multiprocessors * resident_blocks(kDim, tiles, sizeof(Stored), device.shared_bytes);
   const int64_t of_sequence = job.most_pieces * job.kv_heads * job.slices;
@@ -281,7 +286,7 @@ Status run(const Params& p, const Job& job, const cuda::Properties& device) {
   if (Status status = simt::launch(
           {kOp, "attend_pieces"}, attend_pieces<Stored, kDim>, dim3(static_cast<unsigned>(blocks)),
           dim3(static_cast<unsigned>(tiles * kThreadsOfRowTile)),
-          static_cast<size_t>(shared_bytes(kDim, tiles, sizeof(Stored))), p.stream, job);
+          static_cast<size_t>(shared_bytes(kDim, tiles, sizeof(Stored), job.stages)), p.stream, job);
       !status.ok() || job.most_pieces == 1) {
     return status;
   }

@@ -23,6 +23,7 @@ struct Job {
   const int32_t *page_table, *lengths, *cu_seqlens_q;
   int64_t sequences, tokens, kv_heads, pages, table_pages;
   int group, queries, page_shift, slices;  // page_size = 2^page_shift; slices: row_slices
+  int stages;
   float scale;
   const float *k_scale, *v_scale;  // [kv_heads]; null: 1
   int64_t most_pieces;

@@ -17,12 +17,12 @@ namespace earnest::attention::paged {
 constexpr int kPieceKeys = 512;
 constexpr int kTileKeys = 64;     // that arrive together in shared memory
 constexpr int kKeyGroups = 4;     // warps that share a tile's keys: 16 each, with sums of their own
-constexpr int kStages = 2;        // tiles in shared memory
 constexpr int kRowTile = 16;      // rows of a warp: what mma.sync takes
 constexpr int kMostRowTiles = 4;  // of a block, which share what is loaded
 constexpr int kThreadsOfRowTile = 32 * kKeyGroups;
 constexpr int kMostThreads = kMostRowTiles * kThreadsOfRowTile;
-constexpr int kMostRegisters = 128;  // a thread's, so that the largest block fits
+constexpr int kMostRegisters = 128;    // a thread's, so that the largest block fits
+constexpr int64_t kRegisters = 65536;  // of a multiprocessor
 static_assert(kTileKeys == 16 * kKeyGroups && kPieceKeys % kTileKeys == 0);
 
 EARNEST_HOST_DEVICE constexpr int64_t blocks_of(int64_t size, int64_t block) {
@@ -49,11 +49,19 @@ constexpr int64_t row_slices(int64_t rows) { return blocks_of(rows, kMostRowTile
 
 // size: bytes of a number in the cache, 2 or 1.
 EARNEST_HOST_DEVICE constexpr int tile_bytes(int dim, int size) { return kTileKeys * dim * size; }
-EARNEST_HOST_DEVICE constexpr int queries_offset(int dim, int size) {
-  return kStages * 2 * tile_bytes(dim, size);
+EARNEST_HOST_DEVICE constexpr int queries_offset(int dim, int size, int stages) {
+  return stages * 2 * tile_bytes(dim, size);
 }
-EARNEST_HOST_DEVICE constexpr int shared_bytes(int dim, int row_tiles, int size) {
-  return queries_offset(dim, size) + row_tiles * kRowTile * dim * 2;
+EARNEST_HOST_DEVICE constexpr int shared_bytes(int dim, int row_tiles, int size, int stages) {
+  return queries_offset(dim, size, stages) + row_tiles * kRowTile * dim * 2;
+}
+constexpr int kFewStages = 2, kManyStages = 4;
+// Tiles in shared memory. Two, with several blocks on a multiprocessor that overlap each other; four where
+// registers let one block in, so that as much is on its way. No bit depends on it.
+constexpr int stages_of(int dim, int row_tiles, int size, int64_t shared_of_block) {
+  const bool alone = kRegisters / (row_tiles * kThreadsOfRowTile * kMostRegisters) < 2;
+  return alone && shared_bytes(dim, row_tiles, size, kManyStages) <= shared_of_block ? kManyStages
+                                                                                     : kFewStages;
 }
 // When a piece is done all of it holds sums [row_tiles, 16, dim], then highest scores and totals of
 // each key group [4, rows].
@@ -61,11 +69,12 @@ EARNEST_HOST_DEVICE constexpr int sums_floats(int dim, int row_tiles) { return r
 EARNEST_HOST_DEVICE constexpr int group_floats(int row_tiles) { return kKeyGroups * row_tiles * kRowTile; }
 
 // Blocks that a multiprocessor holds at a time. More would wait; fewer would leave memory idle.
-constexpr int64_t resident_blocks(int dim, int row_tiles, int size, int64_t shared_of_multiprocessor) {
-  constexpr int64_t kReserved = 1024, kRegisters = 65536, kThreads = 2048;
+constexpr int64_t resident_blocks(int dim, int row_tiles, int size, int64_t shared_of_block) {
+  constexpr int64_t kReserved = 1024,
+                    kThreads = 2048;  // all of a multiprocessor's is a block's and the system's
   const int64_t threads = row_tiles * kThreadsOfRowTile;
-  const int64_t by_memory =
-      (shared_of_multiprocessor + kReserved) / (shared_bytes(dim, row_tiles, size) + kReserved);
+  const int bytes = shared_bytes(dim, row_tiles, size, stages_of(dim, row_tiles, size, shared_of_block));
+  const int64_t by_memory = (shared_of_block + kReserved) / (bytes + kReserved);
   const int64_t fit = std::min({by_memory, kRegisters / (threads * kMostRegisters), kThreads / threads});
   return std::max<int64_t>(fit, 1);
 }

@@ -53,15 +53,20 @@ TEST(blocks_fit_on_the_smallest_chip_and_several_on_the_largest) {
   for (int dim : {64, 128}) {
     for (int tiles = 1; tiles <= kMostRowTiles; ++tiles) {
       for (int size : {1, 2}) {
-        CHECK(shared_bytes(dim, tiles, size) <= kSmall);
-        CHECK(resident_blocks(dim, tiles, size, kSmall) >= 1);
+        for (int64_t shared : {kSmall, kLarge}) {
+          const int stages = stages_of(dim, tiles, size, shared);
+          CHECK(shared_bytes(dim, tiles, size, stages) <= shared && (stages == 2 || stages == 4));
+          CHECK(resident_blocks(dim, tiles, size, shared) >= 1);
+        }
         // What the key groups join lies where tiles and queries were.
-        CHECK((sums_floats(dim, tiles) + 2 * group_floats(tiles)) * 4 <= shared_bytes(dim, tiles, size));
+        CHECK((sums_floats(dim, tiles) + 2 * group_floats(tiles)) * 4 <= shared_bytes(dim, tiles, size, 2));
       }
     }
   }
   CHECK(resident_blocks(128, 1, 2, kLarge) == 3 && resident_blocks(64, 1, 2, kLarge) == 4);
   CHECK(resident_blocks(128, 1, 1, kLarge) == 4 && resident_blocks(128, 4, 2, kLarge) == 1);
+  CHECK(stages_of(128, 1, 2, kLarge) == 2 && stages_of(128, 4, 2, kLarge) == 4);
+  CHECK(stages_of(128, 4, 2, kSmall) == 2);
 }
 
 TEST(parts_do_not_collide) {
