@@ -12,7 +12,7 @@ namespace {
 
 constexpr const char* kOp = "paged_attention";
 constexpr int64_t kMostElements = int64_t{1} << 52;  // bytes are a small multiple of it
-constexpr int64_t kMostBlocks = (int64_t{1} << 31) - 1;
+constexpr int64_t kMostRows = int64_t{1} << 30;      // so that an int counts them, and sequences
 
 Status wrong(const std::string& argument, const std::string& expected, const std::string& got) {
   return invalid_argument(kOp, argument, expected, got);
@@ -64,8 +64,8 @@ Status check_sizes(const Params& p) {
   }
   if (!(p.scale > 0) || !std::isfinite(p.scale))
     return wrong("scale", "a positive finite number", std::to_string(p.scale));
-  if (elements({p.sequences, p.queries, p.heads}) > kMostBlocks)
-    return wrong("q", "fewer than 2^31 rows", std::to_string(p.sequences) + " sequences");
+  if (elements({p.sequences, p.queries, p.heads}) > kMostRows)
+    return wrong("q", "at most 2^30 rows", std::to_string(p.sequences) + " sequences");
   return {};
 }
 

@@ -17,18 +17,16 @@ constexpr const char* kOp = "paged_attention";
 // One block's work: a piece of a sequence's keys, a key head, and 64 of its rows.
 struct Unit {
   Piece piece;
-  int64_t kv_head;
-  int first_row;
+  int kv_head, first_row;
 };
 
 // Where a row of the unit lies. Rows of the block from `rows` on do not exist.
 struct Rows {
-  int64_t begin, heads, kv_head;
-  int group, first, rows;
+  int begin, heads, kv_head, group, first, rows;
   __device__ bool has(int row) const { return first + row < rows; }
   __device__ int query(int row) const { return (first + row) / group; }
-  __device__ int64_t head(int row) const { return kv_head * group + (first + row) % group; }
-  __device__ int64_t row_of_q(int row) const { return (begin + query(row)) * heads + head(row); }
+  __device__ int head(int row) const { return kv_head * group + (first + row) % group; }
+  __device__ int64_t row_of_q(int row) const { return int64_t{begin + query(row)} * heads + head(row); }
 };
 
 template <int kDim>
@@ -46,7 +44,7 @@ __device__ void load_queries(const Job& job, const Rows& rows, const Bytes& to) 
 // The tile whose first key is key `first` of the piece, of which `keys` exist; `page`: lane i has the i-th
 // page of the piece. What does not exist becomes 0.
 template <typename Stored, int kDim>
-__device__ void load_tile(const Job& job, int64_t kv_head, int page, int first, int keys, const Bytes& to) {
+__device__ void load_tile(const Job& job, int kv_head, int page, int first, int keys, const Bytes& to) {
   constexpr int kSize = sizeof(Stored), kChunks = kDim * kSize / 16;
   const auto *k = static_cast<const Stored*>(job.k), *v = static_cast<const Stored*>(job.v);
   const int in_page = (1 << job.page_shift) - 1;
@@ -68,7 +66,7 @@ __device__ bool load_pages(const Job& job, const Piece& piece, int keys, int* pa
   const int lane = lane_of_warp();
   *page = 0;
   if (lane << job.page_shift < keys) {
-    const int64_t first = piece.index * (kPieceKeys >> job.page_shift);
+    const int first = piece.index * (kPieceKeys >> job.page_shift);
     *page = job.page_table[piece.sequence * job.table_pages + first + lane];
   }
   const bool bad = *page < 0 || *page >= job.pages;
@@ -78,7 +76,7 @@ __device__ bool load_pages(const Job& job, const Piece& piece, int keys, int* pa
 
 // sums += this piece's, over all its tiles: others are on their way while one is multiplied.
 template <typename Stored, int kDim>
-__device__ void attend_tiles(const Job& job, const Unit& unit, const Rows& rows, int64_t length, int page,
+__device__ void attend_tiles(const Job& job, const Unit& unit, const Rows& rows, int length, int page,
                              float scale_log2, RowSums<kDim>& sums) {
   constexpr int kSize = sizeof(Stored), kTileBytes = tile_bytes(kDim, kSize);
   const int row_tiles = static_cast<int>(blockDim.x) / kThreadsOfRowTile;
@@ -97,8 +95,8 @@ __device__ void attend_tiles(const Job& job, const Unit& unit, const Rows& rows,
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int behind = rows.rows / rows.group - 1 - rows.query(row_of_lane(half));
-    const int64_t seen = length - behind - unit.piece.index * kPieceKeys;
-    visible[half] = static_cast<int>(seen < 0 ? 0 : seen < keys ? seen : keys);
+    const int seen = length - behind - unit.piece.index * kPieceKeys;
+    visible[half] = seen < 0 ? 0 : seen < keys ? seen : keys;
   }
   load_queries<kDim>(job, rows, queries);
   for (int step = 0; step < stages - 1; ++step) load(step);
@@ -159,8 +157,7 @@ template <typename Stored, int kDim>
 __device__ void attend(const Job& job, const Unit& unit) {
   const Piece& piece = unit.piece;
   const Sequence s = sequence_at(job, piece.sequence);
-  const Rows rows = {s.begin,   job.kv_heads * job.group, unit.kv_head,
-                     job.group, unit.first_row,           s.queries * job.group};
+  const Rows rows = {s.begin, job.heads, unit.kv_head, job.group, unit.first_row, s.queries * job.group};
   if (!rows.has(0)) return;
   RowSums<kDim> sums;
   set_empty(sums);
@@ -186,7 +183,7 @@ __global__ void __launch_bounds__(kMostThreads) attend_pieces(const Job job) {
   for (int64_t number = blockIdx.x;; number += gridDim.x) {
     Unit unit;
     if (!walk_to(job, number / of_piece, walk, &unit.piece)) return;
-    unit.kv_head = number % of_piece / job.slices;
+    unit.kv_head = static_cast<int>(number % of_piece / job.slices);
     unit.first_row = static_cast<int>(number % job.slices) * kMostRowTiles * kRowTile;
     attend<Stored, kDim>(job, unit);
   }
@@ -199,10 +196,9 @@ __global__ void __launch_bounds__(kJoinThreads) join_pieces(const Job job) {
   EARNEST_SHARED(float, highest_of, kJoinWarps);
   EARNEST_SHARED(float, total_of, kJoinWarps);
   EARNEST_SHARED(float, sums_of, kJoinWarps* kDim);
-  const int64_t heads = job.kv_heads * job.group, head = blockIdx.x % heads,
-                n = blockIdx.x / heads / job.queries;
-  const int query = static_cast<int>(blockIdx.x / heads % job.queries),
-            thread = static_cast<int>(threadIdx.x);
+  const int row_of_grid = static_cast<int>(blockIdx.x), heads = job.heads, head = row_of_grid % heads;
+  const int query = row_of_grid / heads % job.queries, n = row_of_grid / heads / job.queries;
+  const int thread = static_cast<int>(threadIdx.x);
   const Sequence s = sequence_at(job, n);
   const int64_t pieces = pieces_of(s.length);
   if (query >= s.queries || pieces == 1) return;
@@ -243,7 +239,7 @@ __global__ void __launch_bounds__(kJoinThreads) join_pieces(const Job job) {
     sum += sums_of[warp * kDim + thread];
     total += total_of[warp];
   }
-  const int64_t row = (s.begin + query) * heads + head;
+  const int64_t row = int64_t{s.begin + query} * heads + head;
   narrow(sum * inverse_of(total), &job.out[row * kDim + thread]);
   if (job.lse != nullptr && thread == 0) job.lse[row] = log_sum(highest, scales.score, total);
 }
@@ -259,6 +255,7 @@ Job job_of(const Params& p, const Output& output, void* workspace) {
   job.page_table = p.page_table, job.lengths = p.lengths, job.cu_seqlens_q = p.cu_seqlens_q;
   job.sequences = p.sequences, job.tokens = p.tokens, job.kv_heads = p.kv_heads;
   job.pages = p.pages, job.table_pages = p.table_pages;
+  job.heads = static_cast<int>(p.heads);
   job.group = static_cast<int>(p.heads / p.kv_heads), job.queries = static_cast<int>(p.queries);
   job.page_shift = std::countr_zero(static_cast<uint64_t>(p.page_size));
   job.slices = static_cast<int>(row_slices(p.queries * job.group));

@@ -22,7 +22,7 @@ struct Job {
   float* lse;
   const int32_t *page_table, *lengths, *cu_seqlens_q;
   int64_t sequences, tokens, kv_heads, pages, table_pages;
-  int group, queries, page_shift, slices;  // page_size = 2^page_shift; slices: row_slices
+  int heads, group, queries, page_shift, slices;  // page_size = 2^page_shift; slices: row_slices
   int stages;
   float scale;
   const float *k_scale, *v_scale;  // [kv_heads]; null: 1
@@ -37,18 +37,18 @@ __device__ inline void record(const Job& job, int64_t sequence, int argument) {
 }
 
 struct Sequence {
-  int64_t begin;   // its first row of q
-  int queries;     // 0: there is nothing to do
-  int64_t length;  // keys; 0 where they are not to be read
+  int begin;    // its first row of q
+  int queries;  // 0: there is nothing to do
+  int length;   // keys; 0 where they are not to be read
   bool bad_bounds, bad_length;
 };
 
 __device__ inline Sequence sequence_at(const Job& job, int64_t n) {
-  Sequence s = {n * job.queries, job.queries, job.lengths[n], false, false};
+  Sequence s = {static_cast<int>(n * job.queries), job.queries, job.lengths[n], false, false};
   if (job.cu_seqlens_q != nullptr) {
     const int64_t begin = job.cu_seqlens_q[n], end = job.cu_seqlens_q[n + 1];
     s.bad_bounds = begin < 0 || end < begin || end > job.tokens || end - begin > job.queries;
-    s.begin = begin;
+    s.begin = static_cast<int>(begin);
     s.queries = s.bad_bounds ? 0 : static_cast<int>(end - begin);
   }
   s.bad_length = s.length < 0 || s.length > job.table_pages << job.page_shift;
@@ -86,7 +86,7 @@ struct Walk {
   int64_t before = 0;    // pieces of the sequences before it
 };
 struct Piece {
-  int64_t sequence, index;
+  int sequence, index;
 };
 
 // The piece with this number, not less than the last one asked for; false behind the last. The whole warp.
@@ -105,7 +105,7 @@ __device__ inline bool walk_to(const Job& job, int64_t number, Walk& walk, Piece
     if (beyond != 0) {
       const int found = __ffs(static_cast<int>(beyond)) - 1;
       const int skipped = __shfl_sync(simt::kFullWarp, upto - pieces, found);
-      *piece = {walk.sequence + found, number - walk.before - skipped};
+      *piece = {static_cast<int>(walk.sequence) + found, static_cast<int>(number - walk.before) - skipped};
       return true;
     }
     walk.before += __shfl_sync(simt::kFullWarp, upto, 31);
