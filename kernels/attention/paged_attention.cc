@@ -12,7 +12,7 @@ namespace {
 
 constexpr const char* kOp = "paged_attention";
 constexpr int64_t kMostElements = int64_t{1} << 52;  // bytes are a small multiple of it
-constexpr int64_t kMostRows = int64_t{1} << 30;      // so that an int counts them, and sequences
+constexpr int64_t kMostCount = int64_t{1} << 30;  // so that an int counts rows, sequences and units of work
 
 Status wrong(const std::string& argument, const std::string& expected, const std::string& got) {
   return invalid_argument(kOp, argument, expected, got);
@@ -64,8 +64,13 @@ Status check_sizes(const Params& p) {
   }
   if (!(p.scale > 0) || !std::isfinite(p.scale))
     return wrong("scale", "a positive finite number", std::to_string(p.scale));
-  if (elements({p.sequences, p.queries, p.heads}) > kMostRows)
+  if (elements({p.sequences, p.queries, p.heads}) > kMostCount)
     return wrong("q", "at most 2^30 rows", std::to_string(p.sequences) + " sequences");
+  const int64_t pieces = pieces_of(p.table_pages * p.page_size), rows = p.queries * (p.heads / p.kv_heads);
+  if (elements({p.sequences, pieces, p.kv_heads, row_slices(rows)}) > kMostCount) {
+    return wrong("page_table", "at most 2^30 times 512 keys and key heads",
+                 std::to_string(p.sequences) + " x " + std::to_string(p.table_pages) + " pages");
+  }
   return {};
 }
 

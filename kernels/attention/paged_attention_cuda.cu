@@ -29,6 +29,10 @@ struct Rows {
   __device__ int64_t row_of_q(int row) const { return int64_t{begin + query(row)} * heads + head(row); }
 };
 
+__device__ Rows rows_of(const Job& job, const Unit& unit, const Sequence& s) {
+  return {s.begin, job.heads, unit.kv_head, job.group, unit.first_row, s.queries * job.group};
+}
+
 template <int kDim>
 __device__ void load_queries(const Job& job, const Rows& rows, const Bytes& to) {
   constexpr int kChunks = kDim / 8;
@@ -47,17 +51,19 @@ template <typename Stored, int kDim>
 __device__ void load_tile(const Job& job, int kv_head, int page, int first, int keys, const Bytes& to) {
   constexpr int kSize = sizeof(Stored), kChunks = kDim * kSize / 16;
   const auto *k = static_cast<const Stored*>(job.k), *v = static_cast<const Stored*>(job.v);
-  const int in_page = (1 << job.page_shift) - 1;
-#pragma unroll 4
-  for (int i = static_cast<int>(threadIdx.x); i < kTileKeys * kChunks; i += static_cast<int>(blockDim.x)) {
-    const int key = i / kChunks, chunk = i % kChunks, of_piece = first + key;
+  // Further keys of a thread lie a multiple of 8 behind, where chunks have the same places.
+  static_assert(kThreadsOfRowTile / kChunks % 8 == 0);
+  const int thread = static_cast<int>(threadIdx.x), chunk = thread % kChunks;
+  const int further = static_cast<int>(blockDim.x) / kChunks, in_page = (1 << job.page_shift) - 1;
+  int at = place_of<kChunks>(thread / kChunks, chunk);
+  for (int key = thread / kChunks; key < kTileKeys; key += further, at += further * kChunks * 16) {
+    const int of_piece = first + key;
     const int64_t of_key = __shfl_sync(kFullWarp, page, of_piece >> job.page_shift);
     const int64_t row = ((of_key * job.kv_heads + kv_head) << job.page_shift) + (of_piece & in_page);
     const bool there = of_piece < keys;
     const int64_t from = there ? row * kDim + chunk * (16 / kSize) : 0;
-    const int at = place_of<kChunks>(key, chunk), bytes = there ? 16 : 0;
-    simt::copy_async_16(&to[at], k + from, bytes);
-    simt::copy_async_16(&to[tile_bytes(kDim, kSize) + at], v + from, bytes);
+    simt::copy_async_16(&to[at], k + from, there ? 16 : 0);
+    simt::copy_async_16(&to[tile_bytes(kDim, kSize) + at], v + from, there ? 16 : 0);
   }
 }
 
@@ -81,13 +87,13 @@ __device__ void attend_tiles(const Job& job, const Unit& unit, const Rows& rows,
   constexpr int kSize = sizeof(Stored), kTileBytes = tile_bytes(kDim, kSize);
   const int row_tiles = static_cast<int>(blockDim.x) / kThreadsOfRowTile;
   const int keys = keys_of_piece(unit.piece.index, length), steps = (keys + kTileKeys - 1) / kTileKeys;
-  const int stages = job.stages;
+  const int stages = job.stages, kv_head = unit.kv_head;
   const auto shared = simt::dynamic_shared<unsigned char>(
       0, static_cast<size_t>(shared_bytes(kDim, row_tiles, kSize, stages)));
   const Bytes queries = shared + queries_offset(kDim, kSize, stages);
   const auto tile_at = [&](int step) { return shared + (step & (stages - 1)) * 2 * kTileBytes; };
   const auto load = [&](int step) {
-    if (step < steps) load_tile<Stored, kDim>(job, unit.kv_head, page, step * kTileKeys, keys, tile_at(step));
+    if (step < steps) load_tile<Stored, kDim>(job, kv_head, page, step * kTileKeys, keys, tile_at(step));
     simt::copy_async_commit();  // empty groups too: that many are waited for
   };
   // The last query sees all keys, each one before it one key less.
@@ -122,10 +128,16 @@ __device__ float log_sum(float highest, float scale, float total) {
   return total == 0 ? kNothing : highest * scale + logf(total);
 }
 
-// Of a sequence of one piece the result; else what the piece leaves behind.
+// Of a sequence of one piece the result; else what the piece leaves behind. Sequence and scales are looked up
+// anew, for want of registers as well.
 template <typename Stored, int kDim>
-__device__ void store(const Job& job, const Piece& piece, bool only, const Rows& rows, const Scales& scales,
-                      const RowSums<kDim>& sums) {
+__device__ void store(const Job& job, const Unit& unit, const RowSums<kDim>& sums) {
+  const Piece& piece = unit.piece;
+  const Sequence s = sequence_at(job, piece.sequence);
+  const Rows rows = rows_of(job, unit, s);
+  const bool only = pieces_of(s.length) == 1;
+  Scales scales;
+  scales_of(job, unit.kv_head, &scales);
   const bool first_of_row = lane_of_warp() % 4 == 0;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -155,37 +167,53 @@ __device__ void store(const Job& job, const Piece& piece, bool only, const Rows&
 
 template <typename Stored, int kDim>
 __device__ void attend(const Job& job, const Unit& unit) {
-  const Piece& piece = unit.piece;
-  const Sequence s = sequence_at(job, piece.sequence);
-  const Rows rows = {s.begin, job.heads, unit.kv_head, job.group, unit.first_row, s.queries * job.group};
+  const Sequence s = sequence_at(job, unit.piece.sequence);
+  const Rows rows = rows_of(job, unit, s);
   if (!rows.has(0)) return;
   RowSums<kDim> sums;
   set_empty(sums);
   int page;
   Scales scales;
-  const bool good_pages = load_pages(job, piece, keys_of_piece(piece.index, s.length), &page);
-  const bool good = scales_of(job, unit.kv_head, &scales) && good_pages && !s.bad_length;
-  if (good && s.length > 0) {
+  const bool good_pages = load_pages(job, unit.piece, keys_of_piece(unit.piece.index, s.length), &page);
+  if (!scales_of(job, unit.kv_head, &scales) || !good_pages || s.bad_length) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      sums.highest[half] = sums.total[half] = NAN;  // for all that comes of it
+  } else if (s.length > 0) {
     attend_tiles<Stored>(job, unit, rows, s.length, page, scales.score_log2, sums);
     join_key_groups(scales.score_log2, sums);
   }
-  if (!good) {  // NaN for all that comes of it
-#pragma unroll
-    for (int half = 0; half < 2; ++half) sums.highest[half] = sums.total[half] = NAN;
-  }
-  if (key_group() == kKeyGroups - 1) store<Stored>(job, piece, pieces_of(s.length) == 1, rows, scales, sums);
+  if (key_group() == kKeyGroups - 1) store<Stored>(job, unit, sums);
+}
+
+// What a block is at, in shared memory: there are no registers for it while tiles are multiplied.
+struct Work {
+  int number;  // of the unit, among those of all sequences
+  Walk walk;
+  Unit unit;
+  bool found;
+};
+
+// The first warp together: looks up the unit, and counts on.
+__device__ void find_unit(const Job& job, Work& work) {
+  const int number = work.number, of_piece = static_cast<int>(job.kv_heads) * job.slices;
+  Walk walk = work.walk;
+  Unit unit = {{0, 0}, number % of_piece / job.slices, number % job.slices * kMostRowTiles * kRowTile};
+  const bool found = walk_to(job, number / of_piece, walk, &unit.piece);
+  __syncwarp();
+  if (threadIdx.x == 0) work = {number + static_cast<int>(gridDim.x), walk, unit, found};
 }
 
 template <typename Stored, int kDim>
 __global__ void __launch_bounds__(kMostThreads) attend_pieces(const Job job) {
-  const int64_t of_piece = job.kv_heads * job.slices;
-  Walk walk;
-  for (int64_t number = blockIdx.x;; number += gridDim.x) {
-    Unit unit;
-    if (!walk_to(job, number / of_piece, walk, &unit.piece)) return;
-    unit.kv_head = static_cast<int>(number % of_piece / job.slices);
-    unit.first_row = static_cast<int>(number % job.slices) * kMostRowTiles * kRowTile;
-    attend<Stored, kDim>(job, unit);
+  EARNEST_SHARED(Work, work, 1);
+  if (threadIdx.x == 0) work[0] = {static_cast<int>(blockIdx.x), {0, 0}, {}, false};
+  for (;;) {
+    __syncthreads();  // everybody has done with the unit before
+    if (threadIdx.x < 32) find_unit(job, work[0]);
+    __syncthreads();
+    if (!work[0].found) return;
+    attend<Stored, kDim>(job, work[0].unit);
   }
 }
 

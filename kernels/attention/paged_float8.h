@@ -24,27 +24,28 @@ __device__ inline void widen_bytes(uint32_t word, uint32_t* even, uint32_t* odd)
 }
 
 // Dims 4t, 4t + 2 of 16 of a query, and 4t + 1, 4t + 3.
-template <int kDim>
-__device__ inline void load_query(const Bytes& queries, int row, int chunk, uint32_t* even, uint32_t* odd) {
-  const int t = lane_of_warp() % 4;
-  const auto* at = &queries[place_of<kDim / 8>(row, 2 * chunk + t / 2) + t % 2 * 8];
-  const uint2 dims = *reinterpret_cast<const uint2*>(at);
+__device__ inline void load_query(const Bytes& queries, int at, uint32_t* even, uint32_t* odd) {
+  const uint2 dims = *reinterpret_cast<const uint2*>(&queries[at]);
   *even = (dims.x & 0xffffu) | dims.y << 16;
   *odd = dims.x >> 16 | (dims.y & 0xffff0000u);
 }
 
 template <int kDim>
 __device__ inline void multiply_keys(const Bytes& queries, const Bytes& keys, float (&scores)[2][4], Float8) {
-  const int lane = lane_of_warp(), key = 16 * key_group() + lane % 8 + lane / 16 * 8;
-#pragma unroll
+  const int lane = lane_of_warp();
+  const int key = place_of<kDim / 16>(16 * key_group() + lane % 8 + lane / 16 * 8, lane / 8 % 2);
+  const int t = lane % 4;
+  const int rows[2] = {place_of<kDim / 8>(row_of_lane(0), t / 2) + t % 2 * 8,
+                       place_of<kDim / 8>(row_of_lane(1), t / 2) + t % 2 * 8};
+#pragma unroll 1
   for (int chunk = 0; chunk < kDim / 16; chunk += 2) {
     uint32_t words[4];  // of keys 0 to 7 both chunks, then of keys 8 to 15
-    simt::ldmatrix_x4(words, &keys[place_of<kDim / 16>(key, chunk + lane / 8 % 2)]);
+    simt::ldmatrix_x4(words, &keys[key ^ 16 * chunk]);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       uint32_t a[4], first[2], second[2];
-      load_query<kDim>(queries, row_of_lane(0), chunk + i, &a[0], &a[2]);
-      load_query<kDim>(queries, row_of_lane(1), chunk + i, &a[1], &a[3]);
+      load_query(queries, rows[0] ^ 32 * (chunk + i), &a[0], &a[2]);
+      load_query(queries, rows[1] ^ 32 * (chunk + i), &a[1], &a[3]);
       widen_bytes(words[i], &first[0], &first[1]);
       widen_bytes(words[2 + i], &second[0], &second[1]);
       simt::mma_16x8x16(scores[0], a, first);
@@ -57,11 +58,11 @@ __device__ inline void multiply_keys(const Bytes& queries, const Bytes& keys, fl
 template <int kDim>
 __device__ inline void multiply_values(const uint32_t (&weights)[4], const Bytes& values, RowSums<kDim>& sums,
                                        Float8) {
-  const int lane = lane_of_warp(), key = 16 * key_group() + lane % 16;
+  const int lane = lane_of_warp(), key = place_of<kDim / 16>(16 * key_group() + lane % 16, lane / 16);
 #pragma unroll
   for (int chunk = 0; chunk < kDim / 16; chunk += 2) {
     uint32_t words[4];  // of a chunk keys 0 to 7 and 8 to 15, then of the next
-    simt::ldmatrix_x4_trans(words, &values[place_of<kDim / 16>(key, chunk + lane / 16)]);
+    simt::ldmatrix_x4_trans(words, &values[key ^ 16 * chunk]);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       uint32_t even[2], odd[2];

@@ -80,20 +80,20 @@ __device__ inline bool scales_of(const Job& job, int64_t kv_head, Scales* scales
 }
 
 // How far a block has come through the pieces of all sequences, counted one after the other. No table of them
-// is made: every warp walks by itself, a sequence a lane.
+// is made: a warp walks, a sequence a lane.
 struct Walk {
-  int64_t sequence = 0;  // of lane 0
-  int64_t before = 0;    // pieces of the sequences before it
+  int sequence;  // of lane 0
+  int before;    // pieces of the sequences before it
 };
 struct Piece {
   int sequence, index;
 };
 
 // The piece with this number, not less than the last one asked for; false behind the last. The whole warp.
-__device__ inline bool walk_to(const Job& job, int64_t number, Walk& walk, Piece* piece) {
+__device__ inline bool walk_to(const Job& job, int number, Walk& walk, Piece* piece) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   for (; walk.sequence < job.sequences; walk.sequence += 32) {
-    const int64_t n = walk.sequence + lane;
+    const int n = walk.sequence + lane;
     const int pieces = n < job.sequences ? pieces_at(job, n, blockIdx.x == 0 && threadIdx.x < 32) : 0;
     int upto = pieces;  // of the lanes so far
 #pragma unroll
@@ -105,7 +105,7 @@ __device__ inline bool walk_to(const Job& job, int64_t number, Walk& walk, Piece
     if (beyond != 0) {
       const int found = __ffs(static_cast<int>(beyond)) - 1;
       const int skipped = __shfl_sync(simt::kFullWarp, upto - pieces, found);
-      *piece = {static_cast<int>(walk.sequence) + found, static_cast<int>(number - walk.before) - skipped};
+      *piece = {walk.sequence + found, number - walk.before - skipped};
       return true;
     }
     walk.before += __shfl_sync(simt::kFullWarp, upto, 31);

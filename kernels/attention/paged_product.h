@@ -24,7 +24,7 @@ __device__ inline int row_tile() { return static_cast<int>(threadIdx.x) / kThrea
 __device__ inline int row_of_lane(int half) { return row_tile() * kRowTile + lane_of_warp() / 4 + 8 * half; }
 
 // Where 16 bytes of a row of so many lie. They change places from row to row, so that ldmatrix, which reads
-// one column of eight rows, meets all banks.
+// one column of eight rows, meets all banks. Chunk 2 n + i lies where chunk i does, ^ 32 n.
 template <int kChunks>
 __device__ inline int place_of(int row, int chunk) {
   static_assert(kChunks == 4 || kChunks % 8 == 0);
@@ -45,12 +45,13 @@ __device__ inline void multiply_keys(const Bytes& queries, const Bytes& keys, fl
                                      BFloat16) {
   constexpr int kChunks = kDim / 8;
   const int lane = lane_of_warp();
-  const int row = row_tile() * kRowTile + lane % 16, key = 16 * key_group() + lane % 8 + lane / 16 * 8;
+  const int row = place_of<kChunks>(row_tile() * kRowTile + lane % 16, lane / 16);
+  const int key = place_of<kChunks>(16 * key_group() + lane % 8 + lane / 16 * 8, lane / 8 % 2);
 #pragma unroll
   for (int d = 0; d < kDim / 16; ++d) {
     uint32_t a[4], b[4];
-    simt::ldmatrix_x4(a, &queries[place_of<kChunks>(row, 2 * d + lane / 16)]);
-    simt::ldmatrix_x4(b, &keys[place_of<kChunks>(key, 2 * d + lane / 8 % 2)]);
+    simt::ldmatrix_x4(a, &queries[row ^ 32 * d]);
+    simt::ldmatrix_x4(b, &keys[key ^ 32 * d]);
     const uint32_t first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
     simt::mma_16x8x16(scores[0], a, first);
     simt::mma_16x8x16(scores[1], a, second);
@@ -61,11 +62,11 @@ __device__ inline void multiply_keys(const Bytes& queries, const Bytes& keys, fl
 template <int kDim>
 __device__ inline void multiply_values(const uint32_t (&weights)[4], const Bytes& values, RowSums<kDim>& sums,
                                        BFloat16) {
-  const int lane = lane_of_warp(), key = 16 * key_group() + lane % 16;
+  const int lane = lane_of_warp(), key = place_of<kDim / 8>(16 * key_group() + lane % 16, lane / 16);
 #pragma unroll
   for (int d = 0; d < kDim / 16; ++d) {
     uint32_t b[4];
-    simt::ldmatrix_x4_trans(b, &values[place_of<kDim / 8>(key, 2 * d + lane / 16)]);
+    simt::ldmatrix_x4_trans(b, &values[key ^ 32 * d]);
     const uint32_t first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
     simt::mma_16x8x16(sums.out[2 * d], weights, first);
     simt::mma_16x8x16(sums.out[2 * d + 1], weights, second);

@@ -121,6 +121,7 @@ __device__ inline void join_key_groups(float scale_log2, RowSums<kDim>& sums) {
     sums.highest[half] = most;
     sums.total[half] = total;
   }
+#pragma unroll 1
   for (int g = 0; g < kKeyGroups; ++g) {
     if (g == group) {
 #pragma unroll

@@ -231,6 +231,12 @@ TEST(calls_that_cannot_run_say_why) {
   CHECK(message([](P& p) { p.k = static_cast<const BFloat16*>(p.k) + 1; }).find("begins on 16 bytes") !=
         std::string::npos);
   CHECK(message([](P& p) { p.pages = int64_t{1} << 31; }).find("[paged_attention] page_table") == 0);
+  CHECK(message([](P& p) { p.sequences = p.tokens = 1 << 29; }).find("at most 2^30 rows") !=
+        std::string::npos);
+  CHECK(message([](P& p) { p.sequences = p.tokens = 1 << 20, p.table_pages = 1 << 20; }) ==
+        "[paged_attention] page_table: expected at most 2^30 times 512 keys and key heads, got 1048576 x "
+        "1048576 "
+        "pages");
   CHECK(message([](P& p) { p.table_pages = 100; }) ==
         "[paged_attention] workspace: expected memory on the device, got none");
   std::string name;
