@@ -74,6 +74,7 @@ class Loading {
     EARNEST_RETURN_IF_FAILED(report(0.0));
     engine::Config config;
     EARNEST_RETURN_IF_FAILED(read_config(&config));
+    EARNEST_RETURN_IF_FAILED(find_tokenizer());  // before the seconds that weights can take
     // The words are read beside the weights, on a thread of their own where there is one to be had.
     std::shared_ptr<const engine::Tokenizer> tokenizer;
     auto words =
@@ -124,14 +125,17 @@ class Loading {
         .instead_of(EARNEST_INVALID_ARGUMENT, EARNEST_CORRUPT_MODEL);
   }
 
-  Outcome read_tokenizer(std::shared_ptr<const engine::Tokenizer>* tokenizer) const {
-    const auto path = std::filesystem::path(folder_) / "tokenizer.json";
+  std::filesystem::path tokenizer_path() const { return std::filesystem::path(folder_) / "tokenizer.json"; }
+
+  Outcome find_tokenizer() const {
     std::error_code error;
-    if (!std::filesystem::is_regular_file(path, error)) {
-      return failure(EARNEST_NOT_FOUND, kOp, "folder", "a tokenizer.json in it", "none");
-    }
+    if (std::filesystem::is_regular_file(tokenizer_path(), error)) return {};
+    return failure(EARNEST_NOT_FOUND, kOp, "folder", "a tokenizer.json in it", "none");
+  }
+
+  Outcome read_tokenizer(std::shared_ptr<const engine::Tokenizer>* tokenizer) const {
     auto read = std::make_shared<engine::Tokenizer>();
-    EARNEST_RETURN_IF_FAILED(Outcome(engine::Tokenizer::load(path.string(), read.get()))
+    EARNEST_RETURN_IF_FAILED(Outcome(engine::Tokenizer::load(tokenizer_path().string(), read.get()))
                                  .instead_of(EARNEST_INVALID_ARGUMENT, EARNEST_CORRUPT_MODEL)
                                  .instead_of(EARNEST_UNSUPPORTED, EARNEST_UNSUPPORTED_MODEL));
     *tokenizer = std::move(read);

@@ -3,10 +3,12 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cmath>
 #include <string>
 
 #include "kernels/common/cuda.h"
+#include "kernels/common/lanes.h"
 #include "kernels/common/thread_pool.h"
 #include "kernels/ppo/loss_blocks.h"
 #include "kernels/ppo/ppo_cuda.h"
@@ -156,6 +158,19 @@ void metrics_from_sums(const double* s, double* metrics) {
   std::copy(values, values + kNumMetrics, metrics);
 }
 
+// Whole numbers: they add up to the same in any order.
+template <typename T>
+int64_t count_trainable(const LossParams<T>& p, const TierKernels<T>& tier) {
+  constexpr int64_t kPiece = 32 * kBlockTokens;
+  if (p.tokens < kParallelTokens) return tier.count_block(p.trainable, 0, p.tokens);
+  std::atomic<int64_t> count{0};
+  parallel_for((p.tokens + kPiece - 1) / kPiece, [&](int64_t piece) {
+    const int64_t begin = piece * kPiece;
+    count += tier.count_block(p.trainable, begin, std::min(p.tokens, begin + kPiece));
+  });
+  return count;
+}
+
 template <typename T>
 Status run_loss(const LossParams<T>& p, void* workspace, Device device) {
   if (Status status = check_loss(p); !status.ok()) return status;
@@ -165,7 +180,7 @@ Status run_loss(const LossParams<T>& p, void* workspace, Device device) {
 
   double n = p.normalizer;
   if (n == 0.0 && !p.token_normalizer) {  // one byte a token, before the pass: every gradient needs it
-    n = static_cast<double>(std::max<int64_t>(1, tier.count_block(p.trainable, 0, p.tokens)));
+    n = static_cast<double>(std::max<int64_t>(1, count_trainable(p, tier)));
   }
   auto* results = static_cast<double*>(workspace);
   const int64_t blocks = num_blocks(p.tokens);
@@ -174,11 +189,9 @@ Status run_loss(const LossParams<T>& p, void* workspace, Device device) {
     const int64_t begin = i * kBlockTokens, end = std::min(p.tokens, begin + kBlockTokens);
     result[kNumSums] = tier.loss_block(p, 1.0 / n, begin, end, result) ? 0.0 : 1.0;
   };
-  if (p.tokens < kParallelTokens) {
-    for (int64_t i = 0; i < blocks; ++i) block(i);
-  } else {
-    parallel_for(blocks, block);
-  }
+  // A thread takes neighbours, whose arrays are asked for ahead.
+  const int64_t lanes = p.tokens < kParallelTokens ? 1 : num_threads();
+  run_in_lanes(blocks, lanes, [&](int64_t i, int64_t) { block(i); });
 
   std::fill(p.sums, p.sums + kNumSums, 0.0);
   p.sums[kRatioMax] = -kNoClip;

@@ -7,6 +7,7 @@
 // searched afterwards. Where a sum could not tell (normalisers, old values), the loops look themselves.
 #pragma once
 
+#include <array>
 #include <cmath>
 
 #include "kernels/ppo/exponential.h"
@@ -39,6 +40,22 @@ struct Block {
   double total(const Total<T>& loss) const { return loss.value() * (kPerToken ? 1.0 : inverse_n); }
 };
 
+// Arrays that a later loop reads or writes, asked for while this one computes: memory would rest meanwhile.
+template <typename T>
+class Later {
+ public:
+  Later(std::array<const T*, 6> arrays, const T* present) : arrays_(arrays) {
+    for (const T*& array : arrays_)
+      array = array ? array : present;  // what this loop has already costs nothing
+  }
+  void fetch(int64_t t) const {
+    for (const T* array : arrays_) __builtin_prefetch(array + t);
+  }
+
+ private:
+  std::array<const T*, 6> arrays_;
+};
+
 template <typename T, bool kPerToken>
 void policy_terms(Block<T, kPerToken>& block) {
   const LossParams<T>& p = block.params;
@@ -50,7 +67,13 @@ void policy_terms(Block<T, kPerToken>& block) {
   Counter<T> tokens, clamped, clipped, clipped_high, dual_clipped;
   Vec<T> ratio_max = splat(T(-kNoClip)), ratio_min = splat(T(kNoClip)), distance_max{};
   const Vec<T> of_gradient = block.weight(p.policy_coef);
+  const bool has_values = p.values != nullptr;
+  const Later<T> later(
+      {p.values, has_values ? p.values_old : nullptr, has_values ? p.returns : nullptr,
+       has_values ? p.grad_values : nullptr, p.entropy, p.entropy ? p.grad_entropy : nullptr},
+      p.logp);
   for_each_vector<T>(block.begin, block.end, [&](int64_t t, auto n) {
+    later.fetch(t);
     const Mask<T> mask = load_mask<T>(p.trainable + t, n);
     const Vec<T> share = block.share(mask, t, n);
     if (kPerToken)
@@ -115,7 +138,11 @@ void value_terms(Block<T, kPerToken>& block) {
   Total<T> loss, returns, returns2, residuals, residuals2;
   Counter<T> clipped;
   const Vec<T> of_gradient = block.weight(p.value_coef);
+  // The next block is most likely ours too.
+  const int64_t size = block.end - block.begin, next = p.tokens - block.end >= size ? size : 0;
+  const Later<T> later({p.logp, p.logp_old, p.advantages, p.grad_logp}, p.values);
   for_each_vector<T>(block.begin, block.end, [&](int64_t t, auto n) {
+    later.fetch(t + next);
     const Mask<T> mask = load_mask<T>(p.trainable + t, n);
     const Vec<T> share = block.share(mask, t, n);
     const Vec<T> value = block.read(p.values, mask, t, n), target = block.read(p.returns, mask, t, n);

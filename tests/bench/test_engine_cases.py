@@ -12,7 +12,7 @@ from earnest import _native
 from earnest.bench import engine, engine_dialogue, engine_hearing, engine_rollouts, engine_weights, qwen2
 from earnest.bench.case import OURS, Target, share_off
 from earnest.bench.engine_weights import Decoder
-from earnest.bench.harness import is_met, measure
+from earnest.bench.harness import is_met, measure, most_bytes
 from earnest.bench.whisper_peers import Encoder
 from earnest.dialogue import Tokenizer
 from earnest.model import AudioLM, AudioLMConfig
@@ -191,8 +191,13 @@ def test_loading_and_memory(talking):
     assert is_met(Target(seconds=ours["median"]), record) is True
     assert is_met(Target(seconds=0.9 * ours["median"]), record) is False
     assert refused(engine_dialogue.load(TINY), turned)
-    record = measure(engine_dialogue.memory(talking), settings(), FakeLimits())
-    assert ours_of(record)["error"] == 0.0
+    case = engine_dialogue.memory(talking)
+    record = measure(case, settings(), FakeLimits())
+    taken = most_bytes(ours_of(record))
+    assert taken is not None
+    assert is_met(Target(extra_bytes=taken), record) is True
+    assert is_met(Target(extra_bytes=taken - 1), record) is False
+    assert refused(case, lambda outputs: [0 * outputs[0]])  # an answer without a token
 
 
 def test_without_weights_the_reason_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path):

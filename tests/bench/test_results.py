@@ -235,6 +235,12 @@ def test_the_block_of_the_readme_is_that_of_the_committed_results(monkeypatch: p
         assert path.with_suffix(".md").is_file()
 
 
+def test_every_commit_of_a_page_is_named(measured: dict):
+    records = [measured | {"commit": commit * 8, "changed": commit == "c"} for commit in "abbcbc"]
+    assert "cores, commits bbbbbbb, ccccccc (changed), aaaaaaa, 20" in report.heading(records)
+    assert "cores, commit aaaaaaa, 20" in report.heading(records[:1])
+
+
 def test_words_for_numbers(measured: dict):
     assert [show.seconds(x) for x in (2.5, 0.0123, 4.2e-6, 5e-8)] == [
         "2.5 s",

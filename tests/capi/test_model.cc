@@ -32,6 +32,10 @@ class Changed {
     if (!text.empty()) std::ofstream(folder_ / name, std::ios::binary) << text;
   }
   ~Changed() { std::filesystem::remove_all(folder_); }
+  const Changed& without(const std::string& name) const {
+    std::filesystem::remove(folder_ / name);
+    return *this;
+  }
   earnest_status load() const {
     earnest_model* model = nullptr;
     const earnest_status status = earnest_model_load(folder_.c_str(), nullptr, &model);
@@ -115,6 +119,8 @@ TEST(folders_that_are_none) {
   CHECK(Changed("config.json", R"({"model_type":"llama"})").load() == EARNEST_UNSUPPORTED_MODEL);
   CHECK(Changed("tokenizer.json", "[]").load() == EARNEST_CORRUPT_MODEL);
   CHECK(Changed("model.safetensors", "12345678").load() == EARNEST_CORRUPT_MODEL);
+  // Whether words are there is looked at before any weights are read, which can take long.
+  CHECK(Changed("model.safetensors", "12345678").without("tokenizer.json").load() == EARNEST_NOT_FOUND);
   const std::string whole = read("model.safetensors");
   CHECK(Changed("model.safetensors", whole.substr(0, whole.size() - 4)).load() == EARNEST_CORRUPT_MODEL);
   CHECK(Changed("model.safetensors", whole).load() == EARNEST_OK);

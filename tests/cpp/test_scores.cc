@@ -90,8 +90,11 @@ std::vector<float> logp_of_targets(const Head<Stored>& head, const std::vector<S
   return logp;
 }
 
-std::vector<float> product(const Head<float>& head, const std::vector<float>& hidden, int64_t rows) {
+template <typename Stored>
+std::vector<Stored> product(const Head<Stored>& head, const std::vector<Stored>& hidden, int64_t rows) {
+  constexpr bool kWhole = std::is_same_v<Stored, float>;
   linear::Pack pack;
+  pack.type = kWhole ? linear::Type::kFloat32 : linear::Type::kBFloat16;
   pack.columns = head.vocabulary;
   pack.depth = head.depth;
   pack.source = head.weight.data();
@@ -99,8 +102,9 @@ std::vector<float> product(const Head<float>& head, const std::vector<float>& hi
   CHECK(linear::packed_size(pack, &bytes).ok());
   std::vector<double> packed(bytes / sizeof(double) + 1);
   CHECK(linear::run(pack, packed.data()).ok());
-  std::vector<float> output(static_cast<size_t>(rows * head.vocabulary));
+  std::vector<Stored> output(static_cast<size_t>(rows * head.vocabulary));
   linear::Product job;
+  job.type = pack.type;
   job.rows = rows;
   job.columns = head.vocabulary;
   job.depth = head.depth;
@@ -113,7 +117,7 @@ std::vector<float> product(const Head<float>& head, const std::vector<float>& hi
 }
 
 template <typename Stored>
-void check_shape(int64_t rows, int64_t depth, int64_t vocabulary) {
+void check_shape(int64_t rows, int64_t depth, int64_t vocabulary, bool multiplies_bfloat16) {
   const Head<Stored> head(depth, vocabulary);
   const auto hidden = random_numbers<Stored>(rows * depth, 1, 2);
   const Scored scored = score(head, hidden.data(), rows);
@@ -129,8 +133,16 @@ void check_shape(int64_t rows, int64_t depth, int64_t vocabulary) {
     CHECK(same(alone.logits.data(), logits, vocabulary));
     CHECK(std::memcmp(alone.norms.data(), &scored.norms[row], sizeof(RowNorm)) == 0);
   }
-  if constexpr (std::is_same_v<Stored, float>)
+  if constexpr (std::is_same_v<Stored, float>) {
     CHECK(same(product(head, hidden, rows).data(), scored.logits.data(), rows * vocabulary));
+  } else if (multiplies_bfloat16) {
+    const std::vector<BFloat16> rounded = product(head, hidden, rows);
+    for (size_t i = 0; i < rounded.size(); ++i) {
+      BFloat16 mine;
+      narrow(scored.logits[i], &mine);
+      CHECK(std::memcmp(&mine, &rounded[i], sizeof mine) == 0);
+    }
+  }
 }
 
 }  // namespace
@@ -144,8 +156,8 @@ TEST(they_are_the_bits_of_linear_and_logprob_on_every_tier) {
       for (const int64_t depth : {1, 7, 256, 577, 1025}) {
         for (const int64_t vocabulary : {1, 47, 193, 400}) {
           for (const int64_t rows : {1, 9, 97}) {
-            check_shape<float>(rows, depth, vocabulary);
-            check_shape<BFloat16>(rows, depth, vocabulary);
+            check_shape<float>(rows, depth, vocabulary, false);
+            check_shape<BFloat16>(rows, depth, vocabulary, tier == "avx512_bf16");
           }
         }
       }

@@ -200,6 +200,29 @@ def test_numpy_in_numpy_out() -> None:
     )
 
 
+def test_numpy_arrays_of_every_make_give_the_same_bits() -> None:
+    rewards, values, trainable, bounds = (x.numpy() for x in batch([40, 3, 0, 58], torch.float32))
+    wanted = gae(rewards, values, trainable, bounds, gamma=0.9, lam=0.8)
+
+    def every_second(x: np.ndarray) -> np.ndarray:
+        wide = np.zeros(2 * x.size, x.dtype)
+        wide[::2] = x
+        return wide[::2]
+
+    def locked(x: np.ndarray) -> np.ndarray:
+        x = x.copy()
+        x.flags.writeable = False
+        return x
+
+    makes = (every_second, locked, lambda x: x[::-1].copy()[::-1], lambda x: x.copy().view(np.memmap))
+    for make in makes:
+        found = gae(make(rewards), make(values), make(trainable), make(bounds), gamma=0.9, lam=0.8)
+        for one, other in zip(found, wanted, strict=True):
+            np.testing.assert_array_equal(one, other)
+    with pytest.raises(InvalidInput, match="values: expected a numpy array like the others, got Tensor"):
+        gae(rewards, torch.from_numpy(values), trainable, bounds)
+
+
 def test_operator_contracts() -> None:
     rewards, values, trainable, bounds = batch([5, 30])
     checks = {"test_utils": ("test_schema", "test_faketensor")}

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -58,15 +59,25 @@ def block_in(text: str) -> str:
 
 
 def heading(records: Sequence[Record]) -> str:
-    """Where and with what: of the last record, which is what a reader wants to know first."""
+    """Where and with what: of the last record, which is what a reader wants to know first; and every commit
+    that a record is of."""
     last = records[-1]
     versions = last["versions"]
-    commit = last.get("commit", "")[:7] + (" (changed)" if last.get("changed") else "")
     cpu = last["cpu"]
     return (
-        f"{cpu['model']} ({cpu['family']}, {cpu['tier']}), {cpu['cores']} cores, commit {commit or '?'}, "
+        f"{cpu['model']} ({cpu['family']}, {cpu['tier']}), {cpu['cores']} cores, {_commits(records)}, "
         f"{last['time'][:10]}, torch {versions.get('torch', '?')}; {_met(records)}"
     )
+
+
+def _commits(records: Iterable[Record]) -> str:
+    """Those of most records first."""
+    names = Counter(
+        (record.get("commit", "")[:7] or "?") + (" (changed)" if record.get("changed") else "")
+        for record in records
+    )
+    shown = [name for name, _ in names.most_common()]
+    return f"commit {shown[0]}" if len(shown) == 1 else f"commits {', '.join(shown)}"
 
 
 def _met(records: Iterable[Record]) -> str:

@@ -329,20 +329,29 @@ def group_advantage(
     return out
 
 
-def _gae_directly(inputs: tuple, settings: tuple, out: Any) -> tuple[Tensor, Tensor] | None:
-    """The results of plain tensors in memory order, as the kernel found them; None where they are others, or
+def _gae_directly(inputs: tuple, settings: tuple, out: Any) -> tuple[Array, Array] | None:
+    """The results of plain arrays in memory order, as the kernel found them; None where they are others, or
     where something is wrong, for which the checks have better words than the kernel."""
     if out is not None and not (isinstance(out, tuple | list) and len(out) == 2):
         return None
-    if inputs[0] is None or not is_eager(*inputs, *(out or ())):
+    arrays, first = (*inputs, *(out or ())), inputs[0]
+    if all(type(x) is np.ndarray for x in arrays):
+        results = (np.empty_like(first), np.empty_like(first)) if out is None else tuple(out)
+        run: Callable[..., None] = _run_on_numpy
+    elif first is not None and is_eager(*arrays):
+        results = (torch.empty_like(first), torch.empty_like(first)) if out is None else tuple(out)
+        run = operators.run_gae
+    else:
         return None
-    rewards = inputs[0]
-    results = (torch.empty_like(rewards), torch.empty_like(rewards)) if out is None else tuple(out)
     try:
-        operators.run_gae(inputs, settings, results)
+        run(inputs, settings, results)
     except (TypeError, ValueError):
         return None
     return results
+
+
+def _run_on_numpy(inputs: tuple, settings: tuple, results: tuple) -> None:
+    _native.ppo_gae(*inputs, *settings, *results)
 
 
 def _joined(op: str, name: str, parts: Array, columns: int, join: Callable[[Array, Array], None]) -> Array:
