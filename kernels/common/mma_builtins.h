@@ -92,6 +92,18 @@ inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row,
   emulator::meet_warp("ldmatrix_x4_trans", 0xffffffffu, &mine, &emulator::load_matrices, site);
 }
 
+inline uint32_t multiply_bfloat16(uint32_t x, uint32_t y) {
+  uint32_t products = 0;
+  for (int shift : {0, 16}) {
+    BFloat16 product;
+    narrow(widen(BFloat16{static_cast<uint16_t>(x >> shift)}) *
+               widen(BFloat16{static_cast<uint16_t>(y >> shift)}),
+           &product);
+    products |= static_cast<uint32_t>(product.bits) << shift;
+  }
+  return products;
+}
+
 inline void copy_async_16(void* to, const void* from, int bytes = 16) {
   emulator::check_shared("the target of copy_async_16", to, 16);
   if (bytes < 0 || bytes > 16) emulator::fail("0 to 16 bytes for copy_async_16", std::to_string(bytes));
@@ -110,11 +122,6 @@ inline uint32_t pack_bfloat16(float low, float high) {
   narrow(low, &halves[0]);
   narrow(high, &halves[1]);
   return static_cast<uint32_t>(halves[1].bits) << 16 | halves[0].bits;
-}
-
-inline uint32_t multiply_bfloat16(uint32_t x, uint32_t y) {
-  return pack_bfloat16(emulator::half_of(x, 0) * emulator::half_of(y, 0),
-                       emulator::half_of(x, 1) * emulator::half_of(y, 1));
 }
 
 }  // namespace earnest::simt
