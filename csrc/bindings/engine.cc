@@ -323,22 +323,24 @@ Said generate(LoadedModel& loaded, const std::vector<Write>& keys, const std::ve
 // Chunks as (samples, mel [frames * n_mels]).
 using Chunks = std::vector<std::pair<int64_t, std::vector<float>>>;
 
-Chunks taken(std::vector<engine::Chunk> closed) {
+Chunks taken(const std::vector<engine::Chunk>& closed) {
   Chunks chunks;
-  for (engine::Chunk& chunk : closed) chunks.emplace_back(chunk.samples, std::move(chunk.mel));
+  for (const auto& [samples, frames, mel] : closed) {
+    chunks.emplace_back(samples, std::vector<float>(mel.begin(), mel.end()));
+  }
   return chunks;
 }
 
 Chunks push(engine::ClipFeatures& features, const Input<float, 1>& pcm) {
   std::vector<engine::Chunk> closed;
   raise_if_error(features.push(pcm.data(), static_cast<int64_t>(pcm.shape(0)), &closed));
-  return taken(std::move(closed));
+  return taken(closed);
 }
 
 Chunks finish(engine::ClipFeatures& features) {
   std::vector<engine::Chunk> closed;
   raise_if_error(features.finish(&closed));
-  return taken(std::move(closed));
+  return taken(closed);
 }
 
 std::unique_ptr<engine::ClipFeatures> make_features(int64_t n_mels) {

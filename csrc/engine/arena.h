@@ -10,6 +10,8 @@
 #include <new>
 #include <vector>
 
+#include "csrc/engine/page_vector.h"
+
 namespace earnest::engine {
 
 class Arena {
@@ -61,12 +63,14 @@ class Arena {
   static constexpr size_t kAlignment = 64;
   static constexpr size_t kLeast = size_t{1} << 20;
 
+  // Pages of their own: blocks that the first passes outgrow are large.
   struct Free {
-    void operator()(void* memory) const { ::operator delete(memory, std::align_val_t{kAlignment}); }
+    size_t bytes;
+    void operator()(char* memory) const { PageAllocator<char>().deallocate(memory, bytes); }
   };
   struct Block {
-    explicit Block(size_t size) : memory(::operator new(size, std::align_val_t{kAlignment})), bytes(size) {}
-    std::unique_ptr<void, Free> memory;
+    explicit Block(size_t size) : memory(PageAllocator<char>().allocate(size), Free{size}), bytes(size) {}
+    std::unique_ptr<char, Free> memory;
     size_t bytes;
   };
 
@@ -77,7 +81,7 @@ class Arena {
       used_ = 0;
     }
     if (current_ == blocks_.size()) blocks_.push_back(Block(std::max({bytes, held(), kLeast})));
-    void* memory = static_cast<char*>(blocks_[current_].memory.get()) + used_;
+    void* memory = blocks_[current_].memory.get() + used_;
     used_ += bytes;
     return memory;
   }

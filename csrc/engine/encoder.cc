@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "csrc/engine/encoder.h"
 
+#include <algorithm>
 #include <cstring>
 #include <string>
 
@@ -79,41 +80,45 @@ Status Encoder::run_as(const float* mel, int64_t frames, T* out, Arena* arena) c
   const int64_t kept = config_.kept_frames(frames);
   if (kept == 0) return {};
   const Arena::Scope scope(arena);
-  T* heard = arena->take<T>(frames * config_.n_mels);
-  for (int64_t i = 0; i < frames * config_.n_mels; ++i) narrow(mel[i], heard + i);
-  T* windows = arena->take<T>(frames * 3 * std::max(config_.n_mels, width));
-  T* once = arena->take<T>(frames * width);
-  gather_windows(heard, frames, config_.n_mels, 1, frames, windows);
-  EARNEST_RETURN_IF_ERROR(conv1_->multiply(windows, frames, once, arena));
-  EARNEST_RETURN_IF_ERROR(gelu(once, frames * width));
-  gather_windows(once, frames, width, 2, rows, windows);
   T* x = arena->take<T>(rows * width);
-  EARNEST_RETURN_IF_ERROR(conv2_->multiply(windows, rows, x, arena));
-  EARNEST_RETURN_IF_ERROR(gelu(x, rows * width));
+  EARNEST_RETURN_IF_ERROR(convolve(mel, frames, x, arena));
   EARNEST_RETURN_IF_ERROR(add(positions_->as<T>(), rows * width, x));
-
   const auto valid = static_cast<int32_t>(config_.valid_positions(frames));
-  T* normed = arena->take<T>(rows * width);
-  T* wide = arena->take<T>(rows * 4 * width);
+  T* y = arena->take<T>(rows * width);
   for (const Block& block : blocks_) {
-    EARNEST_RETURN_IF_ERROR(normalise(block.attention_norm, x, rows, normed, arena));
-    EARNEST_RETURN_IF_ERROR(attend(block, normed, rows, valid, wide, arena));
-    EARNEST_RETURN_IF_ERROR(add(wide, rows * width, x));
-    EARNEST_RETURN_IF_ERROR(normalise(block.mlp_norm, x, rows, normed, arena));
-    EARNEST_RETURN_IF_ERROR(block.widen->multiply(normed, rows, wide, arena));
-    EARNEST_RETURN_IF_ERROR(gelu(wide, rows * 4 * width));
-    EARNEST_RETURN_IF_ERROR(block.narrow->multiply(wide, rows, normed, arena));
-    EARNEST_RETURN_IF_ERROR(add(normed, rows * width, x));
+    EARNEST_RETURN_IF_ERROR(normalise(block.attention_norm, x, rows, y, arena));
+    EARNEST_RETURN_IF_ERROR(attend(block, rows, valid, y, arena));
+    EARNEST_RETURN_IF_ERROR(add(y, rows * width, x));
+    EARNEST_RETURN_IF_ERROR(normalise(block.mlp_norm, x, rows, y, arena));
+    EARNEST_RETURN_IF_ERROR(feed_forward(block, rows, y, arena));
+    EARNEST_RETURN_IF_ERROR(add(y, rows * width, x));
   }
   if (config_.avg_pool) {
     frames::AveragePool<T> pool;
     pool.rows = kept;
     pool.width = width;
     pool.x = x;
-    pool.y = normed;
+    pool.y = y;
     EARNEST_RETURN_IF_ERROR(frames::run(pool));
   }
-  return normalise(after_norm_, config_.avg_pool ? normed : x, kept, out, arena);
+  return normalise(after_norm_, config_.avg_pool ? y : x, kept, out, arena);
+}
+
+// x = gelu(conv2(gelu(conv1(mel)))), the second of stride 2.
+template <typename T>
+Status Encoder::convolve(const float* mel, int64_t frames, T* x, Arena* arena) const {
+  const int64_t width = config_.n_audio_state, n_mels = config_.n_mels, rows = config_.positions(frames);
+  const Arena::Scope scope(arena);
+  T* heard = arena->take<T>(frames * n_mels);
+  for (int64_t i = 0; i < frames * n_mels; ++i) narrow(mel[i], heard + i);
+  T* windows = arena->take<T>(3 * std::max(frames * n_mels, rows * width));
+  T* once = arena->take<T>(frames * width);
+  gather_windows(heard, frames, n_mels, 1, frames, windows);
+  EARNEST_RETURN_IF_ERROR(conv1_->multiply(windows, frames, once, arena));
+  EARNEST_RETURN_IF_ERROR(gelu(once, frames * width));
+  gather_windows(once, frames, width, 2, rows, windows);
+  EARNEST_RETURN_IF_ERROR(conv2_->multiply(windows, rows, x, arena));
+  return gelu(x, rows * width);
 }
 
 template <typename T>
@@ -132,15 +137,13 @@ Status Encoder::normalise(const Norm& norm, const T* x, int64_t rows, T* y, Aren
   return frames::run(job);
 }
 
-// y = out(attention(x))
+// x = out(attention(x))
 template <typename T>
-Status Encoder::attend(const Block& block, const T* x, int64_t rows, int32_t valid, T* y,
-                       Arena* arena) const {
+Status Encoder::attend(const Block& block, int64_t rows, int32_t valid, T* x, Arena* arena) const {
   const int64_t width = config_.n_audio_state;
   const Arena::Scope scope(arena);
   T* qkv = arena->take<T>(3 * rows * width);
   T* apart = arena->take<T>(3 * rows * width);
-  T* mixed = arena->take<T>(rows * width);
   EARNEST_RETURN_IF_ERROR(block.qkv->multiply(x, rows, qkv, arena));
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t part = 0; part < 3; ++part) {
@@ -156,8 +159,19 @@ Status Encoder::attend(const Block& block, const T* x, int64_t rows, int32_t val
   params.q = apart;
   params.k = apart + rows * width;
   params.v = apart + 2 * rows * width;
+  T* mixed = qkv;  // of which nothing is needed any more
   EARNEST_RETURN_IF_ERROR(attention::forward(params, {mixed, nullptr}));
-  return block.out->multiply(mixed, rows, y, arena);
+  return block.out->multiply(mixed, rows, x, arena);
+}
+
+// x = mlp(x)
+template <typename T>
+Status Encoder::feed_forward(const Block& block, int64_t rows, T* x, Arena* arena) const {
+  const Arena::Scope scope(arena);
+  T* wide = arena->take<T>(rows * 4 * config_.n_audio_state);
+  EARNEST_RETURN_IF_ERROR(block.widen->multiply(x, rows, wide, arena));
+  EARNEST_RETURN_IF_ERROR(gelu(wide, rows * 4 * config_.n_audio_state));
+  return block.narrow->multiply(wide, rows, x, arena);
 }
 
 }  // namespace earnest::engine

@@ -39,7 +39,11 @@ class Encoder {
   template <typename T>
   Status normalise(const Norm& norm, const T* x, int64_t rows, T* y, Arena* arena) const;
   template <typename T>
-  Status attend(const Block& block, const T* x, int64_t rows, int32_t valid, T* y, Arena* arena) const;
+  Status convolve(const float* mel, int64_t frames, T* x, Arena* arena) const;
+  template <typename T>
+  Status attend(const Block& block, int64_t rows, int32_t valid, T* x, Arena* arena) const;
+  template <typename T>
+  Status feed_forward(const Block& block, int64_t rows, T* x, Arena* arena) const;
 
   EncoderConfig config_;
   Precision precision_ = Precision::kFloat32;

@@ -42,7 +42,12 @@ Status ClipFeatures::begin() {
   pcm_.clear();
   raw_.clear();
   const int n_mels = n_mels_ < 1 || n_mels_ > logmel::kMaxMels ? 0 : static_cast<int>(n_mels_);
-  return logmel::Stream::create(Device::kCpu, n_mels, logmel::Padding::kStepAudio, &stream_);
+  EARNEST_RETURN_IF_ERROR(
+      logmel::Stream::create(Device::kCpu, n_mels, logmel::Padding::kStepAudio, &stream_));
+  // Room for the longest chunk, so that small pushes do not copy all there is each time.
+  pcm_.reserve(static_cast<size_t>(kMaxChunkSamples + 1));
+  raw_.reserve(static_cast<size_t>(mel_frames(kMaxChunkSamples + 1) * n_mels_));
+  return {};
 }
 
 Status ClipFeatures::push(const float* pcm, int64_t samples, std::vector<Chunk>* closed) {
@@ -74,9 +79,6 @@ Status ClipFeatures::finish(std::vector<Chunk>* closed) {
 }
 
 Status ClipFeatures::take(const float* pcm, int64_t samples) {
-  // Room before anything changes. It doubles, so that small pushes do not copy all there is each time.
-  const size_t needed = pcm_.size() + static_cast<size_t>(samples);
-  if (needed > pcm_.capacity()) pcm_.reserve(std::max(needed, 2 * pcm_.capacity()));
   EARNEST_RETURN_IF_ERROR(stream_->push(pcm, samples));
   pcm_.insert(pcm_.end(), pcm, pcm + samples);
   return read_ready();

@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "csrc/engine/page_vector.h"
 #include "kernels/common/status.h"
 #include "kernels/logmel/logmel.h"
 
@@ -25,7 +26,7 @@ std::vector<int64_t> chunk_sizes(int64_t samples);
 
 struct Chunk {
   int64_t samples = 0, frames = 0;
-  std::vector<float> mel;  // [frames, n_mels], normalised
+  PageVector<float> mel;  // [frames, n_mels], normalised
 };
 
 // A clip at 16 kHz that arrives in pieces of any size. Its frames are computed as soon as their samples are
@@ -54,9 +55,9 @@ class ClipFeatures {
   const int64_t n_mels_;
   bool split_ = false;  // the clip is known to be longer than one chunk
   int64_t pushed_ = 0;
-  std::vector<float> pcm_;   // of the open chunk
-  std::vector<float> raw_;   // its frames so far, [frames, n_mels]
-  std::vector<float> read_;  // frames on their way from the stream
+  PageVector<float> pcm_;   // of the open chunk
+  PageVector<float> raw_;   // its frames so far, [frames, n_mels]
+  PageVector<float> read_;  // frames on their way from the stream
   std::unique_ptr<logmel::Stream> stream_;
 };
 

@@ -39,6 +39,7 @@ Status Model::create(const Config& config, Tensors tensors, Precision precision,
     EARNEST_RETURN_IF_ERROR(made->adaptor_.create(config.audio, &made->weights_));
     EARNEST_RETURN_IF_ERROR(made->decoder_.create(config.text, &made->weights_));
     EARNEST_RETURN_IF_ERROR(made->head_.create(config.text, &made->weights_));
+    made->weights_.let_files_go();
     *model = std::move(made);
     return {};
   });

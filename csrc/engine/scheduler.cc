@@ -280,7 +280,7 @@ void Scheduler::apply_chunk(Step* step) {
     ++core_.totals.encoded_chunks;
     chunk.embeddings = std::move(step->embeddings);
     chunk.heard = true;
-    std::vector<float>().swap(chunk.mel);
+    PageVector<float>().swap(chunk.mel);
     return;
   }
   const std::vector<Answering> running = core_.running;

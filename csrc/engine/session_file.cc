@@ -21,7 +21,7 @@ using ChunkList = std::vector<std::shared_ptr<HeardChunk>>;
 // A sound as it was when writing began: embeddings stay, features go when they have been heard.
 struct SavedChunk {
   std::shared_ptr<const HeardChunk> chunk;
-  std::vector<float> mel;
+  PageVector<float> mel;
 };
 
 // Keys and values of the first tokens, layer by layer, through `each(memory, bytes)`.

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "csrc/engine/digest.h"
+#include "csrc/engine/page_vector.h"
 
 namespace earnest::engine {
 
@@ -17,7 +18,7 @@ namespace earnest::engine {
 struct HeardChunk {
   Digest digest = {};  // of the features, which decide everything that follows
   int64_t frames = 0, rows = 0;
-  std::vector<float> mel;        // [frames, n_mels], or empty when it was heard
+  PageVector<float> mel;         // [frames, n_mels], or empty when it was heard
   std::vector<char> embeddings;  // [rows, hidden_size] of the model's precision
   bool heard = false;
 };

@@ -44,7 +44,7 @@ class WeightMemory {
 
  private:
   static constexpr size_t kHugePage = size_t{2} << 20;
-  static constexpr size_t kLeast = size_t{16} << 20;
+  static constexpr size_t kLeast = size_t{64} << 20;  // each may end in a huge page that is hardly used
 
   // The pages up to what is still to be taken.
   void touch() {

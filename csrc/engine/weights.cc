@@ -260,11 +260,15 @@ Status Weights::read(Array* array) const {
   const TensorView& source = array->source_;
   const bool float32 = precision_ != Precision::kBFloat16;
   const bool same = source.type == (float32 ? StoredType::kFloat32 : StoredType::kBFloat16);
-  if (same && reinterpret_cast<uintptr_t>(source.data) % size_of(precision_) == 0) {
+  // With whatever is touched of a file, the system maps 64 KB around it.
+  constexpr size_t kAround = size_t{64} << 10;
+  const size_t bytes = static_cast<size_t>(source.count()) * size_of(precision_);
+  const bool small = source.mapped != nullptr && bytes < kAround;
+  if (same && !small && reinterpret_cast<uintptr_t>(source.data) % size_of(precision_) == 0) {
     array->data_ = source.data;
     return {};
   }
-  array->copy_.resize(static_cast<size_t>(source.count()) * size_of(precision_));
+  array->copy_.resize(bytes);
   array->data_ = array->copy_.data();
   if (float32) {
     engine::read(source, 0, source.count(), reinterpret_cast<float*>(array->copy_.data()));
@@ -281,6 +285,10 @@ Status Weights::refresh() {
     for (const auto& matrix : matrices_) EARNEST_RETURN_IF_ERROR(matrix->refresh());
     return {};
   });
+}
+
+void Weights::let_files_go() const {
+  for (const auto& [name, view] : tensors_.views) let_go(view);
 }
 
 size_t Weights::bytes() const {

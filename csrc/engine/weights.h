@@ -41,7 +41,8 @@ class Matrix {
 
 class QuantizedMatrix;
 
-// Numbers in the model's precision: those of the tensor itself where it has them in that type, else a copy.
+// Numbers in the model's precision: those of the tensor itself where it has them in that type, else a copy,
+// as of few in a file.
 class Array {
  public:
   template <typename T>
@@ -109,6 +110,9 @@ class Weights {
 
   // Reads all tensors again: for weights in a trainer's memory, after a step.
   Status refresh();
+
+  // Once all are made: what was read of files leaves memory, until what is used in place is touched again.
+  void let_files_go() const;
 
   size_t bytes() const;  // of packed and converted numbers; those in place not counted
 

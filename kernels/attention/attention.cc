@@ -4,12 +4,12 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
 #include <memory>
 #include <new>
 
 #include "kernels/attention/attention_backend.h"
 #include "kernels/common/cpu_tier.h"
+#include "kernels/common/pages.h"
 #include "kernels/common/thread_pool.h"
 
 namespace earnest::attention {
@@ -19,18 +19,18 @@ namespace {
 constexpr int64_t kWorthThreads = 1 << 20;
 constexpr int64_t kChunksPerThread = 16;
 
-// Memory that each thread keeps between calls; it only grows.
+// Memory that each thread keeps between calls; it only grows, as a cache does step by step, so that what it
+// outgrows has to go back to the system.
 struct ThreadScratch {
-  char* memory = nullptr;
+  void* memory = nullptr;
   size_t size = 0;
-  ~ThreadScratch() { std::free(memory); }
+  ~ThreadScratch() { give_pages_back(memory, size); }
 
   void* reserve(size_t bytes) {
     if (bytes <= size) return memory;
-    std::free(memory);
-    size = (bytes + 63) / 64 * 64;
-    memory = static_cast<char*>(std::aligned_alloc(64, size));
-    if (memory == nullptr) size = 0;
+    give_pages_back(memory, size);
+    memory = take_pages(bytes);
+    size = memory == nullptr ? 0 : bytes;
     return memory;
   }
 };

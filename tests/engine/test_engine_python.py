@@ -6,7 +6,6 @@ import gc
 import itertools
 import math
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -183,14 +182,6 @@ def test_forks_truncations_and_files_go_on_alike(engine, tmp_path):
         engine.load_session(tmp_path / "none")
 
 
-def wait_until_idle(engine):
-    for _ in range(500):
-        if engine.stats()["running"] == 0:
-            return
-        time.sleep(0.01)
-    raise AssertionError("something still runs")
-
-
 def test_an_answer_ends_when_it_is_cancelled_closed_or_forgotten(engine):
     for ending in ("cancel", "close", "forget", "with", "thread"):
         session = engine.session()
@@ -219,13 +210,13 @@ def test_an_answer_ends_when_it_is_cancelled_closed_or_forgotten(engine):
             thread.start()
             assert list(answer)[-1].finish_reason == "cancelled"
             thread.join()
-        wait_until_idle(engine)
+        assert engine.stats()["running"] == 0
         session.add_text("more")
         assert len(session) == 3  # what had been said stays
     for event in session.generate(**LONG):  # the loop's own iterator, left early
         if isinstance(event, Reply):
             break
-    wait_until_idle(engine)
+    assert engine.stats()["running"] == 0
 
 
 def test_two_sessions_answer_at_once_in_one_loop(engine):
@@ -258,19 +249,20 @@ def test_a_cancelled_task_cancels_its_answer(engine):
     session = engine.session()
     session.add_text("how do I sound?")
 
-    async def talk():
+    async def talk(begun):
         async for _ in session.generate(**LONG):
-            pass
+            begun.set()
 
     async def interrupted():
-        task = asyncio.create_task(talk())
-        await asyncio.sleep(0.05)
+        begun = asyncio.Event()
+        task = asyncio.create_task(talk(begun))
+        await begun.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
 
     asyncio.run(interrupted())
-    wait_until_idle(engine)
+    assert engine.stats()["running"] == 0
     session.add_text("more")
 
     async def left_early():
@@ -280,7 +272,7 @@ def test_a_cancelled_task_cancels_its_answer(engine):
                     break
 
     asyncio.run(left_early())
-    wait_until_idle(engine)
+    assert engine.stats()["running"] == 0
 
 
 def test_others_run_while_one_waits(engine):

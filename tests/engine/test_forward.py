@@ -255,3 +255,18 @@ def test_tied_embeddings_that_differ_are_refused():
     state["lm_head.weight"][96, 47] += 1
     with pytest.raises(ValueError, match=r"the values of model.embed_tokens.weight"):
         _native.engine.from_memory(json.dumps(model.config.to_dict()), state, "float32")
+
+
+@pytest.mark.parametrize("finer", ["lm_head.weight", "model.embed_tokens.weight"])
+def test_tied_embeddings_of_two_types_are_compared_by_their_values(finer):
+    """float32 beside bfloat16: what bfloat16 has not the digits for is a difference."""
+    coarser = ({"lm_head.weight", "model.embed_tokens.weight"} - {finer}).pop()
+    model = toy_model(tie_word_embeddings=True)
+    state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    state[coarser] = state[coarser].bfloat16()
+    state[finer] = state[coarser].float()
+    config = json.dumps(model.config.to_dict())
+    _native.engine.from_memory(config, state, "float32")
+    state[finer][96, 47] *= 1 + 2**-12
+    with pytest.raises(ValueError, match=r"the values of model.embed_tokens.weight"):
+        _native.engine.from_memory(config, state, "float32")
