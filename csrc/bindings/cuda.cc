@@ -37,6 +37,10 @@ const char* name_of(FaultOp op) {
       return "logprob";
     case FaultOp::kAttention:
       return "attention";
+    case FaultOp::kPagedAttention:
+      return "paged_attention";
+    case FaultOp::kRotaryWrite:
+      return "rotary_write";
   }
   return "unknown";
 }

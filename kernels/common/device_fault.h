@@ -17,7 +17,17 @@ namespace earnest {
 using FaultWord = unsigned long long;  // what atomicMin takes
 constexpr FaultWord kNoFault = ~0ull;
 
-enum class FaultOp : uint8_t { kGae = 1, kPpoLoss, kWhiten, kGroupAdvantage, kLogMel, kLogProb, kAttention };
+enum class FaultOp : uint8_t {
+  kGae = 1,
+  kPpoLoss,
+  kWhiten,
+  kGroupAdvantage,
+  kLogMel,
+  kLogProb,
+  kAttention,
+  kPagedAttention,
+  kRotaryWrite
+};
 
 struct Fault {
   FaultOp op;

@@ -102,6 +102,18 @@ inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row,
   emulator::meet_warp("ldmatrix_x4_trans", 0xffffffffu, &mine, &emulator::load_matrices, site);
 }
 
+inline uint32_t multiply_bfloat16(uint32_t x, uint32_t y) {
+  uint32_t products = 0;
+  for (int shift : {0, 16}) {
+    BFloat16 product;
+    narrow(widen(BFloat16{static_cast<uint16_t>(x >> shift)}) *
+               widen(BFloat16{static_cast<uint16_t>(y >> shift)}),
+           &product);
+    products |= static_cast<uint32_t>(product.bits) << shift;
+  }
+  return products;
+}
+
 inline void copy_async_16(void* to, const void* from, int bytes = 16) {
   emulator::check_shared("the target of copy_async_16", to, 16);
   if (bytes < 0 || bytes > 16) emulator::fail("0 to 16 bytes for copy_async_16", std::to_string(bytes));

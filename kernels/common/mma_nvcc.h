@@ -41,6 +41,14 @@ __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void* 
                : "memory");
 }
 
+__device__ __forceinline__ uint32_t multiply_bfloat16(uint32_t x, uint32_t y) {
+  uint32_t product;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;"
+      : "=r"(product)
+      : "r"(x), "r"(y), "r"(0x80008000u));  // - 0: changes nothing
+  return product;
+}
+
 __device__ __forceinline__ void copy_async_16(void* to, const void* from, int bytes = 16) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
                "r"(bytes)

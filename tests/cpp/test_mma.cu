@@ -87,6 +87,10 @@ __global__ void copy_in_groups(const int* from, int* out) {
 
 __global__ void pack(const float* x, uint32_t* out) { *out = simt::pack_bfloat16(x[0], x[1]); }
 
+__global__ void multiply_halves(const uint32_t* x, uint32_t* out) {
+  *out = simt::multiply_bfloat16(x[0], x[1]);
+}
+
 Status run(const char* name, auto kernel, int threads, size_t shared_bytes, auto... arguments) {
   return simt::launch({"test", name}, kernel, 1, threads, shared_bytes, nullptr, arguments...);
 }
@@ -195,6 +199,14 @@ TEST(two_numbers_are_packed_low_first_and_rounded_to_even) {
   OnDevice<uint32_t> out(std::vector<uint32_t>{0});
   CHECK(run("pack", pack, 1, 0, x.data(), out.data()).ok());
   CHECK(out.values()[0] == 0xc0023f80u);
+}
+
+TEST(halves_are_multiplied_and_subnormal_numbers_count) {
+  OnDevice<uint32_t> x(
+      std::vector<uint32_t>{0x80103fc0u, 0x7b803fc0u});  // -2^-129 times 2^120; 1.5 times 1.5
+  OnDevice<uint32_t> out(std::vector<uint32_t>{0});
+  CHECK(run("multiply", multiply_halves, 1, 0, x.data(), out.data()).ok());
+  CHECK(out.values()[0] == 0xbb004010u);  // -2^-9, 2.25
 }
 
 #if defined(EARNEST_EMULATED)
