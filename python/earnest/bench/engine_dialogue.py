@@ -17,7 +17,8 @@ from earnest.bench.engine_weights import Decoder
 from earnest.bench.pitch import voice
 
 SECONDS, RATE = 5, 16_000  # of a turn
-WORDS = "I hear you, and what you say sounds like something that I would like to know more about."
+# An answer of 20 tokens, as a sentence has: the small vocabulary knows hardly any other words whole.
+WORDS = "a few words to read and to say, a few words to read and to say, "
 SLOWER = 1.2  # what turn 50 may take of turn 2's time
 LOAD_SECONDS, REST_BYTES = 0.3, 64 << 20
 LOAD_TOLERANCE = 0.1  # of the largest logit, against float32
