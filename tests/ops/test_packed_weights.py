@@ -10,7 +10,6 @@ from torch import Tensor
 
 from earnest.ops import linear
 from earnest.ops.linear import _packed, forget_packed
-from earnest.ops.packed_weights import HUGE_PAGE
 
 
 @pytest.fixture
@@ -135,15 +134,6 @@ def test_a_change_of_all_of_a_large_weight_behind_torchs_back_is_seen():
     linear(x, weight)
     weight.data.mul_(1.5)
     assert torch.equal(linear(x, weight), linear(x, weight.detach().clone()))
-
-
-def test_a_large_copy_begins_where_a_huge_page_does():
-    weights = [torch.nn.Parameter(torch.randn(600 + 100 * i, 2048)) for i in range(3)]
-    for weight in weights:
-        packed = _packed.of([weight], torch.float32, transposed=False)
-        assert packed.numel() > 2 * HUGE_PAGE
-        assert packed.data_ptr() % HUGE_PAGE == 0
-        torch.testing.assert_close(linear(torch.eye(2048)[:5], weight), weight.detach().T[:5])
 
 
 def test_inference_tensors_are_packed_each_time():

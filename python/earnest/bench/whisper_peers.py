@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import tempfile
 from collections.abc import Callable
@@ -201,6 +202,8 @@ class WhisperCpp:
         peers.load("pywhispercpp")
         self._api = api = peers.load("_pywhispercpp", "pywhispercpp")
         api.whisper_log_set(lambda *_: None)
+        # It keeps its callback beyond Python's end: one that is freed then takes the process down.
+        atexit.register(api.whisper_log_set, print)
         self._threads = ops.num_threads()
         with tempfile.NamedTemporaryFile(prefix="earnest-bench-") as file:
             ggml_whisper.write(encoder, Path(file.name))

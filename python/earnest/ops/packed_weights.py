@@ -13,7 +13,6 @@ from torch.utils.dlpack import to_dlpack
 
 from earnest import _native
 
-HUGE_PAGE = 2 << 20
 Form = tuple[bool, torch.dtype]  # whether it is transposed, and the type it is packed in
 
 
@@ -82,21 +81,12 @@ def _state(weight: Tensor) -> tuple:
     return weight._version, weight.data_ptr(), weight.shape, weight.stride(), weight.dtype, seen
 
 
-def _memory(size: int) -> Tensor:
-    """uint8 [size]; what is large begins where a huge page does, so that all of it can lie in such pages."""
-    if size < 2 * HUGE_PAGE:
-        return torch.empty(size, dtype=torch.uint8)
-    room = torch.empty(size + HUGE_PAGE, dtype=torch.uint8)
-    first = -room.data_ptr() % HUGE_PAGE
-    return room[first : first + size]
-
-
 def _pack(weights: Sequence[Tensor], dtype: torch.dtype, transposed: bool, memory: Tensor | None) -> Tensor:
     with torch.no_grad():
         whole = weights[0].detach() if len(weights) == 1 else torch.cat([w.detach() for w in weights])
         source = whole.to(dtype).contiguous()
     size = _native.linear_packed_size(to_dlpack(source), transposed)
     if memory is None or memory.numel() != size:
-        memory = _memory(size)
+        memory = torch.empty(size, dtype=torch.uint8)
     _native.linear_pack(to_dlpack(source), transposed, to_dlpack(memory))
     return memory
