@@ -139,13 +139,6 @@ __device__ inline void multiply(const Piece (&left)[2], const CodeFragments<kCod
 
 // ---- results ----
 
-// Which part a block of the launch belongs to.
-__device__ inline int part_of_block(const Job& job, int64_t block) {
-  int part = 0;
-  while (part + 1 < job.count && job.parts[part + 1].first_block <= block) ++part;
-  return part;
-}
-
 // One number of the result: `sum` of all strands. The same arithmetic wherever it is called.
 template <Codes kCodes>
 __device__ inline void store(const Job& job, const PartJob& part, int64_t row, int64_t output, float sum) {

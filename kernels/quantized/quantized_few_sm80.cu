@@ -110,7 +110,7 @@ template <Codes kCodes, int kHalves>
 __global__ void __launch_bounds__(kThreads) few_rows(const Job job) {
   using Mine = Strand<kCodes, kHalves>;
   constexpr int kRows = 8 * kHalves, kNumbers = kRows * kPair;
-  const PartJob& part = job.parts[part_of_block(job, blockIdx.x)];
+  const PartJob& part = job.parts[part_of_block(job.parts, job.count, blockIdx.x)];
   const int64_t row = int64_t{blockIdx.y} * kRows, output = (blockIdx.x - part.first_block) * kPair;
   typename Mine::Sums sums = {};
   Mine(job, part, row, output).multiply(sums);

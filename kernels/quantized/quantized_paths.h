@@ -7,13 +7,13 @@
 
 #include "kernels/common/bfloat16.h"
 #include "kernels/common/host_device.h"
+#include "kernels/common/parts.h"
 #include "kernels/common/status.h"
 #include "kernels/quantized/quantized.h"
 
 namespace earnest::quantized::gpu {
 
 constexpr const char* kOp = "quantized";
-constexpr int kMostParts = 16;
 constexpr int kPair = 2 * kPanel;  // outputs that a warp takes: two panels
 constexpr int kTileRows = 128, kTileOutputs = 2 * kPair;
 

@@ -135,7 +135,7 @@ __device__ void multiply_all(const Job& job, const PartJob& part, int64_t row, i
 template <Codes kCodes>
 __global__ void __launch_bounds__(kThreads, 1) tiles(const Job job, const int64_t row_blocks) {
   const int64_t column = blockIdx.x / row_blocks;  // blocks that run together share codes
-  const PartJob& part = job.parts[part_of_block(job, column)];
+  const PartJob& part = job.parts[part_of_block(job.parts, job.count, column)];
   const int64_t row = blockIdx.x % row_blocks * kTileRows,
                 output = (column - part.first_block) * kTileOutputs;
   Sums sums = {};
