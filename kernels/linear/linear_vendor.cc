@@ -76,6 +76,7 @@ bool find_all(void* library, Functions* f) {
 using Alignments = std::array<int64_t, 3>;  // of W, x and y
 // Device, type, sizes, the output's pitch, alignments, and whether there is a bias.
 using Key = std::array<int64_t, 10>;
+constexpr size_t kMostKept = 4096;  // prompts come in all lengths
 
 // A library that was found stays; one that was not is looked for again.
 struct Library {
@@ -200,6 +201,7 @@ Status run(Library* l, int device, Handle handle, const Job& job, void* workspac
     Heuristic found = {};
     if (Status status = status_of("an algorithm", problem.choose(handle, alignments, &found)); !status.ok())
       return status;
+    if (l->algorithms.size() >= kMostKept) l->algorithms.clear();
     known = l->algorithms.emplace(key, found).first;
   }
   const float alpha = 1, beta = 0;

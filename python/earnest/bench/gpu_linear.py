@@ -57,6 +57,7 @@ def _problem(
     x = torch.randn(rows, inputs, generator=g, device=device).bfloat16()
     weight = torch.randn(outputs, inputs, generator=g, device=device).mul_(inputs**-0.5).bfloat16()
     kept = 2 * weight.numel()
+    given: tuple[Any, Any, Any] = (x, weight, weight)
     if weights != "bfloat16":
         from earnest.ops.quantized import quantize
 
@@ -64,8 +65,6 @@ def _problem(
         kept = codes.packed.numel()
         exact = codes.dequantize(torch.float32).to(device)
         given = (x, codes.to(device), exact)
-    else:
-        given = (x, weight, weight)
     checked = np.sort(rng.choice(rows, min(CHECKED_ROWS, rows), replace=False))
     entries = [_ours("earnest", OURS, weights, device, "best", checked)]
     for path in PATHS[weights]:
