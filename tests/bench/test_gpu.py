@@ -80,10 +80,10 @@ def test_the_gpu_script_is_whole_and_fits_into_nine_minutes() -> None:
     words = [step.split() for step in steps]
     assert [word[2] for word in words] == [
         "environment", "build", "programs", "tests", "sanitizers", "determinism", "ppo", "logmel",
-        "attention", "logprob", "demo",
+        "attention", "logprob", "linear", "demo",
     ]  # fmt: skip
     assert total == f"{sum(int(word[0]) for word in words)} s planned, at most 530 s in all"
-    for family in ("ppo", "logmel", "attention", "logprob"):
+    for family in ("ppo", "logmel", "attention", "logprob", "linear"):
         assert family in command.ON_CUDA
 
 

@@ -27,7 +27,7 @@ def exact(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Te
 
 
 def limit(plain: torch.Tensor, wanted: torch.Tensor, dtype: str) -> float:
-    floor = QUANTIZED["floor"][dtype] * float(wanted.abs().max())
+    floor = QUANTIZED["floor"][dtype] * max(1.0, float(wanted.abs().max()))  # terms are of order 1
     return FACTOR * float((plain.double() - wanted).abs().max()) + floor
 
 
