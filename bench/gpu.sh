@@ -13,8 +13,8 @@ cd "$(dirname "$0")/.."
 
 readonly MOST=530  # seconds in all
 export BUILD=build/gpu
-export PROGRAMS="test_simt test_mma test_ppo_cuda test_logmel_cuda test_logprob_cuda test_attention_cuda test_paged_attention_cuda test_rotary_write_cuda"
-export CHECKED="test_simt test_ppo_cuda test_logmel_cuda test_logprob_cuda test_attention_cuda test_paged_attention_cuda test_rotary_write_cuda"  # by compute-sanitizer
+export PROGRAMS="test_simt test_mma test_ppo_cuda test_logmel_cuda test_logprob_cuda test_linear_cuda test_quantized_cuda test_attention_cuda test_paged_attention_cuda test_rotary_write_cuda"
+export CHECKED="test_simt test_ppo_cuda test_logmel_cuda test_logprob_cuda test_linear_cuda test_quantized_cuda test_attention_cuda test_paged_attention_cuda test_rotary_write_cuda"  # by compute-sanitizer
 readonly NAMED="CMakeLists.txt kernels/cuda.cmake tests/cuda python/earnest/__main__.py python/earnest/bench/digest.py
   python/earnest/bench/gpu.py"
 
@@ -134,6 +134,7 @@ step ppo 90 measure ppo
 step logmel 60 measure logmel
 step attention 90 measure attention
 step logprob 110 measure logprob
+step linear 75 measure linear
 step demo 90 demo
 
 if ((dry)); then
