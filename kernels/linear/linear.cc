@@ -8,8 +8,8 @@
 
 #include "kernels/common/cpu_tier.h"
 #include "kernels/common/huge_pages.h"
-#include "kernels/linear/linear_backend.h"
 #include "kernels/linear/linear_cpu.h"
+#include "kernels/linear/linear_cuda.h"
 
 namespace earnest::linear {
 namespace {
@@ -38,8 +38,7 @@ Status check_area(const char* argument, int64_t rows, int64_t columns) {
                           std::to_string(rows) + " x " + std::to_string(columns));
 }
 
-Status check_sizes(Device device, int64_t rows, int64_t columns, int64_t depth) {
-  if (device == Device::kCuda) return unsupported_cuda();
+Status check_sizes(int64_t rows, int64_t columns, int64_t depth) {
   if (rows < 0) return invalid_argument("linear", "rows", "at least 0", std::to_string(rows));
   if (columns < 1) return invalid_argument("linear", "columns", "at least 1", std::to_string(columns));
   if (depth < 1) return invalid_argument("linear", "depth", "at least 1", std::to_string(depth));
@@ -68,16 +67,45 @@ Status check_packed(const Product& p) {
                           "something else");
 }
 
-Status check(const Pack& p) { return check_sizes(p.device, 0, p.columns, p.depth); }
+Status check_cpu(Device device, const char* reason) {
+  if (device == Device::kCpu) return {};
+  return unsupported("linear", "device", std::string("cpu (") + reason + ")", "cuda");
+}
+
+Status check(const Pack& p) {
+  if (Status status = check_cpu(p.device, "on cuda a product takes the matrix itself"); !status.ok())
+    return status;
+  return check_sizes(0, p.columns, p.depth);
+}
 
 Status check(const Product& p) {
-  if (Status status = check_sizes(p.device, p.rows, p.columns, p.depth); !status.ok()) return status;
+  if (p.device == Device::kCuda) {
+    std::string name;
+    if (Status status = which_cuda(p, &name); !status.ok()) return status;
+  }
+  if (Status status = check_sizes(p.rows, p.columns, p.depth); !status.ok()) return status;
   return check_threads(p.threads);
 }
 
 Status check(const WeightGradient& g) {
-  if (Status status = check_sizes(g.device, g.rows, g.outputs, g.inputs); !status.ok()) return status;
+  if (Status status = check_cpu(g.device, "cuda has products alone"); !status.ok()) return status;
+  if (Status status = check_sizes(g.rows, g.outputs, g.inputs); !status.ok()) return status;
   return check_threads(g.threads);
+}
+
+Status check_arrays(const Product& p) {
+  if (Status status = check_pointer("left", p.left); !status.ok()) return status;
+  return check_pointer("output", p.output);
+}
+
+Status run_on_cuda(const Product& p, void* workspace) {
+  if (Status status = check_pointer("packed", p.packed); !status.ok()) return status;
+  if (p.rows == 0) return {};
+  if (Status status = check_arrays(p); !status.ok()) return status;
+  if (workspace_size_cuda(p) > 0) {
+    if (Status status = check_pointer("workspace", workspace); !status.ok()) return status;
+  }
+  return run_cuda(p, workspace);
 }
 
 const TileKernels& kernels_of([[maybe_unused]] CpuTier tier, Type type) {
@@ -115,7 +143,9 @@ Status fingerprint(const Pack& pack, uint64_t* digest) {
 }
 
 size_t workspace_size(const Product& product) {
-  return check(product).ok() ? product_workspace(product.type, product.threads) : 0;
+  if (!check(product).ok()) return 0;
+  if (product.device == Device::kCuda) return workspace_size_cuda(product);
+  return product_workspace(product.type, product.threads);
 }
 
 size_t workspace_size(const WeightGradient& g) {
@@ -139,10 +169,10 @@ Status run(const Pack& pack, void* packed) {
 
 Status run(const Product& product, void* workspace) {
   if (Status status = check(product); !status.ok()) return status;
+  if (product.device == Device::kCuda) return run_on_cuda(product, workspace);
   if (Status status = check_packed(product); !status.ok()) return status;
   if (product.rows == 0) return {};
-  if (Status status = check_pointer("left", product.left); !status.ok()) return status;
-  if (Status status = check_pointer("output", product.output); !status.ok()) return status;
+  if (Status status = check_arrays(product); !status.ok()) return status;
   if (Status status = check_pointer("workspace", workspace); !status.ok()) return status;
   CpuTier tier;
   if (Status status = current_cpu_tier(&tier); !status.ok()) return status;
@@ -166,11 +196,20 @@ Status run(const WeightGradient& g, void* workspace) {
 }
 
 Status which(Device device, std::string* name) {
-  if (device == Device::kCuda) return unsupported_cuda();
+  if (device == Device::kCuda) {
+    Product many;
+    many.type = Type::kBFloat16;
+    many.rows = many.columns = many.depth = int64_t{1} << 20;
+    return which_cuda(many, name);
+  }
   CpuTier tier;
   if (Status status = current_cpu_tier(&tier); !status.ok()) return status;
   *name = std::string("cpu/") + name_of(tier);
   return {};
+}
+
+Status which(const Product& product, std::string* name) {
+  return product.device == Device::kCuda ? which_cuda(product, name) : which(product.device, name);
 }
 
 }  // namespace earnest::linear

@@ -13,6 +13,11 @@
 // the number of threads. float32 and float64 in their own arithmetic; bfloat16 multiplied exactly and summed
 // in float32 (tiers with vdpbf16ps take pairs of the depth at a time, and numbers below 1.2e-38 as zero).
 // Tiers may differ in the last bits. NaN and infinities follow IEEE arithmetic, and stay in their own row.
+//
+// On CUDA there is the product alone, in float32 and bfloat16. Nothing is packed there: it takes W itself,
+// which whoever trains it may share. Of bits the same is promised, with other blocks: up to 8 strands of the
+// depth (kernels/common/strands.h); both ways of our own to a product, for few rows and for many, have the
+// same bits. The vendor's way, by name only, promises none of that.
 #pragma once
 
 #include <cstddef>
@@ -27,8 +32,14 @@ namespace earnest::linear {
 
 enum class Type { kFloat32, kFloat64, kBFloat16 };
 
+// CUDA's ways to a product. kFew: bfloat16, W read once for up to 64 rows. kSm80: tiles of 128 x 128, any
+// product. kBest: the faster of these two, which have the same bits. kVendor: cuBLASLt, if there is one to
+// load (linear_vendor.h); its bits may depend on how many rows there are.
+enum class CudaPath { kBest, kSm80, kFew, kVendor };
+
 // The right side of a product. Packed, it is `packed_size` bytes that hold its shape and type as well, the
-// same for all tiers; they may be copied, but mean nothing to another version of this library.
+// same for all tiers; they may be copied, but mean nothing to another version of this library. For the CPU
+// only.
 struct Pack {
   Type type = Type::kFloat32;
   int64_t columns = 0;           // at least 1
@@ -49,14 +60,17 @@ struct Product {
   int64_t columns = 0;           // at least 1
   int64_t depth = 0;             // at least 1
   const void* left = nullptr;    // [rows, depth]
-  const void* packed = nullptr;  // from Pack, of the same type, columns and depth
+  const void* packed = nullptr;  // from Pack, of the same type, columns and depth; kCuda: W itself, row-major
   const void* bias = nullptr;    // [columns]; null: none
   void* output = nullptr;        // [rows, columns]
-  Device device = Device::kCpu;
-  int threads = num_threads();  // at most
+  Device device = Device::kCpu;  // where to run, and where all arrays and the workspace lie
+  int threads = num_threads();   // at most
+  // With Device::kCuda only. A call puts work on the stream, waits for nothing and allocates nothing.
+  void* stream = nullptr;  // a cudaStream_t
+  CudaPath path = CudaPath::kBest;
 };
 
-struct WeightGradient {
+struct WeightGradient {  // on the CPU
   Type type = Type::kFloat32;
   int64_t rows = 0;                   // M, may be 0: gradients of zero
   int64_t outputs = 0;                // N, at least 1
@@ -70,7 +84,7 @@ struct WeightGradient {
 };
 
 // Bytes of scratch memory, which needs no alignment and no particular content; README.md gives the formula.
-// A problem with bad sizes needs none.
+// A problem with bad sizes needs none, nor do CUDA's own ways: the workspace may be null where it is 0.
 size_t workspace_size(const Product& product);
 size_t workspace_size(const WeightGradient& gradient);
 
@@ -81,8 +95,10 @@ Status run(const WeightGradient& gradient, void* workspace);
 Status run_reference(const Product& product, const Pack& pack);
 Status run_reference(const WeightGradient& gradient);
 
-// The back end that would run: "cpu/scalar", ..., "cpu/avx512_bf16"; an error where there is none. All types
-// run on all tiers.
+// The back end that would run: "cpu/scalar", ..., "cpu/avx512_bf16"; "cuda/sm80", "cuda/few", "cuda/vendor";
+// an error where there is none. All types run on all tiers. Of a device: the one for many rows; of a product,
+// which may be without arrays: the one for it.
 Status which(Device device, std::string* name);
+Status which(const Product& product, std::string* name);
 
 }  // namespace earnest::linear

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+// The CUDA back end: which path, and what it is given.
+#include <string>
+
+#include "kernels/common/bfloat16.h"
+#include "kernels/common/cuda.h"
+#include "kernels/linear/linear_cuda.h"
+#include "kernels/linear/linear_paths.h"
+#include "kernels/linear/linear_plan.h"
+
+namespace earnest::linear {
+namespace {
+
+using namespace gpu;
+
+Status check_few(const Product& p) {
+  if (p.type == Type::kBFloat16) return {};
+  return unsupported(kOp, "path", "few with bfloat16", "float32");
+}
+
+Status choose_path(const Product& p, const cuda::Properties& device, CudaPath* path) {
+  if (p.type == Type::kFloat64) return unsupported(kOp, "type", "float32 or bfloat16 on cuda", "float64");
+  *path = p.path;
+  if (p.path == CudaPath::kFew) return check_few(p);
+  if (p.path == CudaPath::kVendor) return unsupported(kOp, "path", "best, sm80 or few", "vendor");
+  if (p.path == CudaPath::kSm80) return {};
+  const bool few = p.type == Type::kBFloat16 && is_few(p.rows, p.columns, device.multiprocessors);
+  *path = few ? CudaPath::kFew : CudaPath::kSm80;
+  return {};
+}
+
+// Blocks of a launch are counted in 31 bits, in the second direction in 16.
+Status check_blocks(const Product& p, CudaPath path) {
+  const bool fits = path == CudaPath::kFew
+                        ? blocks_of(p.columns, 16) < int64_t{1} << 31 && blocks_of(p.rows, 8) < 65536
+                        : blocks_of(p.rows, kTile) <= ((int64_t{1} << 31) - 1) / blocks_of(p.columns, kTile);
+  if (fits) return {};
+  return unsupported(kOp, "rows", "fewer blocks on cuda than 2^31 (path few: 524,280 rows)",
+                     std::to_string(p.rows) + " x " + std::to_string(p.columns));
+}
+
+Operands operands_of(const Product& p) {
+  const int64_t of_piece = p.type == Type::kBFloat16 ? 8 : 4;
+  const auto aligned = [](const void* array) { return reinterpret_cast<uintptr_t>(array) % 16 == 0; };
+  Operands operands = {p.left, p.packed, p.bias, p.output, p.rows, p.columns, p.depth, false, false};
+  operands.wide = aligned(p.left) && aligned(p.packed) && p.depth % of_piece == 0;
+  operands.wide_output = aligned(p.output) && p.columns % 8 == 0;
+  return operands;
+}
+
+}  // namespace
+
+Status which_cuda(const Product& p, std::string* name) {
+  cuda::Properties device;
+  if (Status status = cuda::properties(kOp, &device); !status.ok()) return status;
+  CudaPath path;
+  if (Status status = choose_path(p, device, &path); !status.ok()) return status;
+  *name = path == CudaPath::kFew ? "cuda/few" : "cuda/sm80";
+  return {};
+}
+
+size_t workspace_size_cuda(const Product&) { return 0; }
+
+Status run_cuda(const Product& p, void*) {
+  cuda::Properties device;
+  if (Status status = cuda::properties(kOp, &device); !status.ok()) return status;
+  CudaPath path;
+  if (Status status = choose_path(p, device, &path); !status.ok()) return status;
+  if (Status status = check_blocks(p, path); !status.ok()) return status;
+  const Operands operands = operands_of(p);
+  if (path == CudaPath::kFew) return run_few(operands, device.shared_bytes, p.stream);
+  return p.type == Type::kFloat32 ? run_tiles<float>(operands, p.stream)
+                                  : run_tiles<BFloat16>(operands, p.stream);
+}
+
+}  // namespace earnest::linear

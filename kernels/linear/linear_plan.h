@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+// How the CUDA back end cuts a product: pure functions of its sizes and of the chip, tested on the CPU. No
+// bit of a result depends on any of them.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/common/host_device.h"
+
+namespace earnest::linear::gpu {
+
+EARNEST_HOST_DEVICE constexpr int64_t blocks_of(int64_t size, int64_t block) {
+  return (size + block - 1) / block;
+}
+
+// ---- many rows: tiles of 128 x 128 ----
+
+constexpr int kTile = 128;
+
+struct Tile {
+  int64_t row, column;  // which of them
+};
+
+// Tiles that run at the same time should share what they read: kGroup blocks of rows go through all columns
+// together before the next begin, so that W is read from memory once for each 1024 rows.
+constexpr int64_t kGroup = 8;
+EARNEST_HOST_DEVICE constexpr Tile tile_at(int64_t index, int64_t row_blocks, int64_t column_blocks) {
+  const int64_t first = index / (kGroup * column_blocks) * kGroup;
+  const int64_t rows = row_blocks - first < kGroup ? row_blocks - first : kGroup;
+  const int64_t within = index - first * column_blocks;
+  return {first + within % rows, within / rows};
+}
+
+// ---- few rows ----
+
+// A block takes 8 `halves` rows (a half of the 16 that mma has) by 8 `columns`; each of its 8 warps has a
+// ring of `stages` chunks of the depth in shared memory, all but one of which are on their way.
+struct Few {
+  int halves, columns, stages;
+  constexpr int rows_of_block() const { return 8 * halves; }
+  constexpr int columns_of_block() const { return 8 * columns; }
+  constexpr int64_t shared_bytes() const { return int64_t{4096} * (halves + columns) * stages; }
+};
+constexpr Few kFewOf8 = {1, 2, 8}, kFewOf16 = {2, 2, 6}, kFewOf32 = {4, 2, 4}, kFewOf64 = {8, 4, 4};
+
+constexpr Few few_plan(int64_t rows, int64_t shared_bytes) {
+  if (rows <= 8) return kFewOf8;
+  if (rows <= 16) return kFewOf16;
+  // More rows meet the same reading of W, where the chip has memory for their rings.
+  return rows <= 32 || shared_bytes < kFewOf64.shared_bytes() ? kFewOf32 : kFewOf64;
+}
+
+// Whether few rows are the faster way, by reckoning: W is read once up to 64 rows; and up to 256, 64 at a
+// time and mostly from the second cache, as long as tiles would leave more than half of the chip without
+// work.
+constexpr bool is_few(int64_t rows, int64_t columns, int multiprocessors) {
+  if (rows <= 64) return true;
+  return rows <= 256 && 2 * blocks_of(rows, kTile) * blocks_of(columns, kTile) < multiprocessors;
+}
+
+}  // namespace earnest::linear::gpu
