@@ -6,6 +6,7 @@
 #include <cstring>
 #include <utility>
 
+#include "csrc/engine/device_matrix.h"
 #include "csrc/engine/guard.h"
 #include "csrc/engine/json.h"
 #include "csrc/engine/packed_matrix.h"
@@ -172,9 +173,11 @@ Status Table::copy_row(int64_t index, void* out) const {
   return {};
 }
 
-Weights::Weights(Tensors tensors, Precision precision, const Config& config, Quantization quantization)
+Weights::Weights(Tensors tensors, Precision precision, const Config& config, Quantization quantization,
+                 Device device)
     : tensors_(std::move(tensors)),
       precision_(precision),
+      device_(device),
       shapes_(tensor_shapes(config)),
       quantized_(quantized_tensors(config.text, quantization)) {}
 Weights::~Weights() = default;
@@ -201,7 +204,16 @@ Status Weights::add_matrix(const MatrixNames& names, Precision precision, const 
   std::vector<TensorView> weights, biases;
   for (const std::string& name : names.weights) weights.push_back(view(name));
   for (const std::string& name : names.biases) biases.push_back(name.empty() ? TensorView() : view(name));
-  auto made = std::make_unique<PackedMatrix>(std::move(weights), std::move(biases), precision, &memory_);
+  const bool alone = weights.size() == 1 && weights[0].shape.size() == 2;
+  MatrixRows rows(std::move(weights), std::move(biases), precision);
+  std::unique_ptr<Matrix> made;
+  if (device_ == Device::kCpu) {
+    made = std::make_unique<PackedMatrix>(std::move(rows), &memory_);
+  } else {
+    const Array* same = nullptr;
+    if (alone) EARNEST_RETURN_IF_ERROR(array(names.weights[0], &same));
+    made = std::make_unique<DeviceMatrix>(std::move(rows), same);
+  }
   EARNEST_RETURN_IF_ERROR(made->refresh());
   *matrix = made.get();
   matrices_.push_back(std::move(made));
@@ -248,15 +260,19 @@ Status Weights::table(const std::string& name, const Table** table) {
 }
 
 Status Weights::array(const std::string& name, const Array** array) {
-  auto made = std::make_unique<Array>();
-  made->source_ = view(name);
-  EARNEST_RETURN_IF_ERROR(read(made.get()));
-  *array = made.get();
-  arrays_.push_back(std::move(made));
+  std::unique_ptr<Array>& known = arrays_[name];
+  if (known == nullptr) {
+    auto made = std::make_unique<Array>();
+    made->source_ = view(name);
+    EARNEST_RETURN_IF_ERROR(read(made.get()));
+    known = std::move(made);
+  }
+  *array = known.get();
   return {};
 }
 
 Status Weights::read(Array* array) const {
+  if (device_ == Device::kCuda) return send(array);
   const TensorView& source = array->source_;
   const bool float32 = precision_ != Precision::kBFloat16;
   const bool same = source.type == (float32 ? StoredType::kFloat32 : StoredType::kBFloat16);
@@ -279,9 +295,32 @@ Status Weights::read(Array* array) const {
   return {};
 }
 
+Status Weights::send(Array* array) const {
+  const TensorView& source = array->source_;
+  const bool float32 = precision_ != Precision::kBFloat16;
+  const auto count = static_cast<size_t>(source.count());
+  const void* numbers = source.data;
+  std::vector<char> converted;
+  if (source.type != (float32 ? StoredType::kFloat32 : StoredType::kBFloat16)) {
+    converted.resize(count * size_of(precision_));
+    if (float32) {
+      engine::read(source, 0, source.count(), reinterpret_cast<float*>(converted.data()));
+    } else {
+      engine::read(source, 0, source.count(), reinterpret_cast<BFloat16*>(converted.data()));
+    }
+    numbers = converted.data();
+  }
+  const size_t bytes = count * size_of(precision_);
+  if (array->there_ == nullptr) EARNEST_RETURN_IF_ERROR(allocate("load", bytes, &array->there_));
+  array->data_ = array->there_.get();
+  EARNEST_RETURN_IF_ERROR(copy("load", device_, array->there_.get(), numbers, bytes));
+  let_go(source);
+  return {};
+}
+
 Status Weights::refresh() {
   return guarded("refresh", [&]() -> Status {
-    for (const auto& array : arrays_) EARNEST_RETURN_IF_ERROR(read(array.get()));
+    for (const auto& [name, array] : arrays_) EARNEST_RETURN_IF_ERROR(read(array.get()));
     for (const auto& matrix : matrices_) EARNEST_RETURN_IF_ERROR(matrix->refresh());
     return {};
   });
@@ -294,7 +333,10 @@ void Weights::let_files_go() const {
 size_t Weights::bytes() const {
   size_t total = 0;
   for (const auto& matrix : matrices_) total += matrix->bytes();
-  for (const auto& array : arrays_) total += array->copy_.size();
+  for (const auto& [name, array] : arrays_) {
+    total += device_ == Device::kCpu ? array->copy_.size()
+                                     : static_cast<size_t>(array->source_.count()) * size_of(precision_);
+  }
   return total;
 }
 
