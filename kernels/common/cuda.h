@@ -17,6 +17,7 @@ struct Properties {
   int major = 0, minor = 0;  // compute capability: 9, 0
   int multiprocessors = 0;
   int64_t shared_bytes = 0;  // that a block may ask for
+  int index = 0;             // which of the machine's devices
 };
 
 // Of the current device; asked for once per device.

@@ -7,6 +7,7 @@
 #include "kernels/linear/linear_cuda.h"
 #include "kernels/linear/linear_paths.h"
 #include "kernels/linear/linear_plan.h"
+#include "kernels/linear/linear_vendor.h"
 
 namespace earnest::linear {
 namespace {
@@ -22,14 +23,14 @@ Status choose_path(const Product& p, const cuda::Properties& device, CudaPath* p
   if (p.type == Type::kFloat64) return unsupported(kOp, "type", "float32 or bfloat16 on cuda", "float64");
   *path = p.path;
   if (p.path == CudaPath::kFew) return check_few(p);
-  if (p.path == CudaPath::kVendor) return unsupported(kOp, "path", "best, sm80 or few", "vendor");
+  if (p.path == CudaPath::kVendor) return vendor::available();
   if (p.path == CudaPath::kSm80) return {};
   const bool few = p.type == Type::kBFloat16 && is_few(p.rows, p.columns, device.multiprocessors);
   *path = few ? CudaPath::kFew : CudaPath::kSm80;
   return {};
 }
 
-// Blocks of a launch are counted in 31 bits, in the second direction in 16.
+// Of our own paths. Blocks of a launch are counted in 31 bits, in the second direction in 16.
 Status check_blocks(const Product& p, CudaPath path) {
   const bool fits = path == CudaPath::kFew
                         ? blocks_of(p.columns, 16) < int64_t{1} << 31 && blocks_of(p.rows, 8) < 65536
@@ -55,19 +56,26 @@ Status which_cuda(const Product& p, std::string* name) {
   if (Status status = cuda::properties(kOp, &device); !status.ok()) return status;
   CudaPath path;
   if (Status status = choose_path(p, device, &path); !status.ok()) return status;
-  *name = path == CudaPath::kFew ? "cuda/few" : "cuda/sm80";
+  *name = path == CudaPath::kVendor ? "cuda/vendor" : path == CudaPath::kFew ? "cuda/few" : "cuda/sm80";
   return {};
 }
 
-size_t workspace_size_cuda(const Product&) { return 0; }
+size_t workspace_size_cuda(const Product& p) {
+  return p.path == CudaPath::kVendor ? vendor::kWorkspaceBytes + vendor::kAlignment : 0;
+}
 
-Status run_cuda(const Product& p, void*) {
+Status run_cuda(const Product& p, void* workspace) {
   cuda::Properties device;
   if (Status status = cuda::properties(kOp, &device); !status.ok()) return status;
   CudaPath path;
   if (Status status = choose_path(p, device, &path); !status.ok()) return status;
-  if (Status status = check_blocks(p, path); !status.ok()) return status;
   const Operands operands = operands_of(p);
+  if (path == CudaPath::kVendor) {
+    const auto past = reinterpret_cast<uintptr_t>(workspace) % vendor::kAlignment;
+    void* const aligned = static_cast<char*>(workspace) + (past == 0 ? 0 : vendor::kAlignment - past);
+    return vendor::run(operands, p.type, device, aligned, p.stream);
+  }
+  if (Status status = check_blocks(p, path); !status.ok()) return status;
   if (path == CudaPath::kFew) return run_few(operands, device.shared_bytes, p.stream);
   return p.type == Type::kFloat32 ? run_tiles<float>(operands, p.stream)
                                   : run_tiles<BFloat16>(operands, p.stream);

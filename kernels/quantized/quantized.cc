@@ -5,8 +5,8 @@
 #include <limits>
 
 #include "kernels/common/cpu_tier.h"
-#include "kernels/quantized/quantized_backend.h"
 #include "kernels/quantized/quantized_cpu.h"
+#include "kernels/quantized/quantized_cuda.h"
 
 namespace earnest::quantized {
 namespace {
@@ -37,7 +37,10 @@ Status check(const Shape& s) {
 }
 
 Status check(const Product& p) {
-  if (p.device == Device::kCuda) return unsupported_cuda();
+  if (p.device == Device::kCuda) {
+    std::string name;
+    if (Status status = which_cuda(p, 1, &name); !status.ok()) return status;
+  }
   if (p.rows < 0) return wrong("rows", "at least 0", std::to_string(p.rows));
   if (p.count < 1 || p.count > kMostParts)
     return wrong("count", "1 to " + std::to_string(kMostParts) + " parts", std::to_string(p.count));
@@ -71,7 +74,8 @@ Status packed_size(const Shape& shape, size_t* bytes) {
 }
 
 Status pack(const Shape& shape, Type type, const void* source, void* packed, Device device) {
-  if (device == Device::kCuda) return unsupported_cuda();
+  if (device == Device::kCuda)
+    return unsupported("quantized", "device", "cpu (a product on cuda takes the same bytes)", "cuda");
   if (Status status = check(shape); !status.ok()) return status;
   if (Status status = check_pointer("source", source); !status.ok()) return status;
   if (Status status = check_pointer("packed", packed); !status.ok()) return status;
@@ -92,7 +96,10 @@ Status unpack(const Shape& shape, const void* packed, int64_t first, int64_t cou
   return {};
 }
 
-size_t workspace_size(const Product& product) { return check(product).ok() ? product_workspace(product) : 0; }
+size_t workspace_size(const Product& product) {
+  if (!check(product).ok()) return 0;
+  return product.device == Device::kCuda ? workspace_size_cuda(product) : product_workspace(product);
+}
 
 Status run(const Product& product, void* workspace) {
   if (Status status = check(product); !status.ok()) return status;
@@ -102,7 +109,10 @@ Status run(const Product& product, void* workspace) {
   if (product.rows == 0) return {};
   if (Status status = check_pointer("left", product.left); !status.ok()) return status;
   if (Status status = check_pointer("output", product.output); !status.ok()) return status;
-  if (Status status = check_pointer("workspace", workspace); !status.ok()) return status;
+  if (product.device == Device::kCpu || workspace_size_cuda(product) > 0) {
+    if (Status status = check_pointer("workspace", workspace); !status.ok()) return status;
+  }
+  if (product.device == Device::kCuda) return run_cuda(product, workspace);
   CpuTier tier;
   if (Status status = current_cpu_tier(&tier); !status.ok()) return status;
   run_product(product, kernels_of(tier, product), workspace);
@@ -110,11 +120,23 @@ Status run(const Product& product, void* workspace) {
 }
 
 Status which(Device device, std::string* name) {
-  if (device == Device::kCuda) return unsupported_cuda();
+  if (device == Device::kCuda) {
+    Product many;
+    many.rows = int64_t{1} << 20;
+    return which_cuda(many, 1, name);
+  }
   CpuTier tier;
   if (Status status = current_cpu_tier(&tier); !status.ok()) return status;
   *name = std::string("cpu/") + name_of(tier);
   return {};
+}
+
+Status which(const Product& product, std::string* name) {
+  if (product.device != Device::kCuda) return which(product.device, name);
+  if (Status status = check(product); !status.ok()) return status;
+  int64_t outputs = 0;
+  for (int64_t i = 0; i < product.count; ++i) outputs += product.parts[i].outputs;
+  return which_cuda(product, outputs, name);
 }
 
 }  // namespace earnest::quantized

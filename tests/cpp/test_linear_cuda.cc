@@ -3,6 +3,7 @@
 // at and behind the ends of tiles, pieces, chunks and strands; both ways to a product have the same bits.
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <random>
@@ -237,6 +238,39 @@ TEST(nan_and_infinity_stay_in_their_row_and_column) {
       }
     }
   }
+}
+
+// A library of cuBLASLt's names with plain loops inside in the emulator; on a GPU its own, where there is
+// one.
+TEST(the_vendors_library_is_loaded_when_asked_for_and_its_absence_is_said) {
+  require_device();
+  const Case<BFloat16> c({5, 40, 72});
+  Product p = c.product();
+  p.path = CudaPath::kVendor;
+  std::string name;
+  setenv("EARNEST_CUBLASLT", "/of/no/such/name.so", 1);
+  CHECK(which(p, &name).code() == StatusCode::kUnsupported);
+  CHECK(workspace_size(p) == 0);
+  CHECK(run(p, nullptr).message().find("[linear] path: expected best, sm80 or few (vendor needs cuBLASLt") ==
+        0);
+  CHECK(run(p, nullptr).message().find("/of/no/such/name.so") != std::string::npos);
+#if defined(EARNEST_FAKE_CUBLASLT)
+  setenv("EARNEST_CUBLASLT", EARNEST_FAKE_CUBLASLT, 1);
+  CHECK(which(p, &name).ok());
+#else
+  unsetenv("EARNEST_CUBLASLT");
+  if (!which(p, &name).ok()) return;
+#endif
+  CHECK(name == "cuda/vendor" && workspace_size(p) >= size_t{32} << 20);
+  CHECK(run(p, nullptr).message() == "[linear] packed: expected an array, got null");
+  for (const Shape& shape : {Shape{1, 1, 8}, {5, 40, 72}, {17, 33, 200}, {0, 8, 8}}) {
+    compare(Case<BFloat16>(shape), CudaPath::kVendor);
+    compare(Case<float>(shape), CudaPath::kVendor);
+  }
+  Case<BFloat16> bare = c;
+  bare.bias.clear();
+  compare(bare, CudaPath::kVendor);
+  compare(c, CudaPath::kVendor, 4);  // 8 bytes past an aligned address
 }
 
 TEST(which_names_the_path_and_bad_input_is_an_error_with_a_sentence) {
