@@ -87,7 +87,7 @@ std::vector<float> numbers(const std::vector<char>& hidden, Precision precision)
     return {first, first + hidden.size() / sizeof(float)};
   }
   const auto* first = reinterpret_cast<const BFloat16*>(hidden.data());
-  for (size_t i = 0; i < hidden.size() / 2; ++i) found.push_back(widen(first[i]));
+  for (size_t i = 0; i < hidden.size() / 2; ++i) found.push_back(earnest::widen(first[i]));
   return found;
 }
 
