@@ -3,15 +3,14 @@
 
 #include <algorithm>
 #include <cstring>
-#include <numeric>
 #include <set>
 #include <string>
 
 #include "csrc/engine/attend.h"
+#include "csrc/engine/decoder_batch.h"
 #include "csrc/engine/gather_rows.h"
 #include "csrc/engine/guard.h"
 #include "csrc/engine/parcel.h"
-#include "kernels/rowwise/angles.h"
 #include "kernels/rowwise/rowwise.h"
 
 namespace earnest::engine {
@@ -66,121 +65,6 @@ template <typename T, typename P>
 struct Decoder::Rows {
   T *x, *wanted;
   P* added;
-};
-
-// The segments in the order in which their caches lie in the pool, as attention wants them, and what follows
-// from it. Rows are tokens in that order; from the last layer's attention on those whose hidden states are
-// wanted.
-struct Decoder::Batch {
-  // Where the pass reads them.
-  struct There {
-    const float *cosine = nullptr, *sine = nullptr;
-    const int64_t *slots = nullptr, *kept = nullptr, *restored = nullptr;
-    const int32_t *cu_seqlens_q = nullptr, *cu_wanted = nullptr, *cu_seqlens_k = nullptr, *used = nullptr;
-  };
-
-  std::vector<Segment> segments;
-  std::vector<int64_t> positions;  // of each row
-  std::vector<int64_t> slots;      // of each row's key and value, from the first cache on
-  std::vector<int64_t> kept;       // which rows are wanted
-  std::vector<int64_t> restored;   // of which of these the caller's order is made
-  std::vector<int32_t> cu_seqlens_q, cu_wanted, cu_seqlens_k, used;
-  std::vector<float> cosine, sine;
-  int64_t rows = 0, wanted = 0;
-  There there;
-  FaultWord* fault = nullptr;  // on a GPU
-
-  explicit Batch(const std::vector<Segment>& given) {
-    std::vector<size_t> order(given.size());  // segments[i] is the caller's order[i]
-    std::iota(order.begin(), order.end(), size_t{0});
-    std::sort(order.begin(), order.end(),
-              [&](size_t a, size_t b) { return given[a].cache->start() < given[b].cache->start(); });
-    for (const size_t i : order) segments.push_back(given[i]);
-    const int64_t first = segments.front().cache->start();
-    cu_seqlens_q.push_back(0);
-    cu_wanted.push_back(0);
-    for (const Segment& segment : segments) {
-      const KVCache& cache = *segment.cache;
-      for (int64_t i = 0; i < segment.count; ++i) {
-        positions.push_back(cache.length() + i);
-        slots.push_back(cache.start() - first + positions.back());
-        if (i >= segment.count - segment.wanted) kept.push_back(rows + i);
-      }
-      rows += segment.count;
-      wanted += segment.wanted;
-      cu_seqlens_q.push_back(static_cast<int32_t>(rows));
-      cu_wanted.push_back(static_cast<int32_t>(wanted));
-      // A span of keys runs up to the next cache; `used` ends it at its own length.
-      cu_seqlens_k.push_back(static_cast<int32_t>(cache.start() - first));
-      used.push_back(static_cast<int32_t>(cache.length() + segment.count));
-    }
-    const KVCache& last = *segments.back().cache;
-    cu_seqlens_k.push_back(static_cast<int32_t>(last.start() + last.capacity() - first));
-    restore(order);
-  }
-
-  int64_t places() const { return cu_seqlens_k.back(); }
-
-  Status turn_by(const TextConfig& config) {
-    rowwise::RotaryAngles angles;
-    angles.rows = rows;
-    angles.dim = config.head_dim();
-    angles.theta = config.rope_theta;
-    angles.positions = positions.data();
-    cosine.resize(static_cast<size_t>(rows * angles.dim / 2));
-    sine.resize(cosine.size());
-    angles.cosine = cosine.data();
-    angles.sine = sine.data();
-    return rowwise::run(angles);
-  }
-
-  // To where the pass runs.
-  void pack(Parcel* parcel) {
-    parcel->add(cosine, &there.cosine);
-    parcel->add(sine, &there.sine);
-    parcel->add(slots, &there.slots);
-    parcel->add(kept, &there.kept);
-    parcel->add(restored, &there.restored);
-    parcel->add(cu_seqlens_q, &there.cu_seqlens_q);
-    parcel->add(cu_wanted, &there.cu_wanted);
-    parcel->add(cu_seqlens_k, &there.cu_seqlens_k);
-    parcel->add(used, &there.used);
-  }
-
-  // On a GPU, a word for what kernels find that must not be there.
-  Status watch(Arena* arena) {
-    fault = arena->take<FaultWord>(1);
-    return fill(kOp, arena->device(), fault, 0xff, sizeof *fault);
-  }
-
-  // Waits for the pass on a GPU.
-  Status check_faults() const {
-    if (fault == nullptr) return {};
-    FaultWord word = kNoFault;
-    EARNEST_RETURN_IF_ERROR(copy(kOp, Device::kCuda, &word, fault, sizeof word));
-    if (word == kNoFault) return {};
-    const Fault found = fault_of(word);
-    return {StatusCode::kInternal, "[decoder] rows: expected places inside of their arrays, got fault " +
-                                       std::to_string(static_cast<int>(found.op)) + " at " +
-                                       std::to_string(found.index)};
-  }
-
-  // From now on the rows are the wanted ones. Segments without any need no attention.
-  void become_wanted() {
-    there.cu_seqlens_q = there.cu_wanted;
-    rows = wanted;
-  }
-
- private:
-  void restore(const std::vector<size_t>& order) {
-    std::vector<int64_t> starts(order.size());
-    for (size_t i = 0; i < order.size(); ++i) starts[order[i]] = cu_wanted[i];
-    std::vector<size_t> place(order.size());
-    for (size_t i = 0; i < order.size(); ++i) place[order[i]] = i;
-    for (size_t i = 0; i < order.size(); ++i) {
-      for (int64_t row = 0; row < segments[place[i]].wanted; ++row) restored.push_back(starts[i] + row);
-    }
-  }
 };
 
 Status Decoder::create(const TextConfig& config, Weights* weights) {
@@ -275,9 +159,9 @@ template <typename T, typename P>
 Status Decoder::run_as(const std::vector<Segment>& segments, T* hidden, Arena* arena) const {
   const Arena::Scope scope(arena);
   const int64_t width = config_.hidden_size;
-  Batch batch(segments);
+  DecoderBatch batch(segments);
   EARNEST_RETURN_IF_ERROR(batch.turn_by(config_));
-  if (arena->device() == Device::kCuda) EARNEST_RETURN_IF_ERROR(batch.watch(arena));
+  EARNEST_RETURN_IF_ERROR(batch.watch(arena));
   Rows<T, P> rows;
   rows.x = arena->take<T>(batch.rows * width);
   rows.wanted = arena->take<T>(batch.wanted * width);
@@ -296,7 +180,7 @@ Status Decoder::run_as(const std::vector<Segment>& segments, T* hidden, Arena* a
 
 // Rows of tokens from the table, and given ones; all else that the pass reads is sent with them.
 template <typename T>
-Status Decoder::embed(Batch* batch, T* x, Arena* arena) const {
+Status Decoder::embed(DecoderBatch* batch, T* x, Arena* arena) const {
   const int64_t width = config_.hidden_size;
   const size_t row_bytes = static_cast<size_t>(width) * sizeof(T);
   const bool on_cpu = arena->device() == Device::kCpu;
@@ -340,7 +224,7 @@ Status Decoder::embed(Batch* batch, T* x, Arena* arena) const {
 
 // In the caller's order, to the host.
 template <typename T>
-Status Decoder::deliver(const Batch& batch, const T* normed, T* hidden, Arena* arena) const {
+Status Decoder::deliver(const DecoderBatch& batch, const T* normed, T* hidden, Arena* arena) const {
   const int64_t width = config_.hidden_size;
   const bool on_cpu = arena->device() == Device::kCpu;
   T* ordered = on_cpu ? hidden : arena->take<T>(batch.rows * width);
@@ -355,7 +239,7 @@ Status Decoder::deliver(const Batch& batch, const T* normed, T* hidden, Arena* a
 // x += added, if there is something; added = o_proj(attention(...)). New keys and values go into the caches
 // first. The last layer goes on with the rows that are wanted.
 template <typename T, typename P>
-Status Decoder::attend(size_t index, Batch* batch, Rows<T, P>* stream, Arena* arena) const {
+Status Decoder::attend(size_t index, DecoderBatch* batch, Rows<T, P>* stream, Arena* arena) const {
   const Arena::Scope scope(arena);
   const Layer& layer = layers_[index];
   const int64_t width = config_.hidden_size, dim = config_.head_dim(), rows = batch->rows;

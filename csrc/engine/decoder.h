@@ -33,6 +33,8 @@ struct Segment {
   int64_t wanted = 1;                // of how many of the last tokens the hidden states are wanted
 };
 
+struct DecoderBatch;
+
 class Decoder {
  public:
   Status create(const TextConfig& config, Weights* weights);
@@ -47,7 +49,6 @@ class Decoder {
     const Array *attention_norm = nullptr, *mlp_norm = nullptr;
     const Matrix *qkv = nullptr, *o_proj = nullptr, *gate_up = nullptr, *down_proj = nullptr;
   };
-  struct Batch;
   // T: of activations, P: of what goes into products and comes out.
   template <typename T, typename P>
   struct Rows;
@@ -57,11 +58,11 @@ class Decoder {
   template <typename T, typename P>
   Status run_as(const std::vector<Segment>& segments, T* hidden, Arena* arena) const;
   template <typename T>
-  Status embed(Batch* batch, T* x, Arena* arena) const;
+  Status embed(DecoderBatch* batch, T* x, Arena* arena) const;
   template <typename T>
-  Status deliver(const Batch& batch, const T* normed, T* hidden, Arena* arena) const;
+  Status deliver(const DecoderBatch& batch, const T* normed, T* hidden, Arena* arena) const;
   template <typename T, typename P>
-  Status attend(size_t index, Batch* batch, Rows<T, P>* stream, Arena* arena) const;
+  Status attend(size_t index, DecoderBatch* batch, Rows<T, P>* stream, Arena* arena) const;
   template <typename T, typename P>
   Status feed_forward(const Layer& layer, int64_t rows, const Rows<T, P>& stream, Arena* arena) const;
 

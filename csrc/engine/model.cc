@@ -14,15 +14,13 @@ namespace earnest::engine {
 namespace {
 
 // What the kernels on a GPU can compute with.
-Status check_on(Device device, const Config& config, Precision precision, Quantization quantization) {
+Status check_on(Device device, const Config& config, Precision precision) {
   if (device == Device::kCpu) return {};
   EARNEST_RETURN_IF_ERROR(check_device(device));
   if (precision != Precision::kBFloat16) {
     return unsupported("load", "precision", "bfloat16 on cuda",
                        precision == Precision::kFloat32 ? "float32" : "mixed");
   }
-  if (quantization != Quantization::kNone)
-    return unsupported("load", "quantization", "none on cuda", name_of(quantization));
   for (const auto& [heads, dim] : {std::pair{"decoder's heads", config.text.head_dim()},
                                    std::pair{"encoder's heads", config.audio.head_dim()}}) {
     if (dim == 64 || dim == 128) continue;
@@ -54,7 +52,7 @@ Status Model::create(const Config& config, Tensors tensors, Precision precision,
   if (quantization != Quantization::kNone && precision == Precision::kMixed) {
     return unsupported("load", "precision", "float32 or bfloat16 with quantised weights", "mixed");
   }
-  EARNEST_RETURN_IF_ERROR(check_on(device, config, precision, quantization));
+  EARNEST_RETURN_IF_ERROR(check_on(device, config, precision));
   return guarded("load", [&]() -> Status {
     EARNEST_RETURN_IF_ERROR(check_tensors(config, tensors));
     if (config.text.tie_word_embeddings) EARNEST_RETURN_IF_ERROR(check_tied(tensors));

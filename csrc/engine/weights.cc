@@ -197,7 +197,7 @@ Status Weights::head_matrix(const std::string& name, const Matrix** matrix) {
 Status Weights::add_matrix(const MatrixNames& names, Precision precision, const Matrix** matrix) {
   if (is_quantized(names.weights[0])) {
     const QuantizedMatrix* made = nullptr;
-    EARNEST_RETURN_IF_ERROR(quantized_matrix(names, &made));
+    EARNEST_RETURN_IF_ERROR(quantized_matrix(names, device_, &made));
     *matrix = made;
     return {};
   }
@@ -220,8 +220,8 @@ Status Weights::add_matrix(const MatrixNames& names, Precision precision, const 
   return {};
 }
 
-Status Weights::quantized_matrix(const MatrixNames& names, const QuantizedMatrix** matrix) {
-  const auto known = quantized_matrices_.find(names.weights[0]);
+Status Weights::quantized_matrix(const MatrixNames& names, Device device, const QuantizedMatrix** matrix) {
+  const auto known = quantized_matrices_.find({names.weights[0], device});
   if (known != quantized_matrices_.end()) {
     *matrix = known->second;
     return {};
@@ -238,10 +238,10 @@ Status Weights::quantized_matrix(const MatrixNames& names, const QuantizedMatrix
       precision_ == Precision::kFloat32 ? quantized::Type::kFloat32 : quantized::Type::kBFloat16;
   auto made =
       std::make_unique<QuantizedMatrix>(std::move(weights), shapes, std::move(biases), quantized_.at(first),
-                                        activations_of(first, type), type, &memory_);
+                                        activations_of(first, type), type, &memory_, device);
   EARNEST_RETURN_IF_ERROR(made->refresh());
   *matrix = made.get();
-  quantized_matrices_.emplace(names.weights[0], made.get());
+  quantized_matrices_.emplace(Place(first, device), made.get());
   matrices_.push_back(std::move(made));
   return {};
 }
@@ -249,7 +249,7 @@ Status Weights::quantized_matrix(const MatrixNames& names, const QuantizedMatrix
 Status Weights::table(const std::string& name, const Table** table) {
   auto made = std::make_unique<Table>();
   if (is_quantized(name)) {
-    EARNEST_RETURN_IF_ERROR(quantized_matrix({{name}, {}}, &made->matrix_));
+    EARNEST_RETURN_IF_ERROR(quantized_matrix({{name}, {}}, Device::kCpu, &made->matrix_));
   } else {
     EARNEST_RETURN_IF_ERROR(array(name, &made->array_));
     made->row_bytes_ = static_cast<size_t>(shapes_.at(name)[1]) * size_of(precision_);

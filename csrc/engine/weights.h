@@ -69,7 +69,7 @@ struct MatrixNames {
   std::vector<std::string> biases;  // none, or as many as weights
 };
 
-// Rows of the embedding table, from numbers or from codes.
+// Rows of the embedding table, from numbers or from codes; codes are kept by the host, too.
 class Table {
  public:
   // Row `index`, `width` numbers of the model's precision, into memory of the host. Not of numbers on a GPU.
@@ -128,14 +128,15 @@ class Weights {
   Status read(Array* array) const;
   Status send(Array* array) const;
   Status add_matrix(const MatrixNames& names, Precision precision, const Matrix** matrix);
-  Status quantized_matrix(const MatrixNames& names, const QuantizedMatrix** matrix);
+  Status quantized_matrix(const MatrixNames& names, Device device, const QuantizedMatrix** matrix);
 
   Tensors tensors_;
   Precision precision_;
   Device device_;
   std::map<std::string, std::vector<int64_t>> shapes_;
   std::map<std::string, quantized::Codes> quantized_;
-  std::map<std::string, const QuantizedMatrix*> quantized_matrices_;  // by the first of their weights
+  using Place = std::pair<std::string, Device>;
+  std::map<Place, const QuantizedMatrix*> quantized_matrices_;  // by the first of their weights
   WeightMemory memory_;
   std::vector<std::unique_ptr<Matrix>> matrices_;
   std::map<std::string, std::unique_ptr<Array>> arrays_;

@@ -129,7 +129,7 @@ typedef struct earnest_model_params {
   earnest_progress_callback progress; /* or NULL */
   void* progress_user_data;
   const char* device; /* where its weights lie and computing is done: NULL or "cpu"; "cuda" where the build
-                         has it and a GPU is there, for weights of bfloat16 and heads of 64 or 128 */
+                         has it and a GPU is there, for all weights but float32 and heads of 64 or 128 */
 } earnest_model_params;
 
 /* This and its like below fill a struct with the defaults, and its struct_size with the one given:
