@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // A block takes a part of a row, a thread 16 bytes of it, or one where rows do not divide into them.
 #include "kernels/common/cuda.h"
-#include "kernels/common/row_pieces.h"
 #include "kernels/common/record_fault.h"
+#include "kernels/common/row_pieces.h"
 #include "kernels/rowwise/gather.h"
 
 namespace earnest::rowwise {

@@ -4,8 +4,8 @@
 #include <cmath>
 
 #include "kernels/common/cuda.h"
-#include "kernels/common/row_pieces.h"
 #include "kernels/common/record_fault.h"
+#include "kernels/common/row_pieces.h"
 #include "kernels/rowwise/rowwise_cuda.h"
 
 namespace earnest::rowwise {
