@@ -183,11 +183,8 @@ TEST(given_embeddings_stand_where_they_belong_on_a_device) {
   const auto pool = pool_of(loaded, 64);
   KVCache cache;
   CHECK(pool->allocate(64, &cache).ok());
-  // Embeddings of tokens, given as if they were sounds: the same numbers.
   const auto ids = prompt(9, 2);
-  const auto& table = loaded.model();
   const std::vector<char> wanted = run(loaded, {segment_of(&cache, ids, 0, 9, 9)});
-  (void)table;
   CHECK(cache.truncate(0).ok());
   std::mt19937 random(3);
   std::normal_distribution<float> normal(0.0F, 1.0F);
@@ -213,7 +210,6 @@ TEST(given_embeddings_stand_where_they_belong_on_a_device) {
 
 TEST(the_likeliest_tokens_are_the_cpus_or_as_good_as_these) {
   const auto ids = prompt(24, 4);
-  std::vector<std::vector<float>> scores;
   std::vector<int64_t> said = ids;
   int differ = 0;
   const auto logits_of = [&](const LoadedModel& loaded) {
