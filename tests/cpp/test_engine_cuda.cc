@@ -130,6 +130,21 @@ TEST(hidden_states_are_as_near_to_float32_as_the_cpus_of_the_same_precision) {
   }
 }
 
+// Which rounds no activations to 8 bits there.
+TEST(codes_on_a_device_are_as_near_as_on_the_cpu) {
+  const auto ids = prompt(40, 5);
+  const auto wanted = whole(*exact(), ids);
+  for (const Quantization codes : {Quantization::kInt8, Quantization::kInt4}) {
+    double off[2];
+    for (const Device device : {Device::kCpu, Device::kCuda}) {
+      const auto loaded = model_of(config_for_gpu(kContext), 3, Precision::kBFloat16, device, true, codes);
+      off[device == Device::kCuda] = root_mean_square(whole(*loaded, ids), wanted);
+    }
+    std::printf("     %s: off by %.5f on the CPU, %.5f on CUDA\n", name_of(codes), off[0], off[1]);
+    CHECK(off[1] > 0 && off[1] <= 1.1 * off[0]);
+  }
+}
+
 TEST(on_a_device_pieces_of_a_prompt_give_the_bits_of_the_whole) {
   const LoadedModel& loaded = *on(Device::kCuda);
   const auto ids = prompt(61, 9);

@@ -59,7 +59,8 @@ inline Config config_for_gpu(int64_t context) {
 // Weights of every precision are the same numbers where they are rounded to bfloat16 first.
 inline std::shared_ptr<const LoadedModel> model_of(const Config& sizes, uint32_t seed, Precision precision,
                                                    earnest::Device device = earnest::Device::kCpu,
-                                                   bool rounded = false) {
+                                                   bool rounded = false,
+                                                   Quantization codes = Quantization::kNone) {
   std::mt19937 random(seed);
   std::normal_distribution<float> normal(0.0F, 1.0F);
   Tensors tensors;
@@ -82,9 +83,9 @@ inline std::shared_ptr<const LoadedModel> model_of(const Config& sizes, uint32_t
     tensors.views[name] = view;
     tensors.owners.push_back(numbers);
   }
-  const Digest fingerprint = fingerprint_of(sizes, precision, Quantization::kNone, tensors);
+  const Digest fingerprint = fingerprint_of(sizes, precision, codes, tensors);
   std::shared_ptr<Model> weights;
-  CHECK(Model::create(sizes, std::move(tensors), precision, &weights, Quantization::kNone, device).ok());
+  CHECK(Model::create(sizes, std::move(tensors), precision, &weights, codes, device).ok());
   auto tokenizer = std::make_shared<Tokenizer>();
   const std::vector<small::Merge> merges = {{"a", "n"}, {"t", "h"}, {"th", "e"}, {" ", "the"}, {"o", "u"}};
   CHECK(Tokenizer::parse(small::definition(merges), "tiny", tokenizer.get()).ok());
