@@ -134,6 +134,7 @@ step ppo 90 measure ppo
 step logmel 60 measure logmel
 step attention 90 measure attention
 step logprob 110 measure logprob
+step linear 75 measure linear
 step demo 90 demo
 
 if ((dry)); then

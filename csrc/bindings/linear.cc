@@ -7,7 +7,7 @@
 #include <memory>
 #include <optional>
 
-#include "csrc/bindings/bindings.h"
+#include "csrc/bindings/place.h"
 
 namespace earnest::bindings {
 namespace {
@@ -20,6 +20,8 @@ using Read = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
 using Write = nb::ndarray<nb::c_contig, nb::device::cpu>;
 using ReadBytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using WriteBytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using ReadAnywhere = nb::ndarray<nb::ro, nb::c_contig>;
+using WriteAnywhere = nb::ndarray<nb::c_contig>;
 
 void expect(bool holds, const char* argument, const char* expected) {
   if (!holds) raise_if_error(invalid_argument("linear", argument, expected, "something else"));
@@ -136,6 +138,52 @@ void product(const Read& left, const ReadBytes& packed, const std::optional<Read
   run_with_workspace(job);
 }
 
+linear::CudaPath path_of(const std::string& name) {
+  if (name == "sm80") return linear::CudaPath::kSm80;
+  if (name == "few") return linear::CudaPath::kFew;
+  if (name == "vendor") return linear::CudaPath::kVendor;
+  expect(name == "best", "path", "best, sm80, few or vendor");
+  return linear::CudaPath::kBest;
+}
+
+// On cuda, from the weight as it is.
+void product_on_cuda(const ReadAnywhere& left, const ReadAnywhere& weight,
+                     const std::optional<ReadAnywhere>& bias, const WriteAnywhere& output, uintptr_t stream,
+                     const std::optional<nb::callable>& allocate, const FaultArray& fault,
+                     const std::string& path) {
+  const Place place("linear", left, {stream, allocate, fault});
+  expect(place.device() == Device::kCuda, "device", "cuda");
+  expect(left.ndim() >= 1 && left.ndim() == output.ndim() && rows_of(left) == rows_of(output), "output",
+         "the leading axes of the input");
+  expect(weight.ndim() == 2 && last_of(weight) == last_of(left) && rows_of(weight) == last_of(output),
+         "weight", "[outputs, inputs]");
+  expect(left.dtype() == output.dtype() && left.dtype() == weight.dtype(), "weight",
+         "the dtype of the input");
+  Product job;
+  job.type = type_of(left);
+  job.rows = rows_of(left);
+  job.columns = last_of(output);
+  job.depth = last_of(left);
+  job.left = place.data("input", left);
+  job.packed = place.data("weight", weight);
+  job.output = place.data("output", output);
+  if (bias) {
+    expect(bias->ndim() == 1 && last_of(*bias) == job.columns && bias->dtype() == left.dtype(), "bias",
+           "one number per output, of the dtype of the input");
+    job.bias = place.data("bias", *bias);
+  }
+  job.device = Device::kCuda;
+  job.stream = place.stream();
+  job.path = path_of(path);
+  Workspace workspace(place, workspace_size(job));
+  Status status;
+  {
+    nb::gil_scoped_release release;
+    status = run(job, workspace.data());
+  }
+  raise_if_error(status);
+}
+
 void weight_gradient(const Read& grad_output, const Read& input, const std::optional<Write>& grad_weight,
                      const std::optional<Write>& grad_bias) {
   expect(grad_output.ndim() >= 1 && input.ndim() >= 1 && rows_of(grad_output) == rows_of(input) &&
@@ -172,6 +220,10 @@ void bind_linear(nb::module_& module) {
              nb::arg("packed").noconvert());
   module.def("linear_product", &product, nb::arg("left").noconvert(), nb::arg("packed").noconvert(),
              nb::arg("bias").noconvert().none(), nb::arg("output").noconvert());
+  module.def("linear_product_on_cuda", &product_on_cuda, nb::arg("left").noconvert(),
+             nb::arg("weight").noconvert(), nb::arg("bias").noconvert().none(), nb::arg("output").noconvert(),
+             nb::arg("stream"), nb::arg("allocate").none(), nb::arg("fault").noconvert().none(),
+             nb::arg("path"));
   module.def("linear_weight_gradient", &weight_gradient, nb::arg("grad_output").noconvert(),
              nb::arg("input").noconvert(), nb::arg("grad_weight").noconvert().none(),
              nb::arg("grad_bias").noconvert().none());

@@ -4,11 +4,10 @@
 
 #include <nanobind/stl/optional.h>
 
-#include <memory>
 #include <optional>
 #include <utility>
 
-#include "csrc/bindings/bindings.h"
+#include "csrc/bindings/place.h"
 
 namespace earnest::bindings {
 namespace {
@@ -20,6 +19,8 @@ using Read = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
 using Write = nb::ndarray<nb::c_contig, nb::device::cpu>;
 using ReadBytes = Input<uint8_t, 1>;
 using WriteBytes = Output<uint8_t, 1>;
+using ReadAnywhere = nb::ndarray<nb::ro, nb::c_contig>;
+using WriteAnywhere = nb::ndarray<nb::c_contig>;
 
 void expect(bool holds, const std::string& argument, const std::string& expected, const std::string& got) {
   if (!holds) raise_if_error(invalid_argument("quantized", argument, expected, got));
@@ -86,19 +87,29 @@ void unpack(const std::string& codes, int64_t outputs, const ReadBytes& packed, 
       [&, count = count] { return quantized::unpack(shape, packed.data(), first, count, type, out); });
 }
 
-void product(const std::string& codes, const Read& left, const ReadBytes& packed,
-             const std::optional<Read>& bias, const Write& output, bool int8_activations) {
+quantized::CudaPath path_of(const std::string& name) {
+  expect(name == "best" || name == "sm80" || name == "few", "path", "best, sm80 or few", name);
+  return name == "sm80"  ? quantized::CudaPath::kSm80
+         : name == "few" ? quantized::CudaPath::kFew
+                         : quantized::CudaPath::kBest;
+}
+
+void product(const std::string& codes, const ReadAnywhere& left, const AnyInput<uint8_t, 1>& packed,
+             const std::optional<ReadAnywhere>& bias, const WriteAnywhere& output, bool int8_activations,
+             uintptr_t stream, const std::optional<nb::callable>& allocate, const FaultArray& fault,
+             const std::string& path) {
+  const Place place("quantized", left, {stream, allocate, fault});
   const auto [rows, inputs] = matrix_of("input", left);
   const auto [out_rows, outputs] = matrix_of("output", output);
   expect(out_rows == rows && output.dtype() == left.dtype(), "output", "the rows and dtype of the input",
          "others");
   check_packed(codes, outputs, inputs, packed.size());
-  quantized::Part part = {packed.data(), outputs, nullptr};
+  quantized::Part part = {place.data("packed", packed), outputs, nullptr};
   if (bias) {
     expect(
         bias->ndim() == 1 && static_cast<int64_t>(bias->shape(0)) == outputs && bias->dtype() == left.dtype(),
         "bias", "one number per output, of the dtype of the input", "something else");
-    part.bias = data_of("quantized", "bias", bias);
+    part.bias = place.data("bias", *bias);
   }
   quantized::Product job;
   job.type = type_of(left);
@@ -108,12 +119,13 @@ void product(const std::string& codes, const Read& left, const ReadBytes& packed
   job.inputs = inputs;
   job.parts = &part;
   job.count = 1;
-  job.left = data_of("quantized", "input", left);
-  job.output = data_of("quantized", "output", output);
-  without_gil([&] {
-    const std::unique_ptr<char[]> workspace(new char[quantized::workspace_size(job) + 1]);
-    return quantized::run(job, workspace.get());
-  });
+  job.left = place.data("input", left);
+  job.output = place.data("output", output);
+  job.device = place.device();
+  job.stream = place.stream();
+  job.path = path_of(path);
+  Workspace workspace(place, quantized::workspace_size(job));
+  without_gil([&] { return quantized::run(job, workspace.data()); });
 }
 
 }  // namespace
@@ -126,7 +138,8 @@ void bind_quantized(nb::module_& module) {
              nb::arg("first"), nb::arg("rows").noconvert());
   module.def("quantized_product", &product, nb::arg("codes"), nb::arg("left").noconvert(),
              nb::arg("packed").noconvert(), nb::arg("bias").noconvert().none(), nb::arg("output").noconvert(),
-             nb::arg("int8_activations"));
+             nb::arg("int8_activations"), nb::arg("stream") = 0, nb::arg("allocate") = nb::none(),
+             nb::arg("fault").noconvert() = nb::none(), nb::arg("path") = "best");
   module.def(
       "quantized_which",
       [](const std::string& device) {

@@ -8,6 +8,7 @@
 
 #include "kernels/common/cpu_tier.h"
 #include "kernels/common/huge_pages.h"
+#include "kernels/common/parts.h"
 #include "kernels/linear/linear_cpu.h"
 #include "kernels/linear/linear_cuda.h"
 
@@ -98,8 +99,26 @@ Status check_arrays(const Product& p) {
   return check_pointer("output", p.output);
 }
 
+Status check_parts(const Product& p) {
+  if (p.count < 1 || p.count > kMostParts)
+    return invalid_argument("linear", "parts", "1 to " + std::to_string(kMostParts), std::to_string(p.count));
+  int64_t columns = 0;
+  for (int64_t i = 0; i < p.count; ++i) {
+    const Part& part = p.parts[i];
+    if (part.columns < 1 || part.columns > p.columns)
+      return invalid_argument("linear", "parts", "1 to " + std::to_string(p.columns) + " columns each",
+                              std::to_string(part.columns));
+    if (Status status = check_pointer("parts", part.right); !status.ok()) return status;
+    columns += part.columns;
+  }
+  if (columns == p.columns) return {};
+  return invalid_argument("linear", "parts", std::to_string(p.columns) + " columns in all",
+                          std::to_string(columns));
+}
+
 Status run_on_cuda(const Product& p, void* workspace) {
-  if (Status status = check_pointer("packed", p.packed); !status.ok()) return status;
+  if (Status status = p.parts == nullptr ? check_pointer("packed", p.packed) : check_parts(p); !status.ok())
+    return status;
   if (p.rows == 0) return {};
   if (Status status = check_arrays(p); !status.ok()) return status;
   if (workspace_size_cuda(p) > 0) {
@@ -170,6 +189,7 @@ Status run(const Pack& pack, void* packed) {
 Status run(const Product& product, void* workspace) {
   if (Status status = check(product); !status.ok()) return status;
   if (product.device == Device::kCuda) return run_on_cuda(product, workspace);
+  if (product.parts != nullptr) return invalid_argument("linear", "parts", "none on the cpu", "some");
   if (Status status = check_packed(product); !status.ok()) return status;
   if (product.rows == 0) return {};
   if (Status status = check_arrays(product); !status.ok()) return status;

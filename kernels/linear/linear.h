@@ -54,6 +54,13 @@ Status packed_size(const Pack& pack, size_t* bytes);
 Status fingerprint(const Pack& pack, uint64_t* digest);
 Status run(const Pack& pack, void* packed);  // packed: on an 8-byte boundary, a 64-byte one for full speed
 
+// On CUDA: matrices with the same depth, one below the other. As they may lie anywhere, nothing is copied.
+struct Part {
+  const void* right = nullptr;  // [columns, depth]
+  int64_t columns = 0;          // at least 1
+  const void* bias = nullptr;   // [columns]; null: none
+};
+
 struct Product {
   Type type = Type::kFloat32;
   int64_t rows = 0;              // may be 0
@@ -68,6 +75,9 @@ struct Product {
   // With Device::kCuda only. A call puts work on the stream, waits for nothing and allocates nothing.
   void* stream = nullptr;  // a cudaStream_t
   CudaPath path = CudaPath::kBest;
+  // In place of packed and bias: 1 to 16, in the host's memory, whose columns add up to `columns`.
+  const Part* parts = nullptr;
+  int64_t count = 0;
 };
 
 struct WeightGradient {  // on the CPU

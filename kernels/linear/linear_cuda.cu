@@ -32,9 +32,10 @@ Status choose_path(const Product& p, const cuda::Properties& device, CudaPath* p
 
 // Of our own paths. Blocks of a launch are counted in 31 bits, in the second direction in 16.
 Status check_blocks(const Product& p, CudaPath path) {
+  constexpr int64_t kMost = (int64_t{1} << 31) - 1;
   const bool fits = path == CudaPath::kFew
-                        ? blocks_of(p.columns, 16) < int64_t{1} << 31 && blocks_of(p.rows, 8) < 65536
-                        : blocks_of(p.rows, kTile) <= ((int64_t{1} << 31) - 1) / blocks_of(p.columns, kTile);
+                        ? blocks_of(p.columns, 16) + kMostParts <= kMost && blocks_of(p.rows, 8) < 65536
+                        : blocks_of(p.rows, kTile) <= kMost / (blocks_of(p.columns, kTile) + kMostParts);
   if (fits) return {};
   return unsupported(kOp, "rows", "fewer blocks on cuda than 2^31 (path few: 524,280 rows)",
                      std::to_string(p.rows) + " x " + std::to_string(p.columns));
@@ -43,9 +44,21 @@ Status check_blocks(const Product& p, CudaPath path) {
 Operands operands_of(const Product& p) {
   const int64_t of_piece = p.type == Type::kBFloat16 ? 8 : 4;
   const auto aligned = [](const void* array) { return reinterpret_cast<uintptr_t>(array) % 16 == 0; };
-  Operands operands = {p.left, p.packed, p.bias, p.output, p.rows, p.columns, p.depth, false, false};
-  operands.wide = aligned(p.left) && aligned(p.packed) && p.depth % of_piece == 0;
+  const Part whole = {p.packed, p.columns, p.bias};
+  const Part* parts = p.parts == nullptr ? &whole : p.parts;
+  Operands operands = {};
+  operands.left = p.left, operands.output = p.output;
+  operands.rows = p.rows, operands.columns = p.columns, operands.depth = p.depth;
+  operands.wide = aligned(p.left) && p.depth % of_piece == 0;
   operands.wide_output = aligned(p.output) && p.columns % 8 == 0;
+  operands.count = p.parts == nullptr ? 1 : static_cast<int>(p.count);
+  int64_t first = 0;
+  for (int i = 0; i < operands.count; ++i) {
+    operands.parts[i] = {parts[i].right, parts[i].bias, parts[i].columns, first, 0};
+    operands.wide = operands.wide && aligned(parts[i].right);
+    operands.wide_output = operands.wide_output && parts[i].columns % 8 == 0;
+    first += parts[i].columns;
+  }
   return operands;
 }
 

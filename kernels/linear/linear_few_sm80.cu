@@ -20,8 +20,9 @@ class Strand {
   static constexpr int kBytes = kStages * kPieces * kThreads * kPieceBytes;
   using Sums = float[kRowTiles][kColumns][4];
 
-  __device__ Strand(const Operands& p, int64_t row, int64_t column)
+  __device__ Strand(const Operands& p, const PartOperands& part, int64_t row, int64_t column)
       : p_(p),
+        part_(part),
         row_(row + lane() / 4),
         column_(column + lane() / 4),
         ring_(simt::dynamic_shared<unsigned char>(0, kBytes)) {
@@ -62,7 +63,8 @@ class Strand {
     if (chunk < chunks_) {
       const int count = count_of<BFloat16>(end_ - next_);
 #pragma unroll
-      for (int j = 0; j < kColumns; ++j) load(place(chunk, j), p_.right, column_ + 8 * j, p_.columns, count);
+      for (int j = 0; j < kColumns; ++j)
+        load(place(chunk, j), part_.right, column_ + 8 * j, part_.columns, count);
 #pragma unroll
       for (int h = 0; h < kHalves; ++h)
         load(place(chunk, kColumns + h), p_.left, row_ + 8 * h, p_.rows, count);
@@ -77,6 +79,7 @@ class Strand {
   }
 
   const Operands& p_;
+  const PartOperands& part_;
   const int64_t row_, column_;
   const Bytes ring_;
   int64_t next_, end_;  // along the depth: the lane's next piece, the strand's end
@@ -85,16 +88,16 @@ class Strand {
 
 // Strands are added in their order, each number by one thread.
 template <int kRows, int kColumns>
-__device__ void add_strands(const Operands& p, int64_t row, int64_t column,
+__device__ void add_strands(const Operands& p, const PartOperands& part, int64_t row, int64_t column,
                             const simt::Shared<float>& strands) {
   const int count = strands_of(p.depth);
   for (int i = static_cast<int>(threadIdx.x); i < kRows * kColumns; i += kThreads) {
     const int64_t r = row + i / kColumns, c = column + i % kColumns;
-    if (r >= p.rows || c >= p.columns) continue;
+    if (r >= p.rows || c >= part.columns) continue;
     float sum = 0;
     for (int s = 0; s < count; ++s) sum += strands[s * kRows * kColumns + i];
-    if (p.bias != nullptr) sum += widen(static_cast<const BFloat16*>(p.bias)[c]);
-    narrow(sum, &static_cast<BFloat16*>(p.output)[r * p.columns + c]);
+    if (part.bias != nullptr) sum += widen(static_cast<const BFloat16*>(part.bias)[c]);
+    narrow(sum, &static_cast<BFloat16*>(p.output)[r * p.columns + part.first_column + c]);
   }
 }
 
@@ -102,9 +105,11 @@ template <int kHalves, int kColumns, int kStages>
 __global__ void __launch_bounds__(kThreads) few_rows(const Operands p) {
   using Mine = Strand<kHalves, kColumns, kStages>;
   constexpr int kRowsOfBlock = 8 * kHalves, kColumnsOfBlock = 8 * kColumns;
-  const int64_t row = int64_t{blockIdx.y} * kRowsOfBlock, column = int64_t{blockIdx.x} * kColumnsOfBlock;
+  const PartOperands& part = p.parts[part_of_block(p.parts, p.count, blockIdx.x)];
+  const int64_t row = int64_t{blockIdx.y} * kRowsOfBlock;
+  const int64_t column = (blockIdx.x - part.first_block) * kColumnsOfBlock;
   typename Mine::Sums sums = {};
-  Mine(p, row, column).multiply(sums);
+  Mine(p, part, row, column).multiply(sums);
 
   constexpr int kNumbers = kRowsOfBlock * kColumnsOfBlock;
   static_assert(kStrands * kNumbers * 4 <= Mine::kBytes);
@@ -123,13 +128,14 @@ __global__ void __launch_bounds__(kThreads) few_rows(const Operands p) {
     }
   }
   __syncthreads();
-  add_strands<kRowsOfBlock, kColumnsOfBlock>(p, row, column, strands);
+  add_strands<kRowsOfBlock, kColumnsOfBlock>(p, part, row, column, strands);
 }
 
 template <int kHalves, int kColumns, int kStages>
-Status run(const Operands& p, void* stream) {
+Status run(Operands p, void* stream) {
   constexpr Few plan = {kHalves, kColumns, kStages};
-  const dim3 grid(static_cast<unsigned>(blocks_of(p.columns, plan.columns_of_block())),
+  p.column_blocks = cut_into_blocks(p.parts, p.count, plan.columns_of_block());
+  const dim3 grid(static_cast<unsigned>(p.column_blocks),
                   static_cast<unsigned>(blocks_of(p.rows, plan.rows_of_block())));
   return simt::launch({kOp, "few_rows"}, few_rows<kHalves, kColumns, kStages>, grid, dim3(kThreads),
                       static_cast<size_t>(plan.shared_bytes()), stream, p);
@@ -137,7 +143,7 @@ Status run(const Operands& p, void* stream) {
 
 }  // namespace
 
-Status run_few(const Operands& p, int64_t shared_bytes, void* stream) {
+Status run_few(Operands p, int64_t shared_bytes, void* stream) {
   const Few plan = few_plan(p.rows, shared_bytes);
   if (plan.halves == kFewOf8.halves) return run<kFewOf8.halves, kFewOf8.columns, kFewOf8.stages>(p, stream);
   if (plan.halves == kFewOf16.halves)

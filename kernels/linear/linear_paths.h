@@ -5,23 +5,33 @@
 
 #include <cstdint>
 
+#include "kernels/common/parts.h"
 #include "kernels/common/status.h"
 
 namespace earnest::linear::gpu {
 
 constexpr const char* kOp = "linear";
 
+struct PartOperands {
+  const void *right, *bias;  // [columns, depth], [columns] or null
+  int64_t columns;
+  int64_t first_column;  // in a row of the output
+  int64_t first_block;   // of the launch
+};
 struct Operands {
-  const void *left, *right, *bias;  // [rows, depth], [columns, depth], [columns] or null
-  void* output;                     // [rows, columns]
+  const void* left;  // [rows, depth]
+  void* output;      // [rows, columns]
   int64_t rows, columns, depth;
   bool wide;         // left and right can be read 16 bytes at a time
-  bool wide_output;  // and output and bias written and read so
+  bool wide_output;  // and output be written so
+  int count;
+  PartOperands parts[kMostParts];
+  int64_t column_blocks;  // of the launch
 };
 
 // `rows` of at least 1.
 template <typename Stored>  // BFloat16, float
-Status run_tiles(const Operands& operands, void* stream);
-Status run_few(const Operands& operands, int64_t shared_bytes, void* stream);  // of bfloat16
+Status run_tiles(Operands operands, void* stream);
+Status run_few(Operands operands, int64_t shared_bytes, void* stream);  // of bfloat16
 
 }  // namespace earnest::linear::gpu

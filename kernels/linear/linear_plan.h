@@ -13,6 +13,17 @@ EARNEST_HOST_DEVICE constexpr int64_t blocks_of(int64_t size, int64_t block) {
   return (size + block - 1) / block;
 }
 
+// Gives each part blocks of so many columns; returns how many there are.
+template <typename Part>
+int64_t cut_into_blocks(Part* parts, int count, int64_t columns_of_block) {
+  int64_t blocks = 0;
+  for (int i = 0; i < count; ++i) {
+    parts[i].first_block = blocks;
+    blocks += blocks_of(parts[i].columns, columns_of_block);
+  }
+  return blocks;
+}
+
 // ---- many rows: tiles of 128 x 128 ----
 
 constexpr int kTile = 128;

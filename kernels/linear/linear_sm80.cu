@@ -113,7 +113,8 @@ __device__ inline void add_strand(Sums& strand, Sums& sums) {
 }
 
 template <typename Stored>
-__device__ void multiply_all(const Operands& p, int64_t row, int64_t column, Sums& sums) {
+__device__ void multiply_all(const Operands& p, const PartOperands& part, int64_t row, int64_t column,
+                             Sums& sums) {
   const Bytes shared = simt::dynamic_shared<unsigned char>(0, kSharedBytes);
   const auto place = [&](int64_t step) { return shared + static_cast<int>(step % kStages) * 2 * kTileBytes; };
   const int64_t steps = blocks_of(p.depth, kStep<Stored>);
@@ -121,7 +122,7 @@ __device__ void multiply_all(const Operands& p, int64_t row, int64_t column, Sum
     if (step < steps) {
       const int64_t k = step * kStep<Stored>;
       load_tile<Stored>(place(step), p.left, row, p.rows, k, p.depth, p.wide);
-      load_tile<Stored>(place(step) + kTileBytes, p.right, column, p.columns, k, p.depth, p.wide);
+      load_tile<Stored>(place(step) + kTileBytes, part.right, column, part.columns, k, p.depth, p.wide);
     }
     simt::copy_async_commit();  // empty groups too: that many are waited for
   };
@@ -158,51 +159,54 @@ __device__ inline void store8(float (&numbers)[8], float* to) {
 }
 
 template <typename Stored>
-__device__ void store(const Operands& p, int64_t row, int64_t column, Sums& sums) {
-  const auto* bias = static_cast<const Stored*>(p.bias);
+__device__ void store(const Operands& p, const PartOperands& part, int64_t row, int64_t column, Sums& sums) {
+  const auto* bias = static_cast<const Stored*>(part.bias);
   auto* output = static_cast<Stored*>(p.output);
 #pragma unroll
   for (int n = 0; n < 2 * kStrips * kColumnTiles / 4; ++n) {
     const int s = n / 4, half = n / 2 % 2, group = n % 2;
     const int64_t r = row + warp_row() + 16 * s + 8 * half + lane_row();
     const int64_t c = column + warp_column() + 32 * group + 8 * lane_column();
-    if (r >= p.rows || c >= p.columns) continue;
+    if (r >= p.rows || c >= part.columns) continue;
+    Stored* const to = output + r * p.columns + part.first_column + c;
     float numbers[8];
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       numbers[i] = sums[s][4 * group + i / 2][2 * half + i % 2];
-      if (bias != nullptr && c + i < p.columns) numbers[i] += widen(bias[c + i]);
+      if (bias != nullptr && c + i < part.columns) numbers[i] += widen(bias[c + i]);
     }
     if (p.wide_output) {
-      store8(numbers, output + r * p.columns + c);
+      store8(numbers, to);
       continue;
     }
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      if (c + i < p.columns) narrow(numbers[i], &output[r * p.columns + c + i]);
+      if (c + i < part.columns) narrow(numbers[i], &to[i]);
     }
   }
 }
 
 template <typename Stored>
 __global__ void __launch_bounds__(kThreads, 1) tiles(const Operands p) {
-  const Tile tile = tile_at(blockIdx.x, blocks_of(p.rows, kTile), blocks_of(p.columns, kTile));
-  const int64_t row = tile.row * kTile, column = tile.column * kTile;
+  const Tile tile = tile_at(blockIdx.x, blocks_of(p.rows, kTile), p.column_blocks);
+  const PartOperands& part = p.parts[part_of_block(p.parts, p.count, tile.column)];
+  const int64_t row = tile.row * kTile, column = (tile.column - part.first_block) * kTile;
   Sums sums = {};
-  multiply_all<Stored>(p, row, column, sums);
-  store<Stored>(p, row, column, sums);
+  multiply_all<Stored>(p, part, row, column, sums);
+  store<Stored>(p, part, row, column, sums);
 }
 
 }  // namespace
 
 template <typename Stored>
-Status run_tiles(const Operands& p, void* stream) {
-  const int64_t blocks = blocks_of(p.rows, kTile) * blocks_of(p.columns, kTile);
+Status run_tiles(Operands p, void* stream) {
+  p.column_blocks = cut_into_blocks(p.parts, p.count, kTile);
+  const int64_t blocks = blocks_of(p.rows, kTile) * p.column_blocks;
   return simt::launch({kOp, "tiles"}, tiles<Stored>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads),
                       kSharedBytes, stream, p);
 }
 
-template Status run_tiles<BFloat16>(const Operands&, void*);
-template Status run_tiles<float>(const Operands&, void*);
+template Status run_tiles<BFloat16>(Operands, void*);
+template Status run_tiles<float>(Operands, void*);
 
 }  // namespace earnest::linear::gpu

@@ -73,14 +73,18 @@ bool find_all(void* library, Functions* f) {
          find(library, "cublasLtMatmul", &f->multiply);
 }
 
+using Alignments = std::array<int64_t, 3>;  // of W, x and y
+// Device, type, sizes, the output's pitch, alignments, and whether there is a bias.
+using Key = std::array<int64_t, 10>;
+constexpr size_t kMostKept = 4096;  // prompts come in all lengths
+
 // A library that was found stays; one that was not is looked for again.
 struct Library {
   std::mutex mutex;
   bool open = false;
   Functions functions = {};
   std::map<int, Handle> handles;  // by device
-  // By device, type, sizes, alignments of a, b and d, and whether there is a bias.
-  std::map<std::array<int64_t, 9>, Heuristic> algorithms;
+  std::map<Key, Heuristic> algorithms;
 };
 Library& library() {
   static Library one;
@@ -115,10 +119,24 @@ Status status_of(const char* what, int code) {
                                      " to succeed, got status " + std::to_string(code)};
 }
 
-// Descriptors of one product; as long as this lives.
+int64_t alignment_of(const void* array) {
+  const auto address = reinterpret_cast<uintptr_t>(array) | kAlignment;
+  return static_cast<int64_t>(address & (~address + 1));
+}
+
+// One part of a product.
+struct Job {
+  const void *left, *right, *bias;
+  void* output;
+  int64_t rows, columns, depth;
+  int64_t pitch;  // numbers between two rows of the output
+  int type;
+};
+
+// Descriptors of one job; as long as this lives.
 class Problem {
  public:
-  Problem(const Functions& f, const gpu::Operands& p, int type) : f_(f) {
+  Problem(const Functions& f, const Job& p) : f_(f) {
     const auto n = static_cast<uint64_t>(p.columns), m = static_cast<uint64_t>(p.rows),
                k = static_cast<uint64_t>(p.depth);
     note(f.create_operation(&operation, kSumInFloat32, kFloat32));
@@ -127,9 +145,9 @@ class Problem {
       set(f.set_operation, operation, kEpilogue, kAddBias);
       set(f.set_operation, operation, kBiasPointer, p.bias);
     }
-    note(f.create_layout(&right, type, k, n, p.depth));
-    note(f.create_layout(&left, type, k, m, p.depth));
-    note(f.create_layout(&output, type, n, m, p.columns));
+    note(f.create_layout(&right, p.type, k, n, p.depth));
+    note(f.create_layout(&left, p.type, k, m, p.depth));
+    note(f.create_layout(&output, p.type, n, m, p.pitch));
   }
   ~Problem() {
     if (operation != nullptr) f_.destroy_operation(operation);
@@ -141,7 +159,7 @@ class Problem {
   Problem& operator=(const Problem&) = delete;
 
   // Its first choice.
-  int choose(Handle handle, const std::array<int64_t, 3>& alignments, Heuristic* found) {
+  int choose(Handle handle, const Alignments& alignments, Heuristic* found) {
     Descriptor preference = nullptr;
     note(f_.create_preference(&preference));
     set(f_.set_preference, preference, kMostWorkspace, kWorkspaceBytes);
@@ -170,9 +188,27 @@ class Problem {
   const Functions& f_;
 };
 
-int64_t alignment_of(const void* array) {
-  const auto address = reinterpret_cast<uintptr_t>(array) | kAlignment;
-  return static_cast<int64_t>(address & (~address + 1));
+// With the library held.
+Status run(Library* l, int device, Handle handle, const Job& job, void* workspace, void* stream) {
+  const Functions& f = l->functions;
+  Problem problem(f, job);
+  if (Status status = status_of("a description of the product", problem.code); !status.ok()) return status;
+  const Alignments alignments = {alignment_of(job.right), alignment_of(job.left), alignment_of(job.output)};
+  const Key key = {device,    job.type,      job.rows,      job.columns,   job.depth,
+                   job.pitch, alignments[0], alignments[1], alignments[2], job.bias != nullptr};
+  auto known = l->algorithms.find(key);
+  if (known == l->algorithms.end()) {
+    Heuristic found = {};
+    if (Status status = status_of("an algorithm", problem.choose(handle, alignments, &found)); !status.ok())
+      return status;
+    if (l->algorithms.size() >= kMostKept) l->algorithms.clear();
+    known = l->algorithms.emplace(key, found).first;
+  }
+  const float alpha = 1, beta = 0;
+  return status_of("cublasLtMatmul",
+                   f.multiply(handle, problem.operation, &alpha, job.right, problem.right, job.left,
+                              problem.left, &beta, job.output, problem.output, job.output, problem.output,
+                              &known->second.algorithm, workspace, kWorkspaceBytes, stream));
 }
 
 }  // namespace
@@ -187,30 +223,20 @@ Status run(const gpu::Operands& p, Type of, const cuda::Properties& device, void
   Library& l = library();
   const std::lock_guard<std::mutex> lock(l.mutex);
   if (Status status = open(&l); !status.ok()) return status;
-  const Functions& f = l.functions;
   Handle& handle = l.handles[device.index];
   if (handle == nullptr) {
-    if (Status status = status_of("cublasLtCreate", f.create(&handle)); !status.ok()) return status;
+    if (Status status = status_of("cublasLtCreate", l.functions.create(&handle)); !status.ok()) return status;
   }
   const int type = of == Type::kFloat32 ? kFloat32 : kBFloat16;
-  Problem problem(f, p, type);
-  if (Status status = status_of("a description of the product", problem.code); !status.ok()) return status;
-  const std::array<int64_t, 3> alignments = {alignment_of(p.right), alignment_of(p.left),
-                                             alignment_of(p.output)};
-  const std::array<int64_t, 9> key = {device.index,  type,          p.rows,        p.columns,        p.depth,
-                                      alignments[0], alignments[1], alignments[2], p.bias != nullptr};
-  auto known = l.algorithms.find(key);
-  if (known == l.algorithms.end()) {
-    Heuristic found = {};
-    if (Status status = status_of("an algorithm", problem.choose(handle, alignments, &found)); !status.ok())
-      return status;
-    known = l.algorithms.emplace(key, found).first;
+  const int64_t size = of == Type::kFloat32 ? 4 : 2;
+  for (int i = 0; i < p.count; ++i) {
+    const gpu::PartOperands& part = p.parts[i];
+    const Job job = {p.left, part.right,   part.bias, static_cast<char*>(p.output) + part.first_column * size,
+                     p.rows, part.columns, p.depth,   p.columns,
+                     type};
+    if (Status status = run(&l, device.index, handle, job, workspace, stream); !status.ok()) return status;
   }
-  const float alpha = 1, beta = 0;
-  return status_of("cublasLtMatmul",
-                   f.multiply(handle, problem.operation, &alpha, p.right, problem.right, p.left, problem.left,
-                              &beta, p.output, problem.output, p.output, problem.output,
-                              &known->second.algorithm, workspace, kWorkspaceBytes, stream));
+  return {};
 }
 
 }  // namespace earnest::linear::vendor

@@ -17,15 +17,15 @@ namespace earnest::quantized::gpu {
 
 constexpr int kGroupBytes = kPanel * 4 + 256;  // of int4: 16 scales and minima, and 4 runs of codes
 
-// Pieces of codes that a lane takes of 32 inputs.
-template <Codes kCodes>
-constexpr int kCodePieces = kCodes == Codes::kInt8 ? 2 : 1;
+// Pieces of codes, of 8 or 4 bits, that a lane takes of 32 inputs.
+template <int kBits>
+constexpr int kCodePieces = kBits == 8 ? 2 : 1;
 
 // Where piece i of the calling lane lies in its panel, from input k (a multiple of 32) on.
-template <Codes kCodes>
+template <int kBits>
 __device__ inline int64_t code_offset(int64_t k, int i) {
   const int lane = static_cast<int>(threadIdx.x) % 32, slot = lane / 4 % 4 * kPieceBytes, t = lane % 4;
-  if (kCodes == Codes::kInt8) return 64 + (k / 4 + 2 * t + i) * 64 + slot;
+  if (kBits == 8) return 64 + (k / 4 + 2 * t + i) * 64 + slot;
   return k / kGroup * kGroupBytes + 64 + t * 64 + slot;
 }
 __device__ inline int panel_of_lane() { return static_cast<int>(threadIdx.x) % 32 / 16; }
@@ -49,16 +49,16 @@ __device__ inline void unpack_int4(uint32_t word, int half, uint32_t (&b)[2]) {
   b[1] = (odd & kMask) | kSixteen;
 }
 
-template <Codes kCodes>
+template <int kBits>
 struct CodeFragments {
   uint32_t b[2][4][2];  // [half][e]
 
-  __device__ explicit CodeFragments(const Piece (&pieces)[kCodePieces<kCodes>]) {
+  __device__ explicit CodeFragments(const Piece (&pieces)[kCodePieces<kBits>]) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        if constexpr (kCodes == Codes::kInt8) {
+        if constexpr (kBits == 8) {
           unpack_int8(pieces[half].word[e], b[half][e]);
         } else {
           unpack_int4(pieces[0].word[e], half, b[half][e]);
@@ -69,12 +69,12 @@ struct CodeFragments {
 };
 
 // a of a half: rows g and g + 8, in the order in which the codes' inputs stand.
-template <Codes kCodes>
+template <int kBits>
 __device__ inline void left_fragment(const Piece (&left)[2], int half, uint32_t (&a)[4]) {
 #pragma unroll
   for (int row = 0; row < 2; ++row) {
     const uint32_t first = left[row].word[2 * half], second = left[row].word[2 * half + 1];
-    if constexpr (kCodes == Codes::kInt8) {
+    if constexpr (kBits == 8) {
       a[row] = first;
       a[row + 2] = second;
     } else {
@@ -102,14 +102,14 @@ struct Affine {
 };
 
 // sums += left codes over 32 inputs.
-template <Codes kCodes>
-__device__ inline void multiply(const Piece (&left)[2], const CodeFragments<kCodes>& codes,
+template <int kBits>
+__device__ inline void multiply(const Piece (&left)[2], const CodeFragments<kBits>& codes,
                                 [[maybe_unused]] const Affine& affine, PairSums& sums) {
-  if constexpr (kCodes == Codes::kInt8) {
+  if constexpr (kBits == 8) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       uint32_t a[4];
-      left_fragment<kCodes>(left, half, a);
+      left_fragment<kBits>(left, half, a);
 #pragma unroll
       for (int e = 0; e < 4; ++e) simt::mma_16x8x16(sums[e], a, codes.b[half][e]);
     }
@@ -120,7 +120,7 @@ __device__ inline void multiply(const Piece (&left)[2], const CodeFragments<kCod
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       uint32_t a[4];
-      left_fragment<kCodes>(left, half, a);
+      left_fragment<kBits>(left, half, a);
 #pragma unroll
       for (int e = 0; e < 4; ++e) simt::mma_16x8x16(group[e], a, codes.b[half][e]);
       simt::mma_16x8x16(of_x, a, ones);
@@ -139,18 +139,11 @@ __device__ inline void multiply(const Piece (&left)[2], const CodeFragments<kCod
 
 // ---- results ----
 
-// Which part a block of the launch belongs to.
-__device__ inline int part_of_block(const Job& job, int64_t block) {
-  int part = 0;
-  while (part + 1 < job.count && job.parts[part + 1].first_block <= block) ++part;
-  return part;
-}
-
 // One number of the result: `sum` of all strands. The same arithmetic wherever it is called.
-template <Codes kCodes>
+template <int kBits>
 __device__ inline void store(const Job& job, const PartJob& part, int64_t row, int64_t output, float sum) {
   float scale = 1, bias = 0;
-  if (kCodes == Codes::kInt8)
+  if (kBits == 8)
     memcpy(&scale, part.packed + output / kPanel * job.panel_bytes + output % kPanel * 4, sizeof scale);
   const int64_t to = row * job.outputs + part.first_output + output;
   if (job.float32) {

@@ -105,10 +105,10 @@ Status split_rows(const Product& p, void* workspace, Job* job) {
                       planes);
 }
 
-template <Codes kCodes>
+template <int kBits>
 Status run_path(CudaPath path, const Job& job, const cuda::Properties& device, void* stream) {
-  return path == CudaPath::kFew ? run_few<kCodes>(job, device.shared_bytes, stream)
-                                : run_tiles<kCodes>(job, stream);
+  return path == CudaPath::kFew ? run_few<kBits>(job, device.shared_bytes, stream)
+                                : run_tiles<kBits>(job, stream);
 }
 
 }  // namespace
@@ -138,8 +138,8 @@ Status run_cuda(const Product& p, void* workspace) {
   if (p.type == Type::kFloat32) {
     if (Status status = split_rows(p, workspace, &job); !status.ok()) return status;
   }
-  return p.codes == Codes::kInt8 ? run_path<Codes::kInt8>(path, job, device, p.stream)
-                                 : run_path<Codes::kInt4>(path, job, device, p.stream);
+  return p.codes == Codes::kInt8 ? run_path<8>(path, job, device, p.stream)
+                                 : run_path<4>(path, job, device, p.stream);
 }
 
 }  // namespace earnest::quantized

@@ -12,12 +12,12 @@ constexpr int kThreads = 32 * kStrands;
 
 constexpr int stages_of(int halves) { return halves == 1 ? 8 : halves == 2 ? 6 : 4; }
 
-template <Codes kCodes, int kHalves>
+template <int kBits, int kHalves>
 class Strand {
  public:
   static constexpr int kStages = stages_of(kHalves), kRowTiles = (kHalves + 1) / 2;
-  static constexpr int kPieces = kCodePieces<kCodes> + kHalves;
-  static constexpr int kScaleBytes = kCodes == Codes::kInt4 ? kPair * 4 : 0;  // of a warp and stage
+  static constexpr int kPieces = kCodePieces<kBits> + kHalves;
+  static constexpr int kScaleBytes = kBits == 4 ? kPair * 4 : 0;  // of a warp and stage
   static constexpr int kRingBytes = kStages * kPieces * kThreads * kPieceBytes;
   static constexpr int kBytes = kRingBytes + kStages * kStrands * kScaleBytes;
   using Sums = PairSums[kRowTiles];
@@ -41,17 +41,17 @@ class Strand {
       simt::copy_async_wait<kStages - 2>();
       __syncwarp();  // scales are there for all lanes, and all have read those before, whose place comes next
       load(chunk + kStages - 1);
-      Piece words[kCodePieces<kCodes>];
+      Piece words[kCodePieces<kBits>];
 #pragma unroll
-      for (int i = 0; i < kCodePieces<kCodes>; ++i) words[i] = piece_at(ring_, place(chunk, i));
-      const CodeFragments<kCodes> codes(words);
+      for (int i = 0; i < kCodePieces<kBits>; ++i) words[i] = piece_at(ring_, place(chunk, i));
+      const CodeFragments<kBits> codes(words);
       Affine affine;
-      if (kCodes == Codes::kInt4) affine.load(&ring_[place_of_scales(chunk) + lane() % 4 * 32]);
+      if (kBits == 4) affine.load(&ring_[place_of_scales(chunk) + lane() % 4 * 32]);
 #pragma unroll
       for (int r = 0; r < kRowTiles; ++r) {
-        Piece left[2] = {piece_at(ring_, place(chunk, kCodePieces<kCodes> + 2 * r)), {}};
-        if (2 * r + 1 < kHalves) left[1] = piece_at(ring_, place(chunk, kCodePieces<kCodes> + 2 * r + 1));
-        gpu::multiply<kCodes>(left, codes, affine, sums[r]);
+        Piece left[2] = {piece_at(ring_, place(chunk, kCodePieces<kBits> + 2 * r)), {}};
+        if (2 * r + 1 < kHalves) left[1] = piece_at(ring_, place(chunk, kCodePieces<kBits> + 2 * r + 1));
+        gpu::multiply<kBits>(left, codes, affine, sums[r]);
       }
     }
   }
@@ -73,13 +73,13 @@ class Strand {
       const int64_t k = first_ + chunk / of_unit * kStrandUnit + within % 2 * kChunk;
       const bool there = k < end_;
 #pragma unroll
-      for (int i = 0; i < kCodePieces<kCodes>; ++i) {
+      for (int i = 0; i < kCodePieces<kBits>; ++i) {
         const bool copied = there && panel_of_lane() < panels_;
         simt::copy_async_16(&ring_[place(chunk, i)],
-                            copied ? panel_ + code_offset<kCodes>(k, i) : job_.parts[0].packed,
+                            copied ? panel_ + code_offset<kBits>(k, i) : job_.parts[0].packed,
                             copied ? kPieceBytes : 0);
       }
-      if (kCodes == Codes::kInt4 && lane() < 8) {
+      if (kBits == 4 && lane() < 8) {
         const bool copied = there && lane() / 4 < panels_;
         simt::copy_async_16(&ring_[place_of_scales(chunk) + lane() * kPieceBytes],
                             copied ? scales_ + k / kGroup * kGroupBytes : job_.parts[0].packed,
@@ -91,7 +91,7 @@ class Strand {
         const int64_t row = row_ + 8 * h;
         const int count = row < job_.rows ? count_of<BFloat16>(end_ - at) : 0;
         const BFloat16* from = job_.left + (count > 0 ? within / 2 * job_.plane + row * job_.pitch + at : 0);
-        copy_piece(&ring_[place(chunk, kCodePieces<kCodes> + h)], from, count, job_.wide);
+        copy_piece(&ring_[place(chunk, kCodePieces<kBits> + h)], from, count, job_.wide);
       }
     }
     simt::copy_async_commit();  // empty groups too: that many are waited for
@@ -106,11 +106,11 @@ class Strand {
   int chunks_;
 };
 
-template <Codes kCodes, int kHalves>
+template <int kBits, int kHalves>
 __global__ void __launch_bounds__(kThreads) few_rows(const Job job) {
-  using Mine = Strand<kCodes, kHalves>;
+  using Mine = Strand<kBits, kHalves>;
   constexpr int kRows = 8 * kHalves, kNumbers = kRows * kPair;
-  const PartJob& part = job.parts[part_of_block(job, blockIdx.x)];
+  const PartJob& part = job.parts[part_of_block(job.parts, job.count, blockIdx.x)];
   const int64_t row = int64_t{blockIdx.y} * kRows, output = (blockIdx.x - part.first_block) * kPair;
   typename Mine::Sums sums = {};
   Mine(job, part, row, output).multiply(sums);
@@ -134,30 +134,30 @@ __global__ void __launch_bounds__(kThreads) few_rows(const Job job) {
     if (r >= job.rows || o >= part.outputs) continue;
     float sum = 0;
     for (int s = 0; s < count; ++s) sum += strands[s * kNumbers + i];
-    store<kCodes>(job, part, r, o, sum);
+    store<kBits>(job, part, r, o, sum);
   }
 }
 
-template <Codes kCodes, int kHalves>
+template <int kBits, int kHalves>
 Status run(const Job& job, int64_t blocks, void* stream) {
   const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(blocks_of(job.rows, 8 * kHalves)));
-  return simt::launch({kOp, "few_rows"}, few_rows<kCodes, kHalves>, grid, dim3(kThreads),
-                      static_cast<size_t>(Strand<kCodes, kHalves>::kBytes), stream, job);
+  return simt::launch({kOp, "few_rows"}, few_rows<kBits, kHalves>, grid, dim3(kThreads),
+                      static_cast<size_t>(Strand<kBits, kHalves>::kBytes), stream, job);
 }
 
 }  // namespace
 
-template <Codes kCodes>
+template <int kBits>
 Status run_few(Job job, int64_t shared_bytes, void* stream) {
   const int64_t blocks = cut_into_blocks(&job, kPair);
   const int halves = few_halves(job.rows, shared_bytes);
-  if (halves == 1) return run<kCodes, 1>(job, blocks, stream);
-  if (halves == 2) return run<kCodes, 2>(job, blocks, stream);
-  if (halves == 4) return run<kCodes, 4>(job, blocks, stream);
-  return run<kCodes, 8>(job, blocks, stream);
+  if (halves == 1) return run<kBits, 1>(job, blocks, stream);
+  if (halves == 2) return run<kBits, 2>(job, blocks, stream);
+  if (halves == 4) return run<kBits, 4>(job, blocks, stream);
+  return run<kBits, 8>(job, blocks, stream);
 }
 
-template Status run_few<Codes::kInt8>(Job, int64_t, void*);
-template Status run_few<Codes::kInt4>(Job, int64_t, void*);
+template Status run_few<8>(Job, int64_t, void*);
+template Status run_few<4>(Job, int64_t, void*);
 
 }  // namespace earnest::quantized::gpu

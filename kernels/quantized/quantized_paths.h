@@ -7,13 +7,13 @@
 
 #include "kernels/common/bfloat16.h"
 #include "kernels/common/host_device.h"
+#include "kernels/common/parts.h"
 #include "kernels/common/status.h"
 #include "kernels/quantized/quantized.h"
 
 namespace earnest::quantized::gpu {
 
 constexpr const char* kOp = "quantized";
-constexpr int kMostParts = 16;
 constexpr int kPair = 2 * kPanel;  // outputs that a warp takes: two panels
 constexpr int kTileRows = 128, kTileOutputs = 2 * kPair;
 
@@ -63,9 +63,9 @@ constexpr bool is_few(int64_t rows, int64_t outputs, int multiprocessors) {
   return rows <= 256 && 2 * blocks_of(rows, kTileRows) * blocks_of(outputs, kTileOutputs) < multiprocessors;
 }
 
-template <Codes kCodes>
+template <int kBits>  // of a code: 8, 4
 Status run_tiles(Job job, void* stream);
-template <Codes kCodes>
+template <int kBits>
 Status run_few(Job job, int64_t shared_bytes, void* stream);
 
 }  // namespace earnest::quantized::gpu

@@ -9,7 +9,7 @@ import pytest
 from bench_cases import FakeLimits, settings
 
 from earnest import cli
-from earnest.bench import command, gpu_attention, gpu_logmel, gpu_logprob, gpu_ppo
+from earnest.bench import command, gpu_attention, gpu_linear, gpu_logmel, gpu_logprob, gpu_ppo
 from earnest.bench.attention import Shape
 from earnest.bench.case import OURS
 from earnest.bench.harness import measure
@@ -25,6 +25,9 @@ SMALL = {
     "logprob with gradients": gpu_logprob.case(9, 16, 50, gradients=True, device="cpu"),
     "attention": gpu_attention.case("small", Shape((70, 70), 4, 4, 64), device="cpu"),
     "attention, ragged": gpu_attention.case("ragged", Shape((9, 70), 4, 2, 64), device="cpu"),
+    "linear": gpu_linear.case(9, 40, 24, "bfloat16", device="cpu"),
+    "linear, int8": gpu_linear.case(9, 40, 24, "int8", device="cpu"),
+    "linear, int4": gpu_linear.case(1, 64, 24, "int4", device="cpu"),
     "clips": gpu_logmel.clips(2, 1, "cpu"),
 }
 
@@ -55,6 +58,7 @@ def test_the_cases_of_the_targets_are_there_once() -> None:
     assert targets[f"ppo/cuda-losses-{1 << 24}"].fraction == 0.8
     large = targets["logprob/cuda-16384x3584x158720-forward+backward"]
     assert (large.ratio, large.extra_bytes) == (1 / 1.3, 200 << 20)
+    assert targets["linear/cuda-1x3584x18944-int4"].fraction == 0.8
     assert command.chosen(["ppo/cuda-gae"], False, "cuda")[0].family == "ppo"
 
 
@@ -65,7 +69,7 @@ def test_without_a_gpu_the_bench_says_so(
     assert cli.main(["bench", "ppo", "--device", "cuda"]) == 2
     assert "[bench] device: expected cpu (torch" in capsys.readouterr().err
     assert cli.main(["bench", "engine", "--device", "cuda"]) == 2
-    assert "expected logmel, ppo, attention, logprob, part of" in capsys.readouterr().err
+    assert "expected logmel, ppo, attention, logprob, linear, part of" in capsys.readouterr().err
 
 
 def test_the_gpu_script_is_whole_and_fits_into_nine_minutes() -> None:

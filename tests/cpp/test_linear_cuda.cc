@@ -240,6 +240,41 @@ TEST(nan_and_infinity_stay_in_their_row_and_column) {
   }
 }
 
+// Their bits are those of the products one by one, wherever they lie.
+template <typename T>
+void compare_parts(CudaPath path) {
+  const int64_t widths[] = {40, 3, 136, 1};
+  const Case<T> whole({70, 180, 72});
+  const auto right = whole.on_device(path);
+  Product p = whole.product();
+  p.path = path;
+  Lent lent(Device::kCuda);
+  std::vector<std::vector<T>> pieces;
+  std::vector<Part> parts;
+  int64_t first = 0;
+  for (int64_t width : widths) {
+    const auto begin = whole.weight.begin() + first * 72;
+    pieces.emplace_back(begin, begin + width * 72);
+    const Part part = {lent.in(pieces.back().data(), pieces.back().size()), width,
+                       lent.in(whole.bias.data() + first, static_cast<size_t>(width))};
+    parts.push_back(part);
+    first += width;
+  }
+  std::vector<T> output(70 * 180);
+  p.left = lent.in(whole.x.data(), whole.x.size());
+  p.output = lent.out(output.data(), output.size());
+  p.parts = parts.data();
+  p.count = 4;
+  CHECK(run(p, lent.scratch(workspace_size(p))).ok());
+  lent.finish();
+  CHECK(same_bits(output, right));
+}
+
+TEST(parts_have_the_bits_of_one_matrix) {
+  for (CudaPath path : {CudaPath::kSm80, CudaPath::kFew}) compare_parts<BFloat16>(path);
+  compare_parts<float>(CudaPath::kSm80);
+}
+
 // A library of cuBLASLt's names with plain loops inside in the emulator; on a GPU its own, where there is
 // one.
 TEST(the_vendors_library_is_loaded_when_asked_for_and_its_absence_is_said) {
@@ -271,6 +306,9 @@ TEST(the_vendors_library_is_loaded_when_asked_for_and_its_absence_is_said) {
   bare.bias.clear();
   compare(bare, CudaPath::kVendor);
   compare(c, CudaPath::kVendor, 4);  // 8 bytes past an aligned address
+#if defined(EARNEST_FAKE_CUBLASLT)   // whose sums do not depend on what stands beside them
+  compare_parts<BFloat16>(CudaPath::kVendor);
+#endif
 }
 
 TEST(which_names_the_path_and_bad_input_is_an_error_with_a_sentence) {
@@ -296,6 +334,13 @@ TEST(which_names_the_path_and_bad_input_is_an_error_with_a_sentence) {
 
   Product p = Case<float>({2, 3, 4}).product();
   CHECK(run(p, nullptr).message() == "[linear] packed: expected an array, got null");
+  const Part parts[] = {{&p, 2, nullptr}, {nullptr, 1, nullptr}};
+  p.parts = parts;
+  CHECK(run(p, nullptr).message() == "[linear] parts: expected 1 to 16, got 0");
+  p.count = 1;
+  CHECK(run(p, nullptr).message() == "[linear] parts: expected 3 columns in all, got 2");
+  p.count = 2;
+  CHECK(run(p, nullptr).message() == "[linear] parts: expected an array, got null");
   p.rows = -1;
   CHECK(run(p, nullptr).message() == "[linear] rows: expected at least 0, got -1");
   Pack pack = {Type::kFloat32, 3, 4};

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from earnest import ops
 from earnest.features import LogMel
+from earnest.ops.linear import _forward_on_cuda
+from earnest.ops.quantized import quantize, quantized_linear
 
 
 def results(device: str, tokens: int = 1 << 20) -> Iterator[tuple[str, Sequence[Any]]]:
@@ -45,7 +47,17 @@ def results(device: str, tokens: int = 1 << 20) -> Iterator[tuple[str, Sequence[
     bounds = torch.tensor([0, 5, 5, 5 + (tokens >> 12), tokens >> 10], dtype=torch.int32).to(device)
     packed = [normal(tokens >> 10, n, 64, dtype=torch.bfloat16) for n in (4, 2, 2)]
     yield "attention", [ops.attention(*packed, causal=True, cu_seqlens_q=bounds)]
+    yield from _linear(
+        normal(tokens >> 10, 256, dtype=torch.bfloat16), normal(509, 256, dtype=torch.bfloat16)
+    )
     yield "logmel", [LogMel(128).batch(0.1 * normal(8, tokens >> 4))]
+
+
+def _linear(x: Tensor, weight: Tensor) -> Iterator[tuple[str, Sequence[Any]]]:
+    yield "linear", [_forward_on_cuda(rows, weight, None) for rows in (x, x[:8])]
+    for codes in ("int8", "int4"):
+        kept = quantize(weight.cpu(), codes).to(x.device)
+        yield f"linear {codes}", [quantized_linear(rows, kept) for rows in (x, x[:8])]
 
 
 def digest(found: Sequence[Tensor]) -> str:

@@ -115,6 +115,16 @@ def _product(left: Tensor, packed: Tensor, bias: Tensor | None, columns: int) ->
     return output
 
 
+def _forward_on_cuda(x: Tensor, weight: Tensor, bias: Tensor | None, path: str = "best") -> Tensor:
+    """By our kernels, without gradients, from the weight as it is; "best", "sm80", "few" or "vendor"."""
+    output = torch.empty((*x.shape[:-1], len(weight)), dtype=x.dtype, device=x.device)
+    with cuda.launching(_OP, x) as launch:
+        call(
+            _native.linear_product_on_cuda, *map(capsule, (x, weight, bias)), capsule(output), *launch, path
+        )  # fmt: skip
+    return output
+
+
 def _forward(x: Tensor, weights: tuple[Tensor, ...], bias: Tensor | None) -> Tensor:
     return _product(x, _packed.of(weights, x.dtype, transposed=False), bias, sum(len(w) for w in weights))
 
