@@ -1,52 +1,36 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "csrc/engine/device_matrix.h"
 
-#include <memory>
-
-#include "csrc/engine/guard.h"
+#include <array>
 
 namespace earnest::engine {
 namespace {
 
-constexpr char kOp[] = "load";
-
-// Rows or biases, written by the host and copied; the place is kept from one time to the next.
-template <typename Write>
-Status write_there(size_t bytes, const void* in_place, const Write& write, DeviceMemory* there) {
-  std::unique_ptr<char[]> whole;
-  if (in_place == nullptr) {
-    whole = std::make_unique_for_overwrite<char[]>(bytes);
-    write(whole.get());
-  }
-  if (*there == nullptr) EARNEST_RETURN_IF_ERROR(allocate(kOp, bytes, there));
-  return copy(kOp, Device::kCuda, there->get(), in_place == nullptr ? whole.get() : in_place, bytes);
-}
+constexpr size_t kMostPieces = 4;  // queries, keys and values are three
 
 }  // namespace
 
-Status DeviceMatrix::refresh() {
-  if (rows_.bias_bytes() > 0) {
-    EARNEST_RETURN_IF_ERROR(
-        write_there(rows_.bias_bytes(), nullptr, [&](void* bias) { rows_.write_bias(bias); }, &bias_));
-  }
-  if (array_ != nullptr) return {};
-  EARNEST_RETURN_IF_ERROR(write_there(
-      rows_.bytes(), rows_.in_place(), [&](void* weight) { rows_.write_weight(weight); }, &weight_));
-  rows_.let_go();
-  return {};
+DeviceMatrix::DeviceMatrix(std::vector<Piece> pieces, int64_t inputs, linear::Type type)
+    : pieces_(std::move(pieces)), inputs_(inputs), type_(type) {
+  for (const Piece& piece : pieces_) outputs_ += piece.outputs;
 }
 
 Status DeviceMatrix::multiply(const void* x, int64_t rows, void* y, Arena* arena) const {
   const Arena::Scope scope(arena);
+  std::array<linear::Part, kMostPieces> parts;
+  for (size_t i = 0; i < pieces_.size(); ++i) {
+    const Piece& piece = pieces_[i];
+    parts.at(i) = {piece.weight->data(), piece.outputs, piece.bias == nullptr ? nullptr : piece.bias->data()};
+  }
   linear::Product product;
   product.device = Device::kCuda;
-  product.type = type_of(rows_.precision());
+  product.type = type_;
   product.rows = rows;
-  product.columns = outputs();
-  product.depth = inputs();
+  product.columns = outputs_;
+  product.depth = inputs_;
   product.left = x;
-  product.packed = array_ == nullptr ? weight_.get() : array_->data();
-  product.bias = bias_.get();
+  product.parts = parts.data();
+  product.count = static_cast<int64_t>(pieces_.size());
   product.output = y;
   return linear::run(product, arena->take<char>(static_cast<int64_t>(linear::workspace_size(product))));
 }

@@ -1,30 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0
-// A matrix in a GPU's memory for kernels/linear, which takes its rows there as they are.
+// A matrix in a GPU's memory for kernels/linear, which takes weights there as they lie: one below the other
+// by name only.
 #pragma once
 
 #include <utility>
+#include <vector>
 
-#include "csrc/engine/device_memory.h"
-#include "csrc/engine/matrix_rows.h"
 #include "csrc/engine/weights.h"
+#include "kernels/linear/linear.h"
 
 namespace earnest::engine {
 
 class DeviceMatrix : public Matrix {
  public:
-  // array: the same rows, if they lie there already; null: the matrix has them itself.
-  DeviceMatrix(MatrixRows rows, const Array* array) : rows_(std::move(rows)), array_(array) {}
+  struct Piece {
+    const Array *weight = nullptr, *bias = nullptr;  // bias null: none
+    int64_t outputs = 0;
+  };
+  DeviceMatrix(std::vector<Piece> pieces, int64_t inputs, linear::Type type);
 
-  int64_t inputs() const override { return rows_.inputs(); }
-  int64_t outputs() const override { return rows_.outputs(); }
+  int64_t inputs() const override { return inputs_; }
+  int64_t outputs() const override { return outputs_; }
   Status multiply(const void* x, int64_t rows, void* y, Arena* arena) const override;
-  Status refresh() override;
-  size_t bytes() const override { return (array_ == nullptr ? rows_.bytes() : 0) + rows_.bias_bytes(); }
+  Status refresh() override { return {}; }     // the arrays are
+  size_t bytes() const override { return 0; }  // of its own
 
  private:
-  MatrixRows rows_;
-  const Array* array_;
-  DeviceMemory weight_, bias_;
+  std::vector<Piece> pieces_;
+  int64_t inputs_, outputs_ = 0;
+  linear::Type type_;
 };
 
 }  // namespace earnest::engine

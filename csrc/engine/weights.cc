@@ -155,6 +155,9 @@ Status check_tied(const Tensors& tensors) {
   if (found == tensors.views.end()) return {};
   const TensorView &head = found->second, &table = tensors.views.at("model.embed_tokens.weight");
   if (head.data == table.data) return {};
+  if (head.device == Device::kCuda || table.device == Device::kCuda)
+    return corrupt(head.file, std::string("tensor \"") + kHead + '"',
+                   "the memory of model.embed_tokens.weight (tied)", "other memory");
   const int64_t parts = (head.count() + kPart - 1) / kPart;
   std::atomic<bool> same{true};
   parallel_for(parts, [&](int64_t part) {
@@ -201,20 +204,31 @@ Status Weights::add_matrix(const MatrixNames& names, Precision precision, const 
     *matrix = made;
     return {};
   }
+  if (device_ == Device::kCuda) return device_matrix(names, precision, matrix);
   std::vector<TensorView> weights, biases;
   for (const std::string& name : names.weights) weights.push_back(view(name));
   for (const std::string& name : names.biases) biases.push_back(name.empty() ? TensorView() : view(name));
-  const bool alone = weights.size() == 1 && weights[0].shape.size() == 2;
   MatrixRows rows(std::move(weights), std::move(biases), precision);
-  std::unique_ptr<Matrix> made;
-  if (device_ == Device::kCpu) {
-    made = std::make_unique<PackedMatrix>(std::move(rows), &memory_);
-  } else {
-    const Array* same = nullptr;
-    if (alone) EARNEST_RETURN_IF_ERROR(array(names.weights[0], &same));
-    made = std::make_unique<DeviceMatrix>(std::move(rows), same);
-  }
+  auto made = std::make_unique<PackedMatrix>(std::move(rows), &memory_);
   EARNEST_RETURN_IF_ERROR(made->refresh());
+  *matrix = made.get();
+  matrices_.push_back(std::move(made));
+  return {};
+}
+
+Status Weights::device_matrix(const MatrixNames& names, Precision precision, const Matrix** matrix) {
+  std::vector<DeviceMatrix::Piece> pieces(names.weights.size());
+  int64_t inputs = 0;
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    const std::string& name = names.weights[i];
+    const TensorView& weight = view(name);
+    pieces[i].outputs = weight.shape[0];
+    inputs = weight.count() / weight.shape[0];
+    EARNEST_RETURN_IF_ERROR(array(name, &pieces[i].weight));
+    const bool has_bias = i < names.biases.size() && !names.biases[i].empty();
+    if (has_bias) EARNEST_RETURN_IF_ERROR(array(names.biases[i], &pieces[i].bias));
+  }
+  auto made = std::make_unique<DeviceMatrix>(std::move(pieces), inputs, type_of(precision));
   *matrix = made.get();
   matrices_.push_back(std::move(made));
   return {};
@@ -297,23 +311,30 @@ Status Weights::read(Array* array) const {
 
 Status Weights::send(Array* array) const {
   const TensorView& source = array->source_;
-  const bool float32 = precision_ != Precision::kBFloat16;
-  const auto count = static_cast<size_t>(source.count());
-  const void* numbers = source.data;
+  const bool same =
+      source.type == (precision_ == Precision::kBFloat16 ? StoredType::kBFloat16 : StoredType::kFloat32);
+  if (source.device == device_ && same && source.shape.size() < 3) {  // as somebody else keeps them there
+    array->data_ = source.data;
+    return {};
+  }
+  TensorView view = source;
+  std::vector<char> read_back;
+  if (source.device == device_) {
+    read_back.resize(static_cast<size_t>(source.count()) * size_of(source.type));
+    EARNEST_RETURN_IF_ERROR(copy("load", device_, read_back.data(), source.data, read_back.size()));
+    view.data = read_back.data();
+  }
+  const MatrixRows rows({view}, {}, precision_);
+  const void* numbers = rows.in_place();
   std::vector<char> converted;
-  if (source.type != (float32 ? StoredType::kFloat32 : StoredType::kBFloat16)) {
-    converted.resize(count * size_of(precision_));
-    if (float32) {
-      engine::read(source, 0, source.count(), reinterpret_cast<float*>(converted.data()));
-    } else {
-      engine::read(source, 0, source.count(), reinterpret_cast<BFloat16*>(converted.data()));
-    }
+  if (numbers == nullptr) {
+    converted.resize(rows.bytes());
+    rows.write_weight(converted.data());
     numbers = converted.data();
   }
-  const size_t bytes = count * size_of(precision_);
-  if (array->there_ == nullptr) EARNEST_RETURN_IF_ERROR(allocate("load", bytes, &array->there_));
+  if (array->there_ == nullptr) EARNEST_RETURN_IF_ERROR(allocate("load", rows.bytes(), &array->there_));
   array->data_ = array->there_.get();
-  EARNEST_RETURN_IF_ERROR(copy("load", device_, array->there_.get(), numbers, bytes));
+  EARNEST_RETURN_IF_ERROR(copy("load", device_, array->there_.get(), numbers, rows.bytes()));
   let_go(source);
   return {};
 }
@@ -334,8 +355,8 @@ size_t Weights::bytes() const {
   size_t total = 0;
   for (const auto& matrix : matrices_) total += matrix->bytes();
   for (const auto& [name, array] : arrays_) {
-    total += device_ == Device::kCpu ? array->copy_.size()
-                                     : static_cast<size_t>(array->source_.count()) * size_of(precision_);
+    const size_t sent = static_cast<size_t>(array->source_.count()) * size_of(precision_);
+    total += array->copy_.size() + (array->there_ == nullptr ? 0 : sent);
   }
   return total;
 }

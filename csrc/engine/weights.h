@@ -45,7 +45,8 @@ class Matrix {
 class QuantizedMatrix;
 
 // Numbers in the model's precision: those of the tensor itself where it has them in that type, else a copy,
-// as of few in a file. On a GPU, a copy there.
+// as of few in a file. On a GPU a copy there, unless a trainer has them there already; the taps of a
+// convolution outside of its inputs ([out, taps, in]) there.
 class Array {
  public:
   template <typename T>
@@ -127,6 +128,7 @@ class Weights {
  private:
   Status read(Array* array) const;
   Status send(Array* array) const;
+  Status device_matrix(const MatrixNames& names, Precision precision, const Matrix** matrix);
   Status add_matrix(const MatrixNames& names, Precision precision, const Matrix** matrix);
   Status quantized_matrix(const MatrixNames& names, Device device, const QuantizedMatrix** matrix);
 

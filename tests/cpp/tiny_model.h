@@ -56,11 +56,8 @@ inline Config config_for_gpu(int64_t context) {
   return wide;
 }
 
-// Weights of every precision are the same numbers where they are rounded to bfloat16 first.
-inline std::shared_ptr<const LoadedModel> model_of(const Config& sizes, uint32_t seed, Precision precision,
-                                                   earnest::Device device = earnest::Device::kCpu,
-                                                   bool rounded = false,
-                                                   Quantization codes = Quantization::kNone) {
+// rounded: to bfloat16, so that weights of every precision are the same numbers.
+inline Tensors tensors_of(const Config& sizes, uint32_t seed, bool rounded = false) {
   std::mt19937 random(seed);
   std::normal_distribution<float> normal(0.0F, 1.0F);
   Tensors tensors;
@@ -83,6 +80,14 @@ inline std::shared_ptr<const LoadedModel> model_of(const Config& sizes, uint32_t
     tensors.views[name] = view;
     tensors.owners.push_back(numbers);
   }
+  return tensors;
+}
+
+inline std::shared_ptr<const LoadedModel> model_of(const Config& sizes, uint32_t seed, Precision precision,
+                                                   earnest::Device device = earnest::Device::kCpu,
+                                                   bool rounded = false,
+                                                   Quantization codes = Quantization::kNone) {
+  Tensors tensors = tensors_of(sizes, seed, rounded);
   const Digest fingerprint = fingerprint_of(sizes, precision, codes, tensors);
   std::shared_ptr<Model> weights;
   CHECK(Model::create(sizes, std::move(tensors), precision, &weights, codes, device).ok());
