@@ -32,6 +32,7 @@ the standard input, one each.
   --top-p P           of the likeliest tokens that make up P (0.9)
   --seed N            the same seed, the same answer (0)
   --weights W         float32, bfloat16, int8 or int4 (as stored)
+  --device D          cpu or cuda (cpu)
   --threads N         for computing (all cores)
   --quiet             the reply alone
   --stats             counts and times of each answer, on stderr
@@ -108,7 +109,8 @@ bool read_option(const std::string& option, const char* value, Settings* setting
   if (option == "--stats") return settings->stats = true, false;
   const bool known = option == "--text" || option == "--wav" || option == "--system" ||
                      option == "--max-tokens" || option == "--temperature" || option == "--top-p" ||
-                     option == "--seed" || option == "--weights" || option == "--threads";
+                     option == "--seed" || option == "--weights" || option == "--threads" ||
+                     option == "--device";
   if (!known) refuse("[arguments] option: expected one of those of --help, got " + option);
   if (!value) refuse("[" + option + "] value: expected one, got none");
   if (option == "--text" || option == "--wav") settings->first.push_back({option == "--wav", value});
@@ -118,6 +120,7 @@ bool read_option(const std::string& option, const char* value, Settings* setting
   if (option == "--top-p") settings->generation.top_p = number_of<double>(option, value);
   if (option == "--seed") settings->generation.seed = number_of<uint64_t>(option, value);
   if (option == "--weights") settings->model.weights = weights_of(value);
+  if (option == "--device") settings->model.device = value;
   if (option == "--threads") settings->engine.threads = number_of<uint32_t>(option, value);
   return true;
 }

@@ -102,6 +102,7 @@ std::unique_ptr<Engine> make_engine(const std::string& folder, const std::string
   model_params.weights = static_cast<earnest_weights>(weights);
   Handle<earnest_model, earnest_model_destroy> model;
   const char* path = c_text(folder);
+  model_params.device = c_text(device);
   run([&] { return earnest_model_load(path, &model_params, model.place()); });
   earnest_engine_params params;
   earnest_engine_params_default(&params, sizeof params);

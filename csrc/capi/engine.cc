@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <cstring>
 #include <utility>
 
 #include "csrc/capi/call.h"
+#include "csrc/capi/device.h"
 #include "csrc/capi/handles.h"
 #include "csrc/capi/log.h"
 #include "csrc/capi/results.h"
@@ -15,11 +15,12 @@ namespace {
 constexpr char kOp[] = "engine";
 constexpr uint32_t kMostThreads = 1024;
 
-Outcome check(const earnest_engine_params& params) {
-  if (params.device && std::strcmp(params.device, "cpu") != 0) {
-    const bool known = std::strcmp(params.device, "cuda") == 0;
-    return failure(known ? EARNEST_UNSUPPORTED : EARNEST_INVALID_ARGUMENT, kOp, "device",
-                   known ? "a device that this build has (cpu)" : "cpu or cuda", params.device);
+Outcome check(const earnest_engine_params& params, Device of_model) {
+  Device device = of_model;
+  if (params.device) EARNEST_RETURN_IF_FAILED(read_device(params.device, &device));
+  if (device != of_model) {
+    return failure(EARNEST_UNSUPPORTED, kOp, "device",
+                   name_of(of_model) + std::string(" (where the model is)"), params.device);
   }
   if (params.threads > kMostThreads) {
     return invalid(kOp, "threads", "at most " + std::to_string(kMostThreads), std::to_string(params.threads));
@@ -53,7 +54,7 @@ earnest_status earnest_engine_create(earnest_model* model, const earnest_engine_
     EARNEST_RETURN_IF_FAILED(required(kOp, "model", model));
     earnest_engine_params chosen{};
     EARNEST_RETURN_IF_FAILED(read_params(kOp, params, &chosen));
-    EARNEST_RETURN_IF_FAILED(check(chosen));
+    EARNEST_RETURN_IF_FAILED(check(chosen, model->loaded->model().device()));
     auto handle = std::make_unique<earnest_engine>();
     handle->model_name = model->name;
     EARNEST_RETURN_IF_FAILED(

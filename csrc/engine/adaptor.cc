@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "csrc/engine/adaptor.h"
 
+#include <vector>
+
+#include "csrc/engine/gather_rows.h"
 #include "csrc/engine/guard.h"
+#include "csrc/engine/parcel.h"
 #include "csrc/engine/windows.h"
 #include "kernels/frames/frames.h"
 
@@ -32,17 +36,23 @@ Status Adaptor::run_as(const T* frames, int64_t count, T* out, Arena* arena) con
   T* windows = arena->take<T>(tokens * 3 * width_);
   T* x = arena->take<T>(tokens * width_);
   T* wide = arena->take<T>(tokens * inner);
-  gather_windows(frames, count, width_, 2, tokens, windows);
+  const std::vector<int64_t> index = windows_of(count, 2, tokens);
+  const int64_t* index_there = nullptr;
+  Parcel parcel;
+  parcel.add(index, &index_there);
+  EARNEST_RETURN_IF_ERROR(parcel.send("adaptor", arena));
+  EARNEST_RETURN_IF_ERROR(
+      gather_rows<T>(arena->device(), {frames, count}, {}, width_, index_there, 3 * tokens, windows));
   EARNEST_RETURN_IF_ERROR(conv_->multiply(windows, tokens, x, arena));
   frames::Gelu<T> gelu;
   gelu.count = tokens * width_;
   gelu.x = gelu.y = x;
-  EARNEST_RETURN_IF_ERROR(frames::run(gelu));
+  EARNEST_RETURN_IF_ERROR(frames::run(gelu, arena->device()));
   EARNEST_RETURN_IF_ERROR(linear1_->multiply(x, tokens, wide, arena));
   frames::Relu<T> relu;
   relu.count = tokens * inner;
   relu.x = relu.y = wide;
-  EARNEST_RETURN_IF_ERROR(frames::run(relu));
+  EARNEST_RETURN_IF_ERROR(frames::run(relu, arena->device()));
   return linear2_->multiply(wide, tokens, out, arena);
 }
 

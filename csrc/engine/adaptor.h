@@ -16,7 +16,7 @@ class Adaptor {
   Status create(const EncoderConfig& config, Weights* weights);
 
   // frames [count, n_audio_state] of one chunk -> out [(count + 1) / 2, llm_dim], both of the model's
-  // precision. May throw std::bad_alloc.
+  // precision, where the arena and the weights lie. May throw std::bad_alloc.
   Status run(const void* frames, int64_t count, void* out, Arena* arena) const;
 
  private:

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Scratch memory of one forward pass after another: taken piece by piece, given back all at once, and kept,
-// so that a step of decoding asks the system for none.
+// so that a step of decoding asks the system for none. An arena of the host has one on the GPU beside it,
+// once a pass asks for it.
 #pragma once
 
 #include <algorithm>
@@ -10,15 +11,25 @@
 #include <new>
 #include <vector>
 
+#include "csrc/engine/device_memory.h"
 #include "csrc/engine/page_vector.h"
 
 namespace earnest::engine {
 
 class Arena {
  public:
-  Arena() = default;
+  explicit Arena(Device device = Device::kCpu) : device_(device) {}
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
+
+  Device device() const { return device_; }
+
+  // This one, or the one beside it where that lies on another device.
+  Arena* on(Device device) {
+    if (device == device_) return this;
+    if (beside_ == nullptr) beside_ = std::make_unique<Arena>(device);
+    return beside_.get();
+  }
 
   // Uninitialised, on a 64-byte boundary, until reset(); throws std::bad_alloc.
   template <typename T>
@@ -32,9 +43,10 @@ class Arena {
     if (blocks_.size() > 1) {
       const size_t total = held();
       blocks_.clear();
-      blocks_.push_back(Block(total));
+      blocks_.push_back(Block(device_, total));
     }
     current_ = used_ = 0;
+    if (beside_ != nullptr) beside_->reset();
   }
 
   // What is taken while a scope stands is free again when it ends.
@@ -65,14 +77,25 @@ class Arena {
 
   // Pages of their own: blocks that the first passes outgrow are large.
   struct Free {
+    Device device;
     size_t bytes;
-    void operator()(char* memory) const { PageAllocator<char>().deallocate(memory, bytes); }
+    void operator()(char* memory) const {
+      if (device == Device::kCuda) return Release()(memory);
+      PageAllocator<char>().deallocate(memory, bytes);
+    }
   };
   struct Block {
-    explicit Block(size_t size) : memory(PageAllocator<char>().allocate(size), Free{size}), bytes(size) {}
+    Block(Device device, size_t size) : memory(memory_of(device, size), Free{device, size}), bytes(size) {}
     std::unique_ptr<char, Free> memory;
     size_t bytes;
   };
+
+  static char* memory_of(Device device, size_t bytes) {
+    if (device == Device::kCpu) return PageAllocator<char>().allocate(bytes);
+    DeviceMemory memory;
+    if (!allocate("engine", bytes, &memory).ok()) throw std::bad_alloc();
+    return static_cast<char*>(memory.release());
+  }
 
   void* take_bytes(size_t bytes) {
     bytes = (bytes + kAlignment - 1) / kAlignment * kAlignment;
@@ -80,12 +103,14 @@ class Arena {
       ++current_;
       used_ = 0;
     }
-    if (current_ == blocks_.size()) blocks_.push_back(Block(std::max({bytes, held(), kLeast})));
+    if (current_ == blocks_.size()) blocks_.push_back(Block(device_, std::max({bytes, held(), kLeast})));
     void* memory = blocks_[current_].memory.get() + used_;
     used_ += bytes;
     return memory;
   }
 
+  Device device_;
+  std::unique_ptr<Arena> beside_;
   std::vector<Block> blocks_;
   size_t current_ = 0;  // the block that is taken from; may be one past the last
   size_t used_ = 0;     // of it

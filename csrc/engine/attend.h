@@ -5,6 +5,7 @@
 #include <cmath>
 #include <type_traits>
 
+#include "csrc/engine/arena.h"
 #include "csrc/engine/weights.h"
 #include "kernels/attention/attention.h"
 
@@ -19,6 +20,15 @@ attention::Params attention_over(int64_t heads, int64_t kv_heads, int64_t dim) {
   params.dim = dim;
   params.scale = std::pow(static_cast<double>(dim), -0.5);
   return params;
+}
+
+// Where the arena lies.
+template <typename T>
+Status attend(attention::Params params, T* out, Arena* arena) {
+  const Arena::Scope scope(arena);
+  params.device = arena->device();
+  params.workspace = arena->take<char>(static_cast<int64_t>(attention::workspace_size(params)));
+  return attention::forward(params, {out, nullptr});
 }
 
 }  // namespace earnest::engine

@@ -3,21 +3,24 @@
 
 #include <algorithm>
 #include <cstring>
-#include <numeric>
 #include <set>
 #include <string>
 
 #include "csrc/engine/attend.h"
+#include "csrc/engine/decoder_batch.h"
+#include "csrc/engine/gather_rows.h"
 #include "csrc/engine/guard.h"
-#include "kernels/frames/frames.h"
-#include "kernels/rowwise/angles.h"
+#include "csrc/engine/parcel.h"
 #include "kernels/rowwise/rowwise.h"
 
 namespace earnest::engine {
 namespace {
 
-template <typename T>
-Status rms_norm(const T* x, const Array& weight, double eps, int64_t rows, int64_t width, T* y,
+constexpr char kOp[] = "decoder";
+
+// y = norm(x), after x += added where there is something.
+template <typename T, typename P>
+Status rms_norm(T* x, const P* added, const Array& weight, double eps, int64_t rows, int64_t width, T* y,
                 Arena* arena) {
   const Arena::Scope scope(arena);
   rowwise::RmsNorm<T> job;
@@ -28,27 +31,13 @@ Status rms_norm(const T* x, const Array& weight, double eps, int64_t rows, int64
   job.weight = weight.template as<T>();
   job.y = y;
   job.inverse = arena->take<float>(rows);
-  return rowwise::rms_norm(job);
-}
-
-template <typename T>
-Status add_same(const T* y, int64_t count, T* x) {
-  frames::Add<T> job;
-  job.count = count;
-  job.x = job.sum = x;
-  job.y = y;
-  return frames::run(job);
-}
-
-// x += y, of which each number is exact in T.
-template <typename T, typename P>
-Status add(const P* y, int64_t count, T* x) {
-  if constexpr (!std::is_same_v<T, P>) {
-    for (int64_t i = 0; i < count; ++i) x[i] += widen(y[i]);
-    return {};
-  } else {
-    return add_same(y, count, x);
+  if constexpr (std::is_same_v<T, P>) {
+    job.added = added;
+    job.sum = x;
+  } else if (added != nullptr) {  // each of them is exact in T
+    for (int64_t i = 0; i < rows * width; ++i) x[i] += widen(added[i]);
   }
+  return rowwise::rms_norm(job, arena->device());
 }
 
 // The product of rows of T that are rounded to P, the precision of products, on their way in.
@@ -59,87 +48,29 @@ Status multiply(const Matrix& matrix, const T* x, int64_t rows, P* y, Arena* are
   } else {
     const Arena::Scope scope(arena);
     const int64_t count = rows * matrix.inputs();
-    P* rounded = arena->take<P>(count);
+    P* rounded = arena->take<P>(count);  // on the CPU: a GPU computes in bfloat16 alone
     for (int64_t i = 0; i < count; ++i) narrow(x[i], rounded + i);
     return matrix.multiply(rounded, rows, y, arena);
   }
 }
 
 Status wrong(const std::string& argument, const std::string& expected, const std::string& got) {
-  return invalid_argument("decoder", argument, expected, got);
+  return invalid_argument(kOp, argument, expected, got);
 }
 
 }  // namespace
 
-// The segments in the order in which their caches lie in the pool, as attention wants them, and what follows
-// from it. Rows are tokens in that order; later only those whose hidden states are wanted.
-struct Decoder::Batch {
-  std::vector<Segment> segments;
-  std::vector<size_t> order;       // segments[i] is the caller's order[i]
-  std::vector<int64_t> positions;  // of each row
-  std::vector<int32_t> cu_seqlens_q, cu_seqlens_k, used;
-  int64_t rows = 0, wanted = 0;
-  float *cosine = nullptr, *sine = nullptr;
-
-  explicit Batch(const std::vector<Segment>& given) : order(given.size()) {
-    std::iota(order.begin(), order.end(), size_t{0});
-    std::sort(order.begin(), order.end(),
-              [&](size_t a, size_t b) { return given[a].cache->start() < given[b].cache->start(); });
-    for (const size_t i : order) segments.push_back(given[i]);
-    const int64_t first = segments.front().cache->start();
-    cu_seqlens_q.push_back(0);
-    for (const Segment& segment : segments) {
-      const KVCache& cache = *segment.cache;
-      for (int64_t i = 0; i < segment.count; ++i) positions.push_back(cache.length() + i);
-      rows += segment.count;
-      wanted += segment.wanted;
-      cu_seqlens_q.push_back(static_cast<int32_t>(rows));
-      // A span of keys runs up to the next cache; `used` ends it at its own length.
-      cu_seqlens_k.push_back(static_cast<int32_t>(cache.start() - first));
-      used.push_back(static_cast<int32_t>(cache.length() + segment.count));
-    }
-    const KVCache& last = *segments.back().cache;
-    cu_seqlens_k.push_back(static_cast<int32_t>(last.start() + last.capacity() - first));
-  }
-
-  // Keeps of `values` [rows, width] the rows that are wanted.
-  template <typename T>
-  void keep_wanted(const T* values, int64_t width, T* kept) const {
-    for (const Segment& segment : segments) {
-      values += segment.count * width;
-      const size_t count = static_cast<size_t>(segment.wanted * width);
-      std::memcpy(kept, values - count, count * sizeof(T));
-      kept += count;
-    }
-  }
-
-  // From now on the rows are the wanted ones. Segments without any need no attention.
-  void become_wanted() {
-    int64_t end = 0;
-    for (size_t i = 0; i < segments.size(); ++i) {
-      end += segments[i].wanted;
-      cu_seqlens_q[i + 1] = static_cast<int32_t>(end);
-    }
-    rows = wanted;
-  }
-
-  // Rows in this order to rows in the caller's.
-  template <typename T>
-  void restore_order(const T* values, int64_t width, T* out) const {
-    std::vector<int64_t> starts(order.size() + 1, 0);
-    for (size_t i = 0; i < order.size(); ++i) starts[order[i] + 1] = segments[i].wanted;
-    std::partial_sum(starts.begin(), starts.end(), starts.begin());
-    for (size_t i = 0; i < order.size(); ++i) {
-      const size_t count = static_cast<size_t>(segments[i].wanted * width);
-      std::memcpy(out + starts[order[i]] * width, values, count * sizeof(T));
-      values += count;
-    }
-  }
+// The stream of a pass, room for the rows of it that are wanted, and what a branch adds to it.
+template <typename T, typename P>
+struct Decoder::Rows {
+  T *x, *wanted;
+  P* added;
 };
 
 Status Decoder::create(const TextConfig& config, Weights* weights) {
   config_ = config;
   precision_ = weights->precision();
+  device_ = weights->device();
   EARNEST_RETURN_IF_ERROR(weights->table("model.embed_tokens.weight", &embeddings_));
   for (int64_t i = 0; i < config.num_hidden_layers; ++i) {
     const std::string name = "model.layers." + std::to_string(i) + ".", attn = name + "self_attn.";
@@ -165,6 +96,10 @@ Status Decoder::check(const Segment& s) const {
       static_cast<size_t>(config_.num_key_value_heads * config_.head_dim()) * size_of(precision_);
   if (pool.layers() != config_.num_hidden_layers || pool.token_bytes() != token_bytes)
     return wrong("cache", "one of this model", "one of another");
+  if (pool.device() != device_) {
+    return wrong("cache", std::string("one on ") + name_of(device_),
+                 std::string("one on ") + name_of(pool.device()));
+  }
   if (s.count < 1) return wrong("count", "at least 1", std::to_string(s.count));
   if (s.ids == nullptr) return wrong("ids", "token ids", "null");
   if (s.wanted < 0 || s.wanted > s.count)
@@ -224,129 +159,164 @@ template <typename T, typename P>
 Status Decoder::run_as(const std::vector<Segment>& segments, T* hidden, Arena* arena) const {
   const Arena::Scope scope(arena);
   const int64_t width = config_.hidden_size;
-  Batch batch(segments);
-  rowwise::RotaryAngles angles;
-  angles.rows = batch.rows;
-  angles.dim = config_.head_dim();
-  angles.theta = config_.rope_theta;
-  angles.positions = batch.positions.data();
-  angles.cosine = batch.cosine = arena->take<float>(batch.rows * angles.dim / 2);
-  angles.sine = batch.sine = arena->take<float>(batch.rows * angles.dim / 2);
-  EARNEST_RETURN_IF_ERROR(rowwise::run(angles));
-  T* x = arena->take<T>(batch.rows * width);
-  EARNEST_RETURN_IF_ERROR(embed(batch, x));
+  DecoderBatch batch(segments);
+  EARNEST_RETURN_IF_ERROR(batch.turn_by(config_));
+  EARNEST_RETURN_IF_ERROR(batch.watch(arena));
+  Rows<T, P> rows;
+  rows.x = arena->take<T>(batch.rows * width);
+  rows.wanted = arena->take<T>(batch.wanted * width);
+  rows.added = arena->take<P>(batch.rows * width);
+  EARNEST_RETURN_IF_ERROR(embed(&batch, rows.x, arena));
   for (size_t i = 0; i < layers_.size(); ++i) {
-    EARNEST_RETURN_IF_ERROR((attend<T, P>(i, &batch, x, arena)));
-    if (batch.rows == 0) return {};
-    EARNEST_RETURN_IF_ERROR((feed_forward<T, P>(layers_[i], batch.rows, x, arena)));
+    EARNEST_RETURN_IF_ERROR((attend<T, P>(i, &batch, &rows, arena)));
+    if (batch.rows == 0) return batch.check_faults();
+    EARNEST_RETURN_IF_ERROR((feed_forward<T, P>(layers_[i], batch.rows, rows, arena)));
   }
   T* normed = arena->take<T>(batch.rows * width);
-  EARNEST_RETURN_IF_ERROR(rms_norm(x, *norm_, config_.rms_norm_eps, batch.rows, width, normed, arena));
-  batch.restore_order(normed, width, hidden);
-  return {};
+  EARNEST_RETURN_IF_ERROR(
+      rms_norm(rows.x, rows.added, *norm_, config_.rms_norm_eps, batch.rows, width, normed, arena));
+  return deliver(batch, normed, hidden, arena);
 }
 
+// Rows of tokens from the table, and given ones; all else that the pass reads is sent with them.
 template <typename T>
-Status Decoder::embed(const Batch& batch, T* x) const {
+Status Decoder::embed(DecoderBatch* batch, T* x, Arena* arena) const {
   const int64_t width = config_.hidden_size;
-  for (const Segment& segment : batch.segments) {
+  const size_t row_bytes = static_cast<size_t>(width) * sizeof(T);
+  const bool on_cpu = arena->device() == Device::kCpu;
+  const T* table = on_cpu ? nullptr : static_cast<const T*>(embeddings_->numbers());
+  std::vector<int64_t> index;
+  std::vector<T> sent;  // rows that are not in the table there
+  for (const Segment& segment : batch->segments) {
     const T* given = static_cast<const T*>(segment.embeddings);
-    for (int64_t i = 0; i < segment.count; ++i, x += width) {
-      if (segment.ids[i] != kGivenEmbedding) {
-        EARNEST_RETURN_IF_ERROR(embeddings_->copy_row(segment.ids[i], x));
+    for (int64_t i = 0; i < segment.count; ++i) {
+      const bool is_given = segment.ids[i] == kGivenEmbedding;
+      if (!is_given && table != nullptr) {
+        index.push_back(segment.ids[i]);
         continue;
       }
-      std::memcpy(x, given, static_cast<size_t>(width) * sizeof(T));
-      given += width;
+      if (!on_cpu) {
+        index.push_back(-1 - static_cast<int64_t>(sent.size()) / width);
+        sent.resize(sent.size() + static_cast<size_t>(width));
+      }
+      T* to = on_cpu ? x : sent.data() + sent.size() - width;
+      if (is_given) {
+        std::memcpy(to, given, row_bytes);
+        given += width;
+      } else {
+        EARNEST_RETURN_IF_ERROR(embeddings_->copy_row(segment.ids[i], to));
+      }
+      if (on_cpu) x += width;
     }
   }
-  return {};
+  const int64_t* index_there = nullptr;
+  const T* sent_there = nullptr;
+  Parcel parcel;
+  batch->pack(&parcel);
+  parcel.add(index, &index_there);
+  parcel.add(sent, &sent_there);
+  EARNEST_RETURN_IF_ERROR(parcel.send(kOp, arena));
+  if (on_cpu) return {};
+  const RowsOf<T> of_tokens{table, table == nullptr ? 0 : config_.vocab_size};
+  const RowsOf<T> others{sent_there, static_cast<int64_t>(sent.size()) / width};
+  return gather_rows(arena->device(), of_tokens, others, width, index_there, batch->rows, x, batch->fault);
 }
 
-// x += o_proj(attention(...)). New keys and values go into the caches first. The last layer goes on with the
-// rows that are wanted.
+// In the caller's order, to the host.
+template <typename T>
+Status Decoder::deliver(const DecoderBatch& batch, const T* normed, T* hidden, Arena* arena) const {
+  const int64_t width = config_.hidden_size;
+  const bool on_cpu = arena->device() == Device::kCpu;
+  T* ordered = on_cpu ? hidden : arena->take<T>(batch.rows * width);
+  EARNEST_RETURN_IF_ERROR(gather_rows<T>(arena->device(), {normed, batch.rows}, {}, width,
+                                         batch.there.restored, batch.rows, ordered, batch.fault));
+  if (on_cpu) return {};
+  const auto bytes = static_cast<size_t>(batch.rows * width) * sizeof(T);
+  EARNEST_RETURN_IF_ERROR(copy(kOp, arena->device(), hidden, ordered, bytes));
+  return batch.check_faults();
+}
+
+// x += added, if there is something; added = o_proj(attention(...)). New keys and values go into the caches
+// first. The last layer goes on with the rows that are wanted.
 template <typename T, typename P>
-Status Decoder::attend(size_t index, Batch* batch, T* x, Arena* arena) const {
+Status Decoder::attend(size_t index, DecoderBatch* batch, Rows<T, P>* stream, Arena* arena) const {
   const Arena::Scope scope(arena);
   const Layer& layer = layers_[index];
   const int64_t width = config_.hidden_size, dim = config_.head_dim(), rows = batch->rows;
   const int64_t heads = config_.num_attention_heads, kv_heads = config_.num_key_value_heads;
+  const Device device = arena->device();
   T* normed = arena->take<T>(rows * width);
   P* qkv = arena->take<P>(rows * layer.qkv->outputs());
   T* mixed = arena->take<T>(rows * width);
-  P* projected = arena->take<P>(rows * width);
+  EARNEST_RETURN_IF_ERROR(rms_norm(stream->x, index == 0 ? nullptr : stream->added, *layer.attention_norm,
+                                   config_.rms_norm_eps, rows, width, normed, arena));
+  EARNEST_RETURN_IF_ERROR(multiply(*layer.qkv, normed, rows, qkv, arena));
+
+  const KVPool& pool = *batch->segments[0].cache->pool();
+  const auto at = static_cast<int64_t>(index);
+  const int64_t first = batch->segments[0].cache->start();
   rowwise::Rotary<P, T> turn;
   turn.rows = rows;
   turn.heads = heads;
   turn.kv_heads = kv_heads;
   turn.dim = dim;
-  turn.cosine = batch->cosine;
-  turn.sine = batch->sine;
+  turn.cosine = batch->there.cosine;
+  turn.sine = batch->there.sine;
   turn.qkv = qkv;
   turn.q = arena->take<T>(rows * width);
-  turn.k = arena->take<T>(rows * kv_heads * dim);
-  turn.v = arena->take<T>(rows * kv_heads * dim);
-  EARNEST_RETURN_IF_ERROR(
-      rms_norm(x, *layer.attention_norm, config_.rms_norm_eps, rows, width, normed, arena));
-  EARNEST_RETURN_IF_ERROR(multiply(*layer.qkv, normed, rows, qkv, arena));
-  EARNEST_RETURN_IF_ERROR(rowwise::rotary(turn));
+  turn.k = reinterpret_cast<T*>(pool.keys(at, first));
+  turn.v = reinterpret_cast<T*>(pool.values(at, first));
+  turn.slots = batch->there.slots;
+  turn.places = batch->places();
+  turn.fault = batch->fault;
+  EARNEST_RETURN_IF_ERROR(rowwise::rotary(turn, device));
 
-  const KVPool& pool = *batch->segments[0].cache->pool();
-  const auto at = static_cast<int64_t>(index);
-  const T *k = turn.k, *v = turn.v;
-  for (const Segment& segment : batch->segments) {
-    const int64_t first = segment.cache->start() + segment.cache->length(),
-                  count = segment.count * kv_heads * dim;
-    std::memcpy(pool.keys(at, first), k, static_cast<size_t>(count) * sizeof(T));
-    std::memcpy(pool.values(at, first), v, static_cast<size_t>(count) * sizeof(T));
-    k += count;
-    v += count;
-  }
   const T* q = turn.q;
-  if (index + 1 == layers_.size() && batch->wanted < batch->rows) {
+  if (index + 1 == layers_.size() && batch->wanted < rows) {
     T* kept = arena->take<T>(batch->wanted * width);
-    batch->keep_wanted(turn.q, width, kept);
-    batch->keep_wanted(x, width, normed);
-    batch->become_wanted();
-    std::memcpy(x, normed, static_cast<size_t>(batch->wanted * width) * sizeof(T));
+    for (const auto& [from, to] : {std::pair<const T*, T*>(q, kept), {stream->x, stream->wanted}}) {
+      EARNEST_RETURN_IF_ERROR(gather_rows<T>(device, {from, rows}, {}, width, batch->there.kept,
+                                             batch->wanted, to, batch->fault));
+    }
     q = kept;
+    stream->x = stream->wanted;
+    batch->become_wanted();
     if (batch->rows == 0) return {};
   }
-  const int64_t first = batch->segments[0].cache->start();
   attention::Params params = attention_over<T>(heads, kv_heads, dim);
   params.sequences = static_cast<int64_t>(batch->segments.size());
   params.tokens_q = batch->rows;
-  params.tokens_k = batch->cu_seqlens_k.back();
-  params.cu_seqlens_q = batch->cu_seqlens_q.data();
-  params.cu_seqlens_k = batch->cu_seqlens_k.data();
-  params.seqused_k = batch->used.data();
+  params.tokens_k = batch->places();
+  params.cu_seqlens_q = batch->there.cu_seqlens_q;
+  params.cu_seqlens_k = batch->there.cu_seqlens_k;
+  params.seqused_k = batch->there.used;
   params.causal = true;
   params.q = q;
-  params.k = pool.keys(at, first);
-  params.v = pool.values(at, first);
-  EARNEST_RETURN_IF_ERROR(attention::forward(params, {mixed, nullptr}));
-  EARNEST_RETURN_IF_ERROR(multiply(*layer.o_proj, mixed, batch->rows, projected, arena));
-  return add(projected, batch->rows * width, x);
+  params.k = turn.k;
+  params.v = turn.v;
+  params.fault = batch->fault;
+  EARNEST_RETURN_IF_ERROR(engine::attend(params, mixed, arena));
+  return multiply(*layer.o_proj, mixed, batch->rows, stream->added, arena);
 }
 
+// x += added; added = down_proj(...).
 template <typename T, typename P>
-Status Decoder::feed_forward(const Layer& layer, int64_t rows, T* x, Arena* arena) const {
+Status Decoder::feed_forward(const Layer& layer, int64_t rows, const Rows<T, P>& stream, Arena* arena) const {
   const Arena::Scope scope(arena);
   const int64_t width = config_.hidden_size, inner = config_.intermediate_size;
   T* normed = arena->take<T>(rows * width);
   P* gate_up = arena->take<P>(rows * 2 * inner);
   P* gated = arena->take<P>(rows * inner);
-  P* projected = arena->take<P>(rows * width);
-  EARNEST_RETURN_IF_ERROR(rms_norm(x, *layer.mlp_norm, config_.rms_norm_eps, rows, width, normed, arena));
+  EARNEST_RETURN_IF_ERROR(
+      rms_norm(stream.x, stream.added, *layer.mlp_norm, config_.rms_norm_eps, rows, width, normed, arena));
   EARNEST_RETURN_IF_ERROR(multiply(*layer.gate_up, normed, rows, gate_up, arena));
   rowwise::SwiGlu<P> job;
   job.rows = rows;
   job.width = inner;
   job.gate_up = gate_up;
   job.out = gated;
-  EARNEST_RETURN_IF_ERROR(rowwise::swiglu(job));
-  EARNEST_RETURN_IF_ERROR(layer.down_proj->multiply(gated, rows, projected, arena));
-  return add(projected, rows * width, x);
+  EARNEST_RETURN_IF_ERROR(rowwise::swiglu(job, arena->device()));
+  return layer.down_proj->multiply(gated, rows, stream.added, arena);
 }
 
 }  // namespace earnest::engine

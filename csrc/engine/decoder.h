@@ -33,12 +33,15 @@ struct Segment {
   int64_t wanted = 1;                // of how many of the last tokens the hidden states are wanted
 };
 
+struct DecoderBatch;
+
 class Decoder {
  public:
   Status create(const TextConfig& config, Weights* weights);
 
-  // hidden [sum of wanted, hidden_size], segment by segment. Refused input leaves the caches as they were.
-  // All caches belong to one pool, and no two segments to one cache. May throw std::bad_alloc.
+  // hidden [sum of wanted, hidden_size], segment by segment, in memory of the host, as is what segments point
+  // to; the arena and the caches lie where the weights do. Refused input leaves the caches as they were. All
+  // caches belong to one pool, and no two segments to one cache. May throw std::bad_alloc.
   Status run(const std::vector<Segment>& segments, void* hidden, Arena* arena) const;
 
  private:
@@ -46,22 +49,26 @@ class Decoder {
     const Array *attention_norm = nullptr, *mlp_norm = nullptr;
     const Matrix *qkv = nullptr, *o_proj = nullptr, *gate_up = nullptr, *down_proj = nullptr;
   };
-  struct Batch;
+  // T: of activations, P: of what goes into products and comes out.
+  template <typename T, typename P>
+  struct Rows;
 
   Status check(const std::vector<Segment>& segments) const;
   Status check(const Segment& segment) const;
-  // T: of activations, P: of what goes into products and comes out.
   template <typename T, typename P>
   Status run_as(const std::vector<Segment>& segments, T* hidden, Arena* arena) const;
   template <typename T>
-  Status embed(const Batch& batch, T* x) const;
+  Status embed(DecoderBatch* batch, T* x, Arena* arena) const;
+  template <typename T>
+  Status deliver(const DecoderBatch& batch, const T* normed, T* hidden, Arena* arena) const;
   template <typename T, typename P>
-  Status attend(size_t index, Batch* batch, T* x, Arena* arena) const;
+  Status attend(size_t index, DecoderBatch* batch, Rows<T, P>* stream, Arena* arena) const;
   template <typename T, typename P>
-  Status feed_forward(const Layer& layer, int64_t rows, T* x, Arena* arena) const;
+  Status feed_forward(const Layer& layer, int64_t rows, const Rows<T, P>& stream, Arena* arena) const;
 
   TextConfig config_;
   Precision precision_ = Precision::kFloat32;
+  Device device_ = Device::kCpu;
   const Table* embeddings_ = nullptr;
   const Array* norm_ = nullptr;
   std::vector<Layer> layers_;

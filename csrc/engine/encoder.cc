@@ -2,11 +2,13 @@
 #include "csrc/engine/encoder.h"
 
 #include <algorithm>
-#include <cstring>
 #include <string>
+#include <vector>
 
 #include "csrc/engine/attend.h"
+#include "csrc/engine/gather_rows.h"
 #include "csrc/engine/guard.h"
+#include "csrc/engine/parcel.h"
 #include "csrc/engine/windows.h"
 #include "kernels/frames/frames.h"
 
@@ -16,24 +18,57 @@ namespace {
 constexpr double kEps = 1e-5;  // of all norms; no published config says otherwise
 
 template <typename T>
-Status gelu(T* x, int64_t count) {
+Status gelu(T* x, int64_t count, Device device) {
   frames::Gelu<T> job;
   job.count = count;
   job.x = job.y = x;
-  return frames::run(job);
+  return frames::run(job, device);
 }
 
 // x += y
 template <typename T>
-Status add(const T* y, int64_t count, T* x) {
+Status add(const T* y, int64_t count, T* x, Device device) {
   frames::Add<T> job;
   job.count = count;
   job.x = job.sum = x;
   job.y = y;
-  return frames::run(job);
+  return frames::run(job, device);
 }
 
 }  // namespace
+
+// What a pass reads of the host, where it runs.
+template <typename T>
+struct Encoder::Sent {
+  int64_t frames = 0, rows = 0;
+  std::vector<T> numbers;                     // of the mel frames
+  std::vector<int64_t> first, second, parts;  // rows of windows; of qkv, one part after another
+  int32_t valid_rows = 0;
+  const T* mel = nullptr;
+  const int64_t *first_windows = nullptr, *second_windows = nullptr, *apart = nullptr;
+  const int32_t* valid = nullptr;
+
+  Sent(const EncoderConfig& config, const float* mel_frames, int64_t count)
+      : frames(count),
+        rows(config.positions(count)),
+        numbers(static_cast<size_t>(count * config.n_mels)),
+        first(windows_of(count, 1, count)),
+        second(windows_of(count, 2, rows)),
+        valid_rows(static_cast<int32_t>(config.valid_positions(count))) {
+    for (size_t i = 0; i < numbers.size(); ++i) narrow(mel_frames[i], &numbers[i]);
+    for (int64_t i = 0; i < 3 * rows; ++i) parts.push_back(i % rows * 3 + i / rows);
+  }
+
+  Status send(Arena* arena) {
+    Parcel parcel;
+    parcel.add(numbers, &mel);
+    parcel.add(first, &first_windows);
+    parcel.add(second, &second_windows);
+    parcel.add(parts, &apart);
+    parcel.add(&valid_rows, 1, &valid);
+    return parcel.send("encoder", arena);
+  }
+};
 
 Status Encoder::create(const EncoderConfig& config, Weights* weights) {
   config_ = config;
@@ -80,18 +115,20 @@ Status Encoder::run_as(const float* mel, int64_t frames, T* out, Arena* arena) c
   const int64_t kept = config_.kept_frames(frames);
   if (kept == 0) return {};
   const Arena::Scope scope(arena);
+  const Device device = arena->device();
+  Sent<T> sent(config_, mel, frames);
+  EARNEST_RETURN_IF_ERROR(sent.send(arena));
   T* x = arena->take<T>(rows * width);
-  EARNEST_RETURN_IF_ERROR(convolve(mel, frames, x, arena));
-  EARNEST_RETURN_IF_ERROR(add(positions_->as<T>(), rows * width, x));
-  const auto valid = static_cast<int32_t>(config_.valid_positions(frames));
+  EARNEST_RETURN_IF_ERROR(convolve(sent, x, arena));
+  EARNEST_RETURN_IF_ERROR(add(positions_->as<T>(), rows * width, x, device));
   T* y = arena->take<T>(rows * width);
   for (const Block& block : blocks_) {
     EARNEST_RETURN_IF_ERROR(normalise(block.attention_norm, x, rows, y, arena));
-    EARNEST_RETURN_IF_ERROR(attend(block, rows, valid, y, arena));
-    EARNEST_RETURN_IF_ERROR(add(y, rows * width, x));
+    EARNEST_RETURN_IF_ERROR(attend(block, sent, y, arena));
+    EARNEST_RETURN_IF_ERROR(add(y, rows * width, x, device));
     EARNEST_RETURN_IF_ERROR(normalise(block.mlp_norm, x, rows, y, arena));
     EARNEST_RETURN_IF_ERROR(feed_forward(block, rows, y, arena));
-    EARNEST_RETURN_IF_ERROR(add(y, rows * width, x));
+    EARNEST_RETURN_IF_ERROR(add(y, rows * width, x, device));
   }
   if (config_.avg_pool) {
     frames::AveragePool<T> pool;
@@ -99,26 +136,28 @@ Status Encoder::run_as(const float* mel, int64_t frames, T* out, Arena* arena) c
     pool.width = width;
     pool.x = x;
     pool.y = y;
-    EARNEST_RETURN_IF_ERROR(frames::run(pool));
+    EARNEST_RETURN_IF_ERROR(frames::run(pool, device));
   }
   return normalise(after_norm_, config_.avg_pool ? y : x, kept, out, arena);
 }
 
 // x = gelu(conv2(gelu(conv1(mel)))), the second of stride 2.
 template <typename T>
-Status Encoder::convolve(const float* mel, int64_t frames, T* x, Arena* arena) const {
-  const int64_t width = config_.n_audio_state, n_mels = config_.n_mels, rows = config_.positions(frames);
+Status Encoder::convolve(const Sent<T>& sent, T* x, Arena* arena) const {
+  const int64_t width = config_.n_audio_state, n_mels = config_.n_mels;
+  const int64_t frames = sent.frames, rows = sent.rows;
+  const Device device = arena->device();
   const Arena::Scope scope(arena);
-  T* heard = arena->take<T>(frames * n_mels);
-  for (int64_t i = 0; i < frames * n_mels; ++i) narrow(mel[i], heard + i);
   T* windows = arena->take<T>(3 * std::max(frames * n_mels, rows * width));
   T* once = arena->take<T>(frames * width);
-  gather_windows(heard, frames, n_mels, 1, frames, windows);
+  EARNEST_RETURN_IF_ERROR(
+      gather_rows<T>(device, {sent.mel, frames}, {}, n_mels, sent.first_windows, 3 * frames, windows));
   EARNEST_RETURN_IF_ERROR(conv1_->multiply(windows, frames, once, arena));
-  EARNEST_RETURN_IF_ERROR(gelu(once, frames * width));
-  gather_windows(once, frames, width, 2, rows, windows);
+  EARNEST_RETURN_IF_ERROR(gelu(once, frames * width, device));
+  EARNEST_RETURN_IF_ERROR(
+      gather_rows<T>(device, {once, frames}, {}, width, sent.second_windows, 3 * rows, windows));
   EARNEST_RETURN_IF_ERROR(conv2_->multiply(windows, rows, x, arena));
-  return gelu(x, rows * width);
+  return gelu(x, rows * width, device);
 }
 
 template <typename T>
@@ -134,33 +173,29 @@ Status Encoder::normalise(const Norm& norm, const T* x, int64_t rows, T* y, Aren
   job.y = y;
   job.mean = arena->take<float>(rows);
   job.inverse = arena->take<float>(rows);
-  return frames::run(job);
+  return frames::run(job, arena->device());
 }
 
 // x = out(attention(x))
 template <typename T>
-Status Encoder::attend(const Block& block, int64_t rows, int32_t valid, T* x, Arena* arena) const {
-  const int64_t width = config_.n_audio_state;
+Status Encoder::attend(const Block& block, const Sent<T>& sent, T* x, Arena* arena) const {
+  const int64_t width = config_.n_audio_state, rows = sent.rows;
   const Arena::Scope scope(arena);
   T* qkv = arena->take<T>(3 * rows * width);
   T* apart = arena->take<T>(3 * rows * width);
   EARNEST_RETURN_IF_ERROR(block.qkv->multiply(x, rows, qkv, arena));
-  for (int64_t i = 0; i < rows; ++i) {
-    for (int64_t part = 0; part < 3; ++part) {
-      std::memcpy(apart + (part * rows + i) * width, qkv + (3 * i + part) * width,
-                  static_cast<size_t>(width) * sizeof(T));
-    }
-  }
+  EARNEST_RETURN_IF_ERROR(
+      gather_rows<T>(arena->device(), {qkv, 3 * rows}, {}, width, sent.apart, 3 * rows, apart));
   attention::Params params =
       attention_over<T>(config_.n_audio_head, config_.n_audio_head, config_.head_dim());
   params.sequences = 1;
   params.tokens_q = params.tokens_k = rows;
-  params.seqused_k = &valid;
+  params.seqused_k = sent.valid;
   params.q = apart;
   params.k = apart + rows * width;
   params.v = apart + 2 * rows * width;
   T* mixed = qkv;  // of which nothing is needed any more
-  EARNEST_RETURN_IF_ERROR(attention::forward(params, {mixed, nullptr}));
+  EARNEST_RETURN_IF_ERROR(engine::attend(params, mixed, arena));
   return block.out->multiply(mixed, rows, x, arena);
 }
 
@@ -170,7 +205,7 @@ Status Encoder::feed_forward(const Block& block, int64_t rows, T* x, Arena* aren
   const Arena::Scope scope(arena);
   T* wide = arena->take<T>(rows * 4 * config_.n_audio_state);
   EARNEST_RETURN_IF_ERROR(block.widen->multiply(x, rows, wide, arena));
-  EARNEST_RETURN_IF_ERROR(gelu(wide, rows * 4 * config_.n_audio_state));
+  EARNEST_RETURN_IF_ERROR(gelu(wide, rows * 4 * config_.n_audio_state, arena->device()));
   return block.narrow->multiply(wide, rows, x, arena);
 }
 

@@ -21,8 +21,8 @@ class Encoder {
  public:
   Status create(const EncoderConfig& config, Weights* weights);
 
-  // mel [frames, n_mels] of one chunk -> out [config.kept_frames(frames), n_audio_state] of the model's
-  // precision. May throw std::bad_alloc.
+  // mel [frames, n_mels] of one chunk in memory of the host -> out [config.kept_frames(frames),
+  // n_audio_state] of the model's precision, where the arena and the weights lie. May throw std::bad_alloc.
   Status run(const float* mel, int64_t frames, void* out, Arena* arena) const;
 
  private:
@@ -35,13 +35,16 @@ class Encoder {
   };
 
   template <typename T>
+  struct Sent;
+
+  template <typename T>
   Status run_as(const float* mel, int64_t frames, T* out, Arena* arena) const;
   template <typename T>
   Status normalise(const Norm& norm, const T* x, int64_t rows, T* y, Arena* arena) const;
   template <typename T>
-  Status convolve(const float* mel, int64_t frames, T* x, Arena* arena) const;
+  Status convolve(const Sent<T>& sent, T* x, Arena* arena) const;
   template <typename T>
-  Status attend(const Block& block, int64_t rows, int32_t valid, T* x, Arena* arena) const;
+  Status attend(const Block& block, const Sent<T>& sent, T* x, Arena* arena) const;
   template <typename T>
   Status feed_forward(const Block& block, int64_t rows, T* x, Arena* arena) const;
 

@@ -58,7 +58,8 @@ Status Engine::create(std::shared_ptr<const LoadedModel> model, const EngineOpti
                               std::to_string(options.kv_bytes) + " bytes");
     }
     std::shared_ptr<KVPool> pool;
-    EARNEST_RETURN_IF_ERROR(KVPool::create(model->config().text, model->model().precision(), tokens, &pool));
+    EARNEST_RETURN_IF_ERROR(KVPool::create(model->config().text, model->model().precision(), tokens, &pool,
+                                           model->model().device()));
     auto core = std::make_unique<EngineCore>(std::move(model), options, std::move(pool));
     try {
       core->run();

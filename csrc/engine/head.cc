@@ -6,13 +6,14 @@
 #include <string>
 
 #include "csrc/engine/guard.h"
-#include "kernels/logprob/logprob.h"
+#include "csrc/engine/parcel.h"
 
 namespace earnest::engine {
 
 Status Head::create(const TextConfig& config, Weights* weights) {
   config_ = config;
   precision_ = weights->precision();
+  device_ = weights->device();
   const std::string name = config.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight";
   const bool quantized = weights->is_quantized(name);
   if (!quantized) EARNEST_RETURN_IF_ERROR(weights->array(name, &rows_));
@@ -39,9 +40,23 @@ Status Head::logits(const void* hidden, int64_t rows, float* logits, Arena* aren
   if (precision_ != Precision::kBFloat16) return matrix_->multiply(hidden, rows, logits, arena);
   const int64_t count = rows * config_.vocab_size;
   BFloat16* rounded = arena->take<BFloat16>(count);
-  EARNEST_RETURN_IF_ERROR(matrix_->multiply(hidden, rows, rounded, arena));
+  EARNEST_RETURN_IF_ERROR(device_ == Device::kCpu ? matrix_->multiply(hidden, rows, rounded, arena)
+                                                  : logits_there(hidden, rows, rounded, arena->on(device_)));
   for (int64_t i = 0; i < count; ++i) logits[i] = widen(rounded[i]);
   return {};
+}
+
+Status Head::logits_there(const void* hidden, int64_t rows, BFloat16* logits, Arena* arena) const {
+  const Arena::Scope scope(arena);
+  const char* sent = nullptr;
+  Parcel parcel;
+  parcel.add(static_cast<const char*>(hidden),
+             rows * config_.hidden_size * static_cast<int64_t>(size_of(precision_)), &sent);
+  EARNEST_RETURN_IF_ERROR(parcel.send("logits", arena));
+  const int64_t count = rows * config_.vocab_size;
+  BFloat16* made = arena->take<BFloat16>(count);
+  EARNEST_RETURN_IF_ERROR(matrix_->multiply(sent, rows, made, arena));
+  return copy("logits", device_, logits, made, static_cast<size_t>(count) * sizeof(BFloat16));
 }
 
 Status Head::scores(const void* hidden, int64_t rows, float* logits, logprob::RowNorm* norms,
@@ -73,8 +88,43 @@ Status Head::logprob(const void* hidden, int64_t rows, const int64_t* targets, d
   job.problem.targets = targets;
   job.logp = logp;
   job.entropy = entropy;
+  if (device_ == Device::kCuda) return logprob_there(job, arena->on(device_));
   job.lse = arena->take<float>(rows);
   return logprob::run(job, arena->take<char>(static_cast<int64_t>(logprob::workspace_size(job))));
+}
+
+// The job, whose arrays but the weight lie in memory of the host.
+Status Head::logprob_there(logprob::Forward job, Arena* arena) const {
+  constexpr char kOp[] = "logprob";
+  const Arena::Scope scope(arena);
+  const int64_t rows = job.problem.rows;
+  float* const logp = static_cast<float*>(job.logp);
+  float* const entropy = static_cast<float*>(job.entropy);
+  const char* hidden = nullptr;
+  const int64_t* targets = nullptr;
+  Parcel parcel;
+  parcel.add(static_cast<const char*>(job.problem.hidden),
+             rows * config_.hidden_size * static_cast<int64_t>(size_of(precision_)), &hidden);
+  parcel.add(job.problem.targets, rows, &targets);
+  EARNEST_RETURN_IF_ERROR(parcel.send(kOp, arena));
+  float* const made = arena->take<float>(3 * rows);
+  auto* const fault = arena->take<FaultWord>(1);
+  EARNEST_RETURN_IF_ERROR(fill(kOp, device_, fault, 0xff, sizeof *fault));
+  job.problem.device = device_;
+  job.problem.fault = fault;
+  job.problem.hidden = hidden;
+  job.problem.targets = targets;
+  job.logp = made;
+  job.entropy = made + rows;
+  job.lse = made + 2 * rows;
+  EARNEST_RETURN_IF_ERROR(
+      logprob::run(job, arena->take<char>(static_cast<int64_t>(logprob::workspace_size(job)))));
+  FaultWord word = kNoFault;
+  const size_t bytes = static_cast<size_t>(rows) * sizeof(float);
+  EARNEST_RETURN_IF_ERROR(copy(kOp, device_, &word, fault, sizeof word));
+  EARNEST_RETURN_IF_ERROR(logprob::fault(job.problem, word));
+  EARNEST_RETURN_IF_ERROR(copy(kOp, device_, logp, made, bytes));
+  return copy(kOp, device_, entropy, made + rows, bytes);
 }
 
 Status Head::logprob_of_logits(const void* hidden, int64_t rows, const int64_t* targets, double temperature,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // From hidden states to words: logits for the sampler, and the log-probabilities that it reports, which are
-// the trainer's.
+// the trainer's. Everything that goes in and comes out lies in memory of the host; where the weights lie on a
+// GPU, the products are made there.
 #pragma once
 
 #include <memory>
@@ -10,6 +11,7 @@
 #include "csrc/engine/weight_memory.h"
 #include "csrc/engine/weights.h"
 #include "kernels/common/status.h"
+#include "kernels/logprob/logprob.h"
 #include "kernels/logprob/scores.h"
 
 namespace earnest::engine {
@@ -40,10 +42,13 @@ class Head {
  private:
   Status logprob_of_logits(const void* hidden, int64_t rows, const int64_t* targets, double temperature,
                            float* logp, float* entropy, Arena* arena) const;
+  Status logits_there(const void* hidden, int64_t rows, BFloat16* logits, Arena* arena) const;
+  Status logprob_there(logprob::Forward job, Arena* arena) const;
   logprob::ScoreMatrix score_matrix() const;
 
   TextConfig config_;
   Precision precision_ = Precision::kFloat32;
+  Device device_ = Device::kCpu;
   const Matrix* matrix_ = nullptr;  // null: packed_ instead
   const Array* rows_ = nullptr;     // of the same matrix, as kernels/logprob reads it; null: quantised
   std::unique_ptr<WeightMemory> memory_;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "csrc/engine/kv_cache.h"
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -24,20 +25,31 @@ Status KVPool::made_for(const TextConfig& config, Precision precision, int64_t t
 }
 
 Status KVPool::create(const TextConfig& config, Precision precision, int64_t tokens,
-                      std::shared_ptr<KVPool>* pool) {
+                      std::shared_ptr<KVPool>* pool, Device device) {
   return guarded("kv_cache", [&]() -> Status {
+    EARNEST_RETURN_IF_ERROR(check_device(device));
     std::shared_ptr<KVPool> made;
     EARNEST_RETURN_IF_ERROR(made_for(config, precision, tokens, &made));
+    made->device_ = device;
     for (auto* slabs : {&made->keys_, &made->values_}) {
-      for (int64_t layer = 0; layer < made->layers_; ++layer) {
-        // Pages of calloc are the system's until they are written to.
-        slabs->emplace_back(std::calloc(static_cast<size_t>(tokens), made->token_bytes_));
-        if (slabs->back() == nullptr) return out_of_memory("kv_cache");
-      }
+      for (int64_t layer = 0; layer < made->layers_; ++layer) EARNEST_RETURN_IF_ERROR(made->take_slab(slabs));
     }
     *pool = std::move(made);
     return {};
   });
+}
+
+Status KVPool::take_slab(std::vector<Slab>* slabs) const {
+  const auto tokens = static_cast<size_t>(tokens_);
+  if (device_ == Device::kCpu) {
+    // Pages of calloc are the system's until they are written to.
+    slabs->push_back(Slab(std::calloc(tokens, token_bytes_), Free{Owner::kCpu}));
+    return slabs->back() == nullptr ? out_of_memory("kv_cache") : Status();
+  }
+  DeviceMemory memory;
+  EARNEST_RETURN_IF_ERROR(engine::allocate("kv_cache", tokens * token_bytes_, &memory));
+  slabs->push_back(Slab(memory.release(), Free{Owner::kCuda}));
+  return {};
 }
 
 Status KVPool::over(const TextConfig& config, Precision precision, int64_t tokens,
@@ -51,8 +63,8 @@ Status KVPool::over(const TextConfig& config, Precision precision, int64_t token
       return invalid_argument("kv_cache", "keys and values", "those of " + std::to_string(layers) + " layers",
                               std::to_string(keys.size()) + " and " + std::to_string(values.size()));
     }
-    for (void* memory : keys) made->keys_.push_back(Slab(memory, Free{false}));
-    for (void* memory : values) made->values_.push_back(Slab(memory, Free{false}));
+    for (void* memory : keys) made->keys_.push_back(Slab(memory, Free{Owner::kOther}));
+    for (void* memory : values) made->values_.push_back(Slab(memory, Free{Owner::kOther}));
     *pool = std::move(made);
     return {};
   });
@@ -146,6 +158,25 @@ bool KVPool::extend(int64_t capacity, KVCache* cache) {
   return true;
 }
 
+// Tokens [from, from + count) to [to, to + count), to < from, which may overlap: a GPU's copies must not.
+Status KVPool::move_down(int64_t from, int64_t to, int64_t count) const {
+  const int64_t step = device_ == Device::kCpu ? count : from - to;
+  for (int64_t layer = 0; layer < layers_; ++layer) {
+    for (int64_t first = 0; first < count; first += step) {
+      const size_t bytes = static_cast<size_t>(std::min(step, count - first)) * token_bytes_;
+      for (const auto* slabs : {&keys_, &values_}) {
+        char *target = at(*slabs, layer, to + first), *source = at(*slabs, layer, from + first);
+        if (device_ == Device::kCpu) {
+          std::memmove(target, source, bytes);
+        } else {
+          EARNEST_RETURN_IF_ERROR(engine::copy("kv_cache", device_, target, source, bytes));
+        }
+      }
+    }
+  }
+  return {};
+}
+
 // Moves a cache down into the free tokens right before it, where those on both sides together are enough.
 bool KVPool::slide(int64_t capacity, KVCache* cache) {
   const std::lock_guard<std::mutex> lock(mutex_);
@@ -157,11 +188,7 @@ bool KVPool::slide(int64_t capacity, KVCache* cache) {
   const bool joined = next != free_.end() && next->first == cache->start_ + cache->capacity_;
   const int64_t total = room + cache->capacity_ + (joined ? next->second : 0);
   if (total < capacity) return false;
-  const size_t bytes = static_cast<size_t>(cache->length_) * token_bytes_;
-  for (int64_t layer = 0; bytes > 0 && layer < layers_; ++layer) {
-    std::memmove(keys(layer, start), keys(layer, cache->start_), bytes);
-    std::memmove(values(layer, start), values(layer, cache->start_), bytes);
-  }
+  if (!move_down(cache->start_, start, cache->length_).ok()) return false;
   if (joined) free_.erase(next);
   auto rest = free_.extract(before);
   if (total > capacity) {
@@ -225,10 +252,15 @@ Status KVCache::copy(const KVCache& other, int64_t length) {
       (pool_->layers_ != other.pool_->layers_ || pool_->token_bytes_ != other.pool_->token_bytes_)) {
     return invalid_argument("kv_cache", "other", "a cache of the same model", "one of another");
   }
+  if (length > 0 && pool_->device_ != other.pool_->device_)
+    return invalid_argument("kv_cache", "other", "a cache on the same device", "one on another");
   const size_t bytes = length == 0 ? 0 : static_cast<size_t>(length) * pool_->token_bytes_;
   for (int64_t layer = 0; bytes > 0 && layer < pool_->layers_; ++layer) {
-    std::memmove(pool_->keys(layer, start_), other.pool_->keys(layer, other.start_), bytes);
-    std::memmove(pool_->values(layer, start_), other.pool_->values(layer, other.start_), bytes);
+    for (const auto& [to, from] :
+         {std::pair(pool_->keys(layer, start_), other.pool_->keys(layer, other.start_)),
+          std::pair(pool_->values(layer, start_), other.pool_->values(layer, other.start_))}) {
+      if (to != from) EARNEST_RETURN_IF_ERROR(engine::copy("kv_cache", pool_->device_, to, from, bytes));
+    }
   }
   length_ = length;
   return {};

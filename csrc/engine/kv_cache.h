@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Keys and values of the tokens that sequences have seen. One pool holds [tokens, kv_heads, dim] twice per
 // layer; a cache is a run of consecutive tokens in it, so that attention reads many sequences of one pool in
-// one call, and nothing is moved when one of them ends.
+// one call, and nothing is moved when one of them ends. A pool may lie on a GPU: then its addresses are
+// there, and the host reads and writes runs of it by calls.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "csrc/engine/config.h"
+#include "csrc/engine/device_memory.h"
 #include "csrc/engine/weights.h"
 #include "kernels/common/status.h"
 
@@ -24,7 +26,7 @@ class KVPool : public std::enable_shared_from_this<KVPool> {
   static constexpr int64_t kMostTokens = INT32_MAX;
 
   static Status create(const TextConfig& config, Precision precision, int64_t tokens,
-                       std::shared_ptr<KVPool>* pool);
+                       std::shared_ptr<KVPool>* pool, Device device = Device::kCpu);
 
   // The same over memory that somebody else keeps: keys and values of each layer, [tokens, kv_heads, dim].
   static Status over(const TextConfig& config, Precision precision, int64_t tokens,
@@ -51,13 +53,27 @@ class KVPool : public std::enable_shared_from_this<KVPool> {
   char* values(int64_t layer, int64_t token) const { return at(values_, layer, token); }
   size_t token_bytes() const { return token_bytes_; }
   int64_t layers() const { return layers_; }
+  Device device() const { return device_; }
+
+  // Keys and values of tokens [token, token + count), layer by layer, in pieces of memory of the host:
+  // each(char* memory, size_t bytes). They are read (written: each fills the memory).
+  template <typename Each>
+  Status read(int64_t token, int64_t count, const Each& each) const {
+    return visit(token, count, each, true);
+  }
+  template <typename Each>
+  Status write(int64_t token, int64_t count, const Each& each) {
+    return visit(token, count, each, false);
+  }
 
  private:
   friend class KVCache;
+  enum class Owner { kCpu, kCuda, kOther };
   struct Free {
-    bool ours = true;
+    Owner owner = Owner::kCpu;
     void operator()(void* memory) const {
-      if (ours) std::free(memory);
+      if (owner == Owner::kCpu) std::free(memory);
+      if (owner == Owner::kCuda) Release()(memory);
     }
   };
   using Slab = std::unique_ptr<void, Free>;
@@ -73,15 +89,44 @@ class KVPool : public std::enable_shared_from_this<KVPool> {
   // needs no memory.
   using Runs = std::map<int64_t, int64_t>;
   void release(Runs::node_type run);
+  Status take_slab(std::vector<Slab>* slabs) const;
+  template <typename Each>
+  Status visit(int64_t token, int64_t count, const Each& each, bool reading) const;
+  Status move_down(int64_t from, int64_t to, int64_t count) const;
   bool extend(int64_t capacity, KVCache* cache);
   bool slide(int64_t capacity, KVCache* cache);
 
   int64_t tokens_ = 0, layers_ = 0;
   size_t token_bytes_ = 0;
+  Device device_ = Device::kCpu;
   std::vector<Slab> keys_, values_;
   mutable std::mutex mutex_;
   Runs free_;  // neighbours are joined
 };
+
+template <typename Each>
+Status KVPool::visit(int64_t token, int64_t count, const Each& each, bool reading) const {
+  const size_t bytes = static_cast<size_t>(count) * token_bytes_;
+  std::vector<char> sent(device_ == Device::kCpu ? 0 : bytes);
+  for (int64_t layer = 0; layer < layers_ && bytes > 0; ++layer) {
+    for (char* memory : {keys(layer, token), values(layer, token)}) {
+      if (device_ == Device::kCpu) {
+        each(memory, bytes);
+        continue;
+      }
+      if (reading) {
+        if (Status status = engine::copy("kv_cache", device_, sent.data(), memory, bytes); !status.ok())
+          return status;
+      }
+      each(sent.data(), bytes);
+      if (!reading) {
+        if (Status status = engine::copy("kv_cache", device_, memory, sent.data(), bytes); !status.ok())
+          return status;
+      }
+    }
+  }
+  return {};
+}
 
 // The cache of one sequence. Gives its room back when it goes; the pool lives as long.
 class KVCache {

@@ -2,6 +2,7 @@
 #include "csrc/engine/model.h"
 
 #include <algorithm>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -10,17 +11,49 @@
 
 namespace earnest::engine {
 
+namespace {
+
+// What the kernels on a GPU can compute with.
+Status check_on(Device device, const Config& config, Precision precision) {
+  if (device == Device::kCpu) return {};
+  EARNEST_RETURN_IF_ERROR(check_device(device));
+  if (precision != Precision::kBFloat16) {
+    return unsupported("load", "precision", "bfloat16 on cuda",
+                       precision == Precision::kFloat32 ? "float32" : "mixed");
+  }
+  for (const auto& [heads, dim] : {std::pair{"decoder's heads", config.text.head_dim()},
+                                   std::pair{"encoder's heads", config.audio.head_dim()}}) {
+    if (dim == 64 || dim == 128) continue;
+    return unsupported("load", heads, "a size of 64 or 128 on cuda", std::to_string(dim));
+  }
+  return {};
+}
+
+// Tensors on a GPU are taken as they are, for a model there.
+Status check_place(const Tensors& tensors, Device device, Quantization quantization) {
+  for (const auto& [name, view] : tensors.views) {
+    if (view.device == Device::kCpu) continue;
+    if (device == Device::kCpu)
+      return invalid_argument("load", name, "memory of the host for a model on cpu", "memory on cuda");
+    if (quantization != Quantization::kNone)
+      return unsupported("load", "quantization", "none of weights that lie on cuda", name_of(quantization));
+  }
+  return {};
+}
+
+}  // namespace
+
 Status Model::load(const std::string& folder, Precision precision, std::shared_ptr<Model>* model,
-                   Quantization quantization) {
+                   Quantization quantization, Device device) {
   Config config;
   Tensors tensors;
   EARNEST_RETURN_IF_ERROR(Config::load(folder, &config));
   EARNEST_RETURN_IF_ERROR(read_checkpoint(folder, &tensors));
-  return create(config, std::move(tensors), precision, model, quantization);
+  return create(config, std::move(tensors), precision, model, quantization, device);
 }
 
 Status Model::create(const Config& config, Tensors tensors, Precision precision,
-                     std::shared_ptr<Model>* model, Quantization quantization) {
+                     std::shared_ptr<Model>* model, Quantization quantization, Device device) {
   const bool saved_so = config.quantization != Quantization::kNone;
   if (saved_so && quantization != Quantization::kNone && quantization != config.quantization) {
     return invalid_argument("load", "quantization",
@@ -31,10 +64,12 @@ Status Model::create(const Config& config, Tensors tensors, Precision precision,
   if (quantization != Quantization::kNone && precision == Precision::kMixed) {
     return unsupported("load", "precision", "float32 or bfloat16 with quantised weights", "mixed");
   }
+  EARNEST_RETURN_IF_ERROR(check_on(device, config, precision));
+  EARNEST_RETURN_IF_ERROR(check_place(tensors, device, quantization));
   return guarded("load", [&]() -> Status {
     EARNEST_RETURN_IF_ERROR(check_tensors(config, tensors));
     if (config.text.tie_word_embeddings) EARNEST_RETURN_IF_ERROR(check_tied(tensors));
-    std::shared_ptr<Model> made(new Model(config, std::move(tensors), precision, quantization));
+    std::shared_ptr<Model> made(new Model(config, std::move(tensors), precision, quantization, device));
     EARNEST_RETURN_IF_ERROR(made->encoder_.create(config.audio, &made->weights_));
     EARNEST_RETURN_IF_ERROR(made->adaptor_.create(config.audio, &made->weights_));
     EARNEST_RETURN_IF_ERROR(made->decoder_.create(config.text, &made->weights_));
@@ -50,12 +85,17 @@ Status Model::hear(const float* mel, int64_t frames, void* embeddings, Arena* ar
     return unsupported("encoder", "precision", "float32 or bfloat16", "mixed, which decodes alone");
   }
   return guarded("encoder", [&]() -> Status {
-    const Arena::Scope scope(arena);
+    Arena* const there = arena->on(device());
+    const Arena::Scope scope(there);
     const int64_t kept = config_.audio.kept_frames(std::max<int64_t>(frames, 0));
     const auto size = static_cast<int64_t>(size_of(precision()));
-    char* heard = arena->take<char>(kept * config_.audio.n_audio_state * size);
-    EARNEST_RETURN_IF_ERROR(encoder_.run(mel, frames, heard, arena));
-    return adaptor_.run(heard, kept, embeddings, arena);
+    char* heard = there->take<char>(kept * config_.audio.n_audio_state * size);
+    EARNEST_RETURN_IF_ERROR(encoder_.run(mel, frames, heard, there));
+    if (device() == Device::kCpu) return adaptor_.run(heard, kept, embeddings, there);
+    const int64_t bytes = config_.audio.audio_tokens(frames) * config_.text.hidden_size * size;
+    char* out = there->take<char>(bytes);
+    EARNEST_RETURN_IF_ERROR(adaptor_.run(heard, kept, out, there));
+    return copy("encoder", device(), embeddings, out, static_cast<size_t>(bytes));
   });
 }
 
@@ -65,7 +105,7 @@ Status Model::refresh() {
 }
 
 Status Model::forward(const std::vector<Segment>& segments, void* hidden, Arena* arena) const {
-  return guarded("decoder", [&] { return decoder_.run(segments, hidden, arena); });
+  return guarded("decoder", [&] { return decoder_.run(segments, hidden, arena->on(device())); });
 }
 
 Status Model::logits(const void* hidden, int64_t rows, float* logits, Arena* arena) const {

@@ -22,22 +22,25 @@ namespace earnest::engine {
 class Model {
  public:
   // A folder in the published format. quantization: of plain weights, as they are loaded; a folder that
-  // `earnest quantize` wrote has its own.
+  // `earnest quantize` wrote has its own. device: where weights lie and forward passes run.
   static Status load(const std::string& folder, Precision precision, std::shared_ptr<Model>* model,
-                     Quantization quantization = Quantization::kNone);
+                     Quantization quantization = Quantization::kNone, Device device = Device::kCpu);
 
   // The same from tensors that lie in memory, such as a trainer's. They stay there as long as the model does.
   static Status create(const Config& config, Tensors tensors, Precision precision,
-                       std::shared_ptr<Model>* model, Quantization quantization = Quantization::kNone);
+                       std::shared_ptr<Model>* model, Quantization quantization = Quantization::kNone,
+                       Device device = Device::kCpu);
 
   // Reads all tensors again, after they have changed where they lie. No forward pass may run meanwhile.
   Status refresh();
 
   const Config& config() const { return config_; }
   Precision precision() const { return weights_.precision(); }
+  Device device() const { return weights_.device(); }
   Quantization quantization() const { return quantization_; }  // of the decoder's weights
   size_t weight_bytes() const { return weights_.bytes() + head_.bytes(); }
 
+  // What goes into a pass and comes out lies in memory of the host, and so does the arena, wherever it runs.
   // mel [frames, n_mels] of one chunk -> embeddings [config().audio.audio_tokens(frames), hidden_size].
   Status hear(const float* mel, int64_t frames, void* embeddings, Arena* arena) const;
 
@@ -50,10 +53,10 @@ class Model {
                  float* entropy, Arena* arena) const;
 
  private:
-  Model(const Config& config, Tensors tensors, Precision precision, Quantization quantization)
+  Model(const Config& config, Tensors tensors, Precision precision, Quantization quantization, Device device)
       : config_(config),
         quantization_(quantization),
-        weights_(std::move(tensors), precision, config, quantization) {}
+        weights_(std::move(tensors), precision, config, quantization, device) {}
 
   Config config_;
   Quantization quantization_;

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// A matrix packed for kernels/linear, in float32 or bfloat16.
+// A matrix packed for kernels/linear on the CPU, in float32 or bfloat16.
 #pragma once
 
+#include <utility>
 #include <vector>
 
+#include "csrc/engine/matrix_rows.h"
 #include "csrc/engine/weight_memory.h"
 #include "csrc/engine/weights.h"
 
@@ -11,25 +13,16 @@ namespace earnest::engine {
 
 class PackedMatrix : public Matrix {
  public:
-  // weights: [rows, ...] each, of one size behind the first axis; biases: one for each, or none; an absent
-  // one (no shape) is zero.
-  PackedMatrix(std::vector<TensorView> weights, std::vector<TensorView> biases, Precision precision,
-               WeightMemory* memory);
+  PackedMatrix(MatrixRows rows, WeightMemory* memory) : rows_(std::move(rows)), memory_(memory) {}
 
-  int64_t inputs() const override { return inputs_; }
-  int64_t outputs() const override { return outputs_; }
+  int64_t inputs() const override { return rows_.inputs(); }
+  int64_t outputs() const override { return rows_.outputs(); }
   Status multiply(const void* x, int64_t rows, void* y, Arena* arena) const override;
   Status refresh() override;
   size_t bytes() const override { return packed_bytes_ + bias_.size(); }
 
  private:
-  template <typename T>
-  void lay_out(T* weight, T* bias) const;
-  const void* in_place() const;
-
-  std::vector<TensorView> weights_, biases_;
-  Precision precision_;
-  int64_t outputs_ = 0, inputs_ = 0;
+  MatrixRows rows_;
   WeightMemory* memory_;
   void* packed_ = nullptr;
   size_t packed_bytes_ = 0;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <memory>
 #include <utility>
 
 #include "csrc/engine/guard.h"
@@ -22,14 +23,28 @@ void copy_codes(const TensorView& view, size_t bytes, char* out) {
   });
 }
 
+void read_bias(quantized::Type type, int64_t count, const TensorView& bias, std::vector<char>* copy) {
+  const bool float32 = type == quantized::Type::kFloat32;
+  copy->resize(static_cast<size_t>(count) * (float32 ? 4 : 2));
+  if (float32) {
+    read(bias, 0, count, reinterpret_cast<float*>(copy->data()));
+  } else {
+    read(bias, 0, count, reinterpret_cast<BFloat16*>(copy->data()));
+  }
+}
+
 }  // namespace
 
 QuantizedMatrix::QuantizedMatrix(std::vector<TensorView> weights,
                                  const std::vector<std::vector<int64_t>>& shapes,
                                  std::vector<TensorView> biases, quantized::Codes codes,
                                  quantized::Activations activations, quantized::Type type,
-                                 WeightMemory* memory)
-    : codes_(codes), activations_(activations), type_(type), memory_(memory) {
+                                 WeightMemory* memory, Device device)
+    : codes_(codes),
+      activations_(device == Device::kCpu ? activations : quantized::Activations::kExact),
+      type_(type),
+      memory_(memory),
+      device_(device) {
   for (size_t i = 0; i < weights.size(); ++i) {
     Piece piece;
     piece.weight = std::move(weights[i]);
@@ -50,30 +65,40 @@ Status QuantizedMatrix::refresh() {
 // Codes of a file are copied too: on its pages of 4 KiB a step of decoding takes a fifth longer than on huge
 // ones, and the file's are let go.
 Status QuantizedMatrix::refresh(Piece* piece, quantized::Part* part) const {
-  size_t bytes = 0;
-  EARNEST_RETURN_IF_ERROR(quantized::packed_size({codes_, piece->outputs, inputs_}, &bytes));
-  if (piece->packed == nullptr) {
-    piece->packed = memory_->take(bytes);
-    piece->packed_bytes = bytes;
+  EARNEST_RETURN_IF_ERROR(quantized::packed_size({codes_, piece->outputs, inputs_}, &piece->packed_bytes));
+  if (device_ == Device::kCpu) {
+    if (piece->packed == nullptr) piece->packed = memory_->take(piece->packed_bytes);
+    EARNEST_RETURN_IF_ERROR(pack(*piece, piece->packed));
   }
-  if (piece->weight.type == StoredType::kBytes) {
-    copy_codes(piece->weight, bytes, static_cast<char*>(piece->packed));
-  } else {
-    EARNEST_RETURN_IF_ERROR(pack_tensor(piece->weight, codes_, piece->packed));
-  }
-  let_go(piece->weight);
   part->outputs = piece->outputs;
   part->packed = piece->packed;
-  if (piece->bias.shape.empty()) return {};
-  const bool float32 = type_ == quantized::Type::kFloat32;
-  piece->bias_copy.resize(static_cast<size_t>(piece->outputs) * (float32 ? 4 : 2));
-  if (float32) {
-    read(piece->bias, 0, piece->outputs, reinterpret_cast<float*>(piece->bias_copy.data()));
-  } else {
-    read(piece->bias, 0, piece->outputs, reinterpret_cast<BFloat16*>(piece->bias_copy.data()));
-  }
-  part->bias = piece->bias_copy.data();
+  if (!piece->bias.shape.empty()) read_bias(type_, piece->outputs, piece->bias, &piece->bias_copy);
+  part->bias = piece->bias_copy.empty() ? nullptr : piece->bias_copy.data();
+  if (device_ == Device::kCuda) EARNEST_RETURN_IF_ERROR(send(piece, part));
+  let_go(piece->weight);
   return {};
+}
+
+Status QuantizedMatrix::pack(const Piece& piece, void* packed) const {
+  if (piece.weight.type != StoredType::kBytes) return pack_tensor(piece.weight, codes_, packed);
+  copy_codes(piece.weight, piece.packed_bytes, static_cast<char*>(packed));
+  return {};
+}
+
+// Codes and bias to a GPU, where they keep their place from one time to the next.
+Status QuantizedMatrix::send(Piece* piece, quantized::Part* part) const {
+  constexpr char kOp[] = "load";
+  const auto packed = std::make_unique_for_overwrite<char[]>(piece->packed_bytes);
+  EARNEST_RETURN_IF_ERROR(pack(*piece, packed.get()));
+  if (piece->packed_there == nullptr)
+    EARNEST_RETURN_IF_ERROR(allocate(kOp, piece->packed_bytes, &piece->packed_there));
+  EARNEST_RETURN_IF_ERROR(copy(kOp, device_, piece->packed_there.get(), packed.get(), piece->packed_bytes));
+  part->packed = piece->packed_there.get();
+  const std::vector<char>& bias = piece->bias_copy;
+  if (bias.empty()) return {};
+  if (piece->bias_there == nullptr) EARNEST_RETURN_IF_ERROR(allocate(kOp, bias.size(), &piece->bias_there));
+  part->bias = piece->bias_there.get();
+  return copy(kOp, device_, piece->bias_there.get(), bias.data(), bias.size());
 }
 
 size_t QuantizedMatrix::bytes() const {
@@ -94,6 +119,7 @@ Status QuantizedMatrix::multiply(const void* x, int64_t rows, void* y, Arena* ar
   product.count = static_cast<int64_t>(parts_.size());
   product.left = x;
   product.output = y;
+  product.device = device_;
   return quantized::run(product, arena->take<char>(static_cast<int64_t>(quantized::workspace_size(product))));
 }
 

@@ -24,16 +24,6 @@ struct SavedChunk {
   PageVector<float> mel;
 };
 
-// Keys and values of the first tokens, layer by layer, through `each(memory, bytes)`.
-template <typename Each>
-void for_keys_and_values(const KVPool& pool, int64_t start, int64_t tokens, const Each& each) {
-  const size_t bytes = static_cast<size_t>(tokens) * pool.token_bytes();
-  for (int64_t layer = 0; layer < pool.layers() && bytes > 0; ++layer) {
-    each(pool.keys(layer, start), bytes);
-    each(pool.values(layer, start), bytes);
-  }
-}
-
 class Writing {
  public:
   Writing(const std::string& path, EngineCore* core, const SessionState& session)
@@ -52,8 +42,8 @@ class Writing {
     write_open();
     file_.number(static_cast<uint64_t>(computed));
     const KVCache& cache = session_.prefix->cache;
-    for_keys_and_values(core_.prefixes.pool(), cache.start(), computed,
-                        [&](const char* memory, size_t bytes) { file_.bytes(memory, bytes); });
+    const auto write = [&](const char* memory, size_t bytes) { file_.bytes(memory, bytes); };
+    EARNEST_RETURN_IF_ERROR(core_.prefixes.pool().read(cache.start(), computed, write));
     return file_.finish();
   }
 
@@ -265,11 +255,14 @@ class Reading {
         file_.count("computed tokens", each, static_cast<uint64_t>(prefix->tokens.size())));
     KVCache cache;
     const bool room = computed > 0 && pool.allocate(computed, &cache).ok();
-    std::vector<char> unused;
-    if (!room && computed > 0) unused.resize(static_cast<size_t>(computed) * pool.token_bytes());
-    for_keys_and_values(pool, cache.start(), computed, [&](char* memory, size_t bytes) {
-      file_.bytes(room ? memory : unused.data(), bytes);
-    });
+    const size_t bytes = static_cast<size_t>(computed) * pool.token_bytes();
+    if (room) {
+      const auto read = [&](char* memory, size_t size) { file_.bytes(memory, size); };
+      EARNEST_RETURN_IF_ERROR(pool.write(cache.start(), computed, read));
+    } else if (computed > 0) {
+      std::vector<char> unused(bytes);
+      for (int64_t i = 0; i < 2 * pool.layers(); ++i) file_.bytes(unused.data(), bytes);
+    }
     EARNEST_RETURN_IF_ERROR(file_.finish());
     if (!room) return {};
     const std::lock_guard<std::mutex> lock(core_.mutex);

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "kernels/common/bfloat16.h"
+#include "kernels/common/device.h"
 #include "kernels/common/status.h"
 
 namespace earnest::engine {
@@ -23,13 +24,14 @@ enum class StoredType { kFloat32, kBFloat16, kFloat16, kBytes };
 size_t size_of(StoredType type);
 const char* name_of(StoredType type);  // as safetensors write it: "F32", "BF16", "F16", "U8"
 
-// Row-major; `data` may stand on any byte.
+// Row-major; `data` may stand on any byte. On a GPU it is that memory's, which read() cannot reach.
 struct TensorView {
   StoredType type = StoredType::kFloat32;
   std::vector<int64_t> shape;
   const void* data = nullptr;
   std::string file;                    // where it came from, for messages; empty: memory
   const MappedFile* mapped = nullptr;  // where it lies, if in a file
+  Device device = Device::kCpu;
 
   int64_t count() const;  // of numbers; the shape has been checked not to overflow
 };

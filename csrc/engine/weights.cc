@@ -6,6 +6,7 @@
 #include <cstring>
 #include <utility>
 
+#include "csrc/engine/device_matrix.h"
 #include "csrc/engine/guard.h"
 #include "csrc/engine/json.h"
 #include "csrc/engine/packed_matrix.h"
@@ -154,6 +155,9 @@ Status check_tied(const Tensors& tensors) {
   if (found == tensors.views.end()) return {};
   const TensorView &head = found->second, &table = tensors.views.at("model.embed_tokens.weight");
   if (head.data == table.data) return {};
+  if (head.device == Device::kCuda || table.device == Device::kCuda)
+    return corrupt(head.file, std::string("tensor \"") + kHead + '"',
+                   "the memory of model.embed_tokens.weight (tied)", "other memory");
   const int64_t parts = (head.count() + kPart - 1) / kPart;
   std::atomic<bool> same{true};
   parallel_for(parts, [&](int64_t part) {
@@ -172,9 +176,11 @@ Status Table::copy_row(int64_t index, void* out) const {
   return {};
 }
 
-Weights::Weights(Tensors tensors, Precision precision, const Config& config, Quantization quantization)
+Weights::Weights(Tensors tensors, Precision precision, const Config& config, Quantization quantization,
+                 Device device)
     : tensors_(std::move(tensors)),
       precision_(precision),
+      device_(device),
       shapes_(tensor_shapes(config)),
       quantized_(quantized_tensors(config.text, quantization)) {}
 Weights::~Weights() = default;
@@ -194,22 +200,42 @@ Status Weights::head_matrix(const std::string& name, const Matrix** matrix) {
 Status Weights::add_matrix(const MatrixNames& names, Precision precision, const Matrix** matrix) {
   if (is_quantized(names.weights[0])) {
     const QuantizedMatrix* made = nullptr;
-    EARNEST_RETURN_IF_ERROR(quantized_matrix(names, &made));
+    EARNEST_RETURN_IF_ERROR(quantized_matrix(names, device_, &made));
     *matrix = made;
     return {};
   }
+  if (device_ == Device::kCuda) return device_matrix(names, precision, matrix);
   std::vector<TensorView> weights, biases;
   for (const std::string& name : names.weights) weights.push_back(view(name));
   for (const std::string& name : names.biases) biases.push_back(name.empty() ? TensorView() : view(name));
-  auto made = std::make_unique<PackedMatrix>(std::move(weights), std::move(biases), precision, &memory_);
+  MatrixRows rows(std::move(weights), std::move(biases), precision);
+  auto made = std::make_unique<PackedMatrix>(std::move(rows), &memory_);
   EARNEST_RETURN_IF_ERROR(made->refresh());
   *matrix = made.get();
   matrices_.push_back(std::move(made));
   return {};
 }
 
-Status Weights::quantized_matrix(const MatrixNames& names, const QuantizedMatrix** matrix) {
-  const auto known = quantized_matrices_.find(names.weights[0]);
+Status Weights::device_matrix(const MatrixNames& names, Precision precision, const Matrix** matrix) {
+  std::vector<DeviceMatrix::Piece> pieces(names.weights.size());
+  int64_t inputs = 0;
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    const std::string& name = names.weights[i];
+    const TensorView& weight = view(name);
+    pieces[i].outputs = weight.shape[0];
+    inputs = weight.count() / weight.shape[0];
+    EARNEST_RETURN_IF_ERROR(array(name, &pieces[i].weight));
+    const bool has_bias = i < names.biases.size() && !names.biases[i].empty();
+    if (has_bias) EARNEST_RETURN_IF_ERROR(array(names.biases[i], &pieces[i].bias));
+  }
+  auto made = std::make_unique<DeviceMatrix>(std::move(pieces), inputs, type_of(precision));
+  *matrix = made.get();
+  matrices_.push_back(std::move(made));
+  return {};
+}
+
+Status Weights::quantized_matrix(const MatrixNames& names, Device device, const QuantizedMatrix** matrix) {
+  const auto known = quantized_matrices_.find({names.weights[0], device});
   if (known != quantized_matrices_.end()) {
     *matrix = known->second;
     return {};
@@ -226,10 +252,10 @@ Status Weights::quantized_matrix(const MatrixNames& names, const QuantizedMatrix
       precision_ == Precision::kFloat32 ? quantized::Type::kFloat32 : quantized::Type::kBFloat16;
   auto made =
       std::make_unique<QuantizedMatrix>(std::move(weights), shapes, std::move(biases), quantized_.at(first),
-                                        activations_of(first, type), type, &memory_);
+                                        activations_of(first, type), type, &memory_, device);
   EARNEST_RETURN_IF_ERROR(made->refresh());
   *matrix = made.get();
-  quantized_matrices_.emplace(names.weights[0], made.get());
+  quantized_matrices_.emplace(Place(first, device), made.get());
   matrices_.push_back(std::move(made));
   return {};
 }
@@ -237,7 +263,7 @@ Status Weights::quantized_matrix(const MatrixNames& names, const QuantizedMatrix
 Status Weights::table(const std::string& name, const Table** table) {
   auto made = std::make_unique<Table>();
   if (is_quantized(name)) {
-    EARNEST_RETURN_IF_ERROR(quantized_matrix({{name}, {}}, &made->matrix_));
+    EARNEST_RETURN_IF_ERROR(quantized_matrix({{name}, {}}, Device::kCpu, &made->matrix_));
   } else {
     EARNEST_RETURN_IF_ERROR(array(name, &made->array_));
     made->row_bytes_ = static_cast<size_t>(shapes_.at(name)[1]) * size_of(precision_);
@@ -248,15 +274,19 @@ Status Weights::table(const std::string& name, const Table** table) {
 }
 
 Status Weights::array(const std::string& name, const Array** array) {
-  auto made = std::make_unique<Array>();
-  made->source_ = view(name);
-  EARNEST_RETURN_IF_ERROR(read(made.get()));
-  *array = made.get();
-  arrays_.push_back(std::move(made));
+  std::unique_ptr<Array>& known = arrays_[name];
+  if (known == nullptr) {
+    auto made = std::make_unique<Array>();
+    made->source_ = view(name);
+    EARNEST_RETURN_IF_ERROR(read(made.get()));
+    known = std::move(made);
+  }
+  *array = known.get();
   return {};
 }
 
 Status Weights::read(Array* array) const {
+  if (device_ == Device::kCuda) return send(array);
   const TensorView& source = array->source_;
   const bool float32 = precision_ != Precision::kBFloat16;
   const bool same = source.type == (float32 ? StoredType::kFloat32 : StoredType::kBFloat16);
@@ -279,9 +309,39 @@ Status Weights::read(Array* array) const {
   return {};
 }
 
+Status Weights::send(Array* array) const {
+  const TensorView& source = array->source_;
+  const bool same =
+      source.type == (precision_ == Precision::kBFloat16 ? StoredType::kBFloat16 : StoredType::kFloat32);
+  if (source.device == device_ && same && source.shape.size() < 3) {  // as somebody else keeps them there
+    array->data_ = source.data;
+    return {};
+  }
+  TensorView view = source;
+  std::vector<char> read_back;
+  if (source.device == device_) {
+    read_back.resize(static_cast<size_t>(source.count()) * size_of(source.type));
+    EARNEST_RETURN_IF_ERROR(copy("load", device_, read_back.data(), source.data, read_back.size()));
+    view.data = read_back.data();
+  }
+  const MatrixRows rows({view}, {}, precision_);
+  const void* numbers = rows.in_place();
+  std::vector<char> converted;
+  if (numbers == nullptr) {
+    converted.resize(rows.bytes());
+    rows.write_weight(converted.data());
+    numbers = converted.data();
+  }
+  if (array->there_ == nullptr) EARNEST_RETURN_IF_ERROR(allocate("load", rows.bytes(), &array->there_));
+  array->data_ = array->there_.get();
+  EARNEST_RETURN_IF_ERROR(copy("load", device_, array->there_.get(), numbers, rows.bytes()));
+  let_go(source);
+  return {};
+}
+
 Status Weights::refresh() {
   return guarded("refresh", [&]() -> Status {
-    for (const auto& array : arrays_) EARNEST_RETURN_IF_ERROR(read(array.get()));
+    for (const auto& [name, array] : arrays_) EARNEST_RETURN_IF_ERROR(read(array.get()));
     for (const auto& matrix : matrices_) EARNEST_RETURN_IF_ERROR(matrix->refresh());
     return {};
   });
@@ -294,7 +354,10 @@ void Weights::let_files_go() const {
 size_t Weights::bytes() const {
   size_t total = 0;
   for (const auto& matrix : matrices_) total += matrix->bytes();
-  for (const auto& array : arrays_) total += array->copy_.size();
+  for (const auto& [name, array] : arrays_) {
+    const size_t sent = static_cast<size_t>(array->source_.count()) * size_of(precision_);
+    total += array->copy_.size() + (array->there_ == nullptr ? 0 : sent);
+  }
   return total;
 }
 

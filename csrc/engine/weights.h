@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The weights of a model in the forms in which they are used: matrices packed for their products, everything
 // else as plain numbers. They are made from tensors wherever these lie; refresh() reads them again after a
-// change there. The forms of a matrix are classes below Matrix: packed_matrix.h, quantized_matrix.h.
+// change there. The forms of a matrix are classes below Matrix: packed_matrix.h, quantized_matrix.h and on a
+// GPU device_matrix.h.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +13,7 @@
 
 #include "csrc/engine/arena.h"
 #include "csrc/engine/config.h"
+#include "csrc/engine/device_memory.h"
 #include "csrc/engine/tensor.h"
 #include "csrc/engine/weight_memory.h"
 #include "kernels/common/status.h"
@@ -33,7 +35,8 @@ class Matrix {
   virtual ~Matrix() = default;
   virtual int64_t inputs() const = 0;
   virtual int64_t outputs() const = 0;
-  // x [rows, inputs], y [rows, outputs], both of the matrix's precision.
+  // x [rows, inputs], y [rows, outputs], both of the matrix's precision, and the arena's memory where the
+  // matrix lies.
   virtual Status multiply(const void* x, int64_t rows, void* y, Arena* arena) const = 0;
   virtual Status refresh() = 0;
   virtual size_t bytes() const = 0;
@@ -42,7 +45,8 @@ class Matrix {
 class QuantizedMatrix;
 
 // Numbers in the model's precision: those of the tensor itself where it has them in that type, else a copy,
-// as of few in a file.
+// as of few in a file. On a GPU a copy there, unless a trainer has them there already; the taps of a
+// convolution outside of its inputs ([out, taps, in]) there.
 class Array {
  public:
   template <typename T>
@@ -56,6 +60,7 @@ class Array {
   TensorView source_;
   const void* data_ = nullptr;
   std::vector<char> copy_;
+  DeviceMemory there_;
 };
 
 // What is multiplied as one: weights one below the other, and their biases. The name of a bias that a weight
@@ -65,11 +70,13 @@ struct MatrixNames {
   std::vector<std::string> biases;  // none, or as many as weights
 };
 
-// Rows of the embedding table, from numbers or from codes.
+// Rows of the embedding table, from numbers or from codes; codes are kept by the host, too.
 class Table {
  public:
-  // Row `index`, `width` numbers of the model's precision.
+  // Row `index`, `width` numbers of the model's precision, into memory of the host. Not of numbers on a GPU.
   Status copy_row(int64_t index, void* out) const;
+  // All rows where the model computes; null: they are codes.
+  const void* numbers() const { return array_ == nullptr ? nullptr : array_->data(); }
 
  private:
   friend class Weights;
@@ -91,13 +98,15 @@ Status check_tied(const Tensors& tensors);
 
 class Weights {
  public:
-  // The matrices that quantized_tensors() lists are kept in codes.
-  Weights(Tensors tensors, Precision precision, const Config& config, Quantization quantization);
+  // The matrices that quantized_tensors() lists are kept in codes. device: where all that is made lies.
+  Weights(Tensors tensors, Precision precision, const Config& config, Quantization quantization,
+          Device device = Device::kCpu);
   ~Weights();
   Weights(const Weights&) = delete;
   Weights& operator=(const Weights&) = delete;
 
   Precision precision() const { return precision_; }
+  Device device() const { return device_; }
   bool has(const std::string& name) const { return tensors_.views.count(name) > 0; }
   const TensorView& view(const std::string& name) const { return tensors_.views.at(name); }
 
@@ -118,17 +127,21 @@ class Weights {
 
  private:
   Status read(Array* array) const;
+  Status send(Array* array) const;
+  Status device_matrix(const MatrixNames& names, Precision precision, const Matrix** matrix);
   Status add_matrix(const MatrixNames& names, Precision precision, const Matrix** matrix);
-  Status quantized_matrix(const MatrixNames& names, const QuantizedMatrix** matrix);
+  Status quantized_matrix(const MatrixNames& names, Device device, const QuantizedMatrix** matrix);
 
   Tensors tensors_;
   Precision precision_;
+  Device device_;
   std::map<std::string, std::vector<int64_t>> shapes_;
   std::map<std::string, quantized::Codes> quantized_;
-  std::map<std::string, const QuantizedMatrix*> quantized_matrices_;  // by the first of their weights
+  using Place = std::pair<std::string, Device>;
+  std::map<Place, const QuantizedMatrix*> quantized_matrices_;  // by the first of their weights
   WeightMemory memory_;
   std::vector<std::unique_ptr<Matrix>> matrices_;
-  std::vector<std::unique_ptr<Array>> arrays_;
+  std::map<std::string, std::unique_ptr<Array>> arrays_;
   std::vector<std::unique_ptr<Table>> tables_;
 };
 

@@ -3,25 +3,22 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
+#include <vector>
 
 namespace earnest::engine {
 
-// frames [count, width] -> windows [outputs, 3 width]: those at stride * i - 1 + {0, 1, 2}, zeros outside.
-template <typename T>
-void gather_windows(const T* frames, int64_t count, int64_t width, int64_t stride, int64_t outputs,
-                    T* windows) {
-  const size_t bytes = static_cast<size_t>(width) * sizeof(T);
+// Of `count` frames those that make the windows of `outputs`, [outputs, 3] for gather_rows.h: stride * i - 1
+// + {0, 1, 2}, and -1 (zeros) outside.
+inline std::vector<int64_t> windows_of(int64_t count, int64_t stride, int64_t outputs) {
+  std::vector<int64_t> index;
+  index.reserve(static_cast<size_t>(3 * outputs));
   for (int64_t i = 0; i < outputs; ++i) {
-    for (int64_t tap = 0; tap < 3; ++tap, windows += width) {
+    for (int64_t tap = 0; tap < 3; ++tap) {
       const int64_t at = stride * i - 1 + tap;
-      if (at >= 0 && at < count) {
-        std::memcpy(windows, frames + at * width, bytes);
-      } else {
-        std::memset(windows, 0, bytes);
-      }
+      index.push_back(at < count ? at : -1);
     }
   }
+  return index;
 }
 
 }  // namespace earnest::engine

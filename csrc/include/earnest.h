@@ -128,6 +128,8 @@ typedef struct earnest_model_params {
   earnest_weights weights;
   earnest_progress_callback progress; /* or NULL */
   void* progress_user_data;
+  const char* device; /* where its weights lie and computing is done: NULL or "cpu"; "cuda" where the build
+                         has it and a GPU is there, for all weights but float32 and heads of 64 or 128 */
 } earnest_model_params;
 
 /* This and its like below fill a struct with the defaults, and its struct_size with the one given:
@@ -160,7 +162,7 @@ typedef struct earnest_engine earnest_engine;
 
 typedef struct earnest_engine_params {
   size_t struct_size;
-  const char* device; /* NULL or "cpu"; "cuda" where the build has it */
+  const char* device; /* NULL or the model's: keys and values lie where its weights do */
   uint64_t kv_bytes;  /* memory for keys and values; 0: room for 4 full contexts or a quarter of the machine's
                          memory, whichever is less. The system gives pages as they are used. */
   uint32_t max_generations; /* that run side by side; 0: 64. Others wait their turn. */

@@ -26,7 +26,9 @@ enum class FaultOp : uint8_t {
   kLogProb,
   kAttention,
   kPagedAttention,
-  kRotaryWrite
+  kRotaryWrite,
+  kRotary,
+  kGather
 };
 
 struct Fault {

@@ -4,10 +4,12 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 #include "kernels/common/cpu_tier.h"
 #include "kernels/common/thread_pool.h"
+#include "kernels/frames/frames_cuda.h"
 #include "kernels/frames/frames_tier.h"
 
 namespace earnest::frames {
@@ -38,9 +40,7 @@ Status check_size(const char* op, int64_t rows, int64_t width) {
 }
 
 template <typename Stored>
-Status prepare(const char* op, int64_t rows, int64_t width, Device device, TierKernels<Stored>* kernels) {
-  if (Status status = check_device(device); !status.ok()) return status;
-  if (Status status = check_size(op, rows, width); !status.ok()) return status;
+Status kernels_for(TierKernels<Stored>* kernels) {
   CpuTier tier;
   if (Status status = tier_in_use(&tier); !status.ok()) return status;
   *kernels = kernels_of<Stored>(tier);
@@ -48,11 +48,29 @@ Status prepare(const char* op, int64_t rows, int64_t width, Device device, TierK
 }
 
 template <typename Stored>
-Status prepare(const LayerNorm<Stored>& job, Device device, TierKernels<Stored>* kernels) {
-  if (Status status = prepare("layer_norm", job.rows, job.width, device, kernels); !status.ok())
-    return status;
+Status check(const LayerNorm<Stored>& job) {
+  if (Status status = check_size("layer_norm", job.rows, job.width); !status.ok()) return status;
   if (job.eps > 0 && std::isfinite(job.eps)) return {};
   return invalid_argument("layer_norm", "eps", "a finite number above 0", std::to_string(job.eps));
+}
+
+// Backward passes run on the CPU alone.
+Status check_backward(const char* op, Device device) {
+  std::string name;
+  if (Status status = which(device, &name); !status.ok() || device == Device::kCpu) return status;
+  return unsupported(op, "device", "cpu (on cuda there is no backward pass yet)", "cuda");
+}
+
+// The job on the device, which knows float and BFloat16.
+template <typename Stored, typename Job>
+Status on_cuda(const char* op, const Job& job) {
+  std::string name;
+  if (Status status = which_cuda(&name); !status.ok()) return status;
+  if constexpr (std::is_same_v<Stored, double>) {
+    return unsupported(op, "x", "float32 or bfloat16 on cuda", "float64");
+  } else {
+    return run_cuda(job);
+  }
 }
 
 // body(begin, end) over parts of [0, rows) that are worth a task each; rows as wide as `width` values.
@@ -67,8 +85,10 @@ void for_parts(int64_t rows, int64_t width, const Body& body) {
 
 template <typename Stored>
 Status run(const LayerNorm<Stored>& job, Device device) {
+  if (Status status = check(job); !status.ok()) return status;
+  if (device == Device::kCuda) return on_cuda<Stored>("layer_norm", job);
   TierKernels<Stored> kernels;
-  if (Status status = prepare(job, device, &kernels); !status.ok()) return status;
+  if (Status status = kernels_for(&kernels); !status.ok()) return status;
   for_parts(job.rows, job.width, [&](int64_t begin, int64_t end) { kernels.layer_norm(job, begin, end); });
   return {};
 }
@@ -76,8 +96,10 @@ Status run(const LayerNorm<Stored>& job, Device device) {
 template <typename Stored>
 Status run_backward(const LayerNorm<Stored>& job, Device device) {
   using T = Arithmetic<Stored>;
+  if (Status status = check_backward("layer_norm", device); !status.ok()) return status;
+  if (Status status = check(job); !status.ok()) return status;
   TierKernels<Stored> kernels;
-  if (Status status = prepare(job, device, &kernels); !status.ok()) return status;
+  if (Status status = kernels_for(&kernels); !status.ok()) return status;
   const int64_t blocks = (job.rows + kGradientRows - 1) / kGradientRows, both = 2 * job.width;
   std::vector<T> partial(static_cast<size_t>(blocks * both), T(0));
   parallel_for(blocks, [&](int64_t block) {
@@ -99,8 +121,10 @@ Status run_backward(const LayerNorm<Stored>& job, Device device) {
 
 template <typename Stored>
 Status run(const Gelu<Stored>& job, Device device) {
+  if (Status status = check_size("gelu", job.count, 1); !status.ok()) return status;
+  if (device == Device::kCuda) return on_cuda<Stored>("gelu", job);
   TierKernels<Stored> kernels;
-  if (Status status = prepare("gelu", job.count, 1, device, &kernels); !status.ok()) return status;
+  if (Status status = kernels_for(&kernels); !status.ok()) return status;
   for_parts(job.count, 1,
             [&](int64_t begin, int64_t end) { kernels.gelu(job.x + begin, job.y + begin, end - begin); });
   return {};
@@ -108,8 +132,10 @@ Status run(const Gelu<Stored>& job, Device device) {
 
 template <typename Stored>
 Status run_backward(const Gelu<Stored>& job, Device device) {
+  if (Status status = check_backward("gelu", device); !status.ok()) return status;
+  if (Status status = check_size("gelu", job.count, 1); !status.ok()) return status;
   TierKernels<Stored> kernels;
-  if (Status status = prepare("gelu", job.count, 1, device, &kernels); !status.ok()) return status;
+  if (Status status = kernels_for(&kernels); !status.ok()) return status;
   for_parts(job.count, 1, [&](int64_t begin, int64_t end) {
     kernels.gelu_backward(job.x + begin, job.grad_y + begin, job.grad_x + begin, end - begin);
   });
@@ -118,8 +144,10 @@ Status run_backward(const Gelu<Stored>& job, Device device) {
 
 template <typename Stored>
 Status run(const Relu<Stored>& job, Device device) {
+  if (Status status = check_size("relu", job.count, 1); !status.ok()) return status;
+  if (device == Device::kCuda) return on_cuda<Stored>("relu", job);
   TierKernels<Stored> kernels;
-  if (Status status = prepare("relu", job.count, 1, device, &kernels); !status.ok()) return status;
+  if (Status status = kernels_for(&kernels); !status.ok()) return status;
   for_parts(job.count, 1,
             [&](int64_t begin, int64_t end) { kernels.relu(job.x + begin, job.y + begin, end - begin); });
   return {};
@@ -127,8 +155,10 @@ Status run(const Relu<Stored>& job, Device device) {
 
 template <typename Stored>
 Status run(const Add<Stored>& job, Device device) {
+  if (Status status = check_size("add", job.count, 1); !status.ok()) return status;
+  if (device == Device::kCuda) return on_cuda<Stored>("add", job);
   TierKernels<Stored> kernels;
-  if (Status status = prepare("add", job.count, 1, device, &kernels); !status.ok()) return status;
+  if (Status status = kernels_for(&kernels); !status.ok()) return status;
   for_parts(job.count, 1, [&](int64_t begin, int64_t end) {
     kernels.add(job.x + begin, job.y + begin, job.sum + begin, end - begin);
   });
@@ -137,9 +167,10 @@ Status run(const Add<Stored>& job, Device device) {
 
 template <typename Stored>
 Status run(const AveragePool<Stored>& job, Device device) {
+  if (Status status = check_size("average_pool", job.rows, job.width); !status.ok()) return status;
+  if (device == Device::kCuda) return on_cuda<Stored>("average_pool", job);
   TierKernels<Stored> kernels;
-  if (Status status = prepare("average_pool", job.rows, job.width, device, &kernels); !status.ok())
-    return status;
+  if (Status status = kernels_for(&kernels); !status.ok()) return status;
   for_parts(job.rows, job.width, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const Stored* pair = job.x + 2 * i * job.width;
@@ -151,7 +182,7 @@ Status run(const AveragePool<Stored>& job, Device device) {
 }
 
 Status which(Device device, std::string* name) {
-  if (Status status = check_device(device); !status.ok()) return status;
+  if (device == Device::kCuda) return which_cuda(name);
   CpuTier tier;
   if (Status status = tier_in_use(&tier); !status.ok()) return status;
   *name = std::string("cpu/") + name_of(tier);

@@ -5,6 +5,8 @@
 // value.
 //
 // Stored types: float, double, BFloat16; arithmetic in float for the first and last, in double for double.
+// Device::kCuda runs the forward passes of float and BFloat16: all arrays lie on the device, and a call puts
+// work on the stream, waits for nothing and allocates nothing. Its sums go in another order than the CPU's.
 #pragma once
 
 #include <cstdint>
@@ -46,6 +48,7 @@ struct LayerNorm {
   Stored* grad_x = nullptr;                   // backward: [rows, width], out
   Arithmetic<Stored>* grad_weight = nullptr;  // backward: [width], out
   Arithmetic<Stored>* grad_bias = nullptr;    // backward: [width], out
+  void* stream = nullptr;                     // of Device::kCuda: a cudaStream_t
 };
 
 //   y = x Phi(x), Phi the distribution function of the normal distribution                (arXiv 1606.08415)
@@ -57,6 +60,7 @@ struct Gelu {
   Stored* y = nullptr;             // may be x
   const Stored* grad_y = nullptr;  // backward
   Stored* grad_x = nullptr;        // backward, out
+  void* stream = nullptr;          // of Device::kCuda: a cudaStream_t
 };
 
 //   y = max(x, 0); NaN stays NaN
@@ -64,7 +68,8 @@ template <typename Stored>
 struct Relu {
   int64_t count = 0;
   const Stored* x = nullptr;
-  Stored* y = nullptr;  // may be x
+  Stored* y = nullptr;     // may be x
+  void* stream = nullptr;  // of Device::kCuda: a cudaStream_t
 };
 
 //   sum = x + y
@@ -73,7 +78,8 @@ struct Add {
   int64_t count = 0;
   const Stored* x = nullptr;
   const Stored* y = nullptr;
-  Stored* sum = nullptr;  // may be x or y
+  Stored* sum = nullptr;   // may be x or y
+  void* stream = nullptr;  // of Device::kCuda: a cudaStream_t
 };
 
 //   y_i = (x_2i + x_{2i + 1}) / 2, the sum rounded to the stored type before it is halved
@@ -82,6 +88,7 @@ struct AveragePool {
   int64_t rows = 0, width = 0;
   const Stored* x = nullptr;  // [2 rows, width]
   Stored* y = nullptr;        // [rows, width]
+  void* stream = nullptr;     // of Device::kCuda: a cudaStream_t
 };
 
 template <typename Stored>
@@ -109,7 +116,7 @@ void reference(const Gelu<Stored>& job);
 template <typename Stored>
 void reference_backward(const Gelu<Stored>& job);
 
-// The back end that would run, e.g. "cpu/avx512"; an error if there is none.
+// The back end that would run, "cpu/avx512" or "cuda"; an error if there is none.
 Status which(Device device, std::string* name);
 
 }  // namespace earnest::frames

@@ -30,6 +30,4 @@ EARNEST_FRAMES_TIER(avx2)
 EARNEST_FRAMES_TIER(avx512)
 #undef EARNEST_FRAMES_TIER
 
-Status check_device(Device device);
-
 }  // namespace earnest::frames

@@ -4,10 +4,12 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 #include "kernels/common/cpu_tier.h"
 #include "kernels/common/thread_pool.h"
+#include "kernels/rowwise/rowwise_cuda.h"
 #include "kernels/rowwise/rowwise_tier.h"
 
 namespace earnest::rowwise {
@@ -55,9 +57,7 @@ void for_rows(int64_t rows, int64_t width, const Body& body) {
 }
 
 template <typename Stored>
-Status prepare(const char* op, int64_t rows, int64_t width, Device device, TierKernels<Stored>* kernels) {
-  if (Status status = check_device(device); !status.ok()) return status;
-  if (Status status = check_size(op, rows, width); !status.ok()) return status;
+Status kernels_for(TierKernels<Stored>* kernels) {
   CpuTier tier;
   if (Status status = tier_in_use(&tier); !status.ok()) return status;
   *kernels = EARNEST_ROWWISE_CHOOSE(tier, kernels<Stored>);
@@ -65,8 +65,22 @@ Status prepare(const char* op, int64_t rows, int64_t width, Device device, TierK
 }
 
 template <typename Fused, typename Apart>
-Status prepare_rotary(const Rotary<Fused, Apart>& job, Device device, RotaryKernels<Fused, Apart>* kernels) {
-  if (Status status = check_device(device); !status.ok()) return status;
+Status kernels_for(RotaryKernels<Fused, Apart>* kernels) {
+  CpuTier tier;
+  if (Status status = tier_in_use(&tier); !status.ok()) return status;
+  *kernels = EARNEST_ROWWISE_CHOOSE(tier, rotary_kernels<Fused, Apart>);
+  return {};
+}
+
+// Backward passes run on the CPU alone.
+Status check_backward(const char* op, Device device) {
+  std::string name;
+  if (Status status = which(device, &name); !status.ok() || device == Device::kCpu) return status;
+  return unsupported(op, "device", "cpu (on cuda there is no backward pass yet)", "cuda");
+}
+
+template <typename Fused, typename Apart>
+Status check_rotary(const Rotary<Fused, Apart>& job) {
   constexpr int64_t kMost = 1 << 20;
   for (int64_t size : {job.heads, job.kv_heads, job.dim}) {
     if (size >= 1 && size <= kMost) continue;
@@ -74,15 +88,34 @@ Status prepare_rotary(const Rotary<Fused, Apart>& job, Device device, RotaryKern
   }
   if (job.dim % 2 != 0) return invalid_argument("rotary", "dim", "an even number", std::to_string(job.dim));
   const int64_t width = (job.heads + 2 * job.kv_heads) * job.dim;
-  if (Status status = check_size("rotary", job.rows, width); !status.ok()) return status;
-  CpuTier tier;
-  if (Status status = tier_in_use(&tier); !status.ok()) return status;
-  *kernels = EARNEST_ROWWISE_CHOOSE(tier, rotary_kernels<Fused, Apart>);
+  return check_size("rotary", job.rows, width);
+}
+
+template <typename Fused, typename Apart>
+Status check_slots(const Rotary<Fused, Apart>& job) {
+  for (int64_t i = 0; job.slots != nullptr && i < job.rows; ++i) {
+    if (job.slots[i] >= 0 && job.slots[i] < job.places) continue;
+    return invalid_argument("rotary", "slots", "rows in [0, " + std::to_string(job.places) + ")",
+                            std::to_string(job.slots[i]));
+  }
   return {};
 }
 
+// run(job), which is there for float and BFloat16.
+template <typename Stored, typename Job, typename Run>
+Status on_cuda(const char* op, const Job& job, const Run& run) {
+  std::string name;
+  if (Status status = which_cuda(&name); !status.ok()) return status;
+  if constexpr (std::is_same_v<Stored, double>) {
+    return unsupported(op, "x", "float32 or bfloat16 on cuda", "float64");
+  } else {
+    return run(job);
+  }
+}
+
 template <typename Stored>
-Status check_eps(const RmsNorm<Stored>& job) {
+Status check_norm(const RmsNorm<Stored>& job) {
+  if (Status status = check_size("rms_norm", job.rows, job.width); !status.ok()) return status;
   if (job.eps > 0 && std::isfinite(job.eps)) return {};
   return invalid_argument("rms_norm", "eps", "a finite number above 0", std::to_string(job.eps));
 }
@@ -91,9 +124,11 @@ Status check_eps(const RmsNorm<Stored>& job) {
 
 template <typename Stored>
 Status rms_norm(const RmsNorm<Stored>& job, Device device) {
+  if (Status status = check_norm(job); !status.ok()) return status;
+  if (device == Device::kCuda)
+    return on_cuda<Stored>("rms_norm", job, [](const auto& one) { return rms_norm_cuda(one); });
   TierKernels<Stored> kernels;
-  if (Status status = prepare("rms_norm", job.rows, job.width, device, &kernels); !status.ok()) return status;
-  if (Status status = check_eps(job); !status.ok()) return status;
+  if (Status status = kernels_for(&kernels); !status.ok()) return status;
   for_rows(job.rows, job.width, [&](int64_t begin, int64_t end) { kernels.rms_norm(job, begin, end); });
   return {};
 }
@@ -101,9 +136,10 @@ Status rms_norm(const RmsNorm<Stored>& job, Device device) {
 template <typename Stored>
 Status rms_norm_backward(const RmsNorm<Stored>& job, Device device) {
   using T = Arithmetic<Stored>;
+  if (Status status = check_backward("rms_norm", device); !status.ok()) return status;
+  if (Status status = check_norm(job); !status.ok()) return status;
   TierKernels<Stored> kernels;
-  if (Status status = prepare("rms_norm", job.rows, job.width, device, &kernels); !status.ok()) return status;
-  if (Status status = check_eps(job); !status.ok()) return status;
+  if (Status status = kernels_for(&kernels); !status.ok()) return status;
   const int64_t blocks = (job.rows + kGradientRows - 1) / kGradientRows;
   std::vector<T> partial(static_cast<size_t>(blocks * job.width), T(0));
   parallel_for(blocks, [&](int64_t block) {
@@ -120,8 +156,12 @@ Status rms_norm_backward(const RmsNorm<Stored>& job, Device device) {
 
 template <typename Fused, typename Apart>
 Status rotary(const Rotary<Fused, Apart>& job, Device device) {
+  if (Status status = check_rotary(job); !status.ok()) return status;
+  if (device == Device::kCuda)
+    return on_cuda<Fused>("rotary", job, [](const auto& one) { return rotary_cuda(one); });
+  if (Status status = check_slots(job); !status.ok()) return status;
   RotaryKernels<Fused, Apart> kernels;
-  if (Status status = prepare_rotary(job, device, &kernels); !status.ok()) return status;
+  if (Status status = kernels_for(&kernels); !status.ok()) return status;
   const int64_t width = (job.heads + 2 * job.kv_heads) * job.dim;
   for_rows(job.rows, width, [&](int64_t begin, int64_t end) { kernels.forward(job, begin, end); });
   return {};
@@ -129,8 +169,10 @@ Status rotary(const Rotary<Fused, Apart>& job, Device device) {
 
 template <typename Fused, typename Apart>
 Status rotary_backward(const Rotary<Fused, Apart>& job, Device device) {
+  if (Status status = check_backward("rotary", device); !status.ok()) return status;
+  if (Status status = check_rotary(job); !status.ok()) return status;
   RotaryKernels<Fused, Apart> kernels;
-  if (Status status = prepare_rotary(job, device, &kernels); !status.ok()) return status;
+  if (Status status = kernels_for(&kernels); !status.ok()) return status;
   const int64_t width = (job.heads + 2 * job.kv_heads) * job.dim;
   for_rows(job.rows, width, [&](int64_t begin, int64_t end) { kernels.backward(job, begin, end); });
   return {};
@@ -138,27 +180,38 @@ Status rotary_backward(const Rotary<Fused, Apart>& job, Device device) {
 
 template <typename Stored>
 Status swiglu(const SwiGlu<Stored>& job, Device device) {
+  if (Status status = check_size("swiglu", job.rows, job.width); !status.ok()) return status;
+  if (device == Device::kCuda)
+    return on_cuda<Stored>("swiglu", job, [](const auto& one) { return swiglu_cuda(one); });
   TierKernels<Stored> kernels;
-  if (Status status = prepare("swiglu", job.rows, job.width, device, &kernels); !status.ok()) return status;
+  if (Status status = kernels_for(&kernels); !status.ok()) return status;
   for_rows(job.rows, job.width, [&](int64_t begin, int64_t end) { kernels.swiglu(job, begin, end); });
   return {};
 }
 
 template <typename Stored>
 Status swiglu_backward(const SwiGlu<Stored>& job, Device device) {
+  if (Status status = check_backward("swiglu", device); !status.ok()) return status;
+  if (Status status = check_size("swiglu", job.rows, job.width); !status.ok()) return status;
   TierKernels<Stored> kernels;
-  if (Status status = prepare("swiglu", job.rows, job.width, device, &kernels); !status.ok()) return status;
+  if (Status status = kernels_for(&kernels); !status.ok()) return status;
   for_rows(job.rows, job.width,
            [&](int64_t begin, int64_t end) { kernels.swiglu_backward(job, begin, end); });
   return {};
 }
 
 Status which(Device device, std::string* name) {
-  if (Status status = check_device(device); !status.ok()) return status;
+  if (device == Device::kCuda) return which_cuda(name);
   CpuTier tier;
   if (Status status = tier_in_use(&tier); !status.ok()) return status;
   *name = std::string("cpu/") + name_of(tier);
   return {};
+}
+
+Status fault(FaultWord word) {
+  if (word == kNoFault) return {};
+  return invalid_argument("rotary", "slots", "rows of the cache",
+                          "another at row " + std::to_string(fault_of(word).index));
 }
 
 #define EARNEST_ROWWISE_INSTANCES(Stored)                            \

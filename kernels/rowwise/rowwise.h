@@ -3,6 +3,8 @@
 // rotary positions, SwiGLU; forward and backward. A row's result depends on that row alone, bit for bit.
 //
 // Stored types: float, double, BFloat16; arithmetic in float for the first and last, in double for double.
+// Device::kCuda runs the forward passes of float and BFloat16: all arrays lie on the device, and a call puts
+// work on the stream, waits for nothing and allocates nothing. Its sums go in another order than the CPU's.
 #pragma once
 
 #include <cstdint>
@@ -10,6 +12,7 @@
 
 #include "kernels/common/bfloat16.h"
 #include "kernels/common/device.h"
+#include "kernels/common/device_fault.h"
 #include "kernels/common/status.h"
 
 namespace earnest::rowwise {
@@ -26,7 +29,8 @@ template <typename Stored>
 using Arithmetic = typename ArithmeticOf<Stored>::type;
 
 //   inverse_i = 1 / sqrt(mean_j x_ij^2 + eps)      y_ij = x_ij inverse_i weight_j        (arXiv 1910.07467)
-// Backward, with n = x inverse and h = grad_y weight:
+// With `added`, x + added, rounded to the stored type, goes to `sum` and stands for x: what closes one
+// residual branch and begins the next. Backward, with n = x inverse and h = grad_y weight:
 //   grad_x = inverse (h - n mean_j(h n))           grad_weight_j = sum_i grad_y_ij n_ij
 template <typename Stored>
 struct RmsNorm {
@@ -39,6 +43,9 @@ struct RmsNorm {
   const Stored* grad_y = nullptr;             // backward: [rows, width]
   Stored* grad_x = nullptr;                   // backward: [rows, width], out
   Arithmetic<Stored>* grad_weight = nullptr;  // backward: [width], out
+  const Stored* added = nullptr;              // forward: [rows, width]; null: nothing
+  Stored* sum = nullptr;                      // [rows, width], out where something is added; may be x
+  void* stream = nullptr;                     // of Device::kCuda: a cudaStream_t
 };
 
 // The columns of qkv [rows, (heads + 2 kv_heads) dim] are the query heads, the key heads and the value heads
@@ -55,6 +62,13 @@ struct Rotary {
   Apart* q = nullptr;                                  // [rows, heads, dim], written forward, read backward
   Apart* k = nullptr;                                  // [rows, kv_heads, dim]
   Apart* v = nullptr;                                  // [rows, kv_heads, dim]
+  // Forward: key and value of row i go to row slots_i of k and v, which then have `places` rows: a cache.
+  // Null: to row i. On CUDA nobody looks at slots before: one outside [0, places) keeps nothing and is
+  // recorded if `fault` is there.
+  const int64_t* slots = nullptr;  // [rows]
+  int64_t places = 0;
+  void* stream = nullptr;      // of Device::kCuda: a cudaStream_t
+  FaultWord* fault = nullptr;  // on the device (device_fault.h)
 };
 
 //   out_ij = silu(gate_ij) up_ij,  silu(g) = g / (1 + exp(-g))                            (arXiv 2002.05202)
@@ -65,6 +79,7 @@ struct SwiGlu {
   Stored* out = nullptr;             // [rows, width], out
   const Stored* grad_out = nullptr;  // backward: [rows, width]
   Stored* grad_gate_up = nullptr;    // backward: [rows, 2 width], out
+  void* stream = nullptr;            // of Device::kCuda: a cudaStream_t
 };
 
 template <typename Stored>
@@ -93,7 +108,10 @@ void reference_swiglu(const SwiGlu<Stored>& job);
 template <typename Stored>
 void reference_swiglu_backward(const SwiGlu<Stored>& job);
 
-// The back end that would run, e.g. "cpu/avx512"; an error if there is none.
+// The back end that would run, "cpu/avx512" or "cuda"; an error if there is none.
 Status which(Device device, std::string* name);
+
+// What a word of faults says of a rotary's slots; ok for kNoFault.
+Status fault(FaultWord word);
 
 }  // namespace earnest::rowwise

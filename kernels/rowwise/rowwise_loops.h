@@ -65,11 +65,18 @@ T sigmoid(T x) {
 }
 
 template <typename Stored>
+const Stored* summed(const Stored* x, const Stored* added, Stored* sum, int64_t width) {
+  for (int64_t j = 0; j < width; ++j) narrow(widen(x[j]) + widen(added[j]), sum + j);
+  return sum;
+}
+
+template <typename Stored>
 void rms_norm_rows(const RmsNorm<Stored>& job, int64_t begin, int64_t end) {
   using T = Arithmetic<Stored>;
   for (int64_t i = begin; i < end; ++i) {
     const Stored* x = job.x + i * job.width;
     Stored* y = job.y + i * job.width;
+    if (job.added != nullptr) x = summed(x, job.added + i * job.width, job.sum + i * job.width, job.width);
     const T squares = sum<T>(job.width, [&](int64_t j) { return widen(x[j]) * widen(x[j]); });
     const T inverse = T(1) / std::sqrt(squares / static_cast<T>(job.width) + static_cast<T>(job.eps));
     job.inverse[i] = inverse;
@@ -123,9 +130,10 @@ void rotary_rows(const Rotary<Fused, Apart>& job, int64_t begin, int64_t end) {
   for (int64_t i = begin; i < end; ++i) {
     const Fused* qkv = job.qkv + i * (wide + 2 * kv_wide);
     const T *cosine = job.cosine + i * half, *sine = job.sine + i * half;
+    const int64_t slot = job.slots == nullptr ? i : job.slots[i];
     turn(qkv, job.q + i * wide, cosine, sine, T(1), job.heads, job.dim);
-    turn(qkv + wide, job.k + i * kv_wide, cosine, sine, T(1), job.kv_heads, job.dim);
-    convert(qkv + wide + kv_wide, job.v + i * kv_wide, kv_wide);
+    turn(qkv + wide, job.k + slot * kv_wide, cosine, sine, T(1), job.kv_heads, job.dim);
+    convert(qkv + wide + kv_wide, job.v + slot * kv_wide, kv_wide);
   }
 }
 

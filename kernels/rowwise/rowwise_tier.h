@@ -33,6 +33,4 @@ EARNEST_ROWWISE_TIER(avx2)
 EARNEST_ROWWISE_TIER(avx512)
 #undef EARNEST_ROWWISE_TIER
 
-Status check_device(Device device);
-
 }  // namespace earnest::rowwise

@@ -90,6 +90,27 @@ TEST(weights_that_no_name_stands_for) {
   CHECK(earnest_model_load(TINY_MODEL, nullptr, nullptr) == EARNEST_INVALID_ARGUMENT);
 }
 
+TEST(a_device_is_one_that_is_there_and_can_run_the_model) {
+  earnest_model_params params;
+  earnest_model_params_default(&params, sizeof params);
+  params.weights = EARNEST_WEIGHTS_BFLOAT16;
+  earnest_model* model = nullptr;
+  params.device = "cuda";
+  CHECK(earnest_model_load(TINY_MODEL, &params, &model) == EARNEST_UNSUPPORTED && !model);
+  const std::string why = earnest_last_error();  // without a GPU, and with one
+  CHECK(why == "[engine] device: expected cpu (earnest was built without CUDA), got cuda" ||
+        why.find("[engine] device: expected a CUDA device of compute capability 8.0 or more, got none") ==
+            0 ||
+        why.find("heads: expected a size of 64 or 128 on cuda, got") != std::string::npos);
+  params.device = "tpu";
+  CHECK(earnest_model_load(TINY_MODEL, &params, &model) == EARNEST_INVALID_ARGUMENT && !model);
+  CHECK(std::strcmp(earnest_last_error(), "[engine] device: expected cpu or cuda, got tpu") == 0);
+  params.device = "cpu";
+  CHECK(earnest_model_load(TINY_MODEL, &params, &model) == EARNEST_OK);
+  CHECK(std::strstr(earnest_model_info(model), R"("device":"cpu")"));
+  earnest_model_destroy(model);
+}
+
 TEST(loading_reports_and_gives_up) {
   earnest_model_params params;
   earnest_model_params_default(&params, sizeof params);

@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // Arrays exactly as large as promised, so that the address sanitizer sees every byte touched beyond them.
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "kernels/frames/frames.h"
 #include "kernels/rowwise/angles.h"
 #include "tests/cpp/check.h"
+#include "tests/cpp/on_device.h"
 #include "tests/cpp/tiers.h"
 
 namespace {
@@ -145,11 +148,125 @@ TEST(what_does_not_fit_is_refused_before_anything_is_touched) {
   CHECK(run(norm).message() == "[layer_norm] width: expected at least 1, got 0");
   CHECK(run(Gelu<float>{-1, nullptr, nullptr, nullptr, nullptr}).message() ==
         "[gelu] rows: expected at least 0, got -1");
-  CHECK(run(Add<float>{1, nullptr, nullptr, nullptr}, Device::kCuda).code() == StatusCode::kUnsupported);
   std::string name;
   CHECK(which(Device::kCpu, &name).ok() && name.rfind("cpu/", 0) == 0);
+#if defined(EARNEST_WITH_CUDA)
+  CHECK(which(Device::kCuda, &name).ok() && name == "cuda");
+  CHECK(run(Add<double>{0, nullptr, nullptr, nullptr}, Device::kCuda).message() ==
+        "[add] x: expected float32 or bfloat16 on cuda, got float64");
+  CHECK(run_backward(Gelu<float>{0}, Device::kCuda).message() ==
+        "[gelu] device: expected cpu (on cuda there is no backward pass yet), got cuda");
+#else
+  CHECK(run(Add<float>{1, nullptr, nullptr, nullptr}, Device::kCuda).code() == StatusCode::kUnsupported);
   CHECK(which(Device::kCuda, &name).code() == StatusCode::kUnsupported);
+#endif
 }
+
+#if defined(EARNEST_WITH_CUDA)
+namespace {
+
+// y, mean and inverse of rows from `first` on, on the device; `apart` numbers stand before each array, so
+// that one of them is not read 16 bytes at a time.
+template <typename Stored>
+auto normed(int64_t first, int64_t rows, int64_t width, int64_t apart = 0) {
+  const auto x = waves<Stored>(rows * width + apart, first * width - apart),
+             weight = waves<Stored>(width + apart, 50 - apart),
+             bias = waves<Stored>(width + apart, 90 - apart);
+  std::vector<Stored> y(x.size());
+  std::vector<float> mean(static_cast<size_t>(rows)), inverse(mean.size());
+  Lent lent(Device::kCuda);
+  LayerNorm<Stored> job{rows, width, 1e-5, lent.in(x.data(), x.size()) + apart};
+  job.weight = lent.in(weight.data(), weight.size()) + apart;
+  job.bias = lent.in(bias.data(), bias.size()) + apart;
+  job.y = lent.out(y.data(), y.size()) + apart;
+  job.mean = lent.out(mean.data(), mean.size());
+  job.inverse = lent.out(inverse.data(), inverse.size());
+  CHECK(run(job, Device::kCuda).ok());
+  lent.finish();
+  y.erase(y.begin(), y.begin() + apart);
+  return std::tuple(y, mean, inverse);
+}
+
+template <typename Stored>
+void check_norms_on_device(double bound) {
+  for (int64_t width : {1, 7, 128, 129, 300, 2052}) {
+    NormArrays<Stored> oracle(5, width);
+    reference(oracle.job);
+    const auto [y, mean, inverse] = normed<Stored>(0, 5, width);
+    CHECK_NEAR(largest_difference(y, oracle.y), 0, bound);
+    CHECK_NEAR(largest_difference(mean, oracle.mean), 0, 1e-5);
+    CHECK_NEAR(largest_difference(inverse, oracle.inverse), 0, width == 1 ? 0.1 : 1e-5);
+    const auto [alone, mean_alone, inverse_alone] = normed<Stored>(3, 1, width, 1);
+    const auto from = y.begin() + 3 * width;
+    CHECK(mean_alone[0] == mean[3] && inverse_alone[0] == inverse[3]);
+    CHECK(std::equal(alone.begin(), alone.end(), from,
+                     [](Stored a, Stored b) { return widen(a) == widen(b); }));
+  }
+}
+
+template <typename Stored>
+void check_values_on_device(double bound) {
+  for (int64_t count : {0, 1, 127, 128, 2050, 40000}) {
+    const auto x = waves<Stored>(count), other = waves<Stored>(count, 77);
+    std::vector<Stored> y(x.size()), positive(x.size()), sum(x.size()), want(x.size());
+    Lent lent(Device::kCuda);
+    const Stored* given = lent.in(x.data(), x.size());
+    CHECK(run(Gelu<Stored>{count, given, lent.out(y.data(), y.size())}, Device::kCuda).ok());
+    CHECK(run(Relu<Stored>{count, given, lent.out(positive.data(), y.size())}, Device::kCuda).ok());
+    const Add<Stored> add{count, given, lent.in(other.data(), y.size()), lent.out(sum.data(), y.size())};
+    CHECK(run(add, Device::kCuda).ok());
+    lent.finish();
+    reference(Gelu<Stored>{count, x.data(), want.data()});
+    CHECK_NEAR(largest_difference(y, want), 0, bound);
+    for (size_t i = 0; i < x.size(); ++i) {
+      Stored both;
+      narrow(widen(x[i]) + widen(other[i]), &both);
+      CHECK(widen(sum[i]) == widen(both));
+      CHECK(widen(positive[i]) == std::max(widen(x[i]), 0.0f));
+    }
+  }
+}
+
+template <typename Stored>
+void check_averages_on_device() {
+  for (int64_t width : {1, 37, 384, 2304}) {
+    const int64_t rows = 3;
+    const auto x = waves<Stored>(2 * rows * width);
+    std::vector<Stored> ours(x.size() / 2), cpu(ours.size());
+    Lent lent(Device::kCuda);
+    const AveragePool<Stored> job{rows, width, lent.in(x.data(), x.size()),
+                                  lent.out(ours.data(), ours.size())};
+    CHECK(run(job, Device::kCuda).ok());
+    lent.finish();
+    CHECK(run(AveragePool<Stored>{rows, width, x.data(), cpu.data()}).ok());
+    for (size_t i = 0; i < ours.size(); ++i) CHECK(widen(ours[i]) == widen(cpu[i]));
+  }
+}
+
+}  // namespace
+
+TEST(a_device_equals_the_oracle_and_a_row_depends_on_that_row_alone) {
+  check_norms_on_device<float>(4e-6);
+  check_norms_on_device<BFloat16>(0.04);
+  check_values_on_device<float>(1e-6);
+  check_values_on_device<BFloat16>(0.02);
+  check_averages_on_device<float>();
+  check_averages_on_device<BFloat16>();
+}
+
+TEST(gelu_keeps_its_digits_far_to_the_left_on_a_device) {
+  std::vector<float> x, y, want;
+  for (float at = -13.0f; at < 6.0f; at += 0.01f) x.push_back(at);
+  y.resize(x.size()), want.resize(x.size());
+  const auto count = static_cast<int64_t>(x.size());
+  Lent lent(Device::kCuda);
+  const Gelu<float> job{count, lent.in(x.data(), x.size()), lent.out(y.data(), y.size())};
+  CHECK(run(job, Device::kCuda).ok());
+  lent.finish();
+  reference(Gelu<float>{count, x.data(), want.data()});
+  for (size_t i = 0; i < x.size(); ++i) CHECK_NEAR(y[i], want[i], 1e-5 * std::abs(want[i]) + 1e-37);
+}
+#endif
 
 TEST(rotary_angles_turn_by_their_positions) {
   const std::vector<int64_t> positions = {0, 1, 1000, 1 << 24};

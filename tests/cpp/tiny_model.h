@@ -25,6 +25,12 @@ using earnest::StatusCode;
 
 constexpr const char* kPoison = "\x01";  // a text whose embedding is not a number
 
+inline float nearest_bfloat16(float number) {
+  earnest::BFloat16 stored;
+  earnest::narrow(number, &stored);
+  return earnest::widen(stored);
+}
+
 inline Config config(int64_t context) {
   Config config;
   config.text.vocab_size = 420;
@@ -42,9 +48,16 @@ inline Config config(int64_t context) {
   return config;
 }
 
-inline std::shared_ptr<const LoadedModel> model(int64_t context = 4096, uint32_t seed = 1,
-                                                Precision precision = Precision::kFloat32) {
-  const Config sizes = config(context);
+// With heads of 64, which kernels on a GPU take.
+inline Config config_for_gpu(int64_t context) {
+  Config wide = config(context);
+  wide.text.hidden_size = wide.audio.llm_dim = 256;
+  wide.audio.n_audio_state = 128;
+  return wide;
+}
+
+// rounded: to bfloat16, so that weights of every precision are the same numbers.
+inline Tensors tensors_of(const Config& sizes, uint32_t seed, bool rounded = false) {
   std::mt19937 random(seed);
   std::normal_distribution<float> normal(0.0F, 1.0F);
   Tensors tensors;
@@ -54,8 +67,12 @@ inline std::shared_ptr<const LoadedModel> model(int64_t context = 4096, uint32_t
     auto numbers = std::make_shared<std::vector<float>>(static_cast<size_t>(view.count()));
     const float scale = name.find("norm") != name.npos || name.find("_ln") != name.npos ? 1.0F
                         : name.find("embed_tokens") != name.npos                        ? 1.0F
+                        : sizes.text.hidden_size > 64                                   ? 0.06F
                                                                                         : 0.2F;
     for (float& number : *numbers) number = scale * normal(random);
+    for (float& number : *numbers) {
+      if (rounded) number = nearest_bfloat16(number);
+    }
     if (name == "model.embed_tokens.weight") {
       for (int64_t i = 0; i < shape[1]; ++i) (*numbers)[static_cast<size_t>(kPoison[0] * shape[1] + i)] = NAN;
     }
@@ -63,15 +80,28 @@ inline std::shared_ptr<const LoadedModel> model(int64_t context = 4096, uint32_t
     tensors.views[name] = view;
     tensors.owners.push_back(numbers);
   }
-  const Digest fingerprint = fingerprint_of(sizes, precision, Quantization::kNone, tensors);
+  return tensors;
+}
+
+inline std::shared_ptr<const LoadedModel> model_of(const Config& sizes, uint32_t seed, Precision precision,
+                                                   earnest::Device device = earnest::Device::kCpu,
+                                                   bool rounded = false,
+                                                   Quantization codes = Quantization::kNone) {
+  Tensors tensors = tensors_of(sizes, seed, rounded);
+  const Digest fingerprint = fingerprint_of(sizes, precision, codes, tensors);
   std::shared_ptr<Model> weights;
-  CHECK(Model::create(sizes, std::move(tensors), precision, &weights).ok());
+  CHECK(Model::create(sizes, std::move(tensors), precision, &weights, codes, device).ok());
   auto tokenizer = std::make_shared<Tokenizer>();
   const std::vector<small::Merge> merges = {{"a", "n"}, {"t", "h"}, {"th", "e"}, {" ", "the"}, {"o", "u"}};
   CHECK(Tokenizer::parse(small::definition(merges), "tiny", tokenizer.get()).ok());
   std::shared_ptr<const LoadedModel> loaded;
   CHECK(LoadedModel::create(weights, tokenizer, fingerprint, &loaded).ok());
   return loaded;
+}
+
+inline std::shared_ptr<const LoadedModel> model(int64_t context = 4096, uint32_t seed = 1,
+                                                Precision precision = Precision::kFloat32) {
+  return model_of(config(context), seed, precision);
 }
 
 inline std::shared_ptr<Engine> engine(const std::shared_ptr<const LoadedModel>& model,

@@ -21,8 +21,9 @@ WEIGHTS = ("as-stored", "float32", "bfloat16", "int8", "int4")
 class Engine:
     """A model in memory and the memory for dialogues over it. May be used from any thread.
 
-    path: a folder in the published format. device: "cpu". threads: for computing, of the whole process
-    (None: as they are, at first all cores). weights: "as-stored", "float32", "bfloat16", "int8" or "int4".
+    path: a folder in the published format. device: "cpu", or "cuda" where the build has it and a GPU is there
+    (all weights but float32; heads of 64 or 128). threads: for computing, of the whole process (None: as they
+    are, at first all cores). weights: "as-stored", "float32", "bfloat16", "int8" or "int4".
     kv_bytes: memory for keys and values (None: room for 4 full contexts, or a quarter of the machine's).
     max_generations, max_waiting: answers that run side by side (64), and that may wait beside them (256).
     prefill_tokens: of prompts that are read between two steps of the answers beside (256).
