@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Problems of decoding over a cache in pages: pools whose pages are dealt out at random and hold NaN where no key
-is, the definition in float64, and the laws that hold bit for bit wherever the kernels run."""
+"""Problems of decoding over a cache in pages: pools whose pages are dealt out at random and hold NaN where
+no key is, the definition in float64, and the laws that hold bit for bit wherever the kernels run."""
 
 from __future__ import annotations
 
@@ -136,6 +136,6 @@ def one_by_one(case: Decoding) -> list[Decoding]:
                     lengths=torch.tensor([seen], dtype=torch.int32),
                     cu_seqlens_q=cu_seqlens([1]),
                     most_queries=1,
-                )  # fmt: skip
+                )
             )
     return found

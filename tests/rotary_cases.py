@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Problems of ops.rotary_write, and its formula in float64: pools are NaN before, so that what is written shows."""
+"""Problems of ops.rotary_write, and its formula in float64. Pools are NaN before, so that what is written
+shows."""
 
 from __future__ import annotations
 
@@ -74,5 +75,6 @@ def writing(
     return Writing(
         qkv.to(pair[0]), bias.to(pair[0]) if with_bias else None,
         torch.randint(131072, (tokens,), generator=g), slots, k, v,
-        torch.tensor([0.004, 0.3]) if scaled else None, torch.tensor([0.05, 7.0]) if scaled else None, pair[2],
+        torch.tensor([0.004, 0.3]) if scaled else None, torch.tensor([0.05, 7.0]) if scaled else None,
+        pair[2],
     )  # fmt: skip

@@ -3,10 +3,16 @@
 #pragma once
 
 #include "kernels/common/bfloat16.h"
+#include "kernels/common/float16.h"
+#include "kernels/common/float8.h"
 
-template <typename Stored = earnest::BFloat16>
+namespace earnest {
+
+template <typename Stored>
 Stored rounded(double x) {
   Stored y;
   narrow(static_cast<float>(x), &y);
   return y;
 }
+
+}  // namespace earnest

@@ -108,9 +108,12 @@ def test_a_dialogue_is_decoded_as_it_was_prefilled(device) -> None:
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
-        ({"lengths": torch.tensor([5, 49]).int()}, "lengths: expected 0 to 48 keys, got another for sequence 1"),
         (
-            {"page_table": torch.full((2, 3), 7).int()},
+            {"lengths": torch.tensor([5, 65]).int()},
+            "lengths: expected 0 to 64 keys, got another for sequence 1",
+        ),
+        (
+            {"page_table": torch.full((2, 4), 7).int()},
             "page_table: expected pages in [0, 6) up to the length, got another for sequence 0",
         ),
         (
@@ -118,7 +121,7 @@ def test_a_dialogue_is_decoded_as_it_was_prefilled(device) -> None:
             "cu_seqlens_q: expected 0 to 1 queries a sequence within 2 tokens, got another for sequence 1",
         ),
     ],
-)  # fmt: skip
+)
 def test_wrong_entries_are_refused_in_the_words_of_the_cpu(device, changed: dict, sentence: str) -> None:
     case = replace(decoding([5, 40], [1, 1]), **changed)
     for emulating in (True, False):

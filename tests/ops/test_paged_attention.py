@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decoding over pages: the definition in float64 and the laws of bits on the CPU, the forms that queries take,
-tracing, and what is said of wrong arguments. tests/cuda/test_paged_cuda.py has the kernels."""
+"""Decoding over pages on the CPU: the definition in float64, laws that hold bit for bit, the forms of
+queries, tracing, and what is said of wrong arguments. tests/cuda/test_paged_cuda.py has the kernels."""
 
 from dataclasses import replace
 
@@ -74,10 +74,16 @@ def test_the_operator_passes_opcheck_and_traces_whole() -> None:
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
-        ({"lengths": torch.tensor([5, 49]).int()}, "lengths: expected 0 to 48 keys, got another for sequence 1"),
-        ({"lengths": torch.tensor([-1, 40]).int()}, "lengths: expected 0 to 48 keys, got another for sequence 0"),
         (
-            {"page_table": torch.full((2, 3), 7).int()},
+            {"lengths": torch.tensor([5, 65]).int()},
+            "lengths: expected 0 to 64 keys, got another for sequence 1",
+        ),
+        (
+            {"lengths": torch.tensor([-1, 40]).int()},
+            "lengths: expected 0 to 64 keys, got another for sequence 0",
+        ),
+        (
+            {"page_table": torch.full((2, 4), 7).int()},
             "page_table: expected pages in [0, 6) up to the length, got another for sequence 0",
         ),
         (
@@ -89,9 +95,18 @@ def test_the_operator_passes_opcheck_and_traces_whole() -> None:
             {"page_table": torch.zeros(3, 3).int()},
             "page_table: expected torch.int32 [2, n], got torch.int32 [3, 3] on cpu",
         ),
-        ({"q": torch.zeros(2, 4, 64)}, "q: expected a bfloat16 or float16 tensor, got torch.float32 [2, 4, 64]"),
-        ({"q": torch.zeros(2, 4, 32).bfloat16()}, "q: expected [sequences, (queries,) heads, 64], with the head"),
-        ({"q": torch.zeros(2, 5, 64).bfloat16()}, "k: expected a number of heads that divides q's 5 into at most"),
+        (
+            {"q": torch.zeros(2, 4, 64)},
+            "q: expected a bfloat16 or float16 tensor, got torch.float32 [2, 4, 64]",
+        ),
+        (
+            {"q": torch.zeros(2, 4, 32).bfloat16()},
+            "q: expected [sequences, (queries,) heads, 64], with the head",
+        ),
+        (
+            {"q": torch.zeros(2, 5, 64).bfloat16()},
+            "k: expected a number of heads that divides q's 5 into at most",
+        ),
         ({"q": torch.zeros(2, 4, 64).half()}, "k: expected torch.float16 as q, or float8_e4m3fn, got"),
         ({"most_queries": 9}, "queries: expected 1 to 8, got 9"),
         (
@@ -103,7 +118,7 @@ def test_the_operator_passes_opcheck_and_traces_whole() -> None:
             "q: expected tensors without gradients (torch.no_grad), got one that requires them",
         ),
     ],
-)  # fmt: skip
+)
 def test_wrong_arguments_are_refused(changed: dict, sentence: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         replace(decoding([5, 40], [1, 1]), **changed).run()

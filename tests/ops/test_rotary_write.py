@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bias, rotary positions and the write to pages: the formula in float64, the slots alone written, tracing with
-mutation, and what is said of wrong arguments, on the CPU; tests/cuda/test_paged_cuda.py has the kernel."""
+"""Bias, rotary positions and the write to pages on the CPU: the formula in float64, the slots alone written,
+tracing with mutation, and what is said of wrong arguments. tests/cuda/test_paged_cuda.py has the kernel."""
 
 import pytest
 import torch
@@ -96,19 +96,28 @@ def test_angles_are_those_of_rotary_angles() -> None:
     ("changed", "sentence"),
     [
         ({"positions": [0, -1, 2, 3, 4]}, "positions: expected 0 to 2^24, got another for token 1"),
-        ({"positions": [0, 1, (1 << 24) + 1, 3, 4]}, "positions: expected 0 to 2^24, got another for token 2"),
+        (
+            {"positions": [0, 1, (1 << 24) + 1, 3, 4]},
+            "positions: expected 0 to 2^24, got another for token 2",
+        ),
         (
             {"slots": [0, 1, 2, 48, 4]},
             "slots: expected -1 (not kept), or a place in [0, 48), got another for token 3",
         ),
         ({"slots": [0, 1, 2, 3]}, "slots: expected torch.int64 [5], got torch.int64 [4] on cpu"),
         ({"theta": 0.0}, "theta: expected a finite number above 0, got 0.0"),
-        ({"qkv": torch.zeros(5, 4 * 64).half()}, "qkv: expected [tokens, (heads + 2 * 2) * 64], got [5, 256]"),
+        (
+            {"qkv": torch.zeros(5, 4 * 64).half()},
+            "qkv: expected [tokens, (heads + 2 * 2) * 64], got [5, 256]",
+        ),
         ({"bias": torch.zeros(8 * 64)}, "bias: expected torch.float16 [512], got torch.float32 [512] on cpu"),
-        ({"k": torch.zeros(3, 2, 16, 64)}, "k: expected torch.float16 as qkv, or float8_e4m3fn, got torch.float32"),
+        (
+            {"k": torch.zeros(3, 2, 16, 64)},
+            "k: expected torch.float16 as qkv, or float8_e4m3fn, got torch.float32",
+        ),
         ({"v": torch.zeros(2, 2, 16, 64).half()}, "v: expected torch.float16 [3, 2, 16, 64] as k, got"),
     ],
-)  # fmt: skip
+)
 def test_wrong_arguments_are_refused_and_nothing_is_written(changed: dict, sentence: str) -> None:
     case = writing(PAIRS["float16"])
     named = {"qkv": case.qkv, "positions": case.positions, "slots": case.slots, "k": case.k, "v": case.v}

@@ -30,25 +30,26 @@ def paged_attention(
     k_scale: Tensor | None = None,
     v_scale: Tensor | None = None,
 ) -> Tensor:
-    """softmax(scale * q k^T) v per head and sequence, causal, over keys and values in pages. The result is like
-    q; there are no gradients.
+    """softmax(scale * q k^T) v per head and sequence, causal, over keys and values in pages. The result is
+    like q; there are no gradients.
 
-    q [sequences, heads, dim]: one query each; or [sequences, queries, heads, dim]: as many each, one to eight;
-    or packed [tokens, heads, dim] with the bounds cu_seqlens_q (int32 [sequences + 1]) and most_queries, the
-    most that one has (tokens outside of the bounds, which may fill a CUDA graph, get any result). bfloat16 or
-    float16; dim 64 or 128. They are the last tokens of the `lengths` (int32 [sequences]) that the cache holds,
-    their own keys included: query i of m sees keys j <= i + (length - m). A row that sees none gives 0.
+    q [sequences, heads, dim]: one query each; or [sequences, queries, heads, dim]: as many each, one to
+    eight; or packed [tokens, heads, dim] with the bounds cu_seqlens_q (int32 [sequences + 1]) and
+    most_queries, the most that one has (tokens outside of the bounds, which may fill a CUDA graph, get any
+    result). bfloat16 or float16; dim 64 or 128. They are the last tokens of the `lengths` (int32
+    [sequences]) that the cache holds, their own keys included: query i of m sees keys j <= i + (length -
+    m). A row that sees none gives 0.
 
-    k, v [pages, kv_heads, page_size, dim], contiguous: pools of q's dtype, or float8_e4m3fn with float32 scales
-    k_scale and v_scale [kv_heads], by which all keys and all values of a head are multiplied. page_size: a
-    power of two from 16 to 256. heads is a multiple of kv_heads, at most 16 times. page_table int32 [sequences,
-    n]: the pages of each sequence; entries beyond its length may be anything and are not read. scale: positive,
-    1 / sqrt(dim) by default.
+    k, v [pages, kv_heads, page_size, dim], contiguous: pools of q's dtype, or float8_e4m3fn with float32
+    scales k_scale and v_scale [kv_heads], by which all keys and all values of a head are multiplied.
+    page_size: a power of two from 16 to 256. heads is a multiple of kv_heads, at most 16 times. page_table
+    int32 [sequences, n]: the pages of each sequence; entries beyond its length may be anything and are not
+    read. scale: positive, 1 / sqrt(dim) by default.
 
-    A row's bits depend on its query and the keys that it sees alone: not on the batch, the pages, or how many
-    queries are asked together. Sums and softmax are float32. On the CPU the keys of one sequence after another
-    are laid side by side for ops.attention's kernels, in float32: for trying a program, not for speed.
-    Runs under torch.compile and in CUDA graphs, whose replays follow tables and lengths.
+    A row's bits depend on its query and the keys that it sees alone: not on the batch, the pages, or how
+    many queries are asked together. Sums and softmax are float32. On the CPU the keys of one sequence after
+    another are laid side by side for ops.attention's kernels, in float32: for trying a program, not for
+    speed. Runs under torch.compile and in CUDA graphs, whose replays follow tables and lengths.
 
     Raises InvalidInput. On cuda the call waits for the kernel to say that tables, lengths and scales were
     right, once for those that are passed again unchanged (in a CUDA graph: ops.raise_faults).

@@ -28,19 +28,20 @@ def rotary_write(
     k_scale: Tensor | None = None,
     v_scale: Tensor | None = None,
 ) -> Tensor:
-    """Turns the queries and keys of qkv + bias to their positions (arXiv 2104.09864; pairs (j, j + dim / 2), as in
-    Qwen2), writes keys and values to their slots in k and v, and returns the queries [tokens, heads, dim].
-    There are no gradients.
+    """Turns the queries and keys of qkv + bias to their positions (arXiv 2104.09864; pairs (j, j + dim /
+    2), as in Qwen2), writes keys and values to their slots in k and v, and returns the queries [tokens,
+    heads, dim]. There are no gradients.
 
-    qkv [tokens, (heads + 2 kv_heads) dim] and bias [the same width]: bfloat16 or float16; the result has their
-    dtype. k, v [pages, kv_heads, page_size, dim], contiguous and written in place: pools of the same dtype, or
-    float8_e4m3fn with float32 scales k_scale and v_scale [kv_heads], which numbers are divided by (what is then
-    beyond 448 stays 448). positions int64 [tokens], 0 to 2^24, in tokens. slots int64 [tokens]: token i goes to
-    place slots[i] % page_size of page slots[i] // page_size; -1: it is not kept (as what only fills a CUDA
-    graph). Two tokens of one call should not have one slot. theta: of the angles position / theta^(2 j / dim).
+    qkv [tokens, (heads + 2 kv_heads) dim] and bias [the same width]: bfloat16 or float16; the result has
+    their dtype. k, v [pages, kv_heads, page_size, dim], contiguous and written in place: pools of the same
+    dtype, or float8_e4m3fn with float32 scales k_scale and v_scale [kv_heads], which numbers are divided by
+    (what is then beyond 448 stays 448). positions int64 [tokens], 0 to 2^24, in tokens. slots int64
+    [tokens]: token i goes to place slots[i] % page_size of page slots[i] // page_size; -1: it is not kept
+    (as what only fills a CUDA graph). Two tokens of one call should not have one slot. theta: of the angles
+    position / theta^(2 j / dim).
 
-    A token's results depend on that token alone. Angles are rounded as ops.rotary_angles does; arithmetic is
-    float32, rounded once. On the CPU in plain loops, for trying a program, not for speed. Runs under
+    A token's results depend on that token alone. Angles are rounded as ops.rotary_angles does; arithmetic
+    is float32, rounded once. On the CPU in plain loops, for trying a program, not for speed. Runs under
     torch.compile, which sees that k and v are written, and in CUDA graphs.
 
     Raises InvalidInput. On cuda the call waits for the kernel to say that positions, slots and scales were
