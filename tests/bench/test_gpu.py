@@ -9,7 +9,7 @@ import pytest
 from bench_cases import FakeLimits, settings
 
 from earnest import cli
-from earnest.bench import command, gpu_attention, gpu_logmel, gpu_logprob, gpu_ppo
+from earnest.bench import command, gpu_attention, gpu_decode, gpu_logmel, gpu_logprob, gpu_ppo, gpu_write
 from earnest.bench.attention import Shape
 from earnest.bench.case import OURS
 from earnest.bench.harness import measure
@@ -26,6 +26,12 @@ SMALL = {
     "attention": gpu_attention.case("small", Shape((70, 70), 4, 4, 64), device="cpu"),
     "attention, ragged": gpu_attention.case("ragged", Shape((9, 70), 4, 2, 64), device="cpu"),
     "clips": gpu_logmel.clips(2, 1, "cpu"),
+    "decoding": gpu_decode.case(gpu_decode.Shape(6, 40, 4, 2, 64), device="cpu"),
+    "decoding, 3 queries over e4m3": gpu_decode.case(
+        gpu_decode.Shape(2, 70, 4, 2, 64, queries=3, float8=True), "float16", device="cpu"
+    ),
+    "rotary write": gpu_write.case(20, 4, 2, 64, device="cpu"),
+    "rotary write, e4m3": gpu_write.case(5, 4, 2, 64, float8=True, device="cpu"),
 }
 
 
@@ -47,6 +53,9 @@ def test_the_cases_of_the_targets_are_there_once() -> None:
     causal = targets["attention/cuda-2x8192-causal-16/16x128"]
     assert (causal.ratio, causal.against) == (1.0, "torch, cudnn")
     assert targets["attention/cuda-ragged-16x200-8000-causal-28/4x128"].ratio == 1.2
+    decoding = targets["attention/cuda-decode-64x16k-28/4x128-bf16"]
+    assert (decoding.ratio, decoding.fraction) == (1.1, 0.85)
+    assert targets["attention/cuda-decode-256x1k-28/4x128-bf16"].fraction is None  # half a gigabyte
     assert targets["logmel/cuda-1x30s-128-bins"].seconds == 12e-6
     assert targets["logmel/cuda-64x30s-128-bins"].fraction == 0.6
     assert targets["logmel/cuda-512-streams-80ms-128-bins"].seconds == 20e-6
