@@ -169,10 +169,38 @@ def test_entries_that_come_again_are_not_waited_for_until_they_change(
     with pytest.raises(InvalidInput, match="lengths"):
         paged_attention(q, k, v, table, lengths, **named)
     lengths -= 100
+    for _ in range(2):
+        paged_attention(q, k, v, table, lengths, **named)
     scales[0][0] = -1.0
     with pytest.raises(InvalidInput, match="k_scale"):
         paged_attention(q, k, v, table, lengths, **named)
-    assert waits == [True, False, False, True, True]
+    assert waits == [True, False, False, True, True, False, True]
+
+
+def test_places_that_come_again_are_not_waited_for_until_they_change(
+    device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits, real = [], cuda.launching
+    monkeypatch.setattr(
+        cuda,
+        "launching",
+        lambda op, x, explain=None: waits.append(explain is not None) or real(op, x, explain),
+    )
+    case = writing(WRITING["bfloat16 over e4m3"])
+    names = ("qkv", "positions", "slots", "k", "v", "k_scale", "v_scale")
+    named = {name: getattr(case, name).to(device) for name in names}
+    for _ in range(3):
+        rotary_write(**named, theta=THETA)
+    named["slots"][0] = 48
+    with pytest.raises(InvalidInput, match="slots"):
+        rotary_write(**named, theta=THETA)
+    named["slots"][0] = 0
+    for _ in range(2):
+        rotary_write(**named, theta=THETA)
+    named["v_scale"][0] = 0
+    with pytest.raises(InvalidInput, match="v_scale"):
+        rotary_write(**named, theta=THETA)
+    assert waits == [True, False, False, True, True, False, True]
 
 
 def test_operators_trace_whole_and_a_compiled_step_writes_the_cache(device) -> None:

@@ -42,10 +42,11 @@ def cases() -> list[Case]:
     found.append(case("64x1500-full-20/20x64", Shape((1500,) * 64, 20, 20, 64, False), Target(ratio=1.1)))
     for tokens in (128, 512):
         found.append(case(f"1x{tokens}-causal-28/4x128", Shape((tokens,), 28, 4, 128), Target(ratio=1.0)))
+    found += gpu_decode.cases()
     for dim in (128, 64):  # last: nothing has executed that path yet
         shape = Shape((8192,) * 2, 16, 16, dim)
         found.append(case(f"sm90a-2x8192-causal-16/16x{dim}", shape, path="sm90a"))
-    return found + gpu_decode.cases()
+    return found
 
 
 def case(
