@@ -30,8 +30,8 @@ SMALL = {
     "decoding, 3 queries over e4m3": gpu_decode.case(
         gpu_decode.Shape(2, 70, 4, 2, 64, queries=3, float8=True), "float16", device="cpu"
     ),
-    "rotary write": gpu_write.case(20, 4, 2, 64, device="cpu"),
-    "rotary write, e4m3": gpu_write.case(5, 4, 2, 64, float8=True, device="cpu"),
+    "rotary write": gpu_write.case(gpu_write.Shape(20, 4, 2, 64), device="cpu"),
+    "rotary write, e4m3": gpu_write.case(gpu_write.Shape(5, 4, 2, 64, float8=True), device="cpu"),
 }
 
 

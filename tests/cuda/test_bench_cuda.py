@@ -21,8 +21,8 @@ CASES = {
     "decoding over e4m3": lambda on: gpu_decode.case(
         gpu_decode.Shape(2, 70, 4, 2, 64, queries=3, float8=True), "float16", device=on
     ),
-    "rotary write": lambda on: gpu_write.case(20, 4, 2, 64, device=on),
-    "rotary write, e4m3": lambda on: gpu_write.case(5, 4, 2, 64, float8=True, device=on),
+    "rotary write": lambda on: gpu_write.case(gpu_write.Shape(20, 4, 2, 64), device=on),
+    "rotary write, e4m3": lambda on: gpu_write.case(gpu_write.Shape(5, 4, 2, 64, float8=True), device=on),
     "clips": lambda on: gpu_logmel.clips(2, 1, on),
     "streams": lambda on: gpu_logmel.streams(3, 80, on),
 }

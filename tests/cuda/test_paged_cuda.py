@@ -147,15 +147,20 @@ def test_wrong_places_and_scales_are_refused(device) -> None:
         case.run(device)
 
 
-def test_entries_that_come_again_are_not_waited_for_until_they_change(
-    device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    waits, real = [], cuda.launching
-    monkeypatch.setattr(
-        cuda,
-        "launching",
-        lambda op, x, explain=None: waits.append(explain is not None) or real(op, x, explain),
-    )
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Of each launch, whether its fault word is waited for."""
+    found, real = [], cuda.launching
+
+    def launching(op, x, explain=None):
+        found.append(explain is not None)
+        return real(op, x, explain)
+
+    monkeypatch.setattr(cuda, "launching", launching)
+    return found
+
+
+def test_entries_that_come_again_are_not_waited_for_until_they_change(device, waits: list[bool]) -> None:
     case = decoding([5, 40], [1, 1], pair=PAIRS["bfloat16 over e4m3"])
     q, k, v, table, lengths, *scales = (
         x.to(device)
@@ -177,15 +182,7 @@ def test_entries_that_come_again_are_not_waited_for_until_they_change(
     assert waits == [True, False, False, True, True, False, True]
 
 
-def test_places_that_come_again_are_not_waited_for_until_they_change(
-    device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    waits, real = [], cuda.launching
-    monkeypatch.setattr(
-        cuda,
-        "launching",
-        lambda op, x, explain=None: waits.append(explain is not None) or real(op, x, explain),
-    )
+def test_places_that_come_again_are_not_waited_for_until_they_change(device, waits: list[bool]) -> None:
     case = writing(WRITING["bfloat16 over e4m3"])
     names = ("qkv", "positions", "slots", "k", "v", "k_scale", "v_scale")
     named = {name: getattr(case, name).to(device) for name in names}

@@ -5,6 +5,7 @@ pass against torch's operators one after the other, and compiled."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,97 +21,117 @@ COMPILED_TOKENS = 256  # where torch.compile runs too, which takes seconds of a 
 PAGE_SIZE, THETA, LAST = 16, 1e6, 32768
 
 
+@dataclass(frozen=True)
+class Shape:
+    """float8: the cache is e4m3, and what is read is bfloat16."""
+
+    tokens: int
+    heads: int
+    kv_heads: int
+    dim: int = 128
+    float8: bool = False
+
+    @property
+    def bytes(self) -> int:
+        of_cache = 2 * self.kv_heads * (1 if self.float8 else 2)
+        return self.tokens * self.dim * (2 * (self.heads + 2 * self.kv_heads) + 2 * self.heads + of_cache)
+
+
 def cases() -> list[Case]:
-    found = [case(tokens, 28, 4, quick=tokens == 256) for tokens in (1, 256, 16384)]
-    return [*found, case(256, 28, 4, float8=True), case(16384, 40, 8)]
+    found = [case(Shape(tokens, 28, 4), quick=tokens == 256) for tokens in (1, 256, 16384)]
+    return [*found, case(Shape(256, 28, 4, float8=True)), case(Shape(16384, 40, 8))]
 
 
-def case(
-    tokens: int, heads: int, kv_heads: int, dim: int = 128, float8: bool = False, quick: bool = False,
-    device: str = "cuda",
-) -> Case:  # fmt: skip
-    ending = "e4m3" if float8 else "bf16"
-    sizes = {"tokens": tokens, "heads": heads, "kv_heads": kv_heads, "dim": dim, "float8": float8}
+def case(shape: Shape, quick: bool = False, device: str = "cuda") -> Case:
+    ending = "e4m3" if shape.float8 else "bf16"
     return Case(
-        name=f"attention/cuda-rotary-write-{tokens}-{heads}/{kv_heads}x{dim}-{ending}",
-        problem=partial(_problem, **sizes, device=device),
-        shape=sizes,
+        name=f"attention/cuda-rotary-write-{shape.tokens}-{shape.heads}/{shape.kv_heads}x{shape.dim}-{ending}",
+        problem=partial(_problem, shape=shape, device=device),
+        shape=vars(shape),
         dtype="bfloat16",
         target=Target(ratio=1.1),
-        per=(tokens, "token"),
+        per=(shape.tokens, "token"),
         quick=quick,
         device=device,
         kernel="rotary_write",
     )
 
 
-def _problem(
-    rng: np.random.Generator, tokens: int, heads: int, kv_heads: int, dim: int, float8: bool, device: str
-) -> Problem:
-    import torch
-
-    g = torch.Generator(device).manual_seed(int(rng.integers(1 << 31)))
-    width = (heads + 2 * kv_heads) * dim
-    qkv, bias = (torch.randn(*n, generator=g, device=device).bfloat16() for n in ((tokens, width), (width,)))
-    positions = torch.randint(LAST, (tokens,), generator=g, device=device)
-    pages = -(-tokens // PAGE_SIZE) + 1
-    slots = torch.randperm(pages * PAGE_SIZE, generator=g, device=device)[:tokens]
-    scale = torch.full((kv_heads,), 0.02, device=device) if float8 else None
-    rows = torch.from_numpy(np.sort(rng.choice(tokens, min(CHECKED_TOKENS, tokens), replace=False))).to(
-        device
-    )
-    sizes = (pages, kv_heads, PAGE_SIZE, dim)
-    number = torch.float8_e4m3fn if float8 else torch.bfloat16
-
-    def pools() -> tuple[Any, Any]:
-        """Of each implementation its own: what another has written is not its result."""
-        k, v = (torch.zeros(sizes, dtype=number, device=device) for _ in range(2))
-        return k, v
-
-    def outputs(result: tuple[Any, Any, Any]) -> list[Any]:
-        """Of some tokens the queries, and what lies in their slots."""
-        places = slots[rows] // PAGE_SIZE, slots[rows] % PAGE_SIZE
-        written = [x.float().transpose(1, 2)[places].double() for x in result[1:]]
-        return [result[0][rows], *(x if scale is None else x * scale[:, None] for x in written)]
-
-    named = {"bias": bias, "k_scale": scale, "v_scale": scale}
+def _problem(rng: np.random.Generator, shape: Shape, device: str) -> Problem:
+    inputs = _inputs(rng, shape, device)
+    rows = np.sort(rng.choice(shape.tokens, min(CHECKED_TOKENS, shape.tokens), replace=False))
+    places = inputs[3].cpu().numpy()[rows]
+    outputs = partial(_of_tokens, rows=rows, places=places, scale=inputs[4])
     entries = [
         Implementation(
-            "earnest",
-            lambda: _ours(named),
-            OURS,
-            prepare=lambda *inputs: (*inputs, *pools()),
-            outputs=outputs,
+            "earnest", _ours, OURS, prepare=lambda *x: (*x, *_pools(shape, device)), outputs=outputs
         )
     ]
-    peers_of = {"torch": False} | ({"torch.compile": True} if tokens == COMPILED_TOKENS else {})
-    for name, compiles in peers_of.items():
+    names = {"torch": False} | ({"torch.compile": True} if shape.tokens == COMPILED_TOKENS else {})
+    for name, compiles in names.items():
         entries.append(
             Implementation(
                 name,
                 partial(_built, compiles),
-                prepare=lambda *inputs: _for_torch(*inputs, bias, scale, *pools()),
+                prepare=lambda *x: _for_torch(x, *_pools(shape, device)),
                 outputs=outputs,
                 extra=False,
                 compiles=compiles,
             )
         )
     return Problem(
-        inputs=[(qkv, positions, slots)],
-        reference=lambda qkv, positions, slots: reference(qkv[rows], bias, positions[rows], kv_heads, dim),
+        inputs=[inputs],
+        reference=partial(reference, shape=shape, rows=rows),
         implementations=entries,
-        tolerance=FLOAT8_TOLERANCE if float8 else TOLERANCE,
-        bytes=2 * tokens * width + tokens * dim * (2 * heads + 2 * kv_heads * (1 if float8 else 2)),
+        tolerance=FLOAT8_TOLERANCE if shape.float8 else TOLERANCE,
+        bytes=shape.bytes,
     )
 
 
-def reference(qkv: Any, bias: Any, positions: Any, kv_heads: int, dim: int) -> list[Any]:
+def _pages(shape: Shape) -> int:
+    return -(-shape.tokens // PAGE_SIZE) + 1
+
+
+def _inputs(rng: np.random.Generator, shape: Shape, device: str) -> tuple[Any, ...]:
+    """qkv, bias, positions, slots, and the scale of keys and values (None: there is none)."""
+    import torch
+
+    g = torch.Generator(device).manual_seed(int(rng.integers(1 << 31)))
+    width = (shape.heads + 2 * shape.kv_heads) * shape.dim
+    qkv = torch.randn(shape.tokens, width, generator=g, device=device).bfloat16()
+    bias = torch.randn(width, generator=g, device=device).bfloat16()
+    positions = torch.randint(LAST, (shape.tokens,), generator=g, device=device)
+    slots = torch.randperm(_pages(shape) * PAGE_SIZE, generator=g, device=device)[: shape.tokens]
+    scale = torch.full((shape.kv_heads,), 0.02, device=device) if shape.float8 else None
+    return qkv, bias, positions, slots, scale
+
+
+def _pools(shape: Shape, device: str) -> list[Any]:
+    """Of each implementation its own: what another has written is not its result."""
+    import torch
+
+    dtype = torch.float8_e4m3fn if shape.float8 else torch.bfloat16
+    size = (_pages(shape), shape.kv_heads, PAGE_SIZE, shape.dim)
+    return [torch.zeros(size, dtype=dtype, device=device) for _ in range(2)]
+
+
+def _of_tokens(result: tuple[Any, Any, Any], *, rows: Any, places: Any, scale: Any) -> list[Any]:
+    """Of some tokens the queries, and what lies in their slots."""
+    pages = places // PAGE_SIZE, places % PAGE_SIZE
+    written = [x.float().transpose(1, 2)[pages].double() for x in result[1:]]
+    return [result[0][rows], *(x if scale is None else x * scale[:, None] for x in written)]
+
+
+def reference(
+    qkv: Any, bias: Any, positions: Any, slots: Any, scale: Any, *, shape: Shape, rows: np.ndarray
+) -> list[Any]:
     """Queries, keys and values [rows, heads, dim] in float64."""
     import torch
 
-    x = (qkv.double() + bias.double()).unflatten(1, (-1, dim))
-    rates = THETA ** -(torch.arange(0, dim, 2, device=qkv.device, dtype=torch.float64) / dim)
-    angles = (positions[:, None] * rates)[:, None]
+    kv_heads = shape.kv_heads
+    x = (qkv[rows].double() + bias.double()).unflatten(1, (-1, shape.dim))
+    exponents = torch.arange(0, shape.dim, 2, device=qkv.device, dtype=torch.float64) / shape.dim
+    angles = (positions[rows][:, None] * THETA**-exponents)[:, None]
     first, second = x[:, :-kv_heads].chunk(2, -1)
     turned = torch.cat(
         [first * angles.cos() - second * angles.sin(), second * angles.cos() + first * angles.sin()], -1
@@ -118,21 +139,21 @@ def reference(qkv: Any, bias: Any, positions: Any, kv_heads: int, dim: int) -> l
     return [turned[:, :-kv_heads], turned[:, -kv_heads:], x[:, -kv_heads:]]
 
 
-def _ours(named: dict[str, Any]) -> Callable[..., Any]:
+def _ours() -> Callable[..., Any]:
     write = peers.ours("rotary_write")
 
-    def run(qkv: Any, positions: Any, slots: Any, k: Any, v: Any) -> tuple[Any, Any, Any]:
-        return write(qkv, positions, slots, k, v, theta=THETA, **named), k, v
+    def run(qkv: Any, bias: Any, positions: Any, slots: Any, scale: Any, k: Any, v: Any) -> Any:
+        named = {"theta": THETA, "bias": bias, "k_scale": scale, "v_scale": scale}
+        return write(qkv, positions, slots, k, v, **named), k, v
 
     return run
 
 
-def _for_torch(
-    qkv: Any, positions: Any, slots: Any, bias: Any, scale: Any, k: Any, v: Any
-) -> tuple[Any, ...]:
+def _for_torch(inputs: tuple[Any, ...], k: Any, v: Any) -> tuple[Any, ...]:
     """With tables of cosine and sine, as programs keep them, and slots as pages and places."""
     import torch
 
+    qkv, bias, positions, slots, scale = inputs
     dim = k.shape[3]
     rates = THETA ** -(torch.arange(0, dim, 2, device=qkv.device).float() / dim)
     angles = torch.arange(LAST, device=qkv.device)[:, None] * rates
