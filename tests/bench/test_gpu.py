@@ -44,6 +44,11 @@ def test_a_case_in_small_is_right_and_has_a_peer(name: str) -> None:
     assert record["best_peer"]
 
 
+def test_a_record_names_the_kernel_that_ran() -> None:
+    record = measure(SMALL["rotary write"], settings(quick=True), FakeLimits())
+    assert (record["family"], record["backend"]) == ("attention", "cpu/scalar")
+
+
 def test_the_cases_of_the_targets_are_there_once() -> None:
     cases = command.all_cases("cuda")
     targets = {case.name: case.target for case in cases}

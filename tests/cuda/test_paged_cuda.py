@@ -15,6 +15,7 @@ from earnest.ops import cuda, paged_attention, rotary_write
 from paged_cases import FLOAT8, PAIRS, SHAPES, alone, decoding, in_other_pages, one_by_one
 from rotary_cases import PAIRS as WRITING
 from rotary_cases import THETA, writing
+from shapes import LAYOUTS
 
 LENGTHS, QUERIES = [5, 0, 40, 17, 530], [2, 1, 1, 0, 8]
 laws = settings(
@@ -32,6 +33,20 @@ def test_results_are_those_of_the_definition_and_nearly_the_cpus(device, shape, 
     with cuda.emulated(False):
         on_cpu = case.run("cpu")
     assert float((found.double() - on_cpu.double()).abs().max()) < pair[2]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_where_arrays_lie_in_memory_changes_no_bit_or_is_refused(device, layout) -> None:
+    case = decoding(LENGTHS, QUERIES)
+    moved = {name: layout(getattr(case, name)) for name in ("page_table", "lengths", "cu_seqlens_q")}
+    found = case.run(device)
+    assert torch.equal(replace(case, **moved).run(device), found)
+    moved = replace(case, q=layout(case.q).to(device))
+    if not moved.q.is_contiguous() or moved.q.data_ptr() % 16 == 0:  # others are copied
+        assert torch.equal(moved.run(device), found)
+        return
+    with pytest.raises(InvalidInput, match=r"q: expected an array that begins on 16 bytes, got another"):
+        moved.run(device)
 
 
 SEQUENCES = st.lists(
@@ -209,7 +224,7 @@ def test_operators_trace_whole_and_a_compiled_step_writes_the_cache(device) -> N
     k.zero_(), v.zero_()
 
     def step(qkv, k, v):
-        q = rotary_write(qkv * 1, positions, slots, k, v, theta=THETA)
+        q = rotary_write(qkv, positions, slots, k, v, theta=THETA)
         return paged_attention(q, k, v, table, lengths) * 2
 
     other_k, other_v = k.clone(), v.clone()

@@ -15,6 +15,7 @@ from earnest.ops import attention, paged_attention
 from earnest.ops.known import Known
 from earnest.ops.paged_attention import _attend_op
 from paged_cases import FLOAT8, PAIRS, SHAPES, alone, decoding, in_other_pages, one_by_one
+from shapes import LAYOUTS
 
 LENGTHS, QUERIES = [5, 0, 40, 17, 530], [2, 1, 1, 0, 8]
 
@@ -43,6 +44,14 @@ def test_a_cache_side_by_side_gives_what_attention_gives() -> None:
     bounds = {"cu_seqlens_q": case.cu_seqlens_q, "cu_seqlens_k": torch.tensor([0, 70, 103]).int()}
     wanted = attention(case.q.float(), keys, values, causal=True, **bounds)
     assert torch.equal(case.run(), wanted.bfloat16())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_where_arrays_lie_in_memory_changes_no_bit(layout) -> None:
+    case = decoding(LENGTHS, QUERIES)
+    names = ("q", "page_table", "lengths", "cu_seqlens_q")
+    moved = {name: layout(getattr(case, name)) for name in names}
+    assert torch.equal(replace(case, **moved).run(), case.run())
 
 
 SEQUENCES = st.lists(st.tuples(st.integers(0, 70), st.integers(0, 8)), min_size=1, max_size=5)

@@ -60,7 +60,7 @@ def test_the_operator_passes_opcheck_and_traces_whole() -> None:
     q, *pools = case.run("cpu")
 
     def step(qkv, k, v):
-        return rotary_write(qkv * 1, case.positions, case.slots, k, v, theta=1e4, bias=case.bias) + 0
+        return rotary_write(qkv, case.positions, case.slots, k, v, theta=1e4, bias=case.bias)
 
     k, v = k.clone(), v.clone()
     compiled = torch.compile(step, backend="aot_eager", fullgraph=True)

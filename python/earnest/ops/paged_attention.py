@@ -49,7 +49,9 @@ def paged_attention(
     A row's bits depend on its query and the keys that it sees alone: not on the batch, the pages, or how
     many queries are asked together. Sums and softmax are float32. On the CPU the keys of one sequence after
     another are laid side by side for ops.attention's kernels, in float32: for trying a program, not for
-    speed. Runs under torch.compile and in CUDA graphs, whose replays follow tables and lengths.
+    speed. Scratch memory on cuda goes by what the table can hold: n page_size / 512 parts of 4 (dim + 2)
+    bytes for each sequence, head and query (of packed ones: each of most_queries). Runs under torch.compile
+    and in CUDA graphs, whose replays follow tables and lengths.
 
     Raises InvalidInput. On cuda the call waits for the kernel to say that tables, lengths and scales were
     right, once for those that are passed again unchanged (in a CUDA graph: ops.raise_faults).
