@@ -145,6 +145,16 @@ def test_wrong_entries_are_refused_in_the_words_of_the_cpu(device, changed: dict
         assert str(caught.value) == f"[paged_attention] {sentence}"
 
 
+@pytest.mark.parametrize("queries", [-1, 0, 9, 1 << 61])
+def test_a_number_of_queries_that_cannot_be_is_refused_before_memory_is_asked_for(
+    device, queries: int
+) -> None:
+    case = replace(decoding([5, 40], [1, 1]), most_queries=queries)
+    with pytest.raises(InvalidInput) as caught:
+        case.run(device)
+    assert str(caught.value) == f"[paged_attention] queries: expected 1 to 8, got {queries}"
+
+
 def test_wrong_places_and_scales_are_refused(device) -> None:
     for name, wrong, sentence in (
         ("positions", -1, "positions: expected 0 to 2^24, got another for token 3"),
