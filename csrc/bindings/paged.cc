@@ -19,6 +19,7 @@ using Numbers = nb::ndarray<nb::ro, nb::c_contig>;
 using Written = nb::ndarray<nb::c_contig>;
 using Bounds = std::optional<AnyInput<int32_t, 1>>;
 using Scales = std::optional<AnyInput<float, 1>>;
+using HostScales = std::optional<Input<float, 1>>;
 
 constexpr const char* kAttention = "paged_attention";
 constexpr const char* kWrite = "rotary_write";
@@ -88,21 +89,28 @@ void attend(const Numbers& q, const Numbers& k, const Numbers& v, const Written&
   without_gil([&] { return paged::run(p, output, workspace.data()); });
 }
 
+template <typename Params>
+void set_scales(const char* op, const HostScales& k_scale, const HostScales& v_scale, Params* p) {
+  if (!k_scale || !v_scale) return;
+  check_shape(op, "v_scale", *v_scale, {k_scale->shape(0)});
+  p->cache = paged::Cache::kFloat8, p->kv_heads = size(*k_scale, 0);
+  p->k_scale = data_of(op, "k_scale", k_scale), p->v_scale = data_of(op, "v_scale", v_scale);
+}
+
 // Of arrays in CPU memory: what a run says of their entries.
 void check_attention(const Input<int32_t, 2>& page_table, const Input<int32_t, 1>& lengths,
-                     const std::optional<Input<int32_t, 1>>& cu_seqlens_q,
-                     const std::optional<Input<float, 1>>& k_scale,
-                     const std::optional<Input<float, 1>>& v_scale, int64_t tokens, int64_t queries,
-                     int64_t pages, int64_t page_size) {
+                     const std::optional<Input<int32_t, 1>>& cu_seqlens_q, const HostScales& k_scale,
+                     const HostScales& v_scale, int64_t tokens, int64_t queries, int64_t pages,
+                     int64_t page_size) {
   paged::Params p;
+  check_shape(kAttention, "page_table", page_table, {lengths.shape(0), page_table.shape(1)});
+  if (cu_seqlens_q) check_shape(kAttention, "cu_seqlens_q", *cu_seqlens_q, {lengths.shape(0) + 1});
   p.sequences = size(lengths, 0), p.table_pages = size(page_table, 1);
   p.tokens = tokens, p.queries = queries, p.pages = pages, p.page_size = page_size;
-  p.page_table = page_table.data(), p.lengths = lengths.data();
-  p.cu_seqlens_q = cu_seqlens_q ? cu_seqlens_q->data() : nullptr;
-  if (k_scale && v_scale) {
-    p.cache = paged::Cache::kFloat8, p.kv_heads = size(*k_scale, 0);
-    p.k_scale = k_scale->data(), p.v_scale = v_scale->data();
-  }
+  p.page_table = data_of(kAttention, "page_table", page_table);
+  p.lengths = data_of(kAttention, "lengths", lengths);
+  p.cu_seqlens_q = data_of(kAttention, "cu_seqlens_q", cu_seqlens_q);
+  set_scales(kAttention, k_scale, v_scale, &p);
   raise_if_error(paged::check_entries(p));
 }
 
@@ -135,15 +143,12 @@ void write(const Numbers& qkv, const std::optional<Numbers>& bias, const AnyInpu
 }
 
 void check_write(const Input<int64_t, 1>& positions, const Input<int64_t, 1>& slots,
-                 const std::optional<Input<float, 1>>& k_scale, const std::optional<Input<float, 1>>& v_scale,
-                 int64_t pages, int64_t page_size) {
+                 const HostScales& k_scale, const HostScales& v_scale, int64_t pages, int64_t page_size) {
   rotary_write::Params p;
+  check_shape(kWrite, "slots", slots, {positions.shape(0)});
   p.tokens = size(positions, 0), p.pages = pages, p.page_size = page_size;
-  p.positions = positions.data(), p.slots = slots.data();
-  if (k_scale && v_scale) {
-    p.cache = paged::Cache::kFloat8, p.kv_heads = size(*k_scale, 0);
-    p.k_scale = k_scale->data(), p.v_scale = v_scale->data();
-  }
+  p.positions = data_of(kWrite, "positions", positions), p.slots = data_of(kWrite, "slots", slots);
+  set_scales(kWrite, k_scale, v_scale, &p);
   raise_if_error(rotary_write::check_entries(p));
 }
 

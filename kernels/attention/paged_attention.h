@@ -67,9 +67,9 @@ struct Output {
   float* lse = nullptr;  // [tokens, heads]; null: not wanted. float32: no backward pass reads it
 };
 
-// Bytes of scratch memory that a run needs on CUDA; of any alignment and content; 0 for sizes that it
-// refuses. They grow with what the table can hold (sequences * table_pages), not with the lengths, which only
-// the device knows.
+// Bytes of scratch memory that a run needs on CUDA; of any alignment and content. They grow with what the
+// table can hold (sequences * table_pages), not with the lengths, which only the device knows. None for a
+// number of queries that a run refuses.
 size_t workspace_size(const Params& params);
 
 // On CUDA puts work on the stream; allocates nothing, waits for nothing.
