@@ -132,7 +132,7 @@ step sanitizers 110 sanitizers
 step determinism 45 determinism
 step ppo 90 measure ppo
 step logmel 60 measure logmel
-step attention 90 measure attention
+step attention 120 measure attention
 step logprob 110 measure logprob
 step linear 75 measure linear
 step demo 90 demo

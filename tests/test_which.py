@@ -12,7 +12,10 @@ from earnest import _native
 from earnest.errors import InvalidInput
 from tiers import tier_of, usable_tiers
 
-FAMILIES = ("attention", "frames", "linear", "logmel", "logprob", "pitch", "ppo", "quantized", "rowwise")
+FAMILIES = (
+    "attention", "frames", "linear", "logmel", "logprob", "paged_attention", "pitch", "ppo", "quantized",
+    "rotary_write", "rowwise",
+)  # fmt: skip
 DETAILS = {"attention": {"dtype": "bfloat16"}}  # where the last tier has code for one dtype alone
 
 
@@ -48,8 +51,8 @@ def test_a_back_end_that_cannot_run_is_an_error(family: str):
     [
         (
             {"family": "convolution"},
-            "[which] family: expected one of attention, frames, linear, logmel, logprob, pitch, ppo, "
-            "quantized, rowwise",
+            "[which] family: expected one of attention, frames, linear, logmel, logprob, paged_attention, "
+            "pitch, ppo, quantized, rotary_write, rowwise",
         ),
         ({"family": "ppo", "device": "abacus"}, "[which] device: expected cpu or cuda, got 'abacus'"),
         ({"family": "ppo", "dim": 64}, "[which] details: expected what ppo depends on (device), got dim"),

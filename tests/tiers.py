@@ -10,9 +10,11 @@ HIGHEST = {
     "linear": "avx512_bf16",
     "logmel": "avx512",
     "logprob": "avx512_bf16",
+    "paged_attention": "avx512",
     "pitch": "avx512",
     "ppo": "avx512",
     "quantized": "avx512_bf16",
+    "rotary_write": "scalar",
     "rowwise": "avx512",
 }
 

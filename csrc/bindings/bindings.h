@@ -65,6 +65,7 @@ void bind_limits(nb::module_& module);
 void bind_logmel(nb::module_& module);
 void bind_logmel_batch(nb::module_& module);
 void bind_attention(nb::module_& module);
+void bind_paged(nb::module_& module);
 void bind_logprob(nb::module_& module);
 void bind_ppo(nb::module_& module);
 void bind_rowwise(nb::module_& module);

@@ -23,6 +23,7 @@ NB_MODULE(_native, module) {
   bind_logmel(module);
   bind_logmel_batch(module);
   bind_attention(module);
+  bind_paged(module);
   bind_logprob(module);
   bind_ppo(module);
   bind_rowwise(module);

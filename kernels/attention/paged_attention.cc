@@ -5,13 +5,13 @@
 #include <tuple>
 
 #include "kernels/attention/paged_backend.h"
+#include "kernels/attention/paged_checks.h"
 #include "kernels/attention/paged_plan.h"
 
 namespace earnest::attention::paged {
 namespace {
 
 constexpr const char* kOp = "paged_attention";
-constexpr int64_t kMostElements = int64_t{1} << 52;  // bytes are a small multiple of it
 constexpr int64_t kMostCount = int64_t{1} << 30;  // so that an int counts rows, sequences and units of work
 
 Status wrong(const std::string& argument, const std::string& expected, const std::string& got) {
@@ -30,26 +30,17 @@ int64_t elements(std::initializer_list<int64_t> sizes) {
   return product;
 }
 
-Status check_array(const char* argument, const void* data, int64_t size, size_t alignment) {
-  if (size > kMostElements) return wrong(argument, "at most 2^52 elements", "more");
-  if (size > 0 && data == nullptr) return wrong(argument, "an array", "none");
-  if (reinterpret_cast<uintptr_t>(data) % alignment == 0) return {};
-  return wrong(argument, "an array that begins on " + std::to_string(alignment) + " bytes",
-               "another address");
-}
-
 Status check_sizes(const Params& p) {
   if (p.sequences < 0 || p.tokens < 0 || p.pages < 0 || p.table_pages < 0)
     return wrong("sequences, tokens, pages", "sizes of at least 0", "less");
-  if (p.dim != 64 && p.dim != 128) return wrong("q", "a head size of 64 or 128", std::to_string(p.dim));
+  if (Status status = check_numbers(kOp, "q", p.type, p.dim); !status.ok()) return status;
   if (p.kv_heads < 1 || p.heads < 1 || p.heads % p.kv_heads != 0 || p.heads / p.kv_heads > kMostGroup) {
     return wrong("k",
                  "a number of heads that divides q's " + std::to_string(p.heads) + " into at most " +
                      std::to_string(kMostGroup) + " each",
                  std::to_string(p.kv_heads));
   }
-  if (!in_range(p.page_size, kLeastPage, kMostPage) || (p.page_size & (p.page_size - 1)) != 0)
-    return wrong("page_size", "a power of two from 16 to 256", std::to_string(p.page_size));
+  if (Status status = check_page_size(kOp, p.page_size); !status.ok()) return status;
   if (!in_range(p.queries, 1, kMostQueries))
     return wrong("queries", "1 to " + std::to_string(kMostQueries), std::to_string(p.queries));
   if (p.pages > INT32_MAX || p.table_pages > INT32_MAX / p.page_size)
@@ -75,9 +66,6 @@ Status check_sizes(const Params& p) {
 }
 
 Status check(const Params& p, const Output& output) {
-  if (p.device != Device::kCuda)
-    return unsupported(kOp, "device", "cuda (the CPU's cache is not paged: kernels/attention/attention.h)",
-                       "cpu");
   if (Status status = check_sizes(p); !status.ok()) return status;
   const int64_t pool = elements({p.pages, p.kv_heads, p.page_size, p.dim}),
                 rows = elements({p.tokens, p.heads, p.dim}), table = elements({p.sequences, p.table_pages});
@@ -90,7 +78,8 @@ Status check(const Params& p, const Output& output) {
         std::tuple{"v_scale", static_cast<const void*>(p.v_scale), of_cache, size_t{4}},
         std::tuple{"lengths", static_cast<const void*>(p.lengths), p.sequences, size_t{4}},
         std::tuple{"out", static_cast<const void*>(output.out), rows, size_t{4}}}) {
-    if (Status status = check_array(argument, data, size, alignment); !status.ok()) return status;
+    if (Status status = check_array(kOp, argument, data, size, p.device, alignment); !status.ok())
+      return status;
   }
   const int64_t parts =
       elements({p.sequences, pieces_of(p.table_pages * p.page_size), p.queries, p.heads, p.dim});
@@ -101,6 +90,7 @@ Status check(const Params& p, const Output& output) {
 }  // namespace
 
 size_t workspace_size(const Params& p) {
+  if (p.device == Device::kCpu || !in_range(p.queries, 1, kMostQueries)) return 0;
   const int64_t pieces = pieces_of(p.table_pages * p.page_size);
   return workspace_bytes(part_rows(p.sequences, pieces, p.queries, p.heads), p.dim);
 }
@@ -108,24 +98,20 @@ size_t workspace_size(const Params& p) {
 Status run(const Params& p, const Output& output, void* workspace) {
   if (Status status = check(p, output); !status.ok()) return status;
   if (p.tokens == 0) return {};
+  if (p.device == Device::kCpu) return run_cpu(p, output);
   if (workspace == nullptr && workspace_size(p) > 0)
     return wrong("workspace", "memory on the device", "none");
   return run_cuda(p, output, workspace);
 }
 
 Status which(Device device, std::string* name) {
-  if (device == Device::kCuda) return which_cuda(name);
-  return unsupported(kOp, "device", "cuda (the CPU's cache is not paged: kernels/attention/attention.h)",
-                     "cpu");
+  return device == Device::kCuda ? which_cuda(name) : which_cpu(name);
 }
 
 Status fault(const Params& p, FaultWord word) {
   if (word == kNoFault) return {};
   const Fault found = fault_of(word);
-  if (found.argument == faults::kScale) {
-    return wrong("k_scale, v_scale", "finite numbers above 0",
-                 "another for key head " + std::to_string(found.index));
-  }
+  if (found.argument == faults::kScale) return scale_fault(kOp, found.index);
   const std::string got = "another for sequence " + std::to_string(found.index);
   if (found.argument == faults::kLength)
     return wrong("lengths", "0 to " + std::to_string(p.table_pages * p.page_size) + " keys", got);

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Attention over pages on a GPU. Blocks as many as the chip holds take pieces of all sequences in turn; what
 // pieces leave behind a second kernel joins, in their order. It is written with mma.sync for every chip: at
-// 7 rows a key its products are an eighth of what the bytes take (README.md).
+// 7 rows a key its products are an eighth of what the bytes take (README.md). `Number`: type of queries and
+// results; `Stored`: of the cache, the same or Float8.
 #include <algorithm>
 #include <bit>
 
@@ -33,7 +34,7 @@ __device__ Rows rows_of(const Job& job, const Unit& unit, const Sequence& s) {
   return {s.begin, job.heads, unit.kv_head, job.group, unit.first_row, s.queries * job.group};
 }
 
-template <int kDim>
+template <typename Number, int kDim>
 __device__ void load_queries(const Job& job, const Rows& rows, const Bytes& to) {
   constexpr int kChunks = kDim / 8;
   const int count = static_cast<int>(blockDim.x) / kThreadsOfRowTile * kRowTile * kChunks;
@@ -41,7 +42,8 @@ __device__ void load_queries(const Job& job, const Rows& rows, const Bytes& to) 
     const int row = i / kChunks, chunk = i % kChunks;
     const bool there = rows.has(row);
     const int64_t from = there ? rows.row_of_q(row) * kDim + chunk * 8 : 0;
-    simt::copy_async_16(&to[place_of<kChunks>(row, chunk)], job.q + from, there ? 16 : 0);
+    simt::copy_async_16(&to[place_of<kChunks>(row, chunk)], static_cast<const Number*>(job.q) + from,
+                        there ? 16 : 0);
   }
 }
 
@@ -81,7 +83,7 @@ __device__ bool load_pages(const Job& job, const Piece& piece, int keys, int* pa
 }
 
 // sums += this piece's, over all its tiles: others are on their way while one is multiplied.
-template <typename Stored, int kDim>
+template <typename Number, typename Stored, int kDim>
 __device__ void attend_tiles(const Job& job, const Unit& unit, const Rows& rows, int length, int page,
                              float scale_log2, RowSums<kDim>& sums) {
   constexpr int kSize = sizeof(Stored), kTileBytes = tile_bytes(kDim, kSize);
@@ -104,7 +106,7 @@ __device__ void attend_tiles(const Job& job, const Unit& unit, const Rows& rows,
     const int seen = length - behind - unit.piece.index * kPieceKeys;
     visible[half] = seen < 0 ? 0 : seen < keys ? seen : keys;
   }
-  load_queries<kDim>(job, rows, queries);
+  load_queries<Number, kDim>(job, rows, queries);
   for (int step = 0; step < stages - 1; ++step) load(step);
   for (int step = 0; step < steps; ++step) {
     if (stages == kFewStages) {
@@ -115,7 +117,7 @@ __device__ void attend_tiles(const Job& job, const Unit& unit, const Rows& rows,
     __syncthreads();  // the tile is there, and everybody has read the one before it, whose place comes next
     load(step + stages - 1);
     const Bytes tile = tile_at(step);
-    attend_tile<Stored>(queries, tile, tile + kTileBytes, visible, scale_log2, sums);
+    attend_tile<Number, Stored>(queries, tile, tile + kTileBytes, visible, scale_log2, sums);
 #pragma unroll
     for (int half = 0; half < 2; ++half) visible[half] -= kTileKeys;
   }
@@ -130,7 +132,7 @@ __device__ float log_sum(float highest, float scale, float total) {
 
 // Of a sequence of one piece the result; else what the piece leaves behind. Sequence and scales are looked up
 // anew, for want of registers as well.
-template <typename Stored, int kDim>
+template <typename Number, typename Stored, int kDim>
 __device__ void store(const Job& job, const Unit& unit, const RowSums<kDim>& sums) {
   const Piece& piece = unit.piece;
   const Sequence s = sequence_at(job, piece.sequence);
@@ -154,7 +156,8 @@ __device__ void store(const Job& job, const Unit& unit, const RowSums<kDim>& sum
       pair = make_float2(pair.x * scales.value, pair.y * scales.value);
       const int64_t to = at * kDim + column_of(j, Stored{});
       if (only) {
-        *reinterpret_cast<uint32_t*>(job.out + to) = simt::pack_bfloat16(pair.x * inverse, pair.y * inverse);
+        *reinterpret_cast<uint32_t*>(static_cast<Number*>(job.out) + to) =
+            pack(pair.x * inverse, pair.y * inverse, Number{});
       } else {
         *reinterpret_cast<float2*>(job.part_outputs + to) = pair;
       }
@@ -165,7 +168,7 @@ __device__ void store(const Job& job, const Unit& unit, const RowSums<kDim>& sum
   }
 }
 
-template <typename Stored, int kDim>
+template <typename Number, typename Stored, int kDim>
 __device__ void attend(const Job& job, const Unit& unit) {
   const Sequence s = sequence_at(job, unit.piece.sequence);
   const Rows rows = rows_of(job, unit, s);
@@ -180,10 +183,10 @@ __device__ void attend(const Job& job, const Unit& unit) {
     for (int half = 0; half < 2; ++half)
       sums.highest[half] = sums.total[half] = NAN;  // for all that comes of it
   } else if (s.length > 0) {
-    attend_tiles<Stored>(job, unit, rows, s.length, page, scales.score_log2, sums);
+    attend_tiles<Number, Stored>(job, unit, rows, s.length, page, scales.score_log2, sums);
     join_key_groups(scales.score_log2, sums);
   }
-  if (key_group() == kKeyGroups - 1) store<Stored>(job, unit, sums);
+  if (key_group() == kKeyGroups - 1) store<Number, Stored>(job, unit, sums);
 }
 
 // What a block is at, in shared memory: there are no registers for it while tiles are multiplied.
@@ -204,7 +207,7 @@ __device__ void find_unit(const Job& job, Work& work) {
   if (threadIdx.x == 0) work = {number + static_cast<int>(gridDim.x), walk, unit, found};
 }
 
-template <typename Stored, int kDim>
+template <typename Number, typename Stored, int kDim>
 __global__ void __launch_bounds__(kMostThreads) attend_pieces(const Job job) {
   EARNEST_SHARED(Work, work, 1);
   if (threadIdx.x == 0) work[0] = {static_cast<int>(blockIdx.x), {0, 0}, {}, false};
@@ -213,12 +216,12 @@ __global__ void __launch_bounds__(kMostThreads) attend_pieces(const Job job) {
     if (threadIdx.x < 32) find_unit(job, work[0]);
     __syncthreads();
     if (!work[0].found) return;
-    attend<Stored, kDim>(job, work[0].unit);
+    attend<Number, Stored, kDim>(job, work[0].unit);
   }
 }
 
 // A block joins the parts of one row.
-template <int kDim>
+template <typename Number, int kDim>
 __global__ void __launch_bounds__(kJoinThreads) join_pieces(const Job job) {
   constexpr int kOfLane = kDim / 32;
   EARNEST_SHARED(float, highest_of, kJoinWarps);
@@ -268,7 +271,7 @@ __global__ void __launch_bounds__(kJoinThreads) join_pieces(const Job job) {
     total += total_of[warp];
   }
   const int64_t row = int64_t{s.begin + query} * heads + head;
-  narrow(sum * inverse_of(total), &job.out[row * kDim + thread]);
+  narrow(sum * inverse_of(total), &static_cast<Number*>(job.out)[row * kDim + thread]);
   if (job.lse != nullptr && thread == 0) job.lse[row] = log_sum(highest, scales.score, total);
 }
 
@@ -276,10 +279,8 @@ size_t aligned(size_t address) { return (address + kAlignment - 1) / kAlignment 
 
 Job job_of(const Params& p, const Output& output, void* workspace) {
   Job job = {};
-  job.q = static_cast<const BFloat16*>(p.q);
-  job.k = p.k, job.v = p.v;
-  job.out = static_cast<BFloat16*>(output.out);
-  job.lse = output.lse;
+  job.q = p.q, job.k = p.k, job.v = p.v;
+  job.out = output.out, job.lse = output.lse;
   job.page_table = p.page_table, job.lengths = p.lengths, job.cu_seqlens_q = p.cu_seqlens_q;
   job.sequences = p.sequences, job.tokens = p.tokens, job.kv_heads = p.kv_heads;
   job.pages = p.pages, job.table_pages = p.table_pages;
@@ -300,7 +301,7 @@ Job job_of(const Params& p, const Output& output, void* workspace) {
   return job;
 }
 
-template <typename Stored, int kDim>
+template <typename Number, typename Stored, int kDim>
 Status run(const Params& p, Job job, const cuda::Properties& device) {
   const int tiles = row_tiles(p.queries * job.group);
   job.stages = stages_of(kDim, tiles, sizeof(Stored), device.shared_bytes);
@@ -309,20 +310,26 @@ Status run(const Params& p, Job job, const cuda::Properties& device) {
   const int64_t of_sequence = job.most_pieces * job.kv_heads * job.slices;
   const int64_t blocks = of_sequence >= most ? most : std::min(most, of_sequence * p.sequences);
   if (Status status = simt::launch(
-          {kOp, "attend_pieces"}, attend_pieces<Stored, kDim>, dim3(static_cast<unsigned>(blocks)),
+          {kOp, "attend_pieces"}, attend_pieces<Number, Stored, kDim>, dim3(static_cast<unsigned>(blocks)),
           dim3(static_cast<unsigned>(tiles * kThreadsOfRowTile)),
           static_cast<size_t>(shared_bytes(kDim, tiles, sizeof(Stored), job.stages)), p.stream, job);
       !status.ok() || job.most_pieces == 1) {
     return status;
   }
   const auto rows = static_cast<unsigned>(p.sequences * p.queries * p.heads);
-  return simt::launch({kOp, "join_pieces"}, join_pieces<kDim>, dim3(rows), dim3(kJoinThreads), 0, p.stream,
-                      job);
+  return simt::launch({kOp, "join_pieces"}, join_pieces<Number, kDim>, dim3(rows), dim3(kJoinThreads), 0,
+                      p.stream, job);
 }
 
-template <typename Stored>
+template <typename Number, typename Stored>
 Status run(const Params& p, const Job& job, const cuda::Properties& device) {
-  return p.dim == 64 ? run<Stored, 64>(p, job, device) : run<Stored, 128>(p, job, device);
+  return p.dim == 64 ? run<Number, Stored, 64>(p, job, device) : run<Number, Stored, 128>(p, job, device);
+}
+
+template <typename Number>
+Status run(const Params& p, const Job& job, const cuda::Properties& device) {
+  return p.cache == Cache::kFloat8 ? run<Number, Float8>(p, job, device)
+                                   : run<Number, Number>(p, job, device);
 }
 
 }  // namespace
@@ -331,7 +338,7 @@ Status run_cuda(const Params& p, const Output& output, void* workspace) {
   cuda::Properties device;
   if (Status status = cuda::properties(kOp, &device); !status.ok()) return status;
   const Job job = job_of(p, output, workspace);
-  return p.cache == Cache::kFloat8 ? run<Float8>(p, job, device) : run<BFloat16>(p, job, device);
+  return p.type == Type::kFloat16 ? run<Float16>(p, job, device) : run<BFloat16>(p, job, device);
 }
 
 Status which_cuda(std::string* name) {

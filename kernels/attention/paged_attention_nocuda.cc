@@ -5,9 +5,7 @@
 namespace earnest::attention::paged {
 namespace {
 
-Status none() {
-  return unsupported("paged_attention", "device", "a build with CUDA (this is one without)", "cuda");
-}
+Status none() { return unsupported("paged_attention", "device", "cpu (this is built without CUDA)", "cuda"); }
 
 }  // namespace
 

@@ -3,12 +3,11 @@
 // sequences there are and how long. Entries that cannot be are found here, before anything is done with them.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
 
 #include "kernels/attention/paged_backend.h"
+#include "kernels/attention/paged_checks.h"
 #include "kernels/attention/paged_plan.h"
-#include "kernels/common/bfloat16.h"
 #include "kernels/common/record_fault.h"
 #include "kernels/common/simt.h"
 
@@ -16,9 +15,8 @@ namespace earnest::attention::paged {
 namespace {
 
 struct Job {
-  const BFloat16* q;
-  const void *k, *v;
-  BFloat16* out;
+  const void *q, *k, *v;
+  void* out;
   float* lse;
   const int32_t *page_table, *lengths, *cu_seqlens_q;
   int64_t sequences, tokens, kv_heads, pages, table_pages;
@@ -74,7 +72,7 @@ __device__ inline bool scales_of(const Job& job, int64_t kv_head, Scales* scales
   const float of_values = job.v_scale == nullptr ? 1.0f : job.v_scale[kv_head];
   const float score = job.scale * of_keys;
   *scales = {score, score * 1.44269504f, of_values};
-  if (of_keys > 0 && of_values > 0 && std::isfinite(of_keys) && std::isfinite(of_values)) return true;
+  if (is_scale(of_keys) && is_scale(of_values)) return true;
   record(job, kv_head, faults::kScale);
   return false;
 }

@@ -68,11 +68,11 @@ __device__ inline void weigh(float (&scores)[2][4], float scale_log2, RowSums<kD
 }
 
 // One tile. visible: how many of its 64 keys each of the lane's two rows sees.
-template <typename Stored, int kDim>
+template <typename Number, typename Stored, int kDim>
 __device__ inline void attend_tile(const Bytes& queries, const Bytes& keys, const Bytes& values,
                                    const int (&visible)[2], float scale_log2, RowSums<kDim>& sums) {
   float scores[2][4] = {};
-  multiply_keys<kDim>(queries, keys, scores, Stored{});
+  multiply_keys<kDim>(queries, keys, scores, Number{}, Stored{});
   const int first = 16 * key_group() + lane_of_warp() % 4 * 2;
 #pragma unroll
   for (int j = 0; j < 2; ++j) {
@@ -82,9 +82,9 @@ __device__ inline void attend_tile(const Bytes& queries, const Bytes& keys, cons
   }
   weigh(scores, scale_log2, sums);
   const uint32_t weights[4] = {
-      simt::pack_bfloat16(scores[0][0], scores[0][1]), simt::pack_bfloat16(scores[0][2], scores[0][3]),
-      simt::pack_bfloat16(scores[1][0], scores[1][1]), simt::pack_bfloat16(scores[1][2], scores[1][3])};
-  multiply_values(weights, values, sums, Stored{});
+      pack(scores[0][0], scores[0][1], Number{}), pack(scores[0][2], scores[0][3], Number{}),
+      pack(scores[1][0], scores[1][1], Number{}), pack(scores[1][2], scores[1][3], Number{})};
+  multiply_values(weights, values, sums, Number{}, Stored{});
 }
 
 // The whole block together, when all tiles have been read: the key groups' sums, added in their order. The

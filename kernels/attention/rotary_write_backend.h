@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The seam to CUDA: rotary_write_cuda.cu in a build with it, rotary_write_nocuda.cc in one without.
+// What stands behind rotary_write.cc: rotary_write_cpu.cc, and the seam to CUDA, which is
+// rotary_write_cuda.cu in a build with it and rotary_write_nocuda.cc in one without.
 #pragma once
 
 #include "kernels/attention/rotary_write.h"
@@ -12,6 +13,8 @@ constexpr int kPosition = 0, kSlot = 1, kScale = 2;
 }
 
 // Sizes and pointers have been checked; there is a token.
+Status run_cpu(const Params& params);
 Status run_cuda(const Params& params);
+Status which_cuda(std::string* name);
 
 }  // namespace earnest::attention::rotary_write

@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // Bias, rotary positions and the write to pages on a GPU: a block takes a token, a thread eight pairs of a
-// head, 16 bytes each way. The angles of a token, dim / 2 of them, are made once for all its heads.
+// head, 16 bytes each way. The angles of a token, dim / 2 of them, are made once for all its heads. `Number`:
+// type of what is read and of queries; `Stored`: of the cache, the same or Float8.
 #include <bit>
 #include <cmath>
 
+#include "kernels/attention/paged_checks.h"
 #include "kernels/attention/rotary_turn.h"
 #include "kernels/attention/rotary_write_backend.h"
 #include "kernels/common/bfloat16.h"
+#include "kernels/common/cuda.h"
+#include "kernels/common/float16.h"
 #include "kernels/common/float8.h"
 #include "kernels/common/record_fault.h"
 #include "kernels/common/simt.h"
@@ -19,10 +23,9 @@ constexpr int kThreads = 128;
 constexpr int kMostDim = 128;
 
 struct Job {
-  const BFloat16 *qkv, *bias;
+  const void *qkv, *bias;
   const int64_t *positions, *slots;
-  BFloat16* q;
-  void *k, *v;
+  void *q, *k, *v;
   const float *k_scale, *v_scale;   // null: 1
   int64_t heads, kv_heads, places;  // places: of all pages
   int page_shift;                   // page_size = 2^page_shift
@@ -40,11 +43,12 @@ __device__ void record(const Job& job, int64_t token, int argument) {
 }
 
 // Eight numbers of the token's row with their bias.
-__device__ void load(const Job& job, const BFloat16* row, int64_t column, float (&x)[8]) {
-  using Numbers = Eight<BFloat16>;
+template <typename Number>
+__device__ void load(const Number* row, const Number* bias_row, int64_t column, float (&x)[8]) {
+  using Numbers = Eight<Number>;
   const Numbers numbers = *reinterpret_cast<const Numbers*>(row + column);
   Numbers bias = {};
-  if (job.bias != nullptr) bias = *reinterpret_cast<const Numbers*>(job.bias + column);
+  if (bias_row != nullptr) bias = *reinterpret_cast<const Numbers*>(bias_row + column);
 #pragma unroll
   for (int i = 0; i < 8; ++i) x[i] = widen(numbers.x[i]) + widen(bias.x[i]);
 }
@@ -66,12 +70,12 @@ __device__ int64_t place_of(const Job& job, int64_t slot, int64_t kv_head, int d
 // False, and a record, if the scale cannot be.
 __device__ bool load_scale(const Job& job, const float* scales, int64_t kv_head, float* scale) {
   *scale = scales == nullptr ? 1.0f : scales[kv_head];
-  if (*scale > 0 && std::isfinite(*scale)) return true;
+  if (paged::is_scale(*scale)) return true;
   record(job, kv_head, faults::kScale);
   return false;
 }
 
-template <typename Stored, int kDim>
+template <typename Number, typename Stored, int kDim>
 __global__ void __launch_bounds__(kThreads) turn_and_write(const Job job) {
   constexpr int kHalf = kDim / 2, kOfHead = kHalf / 8;
   EARNEST_SHARED(float, cosines, kHalf);
@@ -90,14 +94,15 @@ __global__ void __launch_bounds__(kThreads) turn_and_write(const Job job) {
   __syncthreads();
 
   const int64_t heads = job.heads + (kept ? 2 * job.kv_heads : 0);
-  const BFloat16* row = job.qkv + token * (job.heads + 2 * job.kv_heads) * kDim;
+  const auto *row = static_cast<const Number*>(job.qkv) + token * (job.heads + 2 * job.kv_heads) * kDim,
+             *bias = static_cast<const Number*>(job.bias);
   for (int64_t i = thread; i < heads * kOfHead; i += kThreads) {
     const int64_t head = i / kOfHead, kv_head = (head - job.heads) % job.kv_heads;
     const int j = static_cast<int>(i % kOfHead) * 8;
     const bool is_query = head < job.heads, is_value = head >= job.heads + job.kv_heads;
     float first[8], second[8], scale = 1;
-    load(job, row, head * kDim + j, first);
-    load(job, row, head * kDim + kHalf + j, second);
+    load(row, bias, head * kDim + j, first);
+    load(row, bias, head * kDim + kHalf + j, second);
     if (!is_value) {
 #pragma unroll
       for (int n = 0; n < 8; ++n) {
@@ -107,7 +112,7 @@ __global__ void __launch_bounds__(kThreads) turn_and_write(const Job job) {
       }
     }
     if (is_query) {
-      BFloat16* to = job.q + (token * job.heads + head) * kDim + j;
+      Number* to = static_cast<Number*>(job.q) + (token * job.heads + head) * kDim + j;
       store(first, 1, to);
       store(second, 1, to + kHalf);
     } else if (load_scale(job, is_value ? job.v_scale : job.k_scale, kv_head, &scale)) {
@@ -118,12 +123,17 @@ __global__ void __launch_bounds__(kThreads) turn_and_write(const Job job) {
   }
 }
 
-template <typename Stored>
+template <typename Number, typename Stored>
 Status run(const Params& p, const Job& job) {
   const dim3 tokens(static_cast<unsigned>(p.tokens));
   return simt::launch({kOp, "turn_and_write"},
-                      p.dim == 64 ? turn_and_write<Stored, 64> : turn_and_write<Stored, 128>, tokens,
-                      dim3(kThreads), 0, p.stream, job);
+                      p.dim == 64 ? turn_and_write<Number, Stored, 64> : turn_and_write<Number, Stored, 128>,
+                      tokens, dim3(kThreads), 0, p.stream, job);
+}
+
+template <typename Number>
+Status run(const Params& p, const Job& job) {
+  return p.cache == paged::Cache::kFloat8 ? run<Number, Float8>(p, job) : run<Number, Number>(p, job);
 }
 
 }  // namespace
@@ -131,16 +141,22 @@ Status run(const Params& p, const Job& job) {
 Status run_cuda(const Params& p) {
   const bool scaled = p.cache == paged::Cache::kFloat8;
   Job job = {};
-  job.qkv = static_cast<const BFloat16*>(p.qkv);
-  job.bias = static_cast<const BFloat16*>(p.bias);
+  job.qkv = p.qkv, job.bias = p.bias;
   job.positions = p.positions, job.slots = p.slots;
-  job.q = static_cast<BFloat16*>(p.q), job.k = p.k, job.v = p.v;
+  job.q = p.q, job.k = p.k, job.v = p.v;
   job.k_scale = scaled ? p.k_scale : nullptr, job.v_scale = scaled ? p.v_scale : nullptr;
   job.heads = p.heads, job.kv_heads = p.kv_heads, job.places = p.pages * p.page_size;
   job.page_shift = std::countr_zero(static_cast<uint64_t>(p.page_size));
   job.fault = p.fault;
   rates_of(p.dim, p.theta, job.rates);
-  return scaled ? run<Float8>(p, job) : run<BFloat16>(p, job);
+  return p.type == Type::kFloat16 ? run<Float16>(p, job) : run<BFloat16>(p, job);
+}
+
+Status which_cuda(std::string* name) {
+  cuda::Properties device;
+  if (Status status = cuda::properties(kOp, &device); !status.ok()) return status;
+  *name = "cuda/simt";
+  return {};
 }
 
 }  // namespace earnest::attention::rotary_write

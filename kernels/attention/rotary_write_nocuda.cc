@@ -3,9 +3,13 @@
 #include "kernels/attention/rotary_write_backend.h"
 
 namespace earnest::attention::rotary_write {
+namespace {
 
-Status run_cuda(const Params&) {
-  return unsupported("rotary_write", "device", "a build with CUDA (this is one without)", "cuda");
-}
+Status none() { return unsupported("rotary_write", "device", "cpu (this is built without CUDA)", "cuda"); }
+
+}  // namespace
+
+Status run_cuda(const Params&) { return none(); }
+Status which_cuda(std::string*) { return none(); }
 
 }  // namespace earnest::attention::rotary_write

@@ -13,6 +13,7 @@
 //                          bytes; r[i] becomes elements 2t, 2t + 1 of row g of matrix i
 //   ldmatrix_x4_trans      the same of the matrices transposed
 //   multiply_bfloat16(x, y)          the products of two registers' halves, rounded; subnormal numbers count
+//   multiply_float16(x, y)           the same of float16
 //   copy_async_16(to, from, bytes)   16 bytes into shared memory, only the first `bytes` (0 to 16) of them
 //   read and the
 //                          others 0; both addresses aligned; there after copy_async_wait, for others after a

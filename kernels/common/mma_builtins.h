@@ -75,6 +75,17 @@ inline void check_shared(const char* what, const void* address, size_t bytes) {
     fail(std::string(what) + " aligned to " + std::to_string(bytes) + " bytes", "another address");
 }
 
+template <typename Half>
+uint32_t multiply_halves(uint32_t x, uint32_t y) {
+  uint32_t products = 0;
+  for (int which : {0, 1}) {
+    Half product;
+    narrow(half_of<Half>(x, which) * half_of<Half>(y, which), &product);
+    products |= static_cast<uint32_t>(product.bits) << 16 * which;
+  }
+  return products;
+}
+
 }  // namespace emulator
 
 inline void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
@@ -103,16 +114,9 @@ inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row,
 }
 
 inline uint32_t multiply_bfloat16(uint32_t x, uint32_t y) {
-  uint32_t products = 0;
-  for (int shift : {0, 16}) {
-    BFloat16 product;
-    narrow(widen(BFloat16{static_cast<uint16_t>(x >> shift)}) *
-               widen(BFloat16{static_cast<uint16_t>(y >> shift)}),
-           &product);
-    products |= static_cast<uint32_t>(product.bits) << shift;
-  }
-  return products;
+  return emulator::multiply_halves<BFloat16>(x, y);
 }
+inline uint32_t multiply_float16(uint32_t x, uint32_t y) { return emulator::multiply_halves<Float16>(x, y); }
 
 inline void copy_async_16(void* to, const void* from, int bytes = 16) {
   emulator::check_shared("the target of copy_async_16", to, 16);

@@ -49,6 +49,12 @@ __device__ __forceinline__ uint32_t multiply_bfloat16(uint32_t x, uint32_t y) {
   return product;
 }
 
+__device__ __forceinline__ uint32_t multiply_float16(uint32_t x, uint32_t y) {
+  uint32_t product;
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(product) : "r"(x), "r"(y), "r"(0x80008000u));
+  return product;
+}
+
 __device__ __forceinline__ void copy_async_16(void* to, const void* from, int bytes = 16) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
                "r"(bytes)

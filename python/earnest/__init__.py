@@ -20,9 +20,11 @@ _WHICH_DETAILS = {
     "linear": ("device",),
     "logmel": ("device",),
     "logprob": ("device",),
+    "paged_attention": ("device",),
     "pitch": ("device",),
     "ppo": ("device",),
     "quantized": ("device",),
+    "rotary_write": ("device",),
     "rowwise": ("device",),
 }
 _BY_TORCH = ("frames", "linear", "rowwise")  # on cuda, until they have kernels of ours there
@@ -32,7 +34,8 @@ _MODULES = ("audio", "dialogue", "engine", "features", "model", "ops")
 def which(family: str, device: str = "cpu", **details: Any) -> str:
     """The back end that would run a kernel family here and now, e.g. ``which("attention") == "cpu/avx512"``.
 
-    family: "attention", "frames", "linear", "logmel", "logprob", "pitch", "ppo", "quantized" or "rowwise".
+    family: "attention", "frames", "linear", "logmel", "logprob", "paged_attention", "pitch", "ppo",
+    "quantized", "rotary_write" or "rowwise".
     device: "cpu" or "cuda". attention also takes dtype ("float32", "float64", "bfloat16"; on cuda "float16"),
     dim (head size) and gradients (whether a backward pass is wanted). On cuda a family runs kernels of ours
     ("cuda/sm90a") or torch's own operators ("cuda/torch"). A tier forced by EARNEST_CPU_TIER is the one

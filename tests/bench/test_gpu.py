@@ -9,7 +9,16 @@ import pytest
 from bench_cases import FakeLimits, settings
 
 from earnest import cli
-from earnest.bench import command, gpu_attention, gpu_linear, gpu_logmel, gpu_logprob, gpu_ppo
+from earnest.bench import (
+    command,
+    gpu_attention,
+    gpu_decode,
+    gpu_linear,
+    gpu_logmel,
+    gpu_logprob,
+    gpu_ppo,
+    gpu_write,
+)
 from earnest.bench.attention import Shape
 from earnest.bench.case import OURS
 from earnest.bench.harness import measure
@@ -29,6 +38,12 @@ SMALL = {
     "linear, int8": gpu_linear.case(9, 40, 24, "int8", device="cpu"),
     "linear, int4": gpu_linear.case(1, 64, 24, "int4", device="cpu"),
     "clips": gpu_logmel.clips(2, 1, "cpu"),
+    "decoding": gpu_decode.case(gpu_decode.Shape(6, 40, 4, 2, 64), device="cpu"),
+    "decoding, 3 queries over e4m3": gpu_decode.case(
+        gpu_decode.Shape(2, 70, 4, 2, 64, queries=3, float8=True), "float16", device="cpu"
+    ),
+    "rotary write": gpu_write.case(gpu_write.Shape(20, 4, 2, 64), device="cpu"),
+    "rotary write, e4m3": gpu_write.case(gpu_write.Shape(5, 4, 2, 64, float8=True), device="cpu"),
 }
 
 
@@ -41,6 +56,11 @@ def test_a_case_in_small_is_right_and_has_a_peer(name: str) -> None:
     assert record["best_peer"]
 
 
+def test_a_record_names_the_kernel_that_ran() -> None:
+    record = measure(SMALL["rotary write"], settings(quick=True), FakeLimits())
+    assert (record["family"], record["backend"]) == ("attention", "cpu/scalar")
+
+
 def test_the_cases_of_the_targets_are_there_once() -> None:
     cases = command.all_cases("cuda")
     targets = {case.name: case.target for case in cases}
@@ -50,6 +70,9 @@ def test_the_cases_of_the_targets_are_there_once() -> None:
     causal = targets["attention/cuda-2x8192-causal-16/16x128"]
     assert (causal.ratio, causal.against) == (1.0, "torch, cudnn")
     assert targets["attention/cuda-ragged-16x200-8000-causal-28/4x128"].ratio == 1.2
+    decoding = targets["attention/cuda-decode-64x16k-28/4x128-bf16"]
+    assert (decoding.ratio, decoding.fraction) == (1.1, 0.85)
+    assert targets["attention/cuda-decode-256x1k-28/4x128-bf16"].fraction is None  # half a gigabyte
     assert targets["logmel/cuda-1x30s-128-bins"].seconds == 12e-6
     assert targets["logmel/cuda-64x30s-128-bins"].fraction == 0.6
     assert targets["logmel/cuda-512-streams-80ms-128-bins"].seconds == 20e-6

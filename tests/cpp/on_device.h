@@ -22,6 +22,15 @@ inline void require_device() {
   std::exit(1);
 }
 
+// Those that a build has.
+inline std::vector<earnest::Device> devices() {
+#if defined(EARNEST_WITH_CUDA)
+  return {earnest::Device::kCpu, earnest::Device::kCuda};
+#else
+  return {earnest::Device::kCpu};
+#endif
+}
+
 template <typename T>
 class OnDevice {
  public:

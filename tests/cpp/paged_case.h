@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // One problem of attention over pages, on the host: pools whose pages are dealt out at random and hold NaN
 // wherever no key is, the oracle (attention.h's, in float64, over the same keys side by side), and the plain
-// same-precision arithmetic that errors are compared with.
+// same-precision arithmetic that errors are compared with. It runs on every device that a build has.
 #pragma once
 
 #include <algorithm>
@@ -9,14 +9,18 @@
 #include <cstring>
 #include <numeric>
 #include <random>
+#include <string>
+#include <type_traits>
 #include <vector>
 
 #include "kernels/attention/attention.h"
 #include "kernels/attention/paged_attention.h"
 #include "kernels/common/bfloat16.h"
+#include "kernels/common/float16.h"
 #include "kernels/common/float8.h"
 #include "tests/cpp/check.h"
 #include "tests/cpp/on_device.h"
+#include "tests/cpp/rounded.h"
 
 namespace paged_case {
 
@@ -34,25 +38,18 @@ struct Results {
   std::vector<double> out, lse;
 };
 
-template <typename Stored = BFloat16>
-Stored rounded(double x) {
-  Stored y;
-  narrow(static_cast<float>(x), &y);
-  return y;
-}
-
-// `Stored`: type of the cache. A token of a sequence has the same numbers wherever the sequence stands, as
-// long as `names` are the same.
-template <typename Stored>
+// `Number`: type of queries and results; `Stored`: of the cache. A token of a sequence has the same numbers
+// wherever the sequence stands, as long as `names` are the same.
+template <typename Number, typename Stored = Number>
 struct CaseOf {
   static constexpr bool kScaled = sizeof(Stored) == 1;
 
   paged::Params params;
-  std::vector<BFloat16> q;
+  std::vector<Number> q;
   std::vector<Stored> k, v;
   std::vector<float> k_scale, v_scale;  // of each key head
   std::vector<int32_t> table, lengths, cu_seqlens;
-  std::vector<BFloat16> out;
+  std::vector<Number> out;
   std::vector<float> lse;
 
   CaseOf(const Shape& shape, std::vector<unsigned> names = {}, unsigned deal = 1, int64_t more_columns = 1)
@@ -73,7 +70,8 @@ struct CaseOf {
     q.resize(static_cast<size_t>(p.tokens * p.heads * p.dim));
     k.assign(static_cast<size_t>(p.pages * p.kv_heads * p.page_size * p.dim), rounded<Stored>(NAN));
     v = k;
-    p.cache = kScaled ? paged::Cache::kFloat8 : paged::Cache::kBFloat16;
+    p.type = std::is_same_v<Number, Float16> ? attention::Type::kFloat16 : attention::Type::kBFloat16;
+    p.cache = kScaled ? paged::Cache::kFloat8 : paged::Cache::kAsQueries;
     for (int64_t head = 0; head < p.kv_heads; ++head) {  // e4m3: many, and nearly all of them subnormal
       k_scale.push_back(!kScaled ? 1.0f : head % 2 == 0 ? 0.013f : 9.0f);
       v_scale.push_back(!kScaled ? 1.0f : head % 2 == 0 ? 15.0f : 0.011f);
@@ -87,28 +85,27 @@ struct CaseOf {
     return ((page * p.kv_heads + kv_head) * p.page_size + key % p.page_size) * p.dim;
   }
 
-  // On the device; the workspace is exactly as large as stated and full of NaN, like the results before.
-  FaultWord run(bool with_bounds = true) {
+  // What was wrong; empty if nothing. The workspace is exactly as large as stated and full of NaN, like the
+  // results before.
+  std::string run(Device device = Device::kCuda, bool with_bounds = true) {
     paged::Params p = params;
-    out.assign(q.size(), BFloat16{0xffff});
+    p.device = device;
+    out.assign(q.size(), Number{0xffff});
     lse.assign(static_cast<size_t>(p.tokens * p.heads), std::nanf(""));
-    OnDevice<BFloat16> on_q(q), on_out(out);
-    OnDevice<Stored> on_k(k), on_v(v);
-    OnDevice<float> on_lse(lse), on_k_scale(k_scale), on_v_scale(v_scale);
-    OnDevice<int32_t> on_table(table), on_lengths(lengths), on_bounds(cu_seqlens);
-    OnDevice<FaultWord> word(std::vector<FaultWord>{kNoFault});
-    OnDevice<unsigned char> workspace(std::vector<unsigned char>(paged::workspace_size(p), 0xff));
-    p.q = on_q.data(), p.k = on_k.data(), p.v = on_v.data();
-    p.k_scale = on_k_scale.data(), p.v_scale = on_v_scale.data();
-    p.page_table = on_table.data(), p.lengths = on_lengths.data();
-    p.cu_seqlens_q = with_bounds ? on_bounds.data() : nullptr;
-    p.fault = word.data();
-    const Status status = paged::run(p, {on_out.data(), on_lse.data()}, workspace.data());
+    std::vector<unsigned char> workspace(paged::workspace_size(p), 0xff);
+    Lent lent(device);
+    p.q = lent.in(q.data(), q.size()), p.k = lent.in(k.data(), k.size()), p.v = lent.in(v.data(), v.size());
+    p.k_scale = lent.in(k_scale.data(), k_scale.size()), p.v_scale = lent.in(v_scale.data(), v_scale.size());
+    p.page_table = lent.in(table.data(), table.size()), p.lengths = lent.in(lengths.data(), lengths.size());
+    p.cu_seqlens_q = with_bounds ? lent.in(cu_seqlens.data(), cu_seqlens.size()) : nullptr;
+    p.fault = lent.fault();
+    const paged::Output output{lent.out(out.data(), out.size()), lent.out(lse.data(), lse.size())};
+    const Status status = paged::run(p, output, lent.out(workspace.data(), workspace.size()));
+    const FaultWord word = lent.finish();
+    if (device == Device::kCpu) return status.message();
     CHECK(status.ok());
     if (!status.ok()) std::printf("%s\n", status.message().c_str());
-    out = on_out.values();
-    lse = on_lse.values();
-    return word.values()[0];
+    return paged::fault(p, word).message();
   }
 
   // The same keys side by side, in float64.
@@ -116,7 +113,7 @@ struct CaseOf {
     const paged::Params& p = params;
     std::vector<double> queries, keys, values;
     std::vector<int32_t> cu_keys{0};
-    for (BFloat16 x : q) queries.push_back(widen(x));
+    for (Number x : q) queries.push_back(widen(x));
     for (int64_t n = 0; n < p.sequences; ++n) {
       cu_keys.push_back(cu_keys.back() + lengths[static_cast<size_t>(n)]);
       for (int64_t key = 0; key < lengths[static_cast<size_t>(n)]; ++key) {
@@ -140,7 +137,7 @@ struct CaseOf {
     return results;
   }
 
-  // One pass each for scores, weights and values, in float32; weights and results rounded to bfloat16.
+  // One pass each for scores, weights and values, in float32; weights and results rounded to q's type.
   Results plain() const {
     const paged::Params& p = params;
     Results results{std::vector<double>(q.size()),
@@ -186,7 +183,7 @@ struct CaseOf {
     const int64_t begin = cu_seqlens[static_cast<size_t>(n)], end = cu_seqlens[static_cast<size_t>(n) + 1];
     for (int64_t token = end - 1; token >= begin; --token) {
       for (int64_t i = 0; i < p.heads * p.dim; ++i)
-        q[static_cast<size_t>(token * p.heads * p.dim + i)] = rounded(normal(of_queries));
+        q[static_cast<size_t>(token * p.heads * p.dim + i)] = rounded<Number>(normal(of_queries));
     }
     for (int64_t key = 0; key < lengths[static_cast<size_t>(n)]; ++key) {
       for (int64_t i = 0; i < p.kv_heads * p.dim; ++i) {
@@ -216,11 +213,11 @@ struct CaseOf {
     for (int64_t d = 0; d < p.dim; ++d) {
       float sum = 0;
       for (int64_t key = 0; key < seen; ++key) {
-        sum += widen(rounded(weights[static_cast<size_t>(key)])) *
+        sum += widen(rounded<Number>(weights[static_cast<size_t>(key)])) *
                widen(v[static_cast<size_t>(place_of_key(n, key, kv_head) + d)]);
       }
       results->out[static_cast<size_t>(row * p.dim + d)] =
-          seen == 0 ? 0.0 : widen(rounded(sum / total * v_scale[static_cast<size_t>(kv_head)]));
+          seen == 0 ? 0.0 : widen(rounded<Number>(sum / total * v_scale[static_cast<size_t>(kv_head)]));
     }
   }
 };
@@ -240,14 +237,16 @@ double largest_error(const std::vector<A>& found, const std::vector<double>& rig
   return largest;
 }
 
-// At most twice the error of plain arithmetic, and a few units in the last place of float32.
-template <typename Stored>
-void compare(CaseOf<Stored> c, bool with_bounds = true) {
+// On every device at most twice the error of plain arithmetic, and a few units in the last place of float32.
+template <typename Number, typename Stored>
+void compare(CaseOf<Number, Stored> c, bool with_bounds = true) {
   const int before = check::failures();
-  CHECK(c.run(with_bounds) == kNoFault);
   const Results right = c.exact(), plain = c.plain();
-  CHECK_NEAR(largest_error(c.out, right.out), 0, 2 * largest_error(plain.out, right.out) + 1e-5);
-  CHECK_NEAR(largest_error(c.lse, right.lse), 0, 2 * largest_error(plain.lse, right.lse) + 4e-6);
+  for (Device device : devices()) {
+    CHECK(c.run(device, with_bounds).empty());
+    CHECK_NEAR(largest_error(c.out, right.out), 0, 2 * largest_error(plain.out, right.out) + 1e-5);
+    CHECK_NEAR(largest_error(c.lse, right.lse), 0, 2 * largest_error(plain.lse, right.lse) + 4e-6);
+  }
   if (check::failures() != before) {
     std::printf("  of heads %lld / %lld, dim %lld, pages of %lld, up to %lld queries\n",
                 static_cast<long long>(c.params.heads), static_cast<long long>(c.params.kv_heads),
@@ -256,10 +255,15 @@ void compare(CaseOf<Stored> c, bool with_bounds = true) {
   }
 }
 
+template <typename Number>
+bool is_nan(Number x) {
+  return std::isnan(widen(x));
+}
 template <typename T>
 bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0;
 }
+
 // Rows of the token: [heads, width].
 template <typename T>
 std::vector<T> rows_of(const std::vector<T>& all, int64_t token, int64_t count, int64_t width) {

@@ -88,7 +88,8 @@ __global__ void copy_in_groups(const int* from, int* out) {
 __global__ void pack(const float* x, uint32_t* out) { *out = simt::pack_bfloat16(x[0], x[1]); }
 
 __global__ void multiply_halves(const uint32_t* x, uint32_t* out) {
-  *out = simt::multiply_bfloat16(x[0], x[1]);
+  out[0] = simt::multiply_bfloat16(x[0], x[1]);
+  out[1] = simt::multiply_float16(x[2], x[3]);
 }
 
 Status run(const char* name, auto kernel, int threads, size_t shared_bytes, auto... arguments) {
@@ -202,11 +203,12 @@ TEST(two_numbers_are_packed_low_first_and_rounded_to_even) {
 }
 
 TEST(halves_are_multiplied_and_subnormal_numbers_count) {
-  OnDevice<uint32_t> x(
-      std::vector<uint32_t>{0x80103fc0u, 0x7b803fc0u});  // -2^-129 times 2^120; 1.5 times 1.5
-  OnDevice<uint32_t> out(std::vector<uint32_t>{0});
+  // -2^-129 times 2^120 and 1.5 times 1.5; of float16 -2^-20 times 2^8 and the same.
+  OnDevice<uint32_t> x(std::vector<uint32_t>{0x80103fc0u, 0x7b803fc0u, 0x80103e00u, 0x5c003e00u});
+  OnDevice<uint32_t> out(std::vector<uint32_t>{0, 0});
   CHECK(run("multiply", multiply_halves, 1, 0, x.data(), out.data()).ok());
   CHECK(out.values()[0] == 0xbb004010u);  // -2^-9, 2.25
+  CHECK(out.values()[1] == 0x8c004080u);  // -2^-12, 2.25
 }
 
 #if defined(EARNEST_EMULATED)

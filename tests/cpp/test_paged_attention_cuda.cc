@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Attention over a paged cache against float64: on a GPU, or by the emulator. Lengths end before, at and
-// behind the ends of pages, tiles of 64 keys and pieces of 512; what nobody may read is NaN.
+// Attention over a paged cache against float64: on the CPU, and on a GPU or by the emulator. Lengths end
+// before, at and behind the ends of pages, tiles of 64 keys and pieces of 512; what nobody may read is NaN.
 #include <algorithm>
 #include <cmath>
 #include <string>
@@ -8,14 +8,12 @@
 
 #include "tests/cpp/paged_case.h"
 
-#if defined(EARNEST_WITH_CUDA)
 namespace {
 
 using namespace paged_case;
+using Case16 = CaseOf<Float16>;
 
 std::vector<int32_t> each(size_t count, int32_t queries) { return std::vector<int32_t>(count, queries); }
-
-bool is_nan(BFloat16 x) { return std::isnan(widen(x)); }
 
 }  // namespace
 
@@ -23,11 +21,13 @@ TEST(lengths_at_the_ends_of_pages_tiles_and_pieces) {
   const std::vector<int32_t> lengths{1, 15, 16, 17, 63, 64, 65, 0, 511, 512, 513, 1025};
   compare(Case({lengths, each(lengths.size(), 1), 4, 1, 64, 16}), false);
   compare(Case({lengths, each(lengths.size(), 1), 4, 1, 128, 16}), false);
+  compare(Case16({lengths, each(lengths.size(), 1), 4, 1, 64, 16}), false);
 }
 
 TEST(groups_of_heads) {
   for (int64_t group : {1, 4, 7, 16}) compare(Case({{70, 530}, {1, 1}, 2 * group, 2, 64, 32}));
   compare(Case({{70, 530}, {1, 1}, 28, 4, 128, 64}));
+  compare(Case16({{70, 530}, {1, 1}, 14, 2, 128, 64}));
 }
 
 TEST(one_to_eight_queries_see_what_came_before_them) {
@@ -35,6 +35,7 @@ TEST(one_to_eight_queries_see_what_came_before_them) {
     compare(Case({{5, 66, 515}, each(3, queries), 7, 1, 64, 16}), false);
   compare(Case({{5, 66, 515}, each(3, 8), 16, 1, 128, 16}));  // 128 rows: two blocks read the same keys
   compare(Case({{9, 520}, each(2, 5), 7, 1, 128, 256}));      // three tiles of rows
+  compare(Case16({{5, 66, 515}, each(3, 8), 16, 1, 128, 16}));
 }
 
 TEST(sequences_with_different_numbers_of_queries) {
@@ -55,84 +56,113 @@ TEST(many_sequences_are_walked_over) {  // more than a warp looks at together, a
 }
 
 TEST(large_and_small_scores) {
-  for (double scale : {1e-6, 5.0, 1e4}) compare(Case({{130, 700}, {1, 2}, 4, 2, 64, 16, scale}));
+  for (double scale : {1e-6, 5.0, 1e4}) {
+    compare(Case({{130, 700}, {1, 2}, 4, 2, 64, 16, scale}));
+    compare(Case16({{130, 700}, {1, 2}, 4, 2, 64, 16, scale}));
+  }
 }
 
-TEST(a_sequence_alone_has_the_bits_it_has_in_a_batch) {
+namespace {
+
+template <typename C>
+void check_alone_and_in_a_batch(Device device) {
   const std::vector<int32_t> lengths{700, 3, 64, 1100, 40}, queries{1, 4, 2, 8, 1};
-  Case batch({lengths, queries, 8, 2, 64, 16});
-  batch.run();
+  C batch({lengths, queries, 8, 2, 64, 16});
+  batch.run(device);
   for (size_t n = 0; n < lengths.size(); ++n) {
     const unsigned name = static_cast<unsigned>(n) + 1;
-    Case alone({{lengths[n]}, {queries[n]}, 8, 2, 64, 16}, {name}, 77, 30);  // other pages, a wider table
-    alone.run();
+    C alone({{lengths[n]}, {queries[n]}, 8, 2, 64, 16}, {name}, 77, 30);  // other pages, a wider table
+    alone.run(device);
     const int64_t first = batch.cu_seqlens[n];
     CHECK(same_bits(alone.out, rows_of(batch.out, first, queries[n], 8 * 64)));
     CHECK(same_bits(alone.lse, rows_of(batch.lse, first, queries[n], 8)));
   }
 }
 
+template <typename C>
+void check_one_and_eight_queries(Device device, int32_t length) {
+  C eight({{length}, {8}, 7, 1, 128, 32});
+  eight.run(device);
+  C last({{length}, {1}, 7, 1, 128, 32});
+  last.run(device);
+  CHECK(same_bits(last.out, rows_of(eight.out, 7, 1, 7 * 128)));
+  CHECK(same_bits(last.lse, rows_of(eight.lse, 7, 1, 7)));
+  // The third of the eight, when it was the newest: the cache was five keys shorter.
+  C third({{length}, {6}, 7, 1, 128, 32});
+  third.lengths[0] -= 5;
+  third.params.tokens = 1, third.params.queries = 1, third.cu_seqlens = {0, 1};
+  third.q = rows_of(eight.q, 2, 1, 7 * 128);
+  third.run(device);
+  CHECK(same_bits(third.out, rows_of(eight.out, 2, 1, 7 * 128)));
+  CHECK(same_bits(third.lse, rows_of(eight.lse, 2, 1, 7)));
+}
+
+}  // namespace
+
+TEST(a_sequence_alone_has_the_bits_it_has_in_a_batch) {
+  for (Device device : devices()) {
+    check_alone_and_in_a_batch<Case>(device);
+    check_alone_and_in_a_batch<Case16>(device);
+  }
+}
+
 TEST(a_query_has_the_same_bits_however_many_are_asked) {
-  for (int32_t length : {20, 513, 1026}) {
-    Case eight({{length}, {8}, 7, 1, 128, 32});
-    eight.run();
-    Case last({{length}, {1}, 7, 1, 128, 32});
-    last.run();
-    CHECK(same_bits(last.out, rows_of(eight.out, 7, 1, 7 * 128)));
-    CHECK(same_bits(last.lse, rows_of(eight.lse, 7, 1, 7)));
-    // The third of the eight, when it was the newest: the cache was five keys shorter.
-    Case third({{length}, {6}, 7, 1, 128, 32});
-    third.lengths[0] -= 5;
-    third.params.tokens = 1, third.params.queries = 1, third.cu_seqlens = {0, 1};
-    third.q = rows_of(eight.q, 2, 1, 7 * 128);
-    third.run();
-    CHECK(same_bits(third.out, rows_of(eight.out, 2, 1, 7 * 128)));
-    CHECK(same_bits(third.lse, rows_of(eight.lse, 2, 1, 7)));
+  for (Device device : devices()) {
+    for (int32_t length : {20, 513, 1026}) check_one_and_eight_queries<Case>(device, length);
+    check_one_and_eight_queries<Case16>(device, 513);
   }
 }
 
 TEST(two_runs_give_the_same_bits) {
   Case one({{1300, 31}, {3, 1}, 14, 2, 64, 16}), again = one;
-  one.run();
-  again.run();
-  CHECK(same_bits(one.out, again.out) && same_bits(one.lse, again.lse));
+  for (Device device : devices()) {
+    one.run(device);
+    again.run(device);
+    CHECK(same_bits(one.out, again.out) && same_bits(one.lse, again.lse));
+  }
 }
 
 TEST(without_keys_a_row_is_0_and_its_sum_minus_infinity) {
-  Case c({{0, 2}, {2, 4}, 2, 1, 64, 16});
-  CHECK(c.run() == kNoFault);
-  for (int64_t token : {0, 1, 2, 3}) {  // of the second sequence, two queries stand before its first key
-    for (BFloat16 x : rows_of(c.out, token, 1, 2 * 64)) CHECK(widen(x) == 0.0f);
-    for (float x : rows_of(c.lse, token, 1, 2)) CHECK(x == -INFINITY);
+  for (Device device : devices()) {
+    Case c({{0, 2}, {2, 4}, 2, 1, 64, 16});
+    CHECK(c.run(device).empty());
+    for (int64_t token : {0, 1, 2, 3}) {  // of the second sequence, two queries stand before its first key
+      for (BFloat16 x : rows_of(c.out, token, 1, 2 * 64)) CHECK(widen(x) == 0.0f);
+      for (float x : rows_of(c.lse, token, 1, 2)) CHECK(x == -INFINITY);
+    }
+    CHECK(std::isfinite(c.lse[8]));
   }
-  CHECK(std::isfinite(c.lse[8]));
 }
 
 TEST(nan_is_its_own_sequences_and_heads_trouble) {
-  Case clean({{600, 600}, {1, 1}, 4, 2, 64, 16});
-  for (bool in_keys : {true, false}) {
-    Case dirty = clean;
-    auto& pool = in_keys ? dirty.k : dirty.v;
-    pool[static_cast<size_t>(dirty.place_of_key(0, 550, 1) + 5)] = BFloat16{0x7fc0};
-    clean.run();
-    dirty.run();
-    for (size_t i = 0; i < dirty.out.size(); ++i) {
-      const size_t head = i / 64 % 4, sequence = i / 256;
-      const bool reached = sequence == 0 && head >= 2 && (in_keys || i % 64 == 5);
-      CHECK(reached ? is_nan(dirty.out[i]) : dirty.out[i].bits == clean.out[i].bits);
+  for (Device device : devices()) {
+    Case clean({{600, 600}, {1, 1}, 4, 2, 64, 16});
+    clean.run(device);
+    for (bool in_keys : {true, false}) {
+      Case dirty = clean;
+      auto& pool = in_keys ? dirty.k : dirty.v;
+      pool[static_cast<size_t>(dirty.place_of_key(0, 550, 1) + 5)] = BFloat16{0x7fc0};
+      dirty.run(device);
+      for (size_t i = 0; i < dirty.out.size(); ++i) {
+        const size_t head = i / 64 % 4, sequence = i / 256;
+        const bool reached = sequence == 0 && head >= 2 && (in_keys || i % 64 == 5);
+        CHECK(reached ? is_nan(dirty.out[i]) : dirty.out[i].bits == clean.out[i].bits);
+      }
     }
   }
 }
 
+#if defined(EARNEST_WITH_CUDA)
 TEST(a_length_or_page_that_cannot_be_is_recorded_and_gives_nan) {
   Case right({{40, 600, 40, 600}, {1, 2, 1, 1}, 4, 2, 64, 16});
   right.run();
   const auto check_rows = [&](Case c, int64_t token, int64_t count, const std::string& message) {
-    CHECK(paged::fault(c.params, c.run()).message() == message);
+    CHECK(c.run(Device::kCpu) == message);
+    CHECK(c.run() == message);
     for (int64_t i = 0; i < c.params.tokens; ++i) {
       const auto rows = rows_of(c.out, i, 1, 4 * 64);
       const bool bad = i >= token && i < token + count;
-      CHECK(bad ? std::all_of(rows.begin(), rows.end(), is_nan)
+      CHECK(bad ? std::all_of(rows.begin(), rows.end(), is_nan<BFloat16>)
                 : same_bits(rows, rows_of(right.out, i, 1, 4 * 64)));
       CHECK(std::isnan(c.lse[static_cast<size_t>(4 * i)]) == bad);
     }
@@ -153,40 +183,60 @@ TEST(a_length_or_page_that_cannot_be_is_recorded_and_gives_nan) {
   }
   CHECK(paged::fault(right.params, kNoFault).ok());
 }
+#endif
 
 TEST(a_cache_of_8_bits) {
-  using Case8 = CaseOf<Float8>;
+  using Case8 = CaseOf<BFloat16, Float8>;
+  compare(CaseOf<Float16, Float8>({{1, 16, 65, 0, 513, 1025}, each(6, 1), 8, 2, 64, 16}));
+  compare(CaseOf<Float16, Float8>({{5, 70, 530}, {1, 8, 3}, 14, 2, 128, 32}));
   compare(Case8({{1, 16, 65, 0, 513, 1025}, each(6, 1), 8, 2, 64, 16}));
   compare(Case8({{5, 70, 530}, {1, 8, 3}, 14, 2, 128, 32}));
   compare(Case8({{66, 515}, each(2, 8), 16, 1, 64, 16}));  // 128 rows, and the least shared memory
   Case8 batch({{700, 40}, {1, 4}, 8, 2, 128, 16}), alone({{40}, {4}, 8, 2, 128, 16}, {2}, 5, 50);
-  batch.run();
-  alone.run();
-  CHECK(same_bits(alone.out, rows_of(batch.out, 1, 4, 8 * 128)));
+  for (Device device : devices()) {
+    batch.run(device);
+    alone.run(device);
+    CHECK(same_bits(alone.out, rows_of(batch.out, 1, 4, 8 * 128)));
+  }
 }
 
-TEST(every_byte_of_a_cache_is_read_as_the_number_it_is) {
-  CaseOf<Float8> c({{1}, {1}, 1, 1, 64, 16});
+namespace {
+
+template <typename Number>
+void check_every_byte(Device device) {
+  CaseOf<Number, Float8> c({{1}, {1}, 1, 1, 64, 16});
   const auto value = static_cast<size_t>(c.place_of_key(0, 0, 0));
   c.v_scale[0] = 1;
   for (int first = 0; first < 256; first += 64) {
     for (size_t d = 0; d < 64; ++d) c.v[value + d].bits = static_cast<uint8_t>(first + static_cast<int>(d));
-    CHECK(c.run() == kNoFault);
-    for (size_t d = 0; d < 64; ++d) {  // one key weighs 1; bfloat16 holds every e4m3
+    CHECK(c.run(device).empty());
+    for (size_t d = 0; d < 64; ++d) {  // one key weighs 1; numbers of 16 bits hold every e4m3
       const float right = widen(c.v[value + d]), found = widen(c.out[d]);
       CHECK(std::isnan(right) ? std::isnan(found) : right == found);
     }
   }
-  CHECK(std::isnan(widen(c.out[63])) && !std::isnan(widen(c.out[62])));  // 0xff; and 0xfe, which is - 448
+  CHECK(is_nan(c.out[63]) && !is_nan(c.out[62]));  // 0xff; and 0xfe, which is - 448
 }
 
+}  // namespace
+
+TEST(every_byte_of_a_cache_is_read_as_the_number_it_is) {
+  for (Device device : devices()) {
+    check_every_byte<BFloat16>(device);
+    check_every_byte<Float16>(device);
+  }
+}
+
+#if defined(EARNEST_WITH_CUDA)
 TEST(a_scale_that_cannot_be_is_recorded_and_gives_nan) {
-  const CaseOf<Float8> right({{40, 600}, {1, 1}, 4, 2, 64, 16});
+  const CaseOf<BFloat16, Float8> right({{40, 600}, {1, 1}, 4, 2, 64, 16});
+  const std::string message =
+      "[paged_attention] k_scale, v_scale: expected finite numbers above 0, got another for key head 1";
   for (float scale : {0.0f, -1.0f, INFINITY, std::nanf("")}) {
-    CaseOf<Float8> c = right;
+    CaseOf<BFloat16, Float8> c = right;
     (scale == 0 ? c.k_scale : c.v_scale)[1] = scale;
-    CHECK(paged::fault(c.params, c.run()).message() ==
-          "[paged_attention] k_scale, v_scale: expected finite numbers above 0, got another for key head 1");
+    CHECK(c.run(Device::kCpu) == message);
+    CHECK(c.run() == message);
     for (size_t i = 0; i < c.out.size(); ++i) CHECK(is_nan(c.out[i]) == (i / 64 % 4 >= 2));
   }
 }
@@ -199,23 +249,27 @@ TEST(bounds_that_cannot_be_are_recorded_and_nothing_is_written) {
   for (int32_t end : {1, 6, 7, -5, INT32_MAX, INT32_MIN}) {  // falls; more than 3; beyond the tokens
     Case c = right;
     c.cu_seqlens[2] = end, c.cu_seqlens[3] = end;
-    CHECK(paged::fault(c.params, c.run()).message() == message);
+    CHECK(c.run(Device::kCpu) == message);
+    CHECK(c.run() == message);
     CHECK(!is_nan(c.out[0]));
     for (BFloat16 x : rows_of(c.out, 2, 4, 4 * 64)) CHECK(x.bits == 0xffff);
   }
 }
+#endif
 
 TEST(calls_that_cannot_run_say_why) {
   Case c({{4}, {1}, 4, 2, 64, 16});
   const auto message = [&](auto change) {
     paged::Params p = c.params;
+    p.device = Device::kCuda;
     p.q = p.k = p.v = c.q.data();
     p.page_table = c.table.data(), p.lengths = c.lengths.data();
     change(p);
     return paged::run(p, {c.q.data(), nullptr}, nullptr).message();
   };
   using P = paged::Params;
-  CHECK(message([](P& p) { p.device = Device::kCpu; }).find("[paged_attention] device: expected cuda") == 0);
+  CHECK(message([](P& p) { p.type = attention::Type::kFloat32; }) ==
+        "[paged_attention] q: expected bfloat16 or float16, got another type");
   CHECK(message([](P& p) { p.dim = 80; }) ==
         "[paged_attention] q: expected a head size of 64 or 128, got 80");
   CHECK(message([](P& p) { p.page_size = 48; }) ==
@@ -240,8 +294,11 @@ TEST(calls_that_cannot_run_say_why) {
   CHECK(message([](P& p) { p.table_pages = 100; }) ==
         "[paged_attention] workspace: expected memory on the device, got none");
   std::string name;
+  CHECK(paged::which(Device::kCpu, &name).ok() && name.find("cpu/") == 0);
+#if defined(EARNEST_WITH_CUDA)
   CHECK(paged::which(Device::kCuda, &name).ok() && name == "cuda/sm80");
-  CHECK(paged::which(Device::kCpu, &name).code() == StatusCode::kUnsupported);
-}
-
+#else
+  CHECK(message([](P&) {}).find("[paged_attention] device: expected cpu (this is built without") == 0);
+  CHECK(paged::which(Device::kCuda, &name).code() == StatusCode::kUnsupported);
 #endif
+}

@@ -84,11 +84,16 @@ TEST(parts_do_not_collide) {
 
 TEST(sizes_beyond_two_to_the_31_are_counted) {
   Params p;
-  p.sequences = 1 << 20, p.tokens = p.sequences;
+  p.device = earnest::Device::kCuda;
+  p.sequences = 1 << 16, p.tokens = p.sequences;
   p.heads = 40, p.kv_heads = 8, p.dim = 128, p.page_size = 64;
   p.table_pages = 1 << 14;  // 2^20 keys a sequence, 2048 pieces
-  const int64_t rows = (int64_t{1} << 31) * 40;
+  const int64_t rows = (int64_t{1} << 27) * 40;
   CHECK(part_rows(p.sequences, pieces_of(int64_t{1} << 20), 1, 40) == rows);
-  CHECK(part_row((1 << 20) - 1, 2047, 0, 39, 2048, 1, 40) == rows - 1);
+  CHECK(part_row((1 << 16) - 1, 2047, 0, 39, 2048, 1, 40) == rows - 1);
   CHECK(workspace_size(p) == static_cast<size_t>(rows) * 130 * 4 + 2 * kAlignment);
+  p.queries = int64_t{1} << 61;  // refused, and nothing is asked for
+  CHECK(workspace_size(p) == 0);
+  p.queries = 1, p.device = earnest::Device::kCpu;
+  CHECK(workspace_size(p) == 0);
 }

@@ -4,7 +4,16 @@
 import numpy as np
 import pytest
 
-from earnest.bench import digest, gpu_attention, gpu_linear, gpu_logmel, gpu_logprob, gpu_ppo
+from earnest.bench import (
+    digest,
+    gpu_attention,
+    gpu_decode,
+    gpu_linear,
+    gpu_logmel,
+    gpu_logprob,
+    gpu_ppo,
+    gpu_write,
+)
 from earnest.bench.attention import Shape
 from earnest.bench.case import OURS
 
@@ -20,6 +29,12 @@ CASES = {
     "linear": lambda on: gpu_linear.case(9, 40, 24, "bfloat16", device=on),
     "linear, int8": lambda on: gpu_linear.case(9, 40, 24, "int8", device=on),
     "linear, int4": lambda on: gpu_linear.case(70, 64, 24, "int4", device=on),
+    "decoding": lambda on: gpu_decode.case(gpu_decode.Shape(6, 40, 4, 2, 64), device=on),
+    "decoding over e4m3": lambda on: gpu_decode.case(
+        gpu_decode.Shape(2, 70, 4, 2, 64, queries=3, float8=True), "float16", device=on
+    ),
+    "rotary write": lambda on: gpu_write.case(gpu_write.Shape(20, 4, 2, 64), device=on),
+    "rotary write, e4m3": lambda on: gpu_write.case(gpu_write.Shape(5, 4, 2, 64, float8=True), device=on),
     "clips": lambda on: gpu_logmel.clips(2, 1, on),
     "streams": lambda on: gpu_logmel.streams(3, 80, on),
 }

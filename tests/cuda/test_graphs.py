@@ -75,6 +75,31 @@ def test_attention_can_be_captured_and_a_replay_tells_of_wrong_bounds(gpu) -> No
         ops.raise_faults()
 
 
+def test_a_decoding_step_can_be_captured_and_replays_follow_lengths_and_slots(gpu) -> None:
+    qkv = torch.randn(3, 8 * 64, device=gpu, dtype=torch.bfloat16)
+    k, v = torch.zeros(2, 9, 2, 16, 64, device=gpu, dtype=torch.bfloat16)
+    table = torch.arange(9, device=gpu, dtype=torch.int32).view(3, 3)
+    lengths = torch.tensor([1, 20, 48], device=gpu, dtype=torch.int32)
+    positions = lengths.long() - 1
+    slots = table.long().gather(1, positions[:, None] // 16)[:, 0] * 16 + positions % 16
+
+    def step():
+        q = ops.rotary_write(qkv, positions, slots, k, v, theta=1e4)
+        return ops.paged_attention(q, k, v, table, lengths)
+
+    graph, found = captured(step)
+    qkv.normal_()
+    lengths[0], positions[0], slots[0] = 2, 1, 1
+    graph.replay()
+    again = found.clone()
+    assert torch.equal(step(), again)  # which writes the same once more
+    ops.raise_faults()
+    lengths[1] = 49
+    graph.replay()
+    with pytest.raises(InvalidInput, match=r"\[paged_attention\] .* at 1, in a CUDA graph"):
+        ops.raise_faults()
+
+
 def test_work_goes_to_the_current_stream(gpu) -> None:
     values = torch.zeros(1 << 22, device=gpu)
     trainable = torch.ones_like(values, dtype=torch.bool)

@@ -38,6 +38,32 @@ def attention_backward() -> dict:
     return attention() | more | {f"grad_{name}": ones(4, 2, 8) for name in "qkv"}
 
 
+def paged_attention() -> dict:
+    q, bounds = ones(1, 2, 64, dtype="float16"), np.int32([0, 1])
+    entries = {"page_table": np.int32([[1, 0]]), "lengths": np.int32([20]), "cu_seqlens_q": bounds}
+    cache = {name: ones(2, 1, 16, 64, dtype="uint8") for name in "kv"}
+    scales = {"k_scale": ones(1), "v_scale": ones(1)}
+    return {"q": q, "out": q.copy()} | cache | entries | scales | {"queries": 1, "scale": 1.0}
+
+
+def paged_attention_check() -> dict:
+    entries = {key: paged_attention()[key] for key in ("page_table", "lengths", "cu_seqlens_q")}
+    sizes = {"tokens": 1, "queries": 1, "pages": 2, "page_size": 16}
+    return entries | {"k_scale": ones(1), "v_scale": ones(1)} | sizes
+
+
+def rotary_write() -> dict:
+    numbers = {name: ones(*size, dtype="float16") for name, size in {"qkv": (1, 192), "bias": (192,)}.items()}
+    cache = {name: ones(2, 1, 16, 64, dtype="float16") for name in "kv"} | {"k_scale": None, "v_scale": None}
+    entries = {"positions": np.int64([5]), "slots": np.int64([17])}
+    return numbers | cache | entries | {"q": ones(1, 1, 64, dtype="float16"), "theta": 1e4}
+
+
+def rotary_write_check() -> dict:
+    entries = {key: rotary_write()[key] for key in ("positions", "slots")}
+    return entries | {"k_scale": ones(1), "v_scale": ones(1), "pages": 2, "page_size": 16}
+
+
 def packed() -> np.ndarray:
     weight = ones(3, 5)
     memory = torch.empty(_native.linear_packed_size(weight, False), dtype=torch.uint8).numpy()
@@ -187,6 +213,8 @@ CALLS = {
     "ppo_moments": moments,
     "ppo_whiten": whiten,
     "ppo_group_advantage": groups,
+    "paged_attention": paged_attention,
+    "paged_attention_check": paged_attention_check,
     "ppo_metrics": lambda: {
         "sums": ones(_native.PPO_NUM_SUMS, dtype="float64"),
         "out": ones(len(_native.ppo_metric_names()), dtype="float64"),
@@ -198,6 +226,8 @@ CALLS = {
     "rotary": rotary,
     "rotary_angles": rotary_angles,
     "rotary_backward": rotary,
+    "rotary_write": rotary_write,
+    "rotary_write_check": rotary_write_check,
     "rotary_widening": lambda: rotary("int16"),
     "rotary_widening_backward": lambda: rotary("int16"),
     "swiglu": swiglu,

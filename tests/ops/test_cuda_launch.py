@@ -155,7 +155,13 @@ def test_nobody_waits_in_a_graph_and_faults_are_kept_until_asked_for(gpu: Device
 
 # ---- who runs what ----
 
-FAMILIES = ("attention", "frames", "linear", "logmel", "logprob", "pitch", "ppo", "quantized", "rowwise")
+FAMILIES = (
+    "attention", "frames", "linear", "logmel", "logprob", "paged_attention", "pitch", "ppo", "quantized",
+    "rotary_write", "rowwise",
+)  # fmt: skip
+
+
+EMULATED = ("logmel", "logprob", "paged_attention", "ppo", "rotary_write")
 
 
 def test_families_without_kernels_there_run_torchs_operators_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +178,7 @@ def test_families_without_kernels_there_run_torchs_operators_by_name(monkeypatch
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of a machine without a GPU")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_machine_without_a_gpu_is_told_so(family: str) -> None:
-    if _native.CUDA_BUILD == "EMULATED" and family in ("logmel", "logprob", "ppo"):
+    if _native.CUDA_BUILD == "EMULATED" and family in EMULATED:
         pytest.skip("the emulator is a device")
     with pytest.raises(RuntimeError, match=rf"\[{family}\] device: expected .*, got "):
         earnest.which(family, device="cuda")

@@ -101,7 +101,8 @@ class Target:
 @dataclass(frozen=True)
 class Case:
     """name: family/what-size-dtype. problem: makes it, given a random generator. per: what one call counts,
-    for people: (1500, "frame"). quick: belongs to `--quick` too."""
+    for people: (1500, "frame"). quick: belongs to `--quick` too. kernel: what earnest.which is asked about,
+    if that is not the family."""
 
     name: str
     problem: Callable[[np.random.Generator], Problem]
@@ -112,6 +113,7 @@ class Case:
     per: tuple[int, str] = (1, "call")
     quick: bool = False
     device: str = "cpu"
+    kernel: str = ""
 
     @property
     def family(self) -> str:

@@ -50,6 +50,17 @@ def results(device: str, tokens: int = 1 << 20) -> Iterator[tuple[str, Sequence[
     yield from _linear(
         normal(tokens >> 10, 256, dtype=torch.bfloat16), normal(509, 256, dtype=torch.bfloat16)
     )
+    for cache in (torch.bfloat16, torch.float8_e4m3fn):
+        table = torch.randperm(tokens >> 6, generator=g).int().view(16, -1).to(device)
+        k, v = (normal(tokens >> 6, 2, 16, 64).to(cache) for _ in "kv")
+        scale = None if cache == torch.bfloat16 else torch.full((2,), 0.5, device=device)
+        lengths = torch.full((16,), 16 * table.shape[1], dtype=torch.int32, device=device)
+        positions, slots = lengths.long() - 1, table[:, -1].long() * 16 + 15
+        qkv = normal(16, 8 * 64, dtype=torch.bfloat16)
+        q = ops.rotary_write(qkv, positions, slots, k, v, theta=1e6, k_scale=scale, v_scale=scale)
+        yield f"rotary_write {cache}", [q, k, v]
+        attended = ops.paged_attention(q, k, v, table, lengths, k_scale=scale, v_scale=scale)
+        yield f"paged_attention {cache}", [attended]
     yield "logmel", [LogMel(128).batch(0.1 * normal(8, tokens >> 4))]
 
 

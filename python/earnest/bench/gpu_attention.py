@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cases of attention on a GPU, forward, against every backend that torch has there, each tile of ours beside
-the one that is chosen."""
+the one that is chosen. Decoding over pages stands in gpu_decode.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from earnest.bench import peers
+from earnest.bench import gpu_decode, peers
 from earnest.bench.attention import Shape, _packed, _padded, _short_lengths
 from earnest.bench.case import ALSO, OURS, Absent, Case, Implementation, Problem, Target
 
@@ -42,6 +42,7 @@ def cases() -> list[Case]:
     found.append(case("64x1500-full-20/20x64", Shape((1500,) * 64, 20, 20, 64, False), Target(ratio=1.1)))
     for tokens in (128, 512):
         found.append(case(f"1x{tokens}-causal-28/4x128", Shape((tokens,), 28, 4, 128), Target(ratio=1.0)))
+    found += gpu_decode.cases()
     for dim in (128, 64):  # last: nothing has executed that path yet
         shape = Shape((8192,) * 2, 16, 16, dim)
         found.append(case(f"sm90a-2x8192-causal-16/16x{dim}", shape, path="sm90a"))

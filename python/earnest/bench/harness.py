@@ -214,9 +214,10 @@ def is_met(target: Target, record: dict[str, Any]) -> bool | None:
 
 def _backend(case: Case) -> str | None:
     """What would run, such as "cpu/avx512"; None for a family that this version does not know."""
-    details = {"dtype": case.dtype, "dim": case.shape.get("dim", 64)} if case.family == "attention" else {}
+    kernel = case.kernel or case.family
+    details = {"dtype": case.dtype, "dim": case.shape.get("dim", 64)} if kernel == "attention" else {}
     try:
-        return earnest.which(case.family, case.device, **details)
+        return earnest.which(kernel, case.device, **details)
     except ValueError:
         return None
 

@@ -8,7 +8,9 @@ from earnest.ops.cuda import raise_faults
 from earnest.ops.frames import gelu, layer_norm
 from earnest.ops.linear import linear
 from earnest.ops.logprob import logprob
+from earnest.ops.paged_attention import paged_attention
 from earnest.ops.ppo import PPOLoss, gae, group_advantage, ppo_loss, whiten
+from earnest.ops.rotary_write import rotary_write
 from earnest.ops.rowwise import rms_norm, rotary, rotary_angles, swiglu
 
 __all__ = [
@@ -22,11 +24,13 @@ __all__ = [
     "linear",
     "logprob",
     "num_threads",
+    "paged_attention",
     "ppo_loss",
     "raise_faults",
     "rms_norm",
     "rotary",
     "rotary_angles",
+    "rotary_write",
     "set_num_threads",
     "swiglu",
     "whiten",
