@@ -137,7 +137,7 @@ def _ours(
 
         def run(q: Any, k: Any, v: Any) -> Any:
             try:
-                return _forward_on_cuda(q, k, v, *rest, **variant)
+                return _forward_on_cuda(q, k, v, *rest, **variant)[0]
             except RuntimeError as error:
                 if "] path: expected" in str(error):
                     raise Absent(str(error)) from None
