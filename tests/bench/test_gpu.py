@@ -9,7 +9,7 @@ import pytest
 from bench_cases import FakeLimits, settings
 
 from earnest import cli
-from earnest.bench import command, gpu_attention, gpu_logmel, gpu_logprob, gpu_ppo
+from earnest.bench import command, gpu_attention, gpu_attention_backward, gpu_logmel, gpu_logprob, gpu_ppo
 from earnest.bench.attention import Shape
 from earnest.bench.case import OURS
 from earnest.bench.harness import measure
@@ -25,6 +25,10 @@ SMALL = {
     "logprob with gradients": gpu_logprob.case(9, 16, 50, gradients=True, device="cpu"),
     "attention": gpu_attention.case("small", Shape((70, 70), 4, 4, 64), device="cpu"),
     "attention, ragged": gpu_attention.case("ragged", Shape((9, 70), 4, 2, 64), device="cpu"),
+    "attention with gradients": gpu_attention_backward.case("small", Shape((70, 70), 4, 4, 64), device="cpu"),
+    "attention with gradients, ragged": gpu_attention_backward.case(
+        "ragged", Shape((9, 70), 4, 2, 64), device="cpu"
+    ),
     "clips": gpu_logmel.clips(2, 1, "cpu"),
 }
 
@@ -47,6 +51,12 @@ def test_the_cases_of_the_targets_are_there_once() -> None:
     causal = targets["attention/cuda-2x8192-causal-16/16x128"]
     assert (causal.ratio, causal.against) == (1.0, "torch, cudnn")
     assert targets["attention/cuda-ragged-16x200-8000-causal-28/4x128"].ratio == 1.2
+    both = targets["attention/cuda-2x8192-causal-16/16x128-forward+backward"]
+    assert (both.ratio, both.against, both.also) == (
+        1.0,
+        "torch, cudnn, deterministic",
+        {"torch, cudnn": 0.9},
+    )
     assert targets["logmel/cuda-1x30s-128-bins"].seconds == 12e-6
     assert targets["logmel/cuda-64x30s-128-bins"].fraction == 0.6
     assert targets["logmel/cuda-512-streams-80ms-128-bins"].seconds == 20e-6

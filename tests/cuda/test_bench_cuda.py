@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from earnest.bench import digest, gpu_attention, gpu_logmel, gpu_logprob, gpu_ppo
+from earnest.bench import digest, gpu_attention, gpu_attention_backward, gpu_logmel, gpu_logprob, gpu_ppo
 from earnest.bench.attention import Shape
 from earnest.bench.case import OURS
 
@@ -17,6 +17,12 @@ CASES = {
     "logprob with gradients": lambda on: gpu_logprob.case(9, 16, 50, gradients=True, device=on),
     "attention": lambda on: gpu_attention.case("small", Shape((70, 70), 2, 2, 64), device=on),
     "attention, ragged": lambda on: gpu_attention.case("ragged", Shape((9, 70), 4, 2, 64), device=on),
+    "attention with gradients": lambda on: gpu_attention_backward.case(
+        "small", Shape((70, 70), 2, 2, 64), device=on
+    ),
+    "attention with gradients, ragged": lambda on: gpu_attention_backward.case(
+        "ragged", Shape((9, 70), 4, 2, 64, causal=False), device=on
+    ),
     "clips": lambda on: gpu_logmel.clips(2, 1, on),
     "streams": lambda on: gpu_logmel.streams(3, 80, on),
 }
