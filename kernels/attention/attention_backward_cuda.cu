@@ -7,6 +7,7 @@
 #include "kernels/attention/attention_cuda.h"
 #include "kernels/attention/attention_paths.h"
 #include "kernels/common/bfloat16.h"
+#include "kernels/common/cuda.h"
 #include "kernels/common/float16.h"
 #include "kernels/common/record_fault.h"
 #include "kernels/common/simt.h"
@@ -90,12 +91,17 @@ Status prepare(const Params& p, const Gradients& g, RowNumbers* numbers) {
 
 }  // namespace
 
-size_t backward_workspace_size_cuda(const Params& p) { return backward_plan_of(p).bytes; }
+size_t backward_workspace_size_cuda(const Params& p) {
+  cuda::Properties device;
+  return cuda::properties(kOp, &device).ok() ? backward_plan_of(p, device.shared_bytes).bytes : 0;
+}
 
 Status backward_cuda(const Params& p, const Gradients& g) {
   if (p.path == CudaPath::kSm90a)
     return unsupported(kOp, "path", "best or sm80 for the backward pass", "sm90a");
-  const BackwardPlan plan = backward_plan_of(p);
+  cuda::Properties device;
+  if (Status found = cuda::properties(kOp, &device); !found.ok()) return found;
+  const BackwardPlan plan = backward_plan_of(p, device.shared_bytes);
   if (plan.rows.slots == 0 && plan.keys.slots == 0) return {};
   if (Status status = check_slots("q", p, plan.rows); !status.ok()) return status;
   if (Status status = check_slots("k", p, plan.keys); !status.ok()) return status;

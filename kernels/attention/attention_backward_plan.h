@@ -87,9 +87,21 @@ struct BackwardPlan {
   size_t row_list, key_list, bytes;  // where the lists begin, and all of it
 };
 
-inline BackwardPlan backward_plan_of(const Params& p) {
+// Shared memory of a block whose tile of rows stays: two operands of it, and three of what passes.
+constexpr int64_t shared_bytes_of(int64_t tile_rows, int64_t dim) {
+  return (2 * tile_rows + 3 * kKeys) * dim * 2 + 1024;
+}
+
+// shared_bytes: what a block may have of it. Of 128 rows of dim 128, a GPU of compute capability 8.6 or 8.9
+// has too little.
+inline BackwardPlan backward_plan_of(const Params& p, int64_t shared_bytes) {
   BackwardPlan plan;
   plan.rows = plan_of(p), plan.keys = plan_of(with_keys_as_rows(p));
+  if (p.tile_rows == 0 && shared_bytes_of(plan.rows.tile_rows, p.dim) > shared_bytes) {
+    Params few = p;
+    few.tile_rows = kFewTileRows;
+    plan.rows = plan_of(few);
+  }
   plan.row_list = static_cast<size_t>(p.tokens_q * p.heads) * sizeof(RowNumbers);
   plan.key_list =
       plan.row_list + (plan.rows.ordered ? static_cast<size_t>(plan.rows.slots) * sizeof(Tile) : 0);

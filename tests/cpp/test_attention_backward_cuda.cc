@@ -339,7 +339,7 @@ TEST(tiles_are_listed_once_and_the_longest_first) {
   const Params host = c.on_host();
   Params p = host;
   p.device = Device::kCuda;
-  const gpu::BackwardPlan plan = gpu::backward_plan_of(p);
+  const gpu::BackwardPlan plan = gpu::backward_plan_of(p, 99 << 10);
   CHECK(plan.rows.ordered && plan.keys.ordered && backward_workspace_size(p) == plan.bytes);
   OnDevice<char> workspace(std::vector<char>(plan.bytes, 7));
   OnDevice<int32_t> cu_q(c.cu_q), cu_k(c.cu_k);

@@ -162,13 +162,24 @@ TEST(numbers_of_a_tile_are_neighbours_and_each_row_has_a_place) {
 TEST(the_workspace_holds_numbers_and_the_lists_that_there_are) {
   const std::vector<int> many(64, 70);
   Case one(many, many, 4, 2, true);
-  const BackwardPlan plan = backward_plan_of(one.p);
+  const BackwardPlan plan = backward_plan_of(one.p, 99 << 10);
   CHECK(plan.rows.ordered && plan.keys.ordered);
   CHECK(plan.row_list == 64 * 70 * 4 * sizeof(RowNumbers));
   CHECK(plan.key_list == plan.row_list + static_cast<size_t>(plan.rows.slots) * sizeof(Tile));
   CHECK(plan.bytes == plan.key_list + static_cast<size_t>(plan.keys.slots) * sizeof(Tile));
-  const BackwardPlan alone = backward_plan_of(Case({70}, {70}, 4, 2, true).p);
+  const BackwardPlan alone = backward_plan_of(Case({70}, {70}, 4, 2, true).p, 99 << 10);
   CHECK(alone.bytes == 70 * 4 * sizeof(RowNumbers));
+}
+
+TEST(rows_that_stay_are_as_many_as_shared_memory_holds) {
+  const auto rows = [](int64_t dim, int64_t shared_bytes, int asked) {
+    Params p = Case({700}, {700}, 2, 2, true).p;
+    p.dim = dim, p.tile_rows = asked;
+    return backward_plan_of(p, shared_bytes).rows.tile_rows;
+  };
+  CHECK(rows(128, 227 << 10, 0) == 128 && rows(128, 163 << 10, 0) == 128 && rows(128, 99 << 10, 0) == 64);
+  CHECK(rows(64, 99 << 10, 0) == 128);
+  CHECK(rows(128, 99 << 10, 128) == 128 && rows(128, 227 << 10, 64) == 64);  // who asks gets it, or an error
 }
 
 TEST(tiles_of_keys_are_those_that_rows_see) {
