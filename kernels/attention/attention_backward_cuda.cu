@@ -84,9 +84,10 @@ Status prepare(const Params& p, const Gradients& g, RowNumbers* numbers) {
                       p.stream, p, g, numbers);
 }
 
-template <typename T>
 Status prepare(const Params& p, const Gradients& g, RowNumbers* numbers) {
-  return p.dim == 64 ? prepare<T, 64>(p, g, numbers) : prepare<T, 128>(p, g, numbers);
+  if (p.type == Type::kFloat16)
+    return p.dim == 64 ? prepare<Float16, 64>(p, g, numbers) : prepare<Float16, 128>(p, g, numbers);
+  return p.dim == 64 ? prepare<BFloat16, 64>(p, g, numbers) : prepare<BFloat16, 128>(p, g, numbers);
 }
 
 }  // namespace
@@ -109,11 +110,14 @@ Status backward_cuda(const Params& p, const Gradients& g) {
   auto* const numbers = reinterpret_cast<RowNumbers*>(workspace);
   auto* const row_list = plan.rows.ordered ? reinterpret_cast<Tile*>(workspace + plan.row_list) : nullptr;
   auto* const key_list = plan.keys.ordered ? reinterpret_cast<Tile*>(workspace + plan.key_list) : nullptr;
-  Status status =
-      p.type == Type::kFloat16 ? prepare<Float16>(p, g, numbers) : prepare<BFloat16>(p, g, numbers);
-  if (status.ok() && row_list != nullptr) status = order_rows(p, plan.rows, row_list);
-  if (status.ok() && key_list != nullptr) status = order_keys(p, plan.keys, key_list);
-  return status.ok() ? sm80::backward(p, g, plan, numbers, row_list, key_list) : status;
+  if (Status status = prepare(p, g, numbers); !status.ok()) return status;
+  if (row_list != nullptr) {
+    if (Status status = order_rows(p, plan.rows, row_list); !status.ok()) return status;
+  }
+  if (key_list != nullptr) {
+    if (Status status = order_keys(p, plan.keys, key_list); !status.ok()) return status;
+  }
+  return sm80::backward(p, g, plan, numbers, row_list, key_list);
 }
 
 }  // namespace earnest::attention
