@@ -126,11 +126,10 @@ void backward(const Read& q, const Read& k, const Read& v, const Read& out, cons
               const Read& grad_out, const std::optional<Lse>& grad_lse, const Write& grad_q,
               const Write& grad_k, const Write& grad_v, const Lengths& cu_seqlens_q,
               const Lengths& cu_seqlens_k, const Lengths& seqused_k, int64_t sequences, bool causal,
-              double scale) {
-  const std::optional<nb::callable> allocate;
-  const FaultArray fault;
-  const Place place("attention", q, {0, allocate, fault});
-  const Params p = params_of(place, q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, sequences, causal, scale);
+              double scale, uintptr_t stream, const std::optional<nb::callable>& allocate,
+              const FaultArray& fault, int tile_rows) {
+  const Place place("attention", q, {stream, allocate, fault});
+  Params p = params_of(place, q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, sequences, causal, scale);
   expect_like("out", out, q);
   expect_like("grad_out", grad_out, q);
   expect_like("grad_q", Read(grad_q), q);
@@ -142,6 +141,9 @@ void backward(const Read& q, const Read& k, const Read& v, const Read& out, cons
                             place.data("grad_out", grad_out), place.data("grad_lse", grad_lse),
                             place.data("grad_q", grad_q),     place.data("grad_k", grad_k),
                             place.data("grad_v", grad_v)};
+  p.tile_rows = tile_rows;
+  Workspace workspace(place, attention::backward_workspace_size(p));
+  p.workspace = workspace.data();
   Status status;
   {
     nb::gil_scoped_release release;
@@ -179,7 +181,8 @@ void bind_attention(nb::module_& module) {
              nb::arg("grad_q").noconvert(), nb::arg("grad_k").noconvert(), nb::arg("grad_v").noconvert(),
              nb::arg("cu_seqlens_q").none().noconvert(), nb::arg("cu_seqlens_k").none().noconvert(),
              nb::arg("seqused_k").none().noconvert(), nb::arg("sequences"), nb::arg("causal"),
-             nb::arg("scale"));
+             nb::arg("scale"), nb::arg("stream") = 0, nb::arg("allocate") = nb::none(),
+             nb::arg("fault").noconvert() = nb::none(), nb::arg("tile_rows") = 0);
   module.def("attention_which", &which, nb::arg("device"), nb::arg("dtype"), nb::arg("dim"));
 }
 

@@ -285,6 +285,10 @@ size_t workspace_size(const Params& p) {
   return p.device == Device::kCuda && check(p).ok() ? workspace_size_cuda(p) : 0;  // run tells the reason
 }
 
+size_t backward_workspace_size(const Params& p) {
+  return p.device == Device::kCuda && check(p).ok() ? backward_workspace_size_cuda(p) : 0;
+}
+
 Status which(Device device, Type type, int64_t dim, std::string* name) {
   if (device == Device::kCuda) return which_cuda(type, dim, name);
   Backend backend;
@@ -321,6 +325,7 @@ Status forward(const Params& p, const Output& output) {
 
 Status backward(const Params& p, const Gradients& gradients) {
   if (Status status = check(p, gradients); !status.ok()) return status;
+  if (p.device == Device::kCuda) return backward_cuda(p, gradients);
   Backend backend;
   CpuTier tier;
   if (Status status = choose(p.type, &backend, &tier); !status.ok()) return status;

@@ -29,8 +29,7 @@ namespace earnest::attention {
 
 // Of bfloat16, sums and softmax are float32. On the tier avx512_bf16 products multiply bfloat16:
 // probabilities (and, backward, the gradients of scores) are rounded to it; on the others they are not.
-// CUDA runs bfloat16 and float16 (float16 on CUDA alone), rounds probabilities likewise, and has no backward
-// pass yet.
+// CUDA runs bfloat16 and float16 (float16 on CUDA alone), and rounds likewise.
 enum class Type { kFloat32, kFloat64, kBFloat16, kFloat16 };
 
 // CUDA's ways to a result. Their bits differ, as those of CPU tiers do. kBest is kSm80, until a GPU has run
@@ -60,7 +59,9 @@ struct Params {
   // is there, nothing outside of the arrays is touched, and what out and lse then hold is not said.
   void* stream = nullptr;      // a cudaStream_t
   FaultWord* fault = nullptr;  // on the device (device_fault.h); null: not recorded
-  void* workspace = nullptr;   // [workspace_size(params)], begins on 16 bytes; of no particular content
+  // [workspace_size(params)], or [backward_workspace_size(params)]; begins on 16 bytes, of no particular
+  // content
+  void* workspace = nullptr;
   CudaPath path = CudaPath::kBest;
   int tile_rows = 0;  // rows that a block takes at a time, 64 or 128; 0: the rule's. No bit depends on it
 };
@@ -82,7 +83,8 @@ struct Gradients {
   void* grad_v = nullptr;
 };
 
-size_t workspace_size(const Params& params);  // in bytes; none on the CPU
+size_t workspace_size(const Params& params);  // in bytes, of forward; none on the CPU
+size_t backward_workspace_size(const Params& params);
 
 Status forward(const Params& params, const Output& output);
 Status backward(const Params& params, const Gradients& gradients);
@@ -91,8 +93,7 @@ Status backward(const Params& params, const Gradients& gradients);
 Status reference_forward(const Params& params, const Output& output);
 Status reference_backward(const Params& params, const Gradients& gradients);
 
-// The back end that forward (and on the CPU backward) would run, "cpu/avx512" or "cuda/sm80"; an error if
-// there is none.
+// The back end that forward and backward would run, "cpu/avx512" or "cuda/sm80"; an error if there is none.
 Status which(Device device, Type type, int64_t dim, std::string* name);
 
 // What a word of faults says of these bounds, in the words of the CPU's checks; ok for kNoFault.

@@ -151,8 +151,6 @@ Status check(const Params& p, const Output& output) {
 
 Status check(const Params& p, const Gradients& g) {
   if (Status status = check(p); !status.ok()) return status;
-  if (p.device == Device::kCuda)
-    return unsupported("attention", "device", "cpu (on cuda there is no backward pass yet)", "cuda");
   for (const auto& [argument, pointer, elements] :
        {std::tuple{"out", g.out, p.tokens_q}, std::tuple{"lse", static_cast<const void*>(g.lse), p.tokens_q},
         std::tuple{"grad_out", g.grad_out, p.tokens_q},
@@ -160,7 +158,15 @@ Status check(const Params& p, const Gradients& g) {
         std::tuple{"grad_k", static_cast<const void*>(g.grad_k), p.tokens_k},
         std::tuple{"grad_v", static_cast<const void*>(g.grad_v), p.tokens_k}}) {
     if (Status status = check_pointer(argument, pointer, elements); !status.ok()) return status;
+    if (p.device == Device::kCuda && reinterpret_cast<uintptr_t>(pointer) % 16 != 0 && pointer != g.lse)
+      return wrong(argument, "an array that begins on 16 bytes on cuda", "another");
   }
+  if (p.device != Device::kCuda) return {};
+  if (p.tokens_q > INT32_MAX / (p.heads / p.kv_heads))  // rows of a sequence are counted so
+    return wrong("q", "fewer than 2^31 tokens times heads of a key head on cuda",
+                 std::to_string(p.tokens_q) + " x " + std::to_string(p.heads / p.kv_heads));
+  if (p.workspace == nullptr && backward_workspace_size_cuda(p) > 0)
+    return wrong("workspace", "an array", "none");
   return {};
 }
 

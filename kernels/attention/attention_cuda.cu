@@ -15,9 +15,28 @@ using namespace gpu;
 constexpr int kThreads = 128;
 constexpr int kPitch = kClasses + 1;  // of a thread's counts: those of one class lie in different banks
 
+struct ByRows {  // tiles of rows
+  static __device__ Tile tile(const Params& p, const Plan& plan, int64_t slot) {
+    return tile_of(p, plan, slot);
+  }
+  static __device__ int kind(const Params& p, const Plan& plan, const Tile& tile) {
+    return class_of(p, plan, tile);
+  }
+};
+struct ByKeys {  // tiles of keys
+  static __device__ Tile tile(const Params& keys, const Plan& plan, int64_t slot) {
+    return key_tile_of(keys, plan, slot);
+  }
+  static __device__ int kind(const Params& p, const Plan& plan, const Tile& tile) {
+    return class_of_keys(p, plan, tile);
+  }
+};
+
 // One block. Each thread takes a range of slots: it counts how many of each class it has, learns where its
-// first of each class belongs, and lists them there.
-__global__ void __launch_bounds__(kThreads) order_tiles(const Params p, const Plan plan, Tile* const order) {
+// first of each class belongs, and lists them there. `listed`: the problem whose rows tiles are of.
+template <typename By>
+__global__ void __launch_bounds__(kThreads)
+    order_tiles(const Params p, const Params listed, const Plan plan, Tile* const order) {
   EARNEST_SHARED(int64_t, first, kClasses);
   EARNEST_SHARED(uint32_t, counts, kThreads* kPitch);
   const int thread = static_cast<int>(threadIdx.x), own = thread * kPitch;
@@ -25,7 +44,8 @@ __global__ void __launch_bounds__(kThreads) order_tiles(const Params p, const Pl
   const int64_t begin = between(0, thread * share, plan.slots), end = between(0, begin + share, plan.slots);
 
   for (int c = 0; c < kClasses; ++c) counts[own + c] = 0;
-  for (int64_t slot = begin; slot < end; ++slot) ++counts[own + class_of(p, plan, tile_of(p, plan, slot))];
+  for (int64_t slot = begin; slot < end; ++slot)
+    ++counts[own + By::kind(p, plan, By::tile(listed, plan, slot))];
   __syncthreads();
 
   if (thread < kClasses) {  // a class each: what the threads before have of it
@@ -45,8 +65,8 @@ __global__ void __launch_bounds__(kThreads) order_tiles(const Params p, const Pl
   __syncthreads();
 
   for (int64_t slot = begin; slot < end; ++slot) {
-    const Tile tile = tile_of(p, plan, slot);
-    const int c = class_of(p, plan, tile);
+    const Tile tile = By::tile(listed, plan, slot);
+    const int c = By::kind(p, plan, tile);
     order[first[c] + counts[own + c]++] = tile;
   }
 }
@@ -66,6 +86,27 @@ Status check_path(const Params& p) {
 }
 
 }  // namespace
+
+namespace gpu {
+
+Status order_rows(const Params& p, const Plan& plan, Tile* order) {
+  return simt::launch({kOp, "order_tiles"}, order_tiles<ByRows>, dim3(1), dim3(kThreads), 0, p.stream, p, p,
+                      plan, order);
+}
+
+Status order_keys(const Params& p, const Plan& plan, Tile* order) {
+  return simt::launch({kOp, "order_tiles"}, order_tiles<ByKeys>, dim3(1), dim3(kThreads), 0, p.stream, p,
+                      with_keys_as_rows(p), plan, order);
+}
+
+Status check_slots(const char* argument, const Params& p, const Plan& plan) {
+  constexpr int64_t kMostBlocks = (int64_t{1} << 31) - 1;  // of a grid: of 64 rows, 2^37 numbers at the least
+  if (plan.slots <= kMostBlocks / p.kv_heads) return {};
+  return unsupported(kOp, argument, "fewer than 2^31 tiles and key heads on cuda",
+                     std::to_string(plan.slots) + " x " + std::to_string(p.kv_heads));
+}
+
+}  // namespace gpu
 
 Status which_cuda(Type type, int64_t dim, std::string* name) {
   cuda::Properties device;
@@ -88,15 +129,10 @@ Status forward_cuda(const Params& p, const Output& output) {
   if (Status status = check_path(p); !status.ok()) return status;
   const Plan plan = plan_of(p);
   if (plan.slots == 0) return {};
-  constexpr int64_t kMostBlocks = (int64_t{1} << 31) - 1;  // of a grid: of 64 rows, 2^37 numbers at the least
-  if (plan.slots > kMostBlocks / p.kv_heads)
-    return unsupported(kOp, "q", "fewer than 2^31 tiles and key heads on cuda",
-                       std::to_string(plan.slots) + " x " + std::to_string(p.kv_heads));
+  if (Status status = check_slots("q", p, plan); !status.ok()) return status;
   auto* const order = plan.ordered ? static_cast<Tile*>(p.workspace) : nullptr;
   if (plan.ordered) {
-    Status status =
-        simt::launch({kOp, "order_tiles"}, order_tiles, dim3(1), dim3(kThreads), 0, p.stream, p, plan, order);
-    if (!status.ok()) return status;
+    if (Status status = order_rows(p, plan, order); !status.ok()) return status;
   }
 #if !defined(EARNEST_EMULATED)
   if (p.path == CudaPath::kSm90a && p.tokens_k > 0) return sm90a::forward(p, output, plan, order);

@@ -11,5 +11,7 @@ Status which_cuda(Type type, int64_t dim, std::string* name);
 // The parameters have been checked.
 size_t workspace_size_cuda(const Params& params);
 Status forward_cuda(const Params& params, const Output& output);
+size_t backward_workspace_size_cuda(const Params& params);
+Status backward_cuda(const Params& params, const Gradients& gradients);
 
 }  // namespace earnest::attention

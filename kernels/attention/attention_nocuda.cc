@@ -12,5 +12,7 @@ Status none() { return unsupported("attention", "device", "cpu (this is built wi
 Status which_cuda(Type, int64_t, std::string*) { return none(); }
 size_t workspace_size_cuda(const Params&) { return 0; }
 Status forward_cuda(const Params&, const Output&) { return none(); }
+size_t backward_workspace_size_cuda(const Params&) { return 0; }
+Status backward_cuda(const Params&, const Gradients&) { return none(); }
 
 }  // namespace earnest::attention

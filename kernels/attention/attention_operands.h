@@ -46,6 +46,14 @@ __device__ inline void multiply(float (&d)[4], const uint32_t (&a)[4], const uin
 __device__ inline bool is_unfinite(uint32_t bits, BFloat16) { return (bits & 0x7f80u) == 0x7f80u; }
 __device__ inline bool is_unfinite(uint32_t bits, Float16) { return (bits & 0x7c00u) == 0x7c00u; }
 
+// Of two numbers those that are finite, and 0 in place of others.
+template <typename T>
+__device__ inline uint32_t finite_of(uint32_t pair, T) {
+  if (is_unfinite(pair, T{})) pair &= 0xffff0000u;
+  if (is_unfinite(pair >> 16, T{})) pair &= 0x0000ffffu;
+  return pair;
+}
+
 // ---- into shared memory ----
 
 // Where the piece with number d of a row begins, in an operand of kRows rows.
@@ -91,9 +99,9 @@ __device__ inline int line_of(int row, int d, int piece) {
   return (d / kLine * kRows + row + line) * kLineBytes + ((d % kLine / kPiece) ^ piece ^ line) * kPieceBytes;
 }
 
-// s += q k^T. `row`: the warp's first of q.
-template <typename T, int kRows, int kDim, int S>
-__device__ inline void add_scores(Bytes q, Bytes k, int row, Strips<S, kKeys / 8>& s) {
+// s += q k^T of the first 8 J keys. `row`: the warp's first of q.
+template <typename T, int kRows, int kDim, int S, int J>
+__device__ inline void add_scores(Bytes q, Bytes k, int row, Strips<S, J>& s) {
   const Corner corner;
 #pragma unroll
   for (int d = 0; d < kDim; d += 16) {
@@ -104,7 +112,7 @@ __device__ inline void add_scores(Bytes q, Bytes k, int row, Strips<S, kKeys / 8
       simt::ldmatrix_x4(a[strip], &q[line_of<kRows>(first, d, corner.high)]);
     }
 #pragma unroll
-    for (int j = 0; j < kKeys / 8; j += 2) {
+    for (int j = 0; j < J; j += 2) {
       uint32_t b[4];
       simt::ldmatrix_x4(b, &k[line_of<kKeys>(8 * j + 8 * corner.high, d, corner.low)]);
       const uint32_t first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
@@ -119,15 +127,15 @@ __device__ inline void add_scores(Bytes q, Bytes k, int row, Strips<S, kKeys / 8
 
 // Weights of a tile of keys, rounded: [s][j][h] holds the two columns of 8 in the row of half h. The sums of
 // one product are laid out as the left operand of the next wants them.
-template <int S>
-using Weights = uint32_t[S][kKeys / 8][2];
+template <int S, int J = kKeys / 8>
+using Weights = uint32_t[S][J][2];
 
-template <typename T, int S>
-__device__ inline void round_weights(const Strips<S, kKeys / 8>& from, Weights<S>& to) {
+template <typename T, int S, int J>
+__device__ inline void round_weights(const Strips<S, J>& from, Weights<S, J>& to) {
 #pragma unroll
   for (int strip = 0; strip < S; ++strip) {
 #pragma unroll
-    for (int j = 0; j < kKeys / 8; ++j) {
+    for (int j = 0; j < J; ++j) {
 #pragma unroll
       for (int half = 0; half < 2; ++half)
         to[strip][j][half] = pack(from[strip][j][2 * half], from[strip][j][2 * half + 1], T{});
@@ -136,25 +144,29 @@ __device__ inline void round_weights(const Strips<S, kKeys / 8>& from, Weights<S
 }
 
 // Keys [key, key + 16) as the left operand.
-template <int S>
-__device__ inline void left_operand(const Weights<S>& p, int strip, int key, uint32_t (&a)[4]) {
+template <int S, int J>
+__device__ inline void left_operand(const Weights<S, J>& p, int strip, int key, uint32_t (&a)[4]) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) a[i] = p[strip][key / 8 + i / 2][i % 2];
 }
 
-// o += p v.
-template <typename T, int kDim, int S>
-__device__ inline void add_values(const Weights<S>& p, Bytes v, Strips<S, kDim / 8>& o) {
+// o += p v of the first 8 J keys. kFiniteOnly: what is not finite of v counts as 0.
+template <typename T, int kDim, int S, bool kFiniteOnly = false, int J>
+__device__ inline void add_values(const Weights<S, J>& p, Bytes v, Strips<S, kDim / 8>& o) {
   const Corner corner;
 #pragma unroll
-  for (int key = 0; key < kKeys; key += 16) {
+  for (int key = 0; key < 8 * J; key += 16) {
     uint32_t a[S][4];
 #pragma unroll
-    for (int strip = 0; strip < S; ++strip) left_operand<S>(p, strip, key, a[strip]);
+    for (int strip = 0; strip < S; ++strip) left_operand(p, strip, key, a[strip]);
 #pragma unroll
     for (int j = 0; j < kDim / 8; j += 2) {
       uint32_t b[4];
       simt::ldmatrix_x4_trans(b, &v[line_of<kKeys>(key + 8 * corner.low, 8 * j, corner.high)]);
+      if constexpr (kFiniteOnly) {
+#pragma unroll
+        for (uint32_t& pair : b) pair = finite_of(pair, T{});
+      }
       const uint32_t first[2] = {b[0], b[1]}, second[2] = {b[2], b[3]};
 #pragma unroll
       for (int strip = 0; strip < S; ++strip) {

@@ -68,7 +68,7 @@ __device__ inline void attend(const Params& p, const Output& output, float scale
     round_weights<T, S>(s, weights);
     simt::copy_async_wait<1>();
     if (__syncthreads_or(!whole && rows.causal && has_unfinite<T, kDim>(memory.v, thread()))) {
-      add_unfinite<T, kDim, S>(weights, memory.v, seen, o);
+      add_unfinite<T, kDim, S>(weights, memory.v, [&](int i) { return Columns{0, seen(i)}; }, o);
       __syncthreads();
       clear_unfinite<T, kDim>(memory.v, thread());
       __syncthreads();

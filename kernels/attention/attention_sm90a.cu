@@ -178,7 +178,7 @@ __device__ inline void attend(const Params& p, const Output& output, float scale
     hopper::wait(&stage.values, turn->parity);
     if (!whole &&
         hopper::meet_or(kAllMeet, kMultiplying, sm80::has_unfinite<T, kDim, kMultiplying>(v, multiplying))) {
-      sm80::add_unfinite<T, kDim, 1>(weights, v, seen, o);
+      sm80::add_unfinite<T, kDim, 1>(weights, v, [&](int i) { return sm80::Columns{0, seen(i)}; }, o);
       hopper::meet(kAllMeet, kMultiplying);
       sm80::clear_unfinite<T, kDim, kMultiplying>(v, multiplying);
       hopper::fence_shared();

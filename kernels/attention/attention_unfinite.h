@@ -9,6 +9,10 @@
 
 namespace earnest::attention::gpu::sm80 {
 
+struct Columns {  // that a row sees: [begin, end)
+  int begin, end;
+};
+
 // Among the pieces of one of kCount threads, on sm80 those that it has brought itself.
 template <typename T, int kDim, int kCount = kThreads>
 __device__ inline bool has_unfinite(Bytes v, int thread) {
@@ -26,17 +30,17 @@ __device__ inline void clear_unfinite(Bytes v, int thread) {
   for_each_piece<kKeys, kDim, kCount>(thread, [&](int key, int d) {
     for (int word = 0; word < kPieceBytes / 4; ++word) {
       auto* const at = reinterpret_cast<uint32_t*>(&v[place_of<kKeys>(key, d) + 4 * word]);
-      if (is_unfinite(*at, T{})) *at &= 0xffff0000u;
-      if (is_unfinite(*at >> 16, T{})) *at &= 0x0000ffffu;
+      *at = finite_of(*at, T{});
     }
   });
 }
 
 // Of the strip's row in this half: which keys of the tile have a weight above 0 (or of NaN), a bit each.
-__device__ inline uint64_t keys_that_weigh(const uint32_t (&weights)[kKeys / 8][2], int half) {
+template <int J>
+__device__ inline uint64_t keys_that_weigh(const uint32_t (&weights)[J][2], int half) {
   uint64_t bits = 0;
 #pragma unroll
-  for (int j = 0; j < kKeys / 8; ++j) {
+  for (int j = 0; j < J; ++j) {
     const uint32_t pair = weights[j][half];
     const uint64_t both = ((pair & 0xffffu) != 0 ? 1u : 0u) | ((pair >> 16) != 0 ? 2u : 0u);
     bits |= both << (8 * j + strip_column());
@@ -49,20 +53,19 @@ __device__ inline uint64_t keys_that_weigh(const uint32_t (&weights)[kKeys / 8][
   return bits;
 }
 
-// o += weight * value of every value that is not finite, where the row sees its key. With any weight above 0
-// that is the value itself, and with 0 it is NaN.
-template <typename T, int kDim, int S, typename Seen>
-__device__ inline void add_unfinite(const Weights<S>& weights, Bytes v, const Seen& seen,
+// o += weight * value of every value that is not finite, of the first 8 J, where the row sees its key. With
+// any weight above 0 that is the value itself, and with 0 it is NaN. seen(row): the keys that it sees.
+template <typename T, int kDim, int S, int J, typename Seen>
+__device__ inline void add_unfinite(const Weights<S, J>& weights, Bytes v, const Seen& seen,
                                     Strips<S, kDim / 8>& o) {
 #pragma unroll
   for (int strip = 0; strip < S; ++strip) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int count = seen(strip * kStripRows + strip_row(half));
+      const Columns sees = seen(strip * kStripRows + strip_row(half));
       const uint64_t weigh = keys_that_weigh(weights[strip], half);
 #pragma unroll 1
-      for (int key = 0; key < kKeys; ++key) {
-        if (key >= count) break;
+      for (int key = sees.begin > 0 ? sees.begin : 0; key < 8 * J && key < sees.end; ++key) {
         const float weight = (weigh >> key & 1) != 0 ? 1.0f : 0.0f;
 #pragma unroll
         for (int j = 0; j < kDim / 8; ++j) {

@@ -12,6 +12,7 @@ from earnest import cli
 from earnest.bench import (
     command,
     gpu_attention,
+    gpu_attention_backward,
     gpu_decode,
     gpu_linear,
     gpu_logmel,
@@ -37,6 +38,10 @@ SMALL = {
     "linear": gpu_linear.case(9, 40, 24, "bfloat16", device="cpu"),
     "linear, int8": gpu_linear.case(9, 40, 24, "int8", device="cpu"),
     "linear, int4": gpu_linear.case(1, 64, 24, "int4", device="cpu"),
+    "attention with gradients": gpu_attention_backward.case("small", Shape((70, 70), 4, 4, 64), device="cpu"),
+    "attention with gradients, ragged": gpu_attention_backward.case(
+        "ragged", Shape((9, 70), 4, 2, 64), device="cpu"
+    ),
     "clips": gpu_logmel.clips(2, 1, "cpu"),
     "decoding": gpu_decode.case(gpu_decode.Shape(6, 40, 4, 2, 64), device="cpu"),
     "decoding, 3 queries over e4m3": gpu_decode.case(
@@ -73,6 +78,12 @@ def test_the_cases_of_the_targets_are_there_once() -> None:
     decoding = targets["attention/cuda-decode-64x16k-28/4x128-bf16"]
     assert (decoding.ratio, decoding.fraction) == (1.1, 0.85)
     assert targets["attention/cuda-decode-256x1k-28/4x128-bf16"].fraction is None  # half a gigabyte
+    both = targets["attention/cuda-2x8192-causal-16/16x128-forward+backward"]
+    assert (both.ratio, both.against, both.also) == (
+        1.0,
+        "torch, cudnn, deterministic",
+        {"torch, cudnn": 0.9},
+    )
     assert targets["logmel/cuda-1x30s-128-bins"].seconds == 12e-6
     assert targets["logmel/cuda-64x30s-128-bins"].fraction == 0.6
     assert targets["logmel/cuda-512-streams-80ms-128-bins"].seconds == 20e-6

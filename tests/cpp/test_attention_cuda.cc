@@ -402,7 +402,6 @@ TEST(what_cuda_does_not_take_is_named) {
   CHECK(contains(forward(p, {c.out.data(), &lse}).message(), "q: expected an array that begins on 16 bytes"));
   p = c.on_host();
   p.device = Device::kCuda;
-  CHECK(contains(backward(p, {}).message(), "no backward pass yet"));
   p.cu_seqlens_q = p.cu_seqlens_k = nullptr;  // equal lengths: nothing is read
   p.sequences = 1, p.tokens_q = p.tokens_k = (int64_t{1} << 31) - 1;
   p.heads = p.kv_heads = 1024;

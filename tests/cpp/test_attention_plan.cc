@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/attention/attention_backward_plan.h"
 #include "kernels/attention/attention_plan.h"
 #include "kernels/attention/attention_rows.h"
 #include "tests/cpp/check.h"
@@ -84,6 +85,101 @@ TEST(every_row_is_in_one_tile) {
   Params equal = Case({65, 65, 65}, {70, 70, 70}, 14, 2, true).p;
   equal.cu_seqlens_q = equal.cu_seqlens_k = nullptr;
   check_every_row_is_in_one_tile(equal);
+}
+
+// Keys of each sequence, used or not, that the slots' tiles hold; of each sequence the first keys first.
+TEST(every_key_is_in_one_tile) {
+  std::mt19937 random(4);
+  for (int repeat = 0; repeat < 60; ++repeat) {
+    const auto lengths = random_lengths(random, 1 + repeat % 9, repeat % 3 == 0 ? 3 : 400);
+    Case one(lengths, lengths, 14, 2, true);
+    one.p.dim = repeat % 2 == 0 ? 64 : 128;
+    one.used.assign(lengths.size(), 0);
+    one.p.seqused_k = one.used.data();
+    const Params keys = with_keys_as_rows(one.p);
+    const Plan plan = plan_of(keys);
+    CHECK(plan.tile_rows == (one.p.dim == 64 ? 128 : 64));
+    std::map<int64_t, int64_t> next;  // block of each sequence
+    for (int64_t slot = 0; slot < plan.slots; ++slot) {
+      const Tile tile = key_tile_of(keys, plan, slot);
+      if (tile.sequence >= 0) CHECK(tile.block == next[tile.sequence]++);
+    }
+    for (size_t n = 0; n < lengths.size(); ++n)
+      CHECK(next[static_cast<int64_t>(n)] == blocks_of(lengths[n], plan.tile_rows));
+  }
+  Params equal = Case({65, 65}, {70, 70}, 14, 2, true).p;
+  equal.cu_seqlens_q = equal.cu_seqlens_k = nullptr;
+  const Params keys = with_keys_as_rows(equal);
+  const Plan plan = plan_of(keys);
+  CHECK(plan.slots == 2 && !plan.ordered);
+  for (int64_t slot = 0; slot < 2; ++slot) {
+    const Tile tile = key_tile_of(keys, plan, slot);
+    CHECK(tile.sequence == slot && tile.block == 0);
+  }
+}
+
+TEST(tiles_of_rows_are_those_that_see_keys) {
+  std::mt19937 random(5);
+  for (int repeat = 0; repeat < 300; ++repeat) {
+    const auto below = [&](int64_t most) { return static_cast<int64_t>(random()) % most; };
+    const int64_t group = 1 + below(9);
+    const Sequence s = {0, below(60), 0, below(300)};
+    const bool causal = repeat % 2 == 0;
+    const int64_t first = below(5) * 64, size = repeat % 3 == 0 ? 64 : 128;
+    const RowTiles tiles = row_tiles(s, first, size, group, causal);
+    CHECK(tiles.begin >= 0 && tiles.end <= blocks_of(s.queries * group, kKeys));
+    for (int64_t tile = 0; tile < blocks_of(s.queries * group, kKeys); ++tile) {
+      bool some = false, all = true;  // as the contract says it
+      for (int64_t row = tile * kKeys; row < (tile + 1) * kKeys; ++row) {
+        for (int64_t j = first; j < first + size && j < s.keys; ++j) {
+          const bool sees = row < s.queries * group && (!causal || j <= row / group + (s.keys - s.queries));
+          if (sees) CHECK(row >= first_row_seeing(s, j, group, causal));
+          if (!sees && row < s.queries * group) CHECK(row < first_row_seeing(s, j, group, causal));
+          some |= sees, all &= sees;
+        }
+      }
+      CHECK(some == (tile >= tiles.begin && tile < tiles.end));
+      if (some) CHECK(all == (tile >= tiles.whole_begin && tile < tiles.whole_end));
+    }
+  }
+}
+
+TEST(numbers_of_a_tile_are_neighbours_and_each_row_has_a_place) {
+  const Case one({5, 40, 0, 7}, {9, 50, 3, 7}, 28, 4, true);
+  std::vector<int> taken(45 * 28 + 7 * 28);
+  for (int64_t n = 0; n < one.p.sequences; ++n) {
+    const Sequence s = sequence_of(one.p, n);
+    for (int64_t head = 0; head < 4; ++head) {
+      for (int64_t row = 0; row < s.queries * 7; ++row) {
+        CHECK(numbers_at(one.p, s, head, row) == numbers_at(one.p, s, head, 0) + row);
+        ++taken[static_cast<size_t>(numbers_at(one.p, s, head, row))];
+      }
+    }
+  }
+  for (int count : taken) CHECK(count == 1);
+}
+
+TEST(the_workspace_holds_numbers_and_the_lists_that_there_are) {
+  const std::vector<int> many(64, 70);
+  Case one(many, many, 4, 2, true);
+  const BackwardPlan plan = backward_plan_of(one.p, 99 << 10);
+  CHECK(plan.rows.ordered && plan.keys.ordered);
+  CHECK(plan.row_list == 64 * 70 * 4 * sizeof(RowNumbers));
+  CHECK(plan.key_list == plan.row_list + static_cast<size_t>(plan.rows.slots) * sizeof(Tile));
+  CHECK(plan.bytes == plan.key_list + static_cast<size_t>(plan.keys.slots) * sizeof(Tile));
+  const BackwardPlan alone = backward_plan_of(Case({70}, {70}, 4, 2, true).p, 99 << 10);
+  CHECK(alone.bytes == 70 * 4 * sizeof(RowNumbers));
+}
+
+TEST(rows_that_stay_are_as_many_as_shared_memory_holds) {
+  const auto rows = [](int64_t dim, int64_t shared_bytes, int asked) {
+    Params p = Case({700}, {700}, 2, 2, true).p;
+    p.dim = dim, p.tile_rows = asked;
+    return backward_plan_of(p, shared_bytes).rows.tile_rows;
+  };
+  CHECK(rows(128, 227 << 10, 0) == 128 && rows(128, 163 << 10, 0) == 128 && rows(128, 99 << 10, 0) == 64);
+  CHECK(rows(64, 99 << 10, 0) == 128);
+  CHECK(rows(128, 99 << 10, 128) == 128 && rows(128, 227 << 10, 64) == 64);  // who asks gets it, or an error
 }
 
 TEST(tiles_of_keys_are_those_that_rows_see) {
@@ -214,6 +310,21 @@ TEST(whatever_bounds_say_rows_and_keys_lie_within_the_arrays) {
       const Sequence& s = rows.sequence;
       CHECK(s.key_begin >= 0 && s.keys >= 0 && s.key_begin + s.keys <= one.p.tokens_k);
       CHECK(rows.tiles().all * kKeys < s.keys + kKeys && rows.tiles().whole <= rows.tiles().all);
+      const int64_t first = tile.block * plan.tile_rows, at = numbers_at(one.p, s, 1, first);
+      CHECK(at >= 0 && at + rows.count <= one.p.tokens_q * one.p.heads);
+    }
+    const Params keys = with_keys_as_rows(one.p);
+    const Plan plan_of_keys = plan_of(keys);
+    for (int64_t slot = 0; slot < plan_of_keys.slots; ++slot) {
+      const Tile tile = key_tile_of(keys, plan_of_keys, slot);
+      if (tile.sequence < 0) continue;
+      CHECK(tile.sequence < one.p.sequences && tile.block >= 0);
+      const Sequence room = sequence_of(keys, tile.sequence), s = sequence_of(one.p, tile.sequence);
+      const int64_t first = tile.block * plan_of_keys.tile_rows;
+      CHECK(room.query_begin == s.key_begin && rows_in(room, plan_of_keys, tile.block) > 0);
+      CHECK(room.query_begin + first + rows_in(room, plan_of_keys, tile.block) <= one.p.tokens_k);
+      const RowTiles tiles = row_tiles(s, first, plan_of_keys.tile_rows, 7, one.p.causal);
+      CHECK(tiles.begin >= 0 && (tiles.end == 0 || (tiles.end - 1) * kKeys < s.queries * 7));
     }
   }
 }

@@ -7,6 +7,7 @@ import pytest
 from earnest.bench import (
     digest,
     gpu_attention,
+    gpu_attention_backward,
     gpu_decode,
     gpu_linear,
     gpu_logmel,
@@ -35,6 +36,12 @@ CASES = {
     ),
     "rotary write": lambda on: gpu_write.case(gpu_write.Shape(20, 4, 2, 64), device=on),
     "rotary write, e4m3": lambda on: gpu_write.case(gpu_write.Shape(5, 4, 2, 64, float8=True), device=on),
+    "attention with gradients": lambda on: gpu_attention_backward.case(
+        "small", Shape((70, 70), 2, 2, 64), device=on
+    ),
+    "attention with gradients, ragged": lambda on: gpu_attention_backward.case(
+        "ragged", Shape((9, 70), 4, 2, 64, causal=False), device=on
+    ),
     "clips": lambda on: gpu_logmel.clips(2, 1, on),
     "streams": lambda on: gpu_logmel.streams(3, 80, on),
 }

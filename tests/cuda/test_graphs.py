@@ -100,6 +100,24 @@ def test_a_decoding_step_can_be_captured_and_replays_follow_lengths_and_slots(gp
         ops.raise_faults()
 
 
+def test_gradients_of_attention_can_be_captured(gpu) -> None:
+    q, k, v = (
+        torch.randn(400, n, 64, device=gpu, dtype=torch.bfloat16, requires_grad=True) for n in (4, 2, 2)
+    )
+    bounds, grad = cu_seqlens((150, 250)).to(gpu), torch.randn(400, 4, 64, device=gpu, dtype=torch.bfloat16)
+
+    def step():
+        out = ops.attention(q, k, v, causal=True, cu_seqlens_q=bounds)
+        return out, *torch.autograd.grad(out, (q, k, v), grad)
+
+    graph, found = captured(step)
+    bounds[1] = 70
+    grad.normal_()
+    graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(found, step(), strict=True))
+    ops.raise_faults()
+
+
 def test_work_goes_to_the_current_stream(gpu) -> None:
     values = torch.zeros(1 << 22, device=gpu)
     trainable = torch.ones_like(values, dtype=torch.bool)

@@ -167,8 +167,11 @@ EMULATED = ("logmel", "logprob", "paged_attention", "ppo", "rotary_write")
 def test_families_without_kernels_there_run_torchs_operators_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     named = {f: earnest.which(f, device="cuda") for f in ("attention", "frames", "linear", "rowwise")}
-    assert set(named.values()) == {"cuda/torch"}  # attention: of float32, and where gradients are wanted
-    assert earnest.which("attention", device="cuda", dtype="bfloat16", gradients=True) == "cuda/torch"
+    assert set(named.values()) == {"cuda/torch"}  # attention: of float32
+    monkeypatch.setattr(_native, "attention_which", lambda device, dtype, dim: f"{device}/ours")
+    for gradients in (False, True):
+        found = earnest.which("attention", device="cuda", dtype="bfloat16", gradients=gradients)
+        assert found == "cuda/ours"
     assert ops.attention.__module__ == "earnest.ops.attention"
     for family in ("pitch", "quantized"):
         with pytest.raises(RuntimeError, match=rf"\[{family}\] device: expected cpu"):

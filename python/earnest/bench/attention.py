@@ -20,6 +20,7 @@ TOLERANCE = {
     ("bfloat16", False): 2e-2,
     ("bfloat16", True): 1e-1,
 }
+DIALOGUES = tuple(200 + 520 * i for i in range(16))
 RAGGED = [60 + 40 * i // 127 for i in range(128)]  # sequences of the demo's update
 
 

@@ -45,8 +45,10 @@ def results(device: str, tokens: int = 1 << 20) -> Iterator[tuple[str, Sequence[
             [*found, *torch.autograd.grad(sum(x.sum() for x in found), (hidden, weight))],
         )
     bounds = torch.tensor([0, 5, 5, 5 + (tokens >> 12), tokens >> 10], dtype=torch.int32).to(device)
-    packed = [normal(tokens >> 10, n, 64, dtype=torch.bfloat16) for n in (4, 2, 2)]
-    yield "attention", [ops.attention(*packed, causal=True, cu_seqlens_q=bounds)]
+    packed = [normal(tokens >> 10, n, 64, dtype=torch.bfloat16).requires_grad_() for n in (4, 2, 2)]
+    mixed = ops.attention(*packed, causal=True, cu_seqlens_q=bounds)
+    yield "attention", [mixed]
+    yield "attention's gradients", torch.autograd.grad(mixed.float().square().sum(), packed)
     yield from _linear(
         normal(tokens >> 10, 256, dtype=torch.bfloat16), normal(509, 256, dtype=torch.bfloat16)
     )

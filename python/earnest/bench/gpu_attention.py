@@ -10,26 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from earnest.bench import gpu_decode, peers
-from earnest.bench.attention import Shape, _packed, _padded, _short_lengths
+from earnest.bench import gpu_attention_backward, gpu_decode, peers
+from earnest.bench.attention import DIALOGUES, Shape, _packed, _padded, _short_lengths
 from earnest.bench.case import ALSO, OURS, Absent, Case, Implementation, Problem, Target
 
 TOLERANCE = 2e-2  # absolute, for bfloat16 of order 1
 CHECKED_ROWS = 64  # float64 for all of them would take longer than the measurement
-CUDNN = "torch, cudnn"
-BACKENDS = {
-    CUDNN: "CUDNN_ATTENTION",
-    "torch, flash": "FLASH_ATTENTION",
-    "torch, efficient": "EFFICIENT_ATTENTION",
-}
-ON_CPU = {"torch": "MATH"}
-DIALOGUES = tuple(200 + 520 * i for i in range(16))
 
 
 def cases() -> list[Case]:
     found = []
     for dim in (128, 64):
-        target = Target(ratio=1.0, against=CUDNN) if dim == 128 else Target(ratio=1.0)
+        target = Target(ratio=1.0, against=peers.CUDNN) if dim == 128 else Target(ratio=1.0)
         for tokens in (2048, 8192, 16_384):
             for causal in (False, True):
                 shape = Shape((tokens,) * (16_384 // tokens), 16, 16, dim, causal)
@@ -46,7 +38,7 @@ def cases() -> list[Case]:
     for dim in (128, 64):  # last: nothing has executed that path yet
         shape = Shape((8192,) * 2, 16, 16, dim)
         found.append(case(f"sm90a-2x8192-causal-16/16x{dim}", shape, path="sm90a"))
-    return found
+    return gpu_attention_backward.cases() + found
 
 
 def case(
@@ -84,7 +76,7 @@ def _problem(rng: np.random.Generator, shape: Shape, device: str, path: str) -> 
             entries.append(_ours(f"earnest, tiles of {n}", ALSO, shape, device, rows, tile_rows=n))
     else:
         entries = [_ours(f"earnest, {path}", OURS, shape, device, rows, path=path)]
-    for name, backend in (BACKENDS if device == "cuda" else ON_CPU).items():
+    for name, backend in peers.attention_backends(device).items():
         entries.append(_torch(name, backend, shape, rows, expanded=False))
         if shape.heads != shape.kv_heads:
             entries.append(_torch(f"{name}, heads expanded", backend, shape, rows, expanded=True))
@@ -138,7 +130,7 @@ def _ours(
 
         def run(q: Any, k: Any, v: Any) -> Any:
             try:
-                return _forward_on_cuda(q, k, v, *rest, **variant)
+                return _forward_on_cuda(q, k, v, *rest, **variant)[0]
             except RuntimeError as error:
                 if "] path: expected" in str(error):
                     raise Absent(str(error)) from None

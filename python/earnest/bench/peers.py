@@ -16,6 +16,19 @@ from typing import Any
 
 from earnest.bench.case import Absent
 
+CUDNN = "torch, cudnn"
+
+
+def attention_backends(device: str) -> dict[str, str]:
+    """Those of torch's scaled_dot_product_attention there, by our names for them."""
+    if device != "cuda":
+        return {"torch": "MATH"}
+    return {
+        CUDNN: "CUDNN_ATTENTION",
+        "torch, flash": "FLASH_ATTENTION",
+        "torch, efficient": "EFFICIENT_ATTENTION",
+    }
+
 
 def load(module: str, package: str = "") -> Any:
     """A peer's module; Absent where it is not installed or cannot start."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from earnest import _native
 from earnest.errors import InvalidInput
 from earnest.ops import attention_torch, cuda
-from earnest.ops.eager import call, capsule, is_eager, needs_gradient, runs_directly
+from earnest.ops.eager import call, capsule, is_eager, needs_gradient
 
 _OP = "attention"
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -47,9 +47,9 @@ def attention(
     (sums in float32), the same for q, k, v and the result, which has q's shape. Inputs that are not
     contiguous are copied. numpy arrays (float32, float64) give a numpy array, without gradients. On the CPU
     the bits of a row depend neither on the batch, nor on the threads, nor on whether its keys come from a
-    cache. On cuda float32 is computed in the precision of autocast. There our kernel runs where no gradient
-    is wanted, in bfloat16 and float16 and for a dim of 64 or 128, with the same promise; elsewhere torch's
-    own operators ("cuda/torch"), without it.
+    cache. On cuda float32 is computed in the precision of autocast. There our kernels run in bfloat16 and
+    float16 and for a dim of 64 or 128, with the same promise, of gradients too: theirs depend on their own
+    sequence alone. Elsewhere torch's own operators do ("cuda/torch"), without it.
 
     Raises InvalidInput. On cuda the call waits for the kernel to say that bounds were right, once for those
     that are passed again and again (in a CUDA graph: ops.raise_faults).
@@ -60,28 +60,34 @@ def attention(
         cu_seqlens_k = cu_seqlens_q
     _check_tensors(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k)
     factor = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    if cuda.takes(q) and _kernel_takes(q, k, v):
-        low_q, low_k, low_v = (x.to(attention_torch.precision_of(q)) for x in (q, k, v))
-        out = _forward_on_cuda(low_q, low_k, low_v, cu_seqlens_q, cu_seqlens_k, seqused_k, causal, factor)
-        return out.to(q.dtype)
+    rest = (cu_seqlens_q, cu_seqlens_k, seqused_k, causal, factor)
     if cuda.takes(q):
-        return attention_torch.attention(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, causal, factor)
-    if not runs_directly(q, k, v):
-        return _attention_op(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, causal, factor)[0]
-    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-        return _Attention.apply(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, causal, factor)
-    return _forward(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, causal, factor, with_lse=False)[0]
+        precision = attention_torch.precision_of(q)
+        if not _kernel_takes(precision, q.shape[-1]):
+            return attention_torch.attention(q, k, v, *rest)
+        return _dispatch(*(x.to(precision) for x in (q, k, v)), *rest).to(q.dtype)
+    return _dispatch(q, k, v, *rest)
+
+
+def _dispatch(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
+    """By our kernels: directly where nobody but autograd has to see it, else as an operator."""
+    if not is_eager(q, k, v):
+        return _attention_op(q, k, v, *rest)[0]
+    if needs_gradient(q, k, v):
+        return _Attention.apply(q, k, v, *rest)
+    return _forward(q, k, v, *rest, with_lse=False)[0]
 
 
 def which(device: str = "cpu", dtype: str = "float32", dim: int = 64, gradients: bool = False) -> str:
     """The back end that would run, e.g. "cpu/avx512"; an error where there is none. gradients: of a call
-    whose backward pass is wanted too, which on cuda only torch's operators have."""
+    whose backward pass is wanted too, which every back end has."""
     if device != "cuda":
         return _native.attention_which(device, dtype, dim)
-    kernel = None if gradients else _kernel_on_cuda(dtype, dim)
+    kernel = _kernel_on_cuda(dtype, dim)
     return cuda.torch_backend("attention") if kernel is None else kernel
 
 
+@torch.compiler.assume_constant_result
 def _kernel_on_cuda(dtype: str, dim: int) -> str | None:
     """The name of our kernel; None where it does not take these, or cannot run."""
     try:
@@ -90,14 +96,9 @@ def _kernel_on_cuda(dtype: str, dim: int) -> str | None:
         return None
 
 
-def _kernel_takes(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    dtype = _CUDA_DTYPES.get(attention_torch.precision_of(q))
-    return (
-        dtype is not None
-        and is_eager(q, k, v)
-        and not needs_gradient(q, k, v)
-        and _kernel_on_cuda(dtype, q.shape[-1]) is not None
-    )
+def _kernel_takes(precision: torch.dtype, dim: int) -> bool:
+    dtype = _CUDA_DTYPES.get(precision)
+    return dtype is not None and _kernel_on_cuda(dtype, dim) is not None
 
 
 def _wrong(argument: str, expected: str, got: object) -> NoReturn:
@@ -160,6 +161,9 @@ def _forward(
     q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor | None, cu_k: Tensor | None, seqused_k: Tensor | None,
     causal: bool, scale: float, *, with_lse: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(out, log-sum-exp); without the latter out again."""
+    if cuda.takes(q):
+        return _forward_on_cuda(q, k, v, cu_q, cu_k, seqused_k, causal, scale, with_lse=with_lse)
     out = torch.empty(q.shape, dtype=q.dtype)
     lse = torch.empty(q.shape[:-1], dtype=torch.float64) if with_lse else None
     call(
@@ -175,9 +179,9 @@ _right: tuple[tuple, Bounds] | None = None  # those in which a kernel has found 
 
 def _forward_on_cuda(
     q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor | None, cu_k: Tensor | None, seqused_k: Tensor | None,
-    causal: bool, scale: float, tile_rows: int = 0, path: str = "best",
-) -> Tensor:  # fmt: skip
-    """By our kernel. Bounds that come again, as from layer to layer, are not waited for again. tile_rows:
+    causal: bool, scale: float, tile_rows: int = 0, path: str = "best", *, with_lse: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """As above. Bounds that come again, as from layer to layer, are not waited for again. tile_rows:
     its choice of 64 or 128, which changes no bit, if 0; path: "best", "sm80" or "sm90a"."""
     global _right
     bounds = (cu_q, cu_k, seqused_k)
@@ -195,25 +199,32 @@ def _forward_on_cuda(
     capturing = cuda.is_capturing(q)
     known = not given or (not capturing and key is not None and _right is not None and _right[0] == key)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty(q.shape[:-1], dtype=torch.float64, device=q.device) if with_lse else None
     with cuda.launching(_OP, q, None if known else explain) as launch:
         call(
-            _native.attention_forward, *map(capsule, (q, k, v)), capsule(out), None, *map(capsule, bounds),
+            _native.attention_forward, *map(capsule, (q, k, v, out, lse)), *map(capsule, bounds),
             _sequences(q, cu_q), causal, scale, *launch, tile_rows, path,
         )  # fmt: skip
     if not known and not capturing and key is not None:
         _right = (key, bounds)  # the tensors too, so that no other can get their identities
-    return out
+    return out, out if lse is None else lse
 
 
 def _backward(
     grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
     cu_q: Tensor | None, cu_k: Tensor | None, seqused_k: Tensor | None, causal: bool, scale: float,
+    tile_rows: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    grads = tuple(torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
-    call(
-        _native.attention_backward, *map(capsule, (q, k, v, out, lse, grad_out, grad_lse)),
-        *map(capsule, grads), *map(capsule, (cu_q, cu_k, seqused_k)), _sequences(q, cu_q), causal, scale,
+    grads = tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
+    arrays = (
+        *map(capsule, (q, k, v, out, lse, grad_out, grad_lse)), *map(capsule, grads),
+        *map(capsule, (cu_q, cu_k, seqused_k)), _sequences(q, cu_q), causal, scale,
     )  # fmt: skip
+    if not cuda.takes(q):
+        call(_native.attention_backward, *arrays)
+    else:
+        with cuda.launching(_OP, q) as launch:  # forward has looked at the bounds
+            call(_native.attention_backward, *arrays, *launch, tile_rows)
     return grads[0], grads[1], grads[2]
 
 
@@ -235,7 +246,7 @@ class _Attention(torch.autograd.Function):
         return *_backward(*arguments), *(None,) * 5
 
 
-@torch.library.custom_op("earnest::attention", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("earnest::attention", mutates_args=(), device_types=("cpu", "cuda"))
 def _attention_op(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None,
     seqused_k: Tensor | None, causal: bool, scale: float,
@@ -244,7 +255,7 @@ def _attention_op(
     return _forward(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, causal, scale, with_lse=True)
 
 
-@torch.library.custom_op("earnest::attention_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("earnest::attention_backward", mutates_args=(), device_types=("cpu", "cuda"))
 def _attention_backward_op(
     grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
     cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None, seqused_k: Tensor | None,
