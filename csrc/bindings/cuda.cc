@@ -41,6 +41,10 @@ const char* name_of(FaultOp op) {
       return "paged_attention";
     case FaultOp::kRotaryWrite:
       return "rotary_write";
+    case FaultOp::kRotary:
+      return "rotary";
+    case FaultOp::kGather:
+      return "gather";
   }
   return "unknown";
 }
