@@ -140,6 +140,14 @@ TEST(huge_and_tiny_scores_are_within_twice_plain_arithmetic) {
   }
 }
 
+// What float32 cannot hold of a huge lse is the logarithm of how many keys share the weight.
+TEST(keys_that_tie_at_huge_scores_share_the_weight) {
+  GradientCase<BFloat16> c({40, 3}, {90, 70}, 2, 1, 64, true);
+  for (BFloat16& x : c.q) x = number_of<BFloat16>(widen(x) * 1e12);
+  for (int64_t key = 0; key < 160; key += 2) std::memcpy(c.key(key + 1, 0), c.key(key, 0), 128);
+  compare(c);
+}
+
 TEST(a_scale_far_from_1_is_within_twice_plain_arithmetic) {
   for (const double scale : {1e-37, 1e-3, 40.0}) {
     GradientCase<BFloat16> c({40}, {70}, 2, 1, 64, true);
