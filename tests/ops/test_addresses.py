@@ -235,7 +235,7 @@ CALLS = {
 }
 LISTS = {"pitch_batch"}  # which takes lists of arrays: below
 # Of arrays on a GPU, whose allocators begin at multiples of 256; csrc/bindings/place.h looks all the same.
-ON_CUDA = {"logmel_clips", "logmel_normalize_clips", "logmel_push"}
+ON_CUDA = {"linear_product_on_cuda", "logmel_clips", "logmel_normalize_clips", "logmel_push"}
 
 
 def test_every_function_that_takes_arrays_stands_here():
