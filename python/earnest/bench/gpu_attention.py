@@ -154,21 +154,8 @@ def _torch(
     group = shape.heads // shape.kv_heads
 
     def build() -> Callable[..., Any]:
-        from torch.nn.attention import SDPBackend, sdpa_kernel
-        from torch.nn.functional import scaled_dot_product_attention
-
         grouped = group > 1 and not expanded
-
-        def run(q: Any, k: Any, v: Any) -> Any:
-            try:
-                with sdpa_kernel(getattr(SDPBackend, backend)):
-                    return scaled_dot_product_attention(q, k, v, is_causal=shape.causal, enable_gqa=grouped)
-            except RuntimeError as error:
-                if "No available kernel" in str(error):
-                    raise Absent(f"{name}: {error}") from None
-                raise
-
-        return run
+        return partial(peers.attention_on(name, backend), is_causal=shape.causal, enable_gqa=grouped)
 
     return Implementation(
         name,

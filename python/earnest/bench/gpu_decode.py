@@ -13,16 +13,10 @@ from typing import Any
 import numpy as np
 
 from earnest.bench import gpu_write, peers
-from earnest.bench.case import OURS, Absent, Case, Implementation, Problem, Target
+from earnest.bench.case import OURS, Case, Implementation, Problem, Target
 
 TOLERANCE = 2e-2  # of the largest result, which is the smaller the more keys are averaged
 CHECKED_SEQUENCES = 4  # float64 for all of them would take longer than the measurement
-BACKENDS = {
-    "torch, cudnn": "CUDNN_ATTENTION",
-    "torch, flash": "FLASH_ATTENTION",
-    "torch, efficient": "EFFICIENT_ATTENTION",
-}
-ON_CPU = {"torch": "MATH"}
 SHORT = {"bfloat16": "bf16", "float16": "fp16"}
 LARGE = 2_000_000_000  # bytes of keys and values from which on the copy's rate is asked for
 WORKSPACE = 128 << 20  # flashinfer's
@@ -80,7 +74,7 @@ def case(shape: Shape, dtype: str = "bfloat16", quick: bool = False, device: str
 def _problem(rng: np.random.Generator, shape: Shape, dtype: str, device: str) -> Problem:
     rows = np.sort(rng.choice(shape.sequences, min(CHECKED_SEQUENCES, shape.sequences), replace=False))
     entries = [Implementation("earnest", _ours, OURS, outputs=lambda out: [out[rows]])]
-    for name, backend in (BACKENDS if device == "cuda" else ON_CPU).items():
+    for name, backend in peers.attention_backends(device).items():
         entries.append(_torch(name, backend, shape, rows))
     if device == "cuda" and shape.queries == 1:
         entries.append(_flashinfer(shape, rows))
@@ -160,23 +154,11 @@ def _torch(name: str, backend: str, shape: Shape, rows: np.ndarray) -> Implement
         return q.transpose(1, 2).contiguous(), keys, values
 
     def build() -> Callable[..., Any]:
-        from torch.nn.attention import SDPBackend, sdpa_kernel
         from torch.nn.attention.bias import causal_lower_right
-        from torch.nn.functional import scaled_dot_product_attention
 
         seen = causal_lower_right(shape.queries, shape.keys) if shape.queries > 1 else None
         grouped = shape.heads != shape.kv_heads
-
-        def run(q: Any, k: Any, v: Any) -> Any:
-            try:
-                with sdpa_kernel(getattr(SDPBackend, backend)):
-                    return scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=grouped)
-            except RuntimeError as error:
-                if "No available kernel" in str(error):
-                    raise Absent(f"{name}: {error}") from None
-                raise
-
-        return run
+        return partial(peers.attention_on(name, backend), attn_mask=seen, enable_gqa=grouped)
 
     return Implementation(
         name, build, prepare=prepare, outputs=lambda out: [out.transpose(1, 2)[rows]], extra=False

@@ -30,6 +30,23 @@ def attention_backends(device: str) -> dict[str, str]:
     }
 
 
+def attention_on(name: str, backend: str) -> Callable[..., Any]:
+    """torch's scaled_dot_product_attention by that backend alone; Absent where it does not take the call."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.functional import scaled_dot_product_attention
+
+    def run(*inputs: Any, **rest: Any) -> Any:
+        try:
+            with sdpa_kernel(getattr(SDPBackend, backend)):
+                return scaled_dot_product_attention(*inputs, **rest)
+        except RuntimeError as error:
+            if "No available kernel" in str(error):
+                raise Absent(f"{name}: {error}") from None
+            raise
+
+    return run
+
+
 def load(module: str, package: str = "") -> Any:
     """A peer's module; Absent where it is not installed or cannot start."""
     try:
