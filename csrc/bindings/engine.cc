@@ -150,11 +150,13 @@ Quantization quantization_named(const std::string& name) {
 }
 
 std::unique_ptr<LoadedModel> load(const std::string& folder, const std::string& precision,
-                                  const std::string& quantization) {
+                                  const std::string& quantization, const std::string& device) {
   auto loaded = std::make_unique<LoadedModel>();
   const Precision chosen = precision_named(precision);
   const Quantization weights = quantization_named(quantization);
-  without_gil([&] { return engine::Model::load(folder, chosen, &loaded->model, weights); });
+  expect(device == "cpu" || device == "cuda", "device", "cpu or cuda");
+  const Device place = device == "cuda" ? Device::kCuda : Device::kCpu;
+  without_gil([&] { return engine::Model::load(folder, chosen, &loaded->model, weights, place); });
   return loaded;
 }
 
@@ -197,7 +199,8 @@ void hear(LoadedModel& loaded, const Input<float, 2>& mel, const Write& out) {
 
 std::shared_ptr<KVPool> make_pool(const LoadedModel& loaded, int64_t tokens) {
   std::shared_ptr<KVPool> pool;
-  raise_if_error(KVPool::create(loaded.model->config().text, loaded.model->precision(), tokens, &pool));
+  const engine::Model& model = *loaded.model;
+  raise_if_error(KVPool::create(model.config().text, model.precision(), tokens, &pool, model.device()));
   return pool;
 }
 
@@ -356,7 +359,7 @@ void bind_engine(nb::module_& top) {
   module.def("read_safetensors", &read_safetensors, "path"_a);
   module.def("read_checkpoint", &read_checkpoint, "folder"_a);
   module.def("config_fields", &config_fields, "text"_a);
-  module.def("load", &load, "folder"_a, "precision"_a, "quantization"_a = "none");
+  module.def("load", &load, "folder"_a, "precision"_a, "quantization"_a = "none", "device"_a = "cpu");
   module.def("from_memory", &from_memory, "config"_a, "tensors"_a, "precision"_a, "quantization"_a = "none");
   module.def(
       "quantize",

@@ -40,12 +40,12 @@ class Arena {
 
   // Everything taken is free again. What lay in several blocks will fit into one.
   void reset() {
+    current_ = used_ = 0;
     if (blocks_.size() > 1) {
       const size_t total = held();
       blocks_.clear();
       blocks_.push_back(Block(device_, total));
     }
-    current_ = used_ = 0;
     if (beside_ != nullptr) beside_->reset();
   }
 

@@ -2,6 +2,7 @@
 #include "csrc/engine/device_memory.h"
 
 #include <cstring>
+#include <string>
 
 #include "csrc/engine/guard.h"
 #include "kernels/common/cuda.h"
@@ -11,7 +12,11 @@ namespace earnest::engine {
 Status check_device(Device device) {
   if (device == Device::kCpu) return {};
   cuda::Properties found;
-  return cuda::properties("engine", &found);
+  EARNEST_RETURN_IF_ERROR(cuda::properties("engine", &found));
+  if (found.index == 0) return {};
+  return unsupported("engine", "device",
+                     "the first GPU that CUDA_VISIBLE_DEVICES shows, which an engine's thread takes",
+                     "GPU " + std::to_string(found.index));
 }
 
 void Release::operator()(void* memory) const { cuda::release(memory); }

@@ -135,7 +135,11 @@ Status KVPool::grow(int64_t capacity, KVCache* cache) {
   if (extend(capacity, cache)) return {};
   KVCache larger;
   Status status = allocate(capacity, &larger);
-  if (!status.ok()) return slide(capacity, cache) ? Status() : status;
+  if (!status.ok()) {
+    bool fits = false;
+    EARNEST_RETURN_IF_ERROR(slide(capacity, cache, &fits));
+    return fits ? Status() : status;
+  }
   EARNEST_RETURN_IF_ERROR(larger.copy(*cache, cache->length_));
   cache->swap(larger);
   return {};
@@ -158,37 +162,42 @@ bool KVPool::extend(int64_t capacity, KVCache* cache) {
   return true;
 }
 
-// Tokens [from, from + count) to [to, to + count), to < from, which may overlap: a GPU's copies must not.
+// Tokens [from, from + count) to [to, to + count), to < from, which may overlap: a GPU's copies must not, and
+// go by way of other memory. Where there is none, nothing has moved.
 Status KVPool::move_down(int64_t from, int64_t to, int64_t count) const {
-  const int64_t step = device_ == Device::kCpu ? count : from - to;
+  const size_t bytes = static_cast<size_t>(count) * token_bytes_;
+  DeviceMemory between;
+  if (device_ == Device::kCuda && from - to < count)
+    EARNEST_RETURN_IF_ERROR(engine::allocate("kv_cache", bytes, &between));
   for (int64_t layer = 0; layer < layers_; ++layer) {
-    for (int64_t first = 0; first < count; first += step) {
-      const size_t bytes = static_cast<size_t>(std::min(step, count - first)) * token_bytes_;
-      for (const auto* slabs : {&keys_, &values_}) {
-        char *target = at(*slabs, layer, to + first), *source = at(*slabs, layer, from + first);
-        if (device_ == Device::kCpu) {
-          std::memmove(target, source, bytes);
-        } else {
-          EARNEST_RETURN_IF_ERROR(engine::copy("kv_cache", device_, target, source, bytes));
-        }
+    for (const auto* slabs : {&keys_, &values_}) {
+      char *target = at(*slabs, layer, to), *source = at(*slabs, layer, from);
+      if (device_ == Device::kCpu) {
+        std::memmove(target, source, bytes);
+        continue;
       }
+      if (between != nullptr) {
+        EARNEST_RETURN_IF_ERROR(engine::copy("kv_cache", device_, between.get(), source, bytes));
+        source = static_cast<char*>(between.get());
+      }
+      EARNEST_RETURN_IF_ERROR(engine::copy("kv_cache", device_, target, source, bytes));
     }
   }
   return {};
 }
 
 // Moves a cache down into the free tokens right before it, where those on both sides together are enough.
-bool KVPool::slide(int64_t capacity, KVCache* cache) {
+Status KVPool::slide(int64_t capacity, KVCache* cache, bool* fits) {
   const std::lock_guard<std::mutex> lock(mutex_);
   const auto next = free_.lower_bound(cache->start_);
-  if (next == free_.begin()) return false;
+  if (next == free_.begin()) return {};
   const auto before = std::prev(next);
   const auto [start, room] = *before;
-  if (start + room != cache->start_) return false;
+  if (start + room != cache->start_) return {};
   const bool joined = next != free_.end() && next->first == cache->start_ + cache->capacity_;
   const int64_t total = room + cache->capacity_ + (joined ? next->second : 0);
-  if (total < capacity) return false;
-  if (!move_down(cache->start_, start, cache->length_).ok()) return false;
+  if (total < capacity) return {};
+  EARNEST_RETURN_IF_ERROR(move_down(cache->start_, start, cache->length_));
   if (joined) free_.erase(next);
   auto rest = free_.extract(before);
   if (total > capacity) {
@@ -198,7 +207,8 @@ bool KVPool::slide(int64_t capacity, KVCache* cache) {
   }
   cache->run_.key() = cache->start_ = start;
   cache->run_.mapped() = cache->capacity_ = capacity;
-  return true;
+  *fits = true;
+  return {};
 }
 
 int64_t KVPool::free_tokens() const {

@@ -94,7 +94,7 @@ class KVPool : public std::enable_shared_from_this<KVPool> {
   Status visit(int64_t token, int64_t count, const Each& each, bool reading) const;
   Status move_down(int64_t from, int64_t to, int64_t count) const;
   bool extend(int64_t capacity, KVCache* cache);
-  bool slide(int64_t capacity, KVCache* cache);
+  Status slide(int64_t capacity, KVCache* cache, bool* fits);
 
   int64_t tokens_ = 0, layers_ = 0;
   size_t token_bytes_ = 0;

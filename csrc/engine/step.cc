@@ -20,6 +20,7 @@ size_t row_bytes_of(const Model& model) {
 void hear(const Model& model, Arena* arena, Step* step) {
   const HeardChunk& chunk = *step->chunk;
   step->heard = guarded("audio", [&] {
+    arena->reset();
     step->embeddings.resize(static_cast<size_t>(chunk.rows) * row_bytes_of(model));
     return model.hear(chunk.mel.data(), chunk.frames, step->embeddings.data(), arena);
   });
@@ -115,10 +116,7 @@ void gather(const Transcript& tokens, int64_t first, int64_t count, size_t row_b
 }
 
 void compute(const Model& model, Arena* arena, Step* step) {
-  if (step->chunk != nullptr) {
-    arena->reset();
-    hear(model, arena, step);
-  }
+  if (step->chunk != nullptr) hear(model, arena, step);
   std::vector<StepRow*> rows, drawing;
   for (StepRow& row : step->rows) rows.push_back(&row);
   Status status = rows.empty() ? Status() : forward(model, arena, rows);

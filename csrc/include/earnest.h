@@ -143,8 +143,8 @@ EARNEST_API earnest_status earnest_model_load(const char* folder, const earnest_
 EARNEST_API void earnest_model_retain(earnest_model* model); /* one more reference */
 EARNEST_API void earnest_model_destroy(earnest_model* model);
 
-/* JSON: sizes, context, special tokens, precision, bytes of weights. Valid as long as the model; NULL of
- * NULL. */
+/* JSON: sizes, context, special tokens, device, precision, bytes of weights. Valid as long as the model; NULL
+ * of NULL. */
 EARNEST_API const char* earnest_model_info(const earnest_model* model);
 
 /* Both write at most `capacity` and set *count (*bytes) to what there is; more than capacity:
@@ -164,7 +164,8 @@ typedef struct earnest_engine_params {
   size_t struct_size;
   const char* device; /* NULL or the model's: keys and values lie where its weights do */
   uint64_t kv_bytes;  /* memory for keys and values; 0: room for 4 full contexts or a quarter of the machine's
-                         memory, whichever is less. The system gives pages as they are used. */
+                         memory, whichever is less. The system gives pages as they are used; on a GPU all of it
+                         is taken at once, and the quarter is of the host's memory. */
   uint32_t max_generations; /* that run side by side; 0: 64. Others wait their turn. */
   uint32_t max_waiting;     /* that may wait before starting one more is EARNEST_BUSY; 0: 256 */
   uint32_t threads;         /* for computing, of the whole process; 0: as they are (at first: all cores) */

@@ -17,7 +17,8 @@
 // On CUDA, where the same packed matrices are taken, x is multiplied as it is (float32 as the sum of three
 // bfloat16) with codes as they are, and summed in float32 over up to 8 strands of the inputs
 // (kernels/common/strands.h); int8's scale comes last, int4's after each group. Of bits the same is promised,
-// on both of its paths; NaN and infinities follow IEEE arithmetic, and stay in their own row. kExact alone.
+// on both of its paths; a NaN or an infinity makes its own row unfinite (int8 as IEEE arithmetic has it, int4
+// mostly NaN), and no other. kExact alone.
 #pragma once
 
 #include <cstddef>

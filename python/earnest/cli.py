@@ -334,7 +334,7 @@ def _add_bench(commands: Any) -> None:
         "--device",
         choices=("cpu", "cuda"),
         default="cpu",
-        help="cuda: logmel, ppo and logprob on the GPU (default: %(default)s)",
+        help="cuda: logmel, ppo, attention, logprob, linear and engine, on the GPU (default: %(default)s)",
     )
     parser.add_argument(
         "--peers", action="store_true", help="time the packages of the extra `bench` too, not torch alone"

@@ -81,7 +81,7 @@ def test_the_cases_of_the_targets_are_there_once() -> None:
     both = targets["attention/cuda-2x8192-causal-16/16x128-forward+backward"]
     assert (both.ratio, both.against, both.also) == (
         1.0,
-        "torch, cudnn, deterministic",
+        "torch, flash, deterministic",
         {"torch, cudnn": 0.9},
     )
     assert targets["logmel/cuda-1x30s-128-bins"].seconds == 12e-6
@@ -93,6 +93,8 @@ def test_the_cases_of_the_targets_are_there_once() -> None:
     large = targets["logprob/cuda-16384x3584x158720-forward+backward"]
     assert (large.ratio, large.extra_bytes) == (1 / 1.3, 200 << 20)
     assert targets["linear/cuda-1x3584x18944-int4"].fraction == 0.8
+    assert targets["engine/cuda-decode-7b-1x32-bf16"].fraction == 0.8
+    assert targets["engine/cuda-decode-7b-64x32-bf16"].fraction is None
     assert command.chosen(["ppo/cuda-gae"], False, "cuda")[0].family == "ppo"
 
 
@@ -102,8 +104,8 @@ def test_without_a_gpu_the_bench_says_so(
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert cli.main(["bench", "ppo", "--device", "cuda"]) == 2
     assert "[bench] device: expected cpu (torch" in capsys.readouterr().err
-    assert cli.main(["bench", "engine", "--device", "cuda"]) == 2
-    assert "expected logmel, ppo, attention, logprob, linear, part of" in capsys.readouterr().err
+    assert cli.main(["bench", "pitch", "--device", "cuda"]) == 2
+    assert "expected logmel, ppo, attention, logprob, linear, engine, part of" in capsys.readouterr().err
 
 
 def test_the_gpu_script_is_whole_and_fits_into_nine_minutes() -> None:
@@ -114,10 +116,10 @@ def test_the_gpu_script_is_whole_and_fits_into_nine_minutes() -> None:
     words = [step.split() for step in steps]
     assert [word[2] for word in words] == [
         "environment", "build", "programs", "tests", "sanitizers", "determinism", "ppo", "logmel",
-        "attention", "logprob", "linear", "demo",
+        "attention", "logprob", "linear", "engine", "demo",
     ]  # fmt: skip
     assert total == f"{sum(int(word[0]) for word in words)} s planned, at most 530 s in all"
-    for family in ("ppo", "logmel", "attention", "logprob", "linear"):
+    for family in ("ppo", "logmel", "attention", "logprob", "linear", "engine"):
         assert family in command.ON_CUDA
 
 

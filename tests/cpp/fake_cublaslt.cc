@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // A library with cuBLASLt's names that multiplies by plain loops in the host's memory, where the emulator's
-// arrays lie: for test_linear_vendor_cuda.cc. It takes what cublasLt.h says of a product in bfloat16 or
+// arrays lie: for test_linear_cuda.cc. It takes what cublasLt.h says of a product in bfloat16 or
 // float32, and answers CUBLAS_STATUS_INVALID_VALUE to anything else.
 #include <cstddef>
 #include <cstdint>

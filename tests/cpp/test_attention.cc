@@ -94,7 +94,7 @@ struct Case {
     double largest = 0;
     for (size_t i = 0; i < a.size(); ++i) {
       const double difference = std::abs(to_double(a[i]) - to_double(b[i]));
-      largest = difference <= largest ? largest : difference;  // a NaN counts as largest
+      largest = std::isnan(difference) ? INFINITY : std::max(largest, difference);
     }
     return largest;
   }

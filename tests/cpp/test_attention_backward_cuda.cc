@@ -43,7 +43,7 @@ double largest_error(const std::vector<T>& got, const std::vector<double>& right
   double largest = 0;
   for (size_t i = 0; i < got.size(); ++i) {
     const double error = std::abs(widen(got[i]) - right[i]);
-    largest = error <= largest ? largest : error;  // a NaN counts as largest
+    largest = std::isnan(error) ? INFINITY : std::max(largest, error);
   }
   return largest;
 }

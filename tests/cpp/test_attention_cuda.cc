@@ -47,7 +47,7 @@ double largest_error(const std::vector<T>& got, const std::vector<T>& right) {
     } else {
       error = distance(got[i], right[i]);
     }
-    largest = error <= largest ? largest : error;  // a NaN counts as largest
+    largest = std::isnan(error) ? INFINITY : std::max(largest, error);
   }
   return largest;
 }

@@ -254,14 +254,6 @@ void check_rotary(int64_t rows, int64_t dim, Device device = Device::kCpu) {
   }
 }
 
-std::vector<Device> devices() {
-#if defined(EARNEST_WITH_CUDA)
-  return {Device::kCpu, Device::kCuda};
-#else
-  return {Device::kCpu};
-#endif
-}
-
 }  // namespace
 
 TEST(every_tier_equals_the_oracle_in_every_stored_type) {

@@ -131,10 +131,26 @@ def test_compiled_and_from_checkpoints_gradients_have_the_same_bits(device, by_t
     torch.compiler.reset()
     for other in (
         torch.compile(plain, backend="aot_eager", fullgraph=True),
+        torch.compile(plain, backend="aot_eager", fullgraph=True, dynamic=True),
         lambda *x: checkpoint(plain, *x, use_reentrant=False),
     ):
         assert all(torch.equal(a, b) for a, b in zip(gradients(other, inputs, grad), wanted, strict=True))
     assert not by_torch
+
+
+def test_a_gradient_that_is_a_part_of_a_larger_one_may_begin_anywhere(device) -> None:
+    inputs = [x.to(device) for x in problem(torch.bfloat16)]
+    grad, more = torch.randn_like(inputs[0]), named(device)
+
+    def plain(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attention(q, k, v, causal=True, **more)
+
+    wanted = gradients(plain, inputs, grad)
+    leaves = [x.clone().requires_grad_() for x in inputs]
+    three = torch.zeros(3, dtype=torch.bfloat16, device=device, requires_grad=True)
+    joined = torch.cat([three, plain(*leaves).flatten()])
+    found = torch.autograd.grad(joined, leaves, torch.cat([three.detach(), grad.flatten()]))
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted[1:], strict=True))
 
 
 def test_the_operator_keeps_torchs_rules(device) -> None:

@@ -75,7 +75,8 @@ def test_pools_are_counted_as_changed() -> None:
     case = writing(PAIRS["float16"])
     before = case.k._version, case.v._version
     rotary_write(case.qkv, case.positions, case.slots, case.k, case.v, theta=1e4)
-    assert (case.k._version, case.v._version) > before
+    assert case.k._version > before[0]
+    assert case.v._version > before[1]
     with torch.inference_mode():
         k, v = case.k.clone(), case.v.clone()
         rotary_write(case.qkv, case.positions, case.slots, k, v, theta=1e4)
@@ -111,6 +112,10 @@ def test_angles_are_those_of_rotary_angles() -> None:
             "qkv: expected [tokens, (heads + 2 * 2) * 64], got [5, 256]",
         ),
         ({"bias": torch.zeros(8 * 64)}, "bias: expected torch.float16 [512], got torch.float32 [512] on cpu"),
+        (
+            {"bias": torch.zeros(8 * 64).half().requires_grad_()},
+            "bias: expected a tensor without gradients (torch.no_grad), got one that requires them",
+        ),
         (
             {"k": torch.zeros(3, 2, 16, 64)},
             "k: expected torch.float16 as qkv, or float8_e4m3fn, got torch.float32",

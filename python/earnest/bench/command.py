@@ -22,7 +22,7 @@ from earnest.ops import cuda
 from earnest.progress import Progress
 
 FAMILIES = ("logmel", "pitch", "ppo", "linear", "rowwise", "attention", "logprob", "learning", "engine")
-ON_CUDA = ("logmel", "ppo", "attention", "logprob", "linear")
+ON_CUDA = ("logmel", "ppo", "attention", "logprob", "linear", "engine")
 RESULTS = Path("bench") / "results"
 OP = "bench"
 

@@ -85,15 +85,7 @@ def _decoding(
 
     def build(kind: engine_peers.Feed, weights: str = weights) -> Callable[[], Callable[..., Any]]:
         def make() -> Callable[..., Any]:
-            model = kind(decoder, weights, sequences, prompt + tokens)
-            model.feed(ids[:, :prompt], 0)
-
-            def run(given: np.ndarray) -> Any:
-                for at in range(prompt, prompt + tokens):
-                    logits = model.feed(given[:, at : at + 1], at)
-                return logits
-
-            return run
+            return stepping(kind(decoder, weights, sequences, prompt + tokens), ids, prompt)
 
         return make
 
@@ -101,9 +93,27 @@ def _decoding(
     if sequences > 1:
         loop = build(engine_peers.Transformers, "bf16")
         others.append(Implementation("transformers", loop, tolerance=TOLERANCE["bf16"]))
-    before = sequences * (prompt * tokens + tokens * (tokens + 1) // 2)  # tokens that are attended to
-    read = decoder.bytes_read(weights) * tokens + decoder.cache_bytes(before)
+    read = bytes_of_steps(decoder, weights, sequences, prompt, tokens)
     return _problem(decoder, weights, [(ids,)], build, read, others)
+
+
+def stepping(model: Any, ids: np.ndarray, prompt: int) -> Callable[..., Any]:
+    """What feeds a model the tokens of all sequences behind their prompts, one after the other, again and
+    again, and returns the last logits."""
+    model.feed(ids[:, :prompt], 0)
+
+    def run(given: np.ndarray) -> Any:
+        for at in range(prompt, given.shape[1]):
+            logits = model.feed(given[:, at : at + 1], at)
+        return logits
+
+    return run
+
+
+def bytes_of_steps(decoder: Decoder, weights: str, sequences: int, prompt: int, tokens: int) -> int:
+    """Of weights, and of the keys and values that are attended to."""
+    before = sequences * (prompt * tokens + tokens * (tokens + 1) // 2)
+    return decoder.bytes_read(weights) * tokens + decoder.cache_bytes(before)
 
 
 def _prefilling(rng: np.random.Generator, decoder: Decoder, weights: str, tokens: int) -> Problem:

@@ -15,14 +15,18 @@ from earnest.bench.engine_weights import Decoder
 
 
 class Ours:
-    """The engine with caches for some sequences."""
+    """The engine with caches for some sequences. On a GPU, too, it is given tokens and gives logits in the
+    memory of the host."""
 
-    def __init__(self, decoder: Decoder, weights: str, sequences: int, room: int) -> None:
+    def __init__(
+        self, decoder: Decoder, weights: str, sequences: int, room: int, device: str = "cpu"
+    ) -> None:
         import torch
 
         from earnest import _native
 
-        self._model = _native.engine.load(str(decoder.checkpoint(weights)), "bfloat16")
+        folder = str(decoder.checkpoint(weights))
+        self._model = _native.engine.load(folder, "bfloat16", device=device)
         pool = self._model.pool(sequences * room)
         self._caches = [pool.allocate(room) for _ in range(sequences)]
         self._torch = torch

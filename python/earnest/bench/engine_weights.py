@@ -16,7 +16,8 @@ from earnest.bench import peers
 from earnest.bench.case import Absent
 
 GGUF = {"bf16": "MOSTLY_BF16", "f16": "MOSTLY_F16", "int8": "MOSTLY_Q8_0", "int4": "MOSTLY_Q4_0"}
-_ENCODER = {"n_audio_state": 64, "n_audio_head": 2, "n_audio_layer": 1}  # of decoders that hear nothing
+_ENCODER = {"n_audio_state": 64, "n_audio_head": 1, "n_audio_layer": 1}  # of decoders that hear nothing
+_DRAWN = 16_777_213  # random numbers, a prime: no two rows of a matrix begin at the same one
 
 
 @dataclass(frozen=True)
@@ -132,12 +133,16 @@ class Decoder:
         config = AudioLMConfig.preset("tiny", **self.sizes, **_ENCODER, tie_word_embeddings=True)
         model = AudioLM(config, dtype=torch.bfloat16, initialise=False)
         generator = torch.Generator().manual_seed(0)
+        drawn = torch.randn(_DRAWN, generator=generator).mul_(self.width**-0.5).bfloat16()
+        at = 0
         with torch.no_grad():
             for name, weight in model.named_parameters():
                 if name.endswith("norm.weight"):
                     weight.fill_(1.0)
-                else:
-                    weight.normal_(0.0, 1.0 / self.width**0.5, generator=generator)
+                    continue
+                for part in weight.view(-1).split(_DRAWN):  # drawing billions would take minutes
+                    part.copy_(drawn.roll(-at)[: len(part)])
+                    at = (at + len(part)) % _DRAWN
         model.save_pretrained(path)
 
 
@@ -168,6 +173,17 @@ QWEN2 = Decoder(
         "max_position_embeddings": 4096,
         "rms_norm_eps": 1e-6,
         "rope_theta": 1_000_000.0,
+    },
+)
+QWEN2_7B = Decoder(
+    "qwen2-7b-random",
+    {
+        **QWEN2.sizes,
+        "vocab_size": 152064,
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
     },
 )
 

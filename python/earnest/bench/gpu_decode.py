@@ -17,6 +17,7 @@ from earnest.bench.case import OURS, Case, Implementation, Problem, Target
 
 TOLERANCE = 2e-2  # of the largest result, which is the smaller the more keys are averaged
 CHECKED_SEQUENCES = 4  # float64 for all of them would take longer than the measurement
+SCALES = (0.5, 2.0)  # of keys and of values in e4m3
 SHORT = {"bfloat16": "bf16", "float16": "fp16"}
 LARGE = 2_000_000_000  # bytes of keys and values from which on the copy's rate is asked for
 WORKSPACE = 128 << 20  # flashinfer's
@@ -63,7 +64,9 @@ def case(shape: Shape, dtype: str = "bfloat16", quick: bool = False, device: str
         problem=partial(_problem, shape=shape, dtype=dtype, device=device),
         shape=vars(shape),
         dtype=dtype,
-        target=Target(ratio=1.1, fraction=0.85 if large else None),
+        target=Target(  # torch's peers would read twice the bytes of e4m3
+            ratio=1.1, against="flashinfer" if shape.float8 else "", fraction=0.85 if large else None
+        ),
         per=(shape.sequences * shape.queries, "token"),
         quick=quick,
         device=device,
@@ -106,20 +109,25 @@ def _inputs(rng: np.random.Generator, shape: Shape, dtype: str, device: str) -> 
             part.copy_(torch.randn(part.shape, generator=g, device=device))
     table = torch.randperm(pages, generator=g, device=device).int().view(shape.sequences, columns)
     lengths = torch.full((shape.sequences,), shape.keys, dtype=torch.int32, device=device)
-    scales = torch.ones(2, shape.kv_heads, device=device) if shape.float8 else (None, None)
+    scales: Any = (None, None)
+    if shape.float8:
+        scales = torch.tensor(SCALES, device=device)[:, None].repeat(1, shape.kv_heads)
     return (q, k, v, table, lengths, scales[0], scales[1])
 
 
-def _gathered(pool: Any, table: Any, shape: Shape) -> Any:
-    """[sequences, kv_heads, keys, dim]."""
+def _gathered(pool: Any, table: Any, scale: Any, shape: Shape, dtype: Any) -> Any:
+    """[sequences, kv_heads, keys, dim] as they are meant."""
     import torch
 
     view = pool.view(torch.uint8) if shape.float8 else pool
     found = view[table.long()].transpose(1, 2).flatten(2, 3)[:, :, : shape.keys].contiguous()
-    return found.view(pool.dtype)
+    found = found.view(pool.dtype).to(dtype)
+    return found if scale is None else found * scale[:, None, None].to(dtype)
 
 
-def reference(q: Any, k: Any, v: Any, table: Any, *rest: Any, shape: Shape, rows: np.ndarray) -> list[Any]:
+def reference(
+    q: Any, k: Any, v: Any, table: Any, _: Any, k_scale: Any, v_scale: Any, shape: Shape, rows: np.ndarray
+) -> list[Any]:
     """Some sequences of softmax(q k^T / sqrt(dim)) v by its definition in float64."""
     import torch
 
@@ -129,7 +137,9 @@ def reference(q: Any, k: Any, v: Any, table: Any, *rest: Any, shape: Shape, rows
     hidden = places[None] > last[:, None]
     for row in rows:
         one = table[int(row) : int(row) + 1]
-        keys, values = (_gathered(x, one, shape)[0].double() for x in (k, v))
+        keys, values = (
+            _gathered(x, one, scale, shape, torch.float64)[0] for x, scale in ((k, k_scale), (v, v_scale))
+        )
         queries = q[int(row)].double().unflatten(1, (shape.kv_heads, group))
         scores = torch.einsum("mhgd,hjd->mhgj", queries, keys) * shape.dim**-0.5
         weights = scores.masked_fill(hidden[:, None, None], -torch.inf).softmax(-1)
@@ -149,8 +159,9 @@ def _ours() -> Callable[..., Any]:
 def _torch(name: str, backend: str, shape: Shape, rows: np.ndarray) -> Implementation:
     """One backend of scaled_dot_product_attention on gathered keys, an e4m3 cache as the queries' numbers."""
 
-    def prepare(q: Any, k: Any, v: Any, table: Any, *rest: Any) -> tuple[Any, ...]:
-        keys, values = (_gathered(x, table, shape).to(q.dtype) for x in (k, v))
+    def prepare(q: Any, k: Any, v: Any, table: Any, _: Any, k_scale: Any, v_scale: Any) -> tuple[Any, ...]:
+        keys = _gathered(k, table, k_scale, shape, q.dtype)
+        values = _gathered(v, table, v_scale, shape, q.dtype)
         return q.transpose(1, 2).contiguous(), keys, values
 
     def build() -> Callable[..., Any]:
@@ -185,6 +196,7 @@ def _flashinfer(shape: Shape, rows: np.ndarray) -> Implementation:
 
     def build() -> Callable[..., Any]:
         peers.load("flashinfer", "flashinfer-python")
-        return lambda wrapper, q, k, v: wrapper.run(q, (k, v))
+        scales = dict(zip(("k_scale", "v_scale"), SCALES, strict=True)) if shape.float8 else {}
+        return lambda wrapper, q, k, v: wrapper.run(q, (k, v), **scales)
 
     return Implementation("flashinfer", build, prepare=prepare, outputs=lambda out: [out[rows][:, None]])

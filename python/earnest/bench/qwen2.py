@@ -9,19 +9,19 @@ from typing import Any
 
 
 def hidden_states(weights: Mapping[str, Any], sizes: Mapping[str, Any], ids: Any, dtype: Any) -> Any:
-    """int64 [..., tokens] -> [..., tokens, hidden] after the last norm, in dtype. A weight is read when its
-    turn comes and let go of."""
+    """int64 [..., tokens] -> [..., tokens, hidden] after the last norm, in dtype and where the ids are. A
+    weight is read when its turn comes and let go of."""
     import torch
     import torch.nn.functional as F
 
     heads, kv_heads = sizes["num_attention_heads"], sizes["num_key_value_heads"]
     dim, count = sizes["hidden_size"] // heads, ids.shape[-1]
-    angles = torch.arange(count).double()[:, None]
-    angles = angles * sizes["rope_theta"] ** (-torch.arange(0, dim, 2).double() / dim)
+    angles = torch.arange(count, device=ids.device).double()[:, None]
+    angles = angles * sizes["rope_theta"] ** (-torch.arange(0, dim, 2, device=ids.device).double() / dim)
     cosine, sine = (x.repeat(1, 2)[:, None].to(dtype) for x in (angles.cos(), angles.sin()))
 
     def w(name: str) -> Any:
-        return weights[name].to(dtype)
+        return weights[name].to(ids.device, dtype)
 
     def norm(x: Any, name: str) -> Any:
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + sizes["rms_norm_eps"]) * w(name)
@@ -29,7 +29,7 @@ def hidden_states(weights: Mapping[str, Any], sizes: Mapping[str, Any], ids: Any
     def turned(x: Any) -> Any:
         return x * cosine + torch.cat([-x[..., dim // 2 :], x[..., : dim // 2]], -1) * sine
 
-    x = weights["model.embed_tokens.weight"][ids].to(dtype)
+    x = weights["model.embed_tokens.weight"].to(ids.device)[ids].to(dtype)
     for layer in range(sizes["num_hidden_layers"]):
         at = f"model.layers.{layer}."
         y = norm(x, at + "input_layernorm.weight")
@@ -48,14 +48,14 @@ def hidden_states(weights: Mapping[str, Any], sizes: Mapping[str, Any], ids: Any
 
 
 def logits(weights: Mapping[str, Any], hidden: Any) -> Any:
-    """[rows, hidden] -> [rows, vocabulary], in the dtype of the states."""
+    """[rows, hidden] -> [rows, vocabulary], in the dtype of the states and where they are."""
     name = "lm_head.weight" if "lm_head.weight" in weights else "model.embed_tokens.weight"
-    return hidden @ weights[name].to(hidden.dtype).T
+    return hidden @ weights[name].to(hidden).T
 
 
-def last_logits(weights: Mapping[str, Any], sizes: Mapping[str, Any], ids: Any) -> Any:
-    """int64 [sequences, tokens] -> logits after the last token of each, in float32."""
+def last_logits(weights: Mapping[str, Any], sizes: Mapping[str, Any], ids: Any, device: str = "cpu") -> Any:
+    """int64 [sequences, tokens] -> logits after the last token of each, in float32, computed on `device`."""
     import torch
 
-    hidden = hidden_states(weights, sizes, torch.from_numpy(ids), torch.float32)
+    hidden = hidden_states(weights, sizes, torch.from_numpy(ids).to(device), torch.float32)
     return logits(weights, hidden[:, -1])

@@ -13,6 +13,7 @@ from earnest import _native
 from earnest.errors import InvalidInput
 from earnest.ops import attention_torch, cuda
 from earnest.ops.eager import call, capsule, is_eager, needs_gradient
+from earnest.ops.known import Known
 
 _OP = "attention"
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16)
@@ -98,7 +99,8 @@ def _kernel_on_cuda(dtype: str, dim: int) -> str | None:
 
 def _kernel_takes(precision: torch.dtype, dim: int) -> bool:
     dtype = _CUDA_DTYPES.get(precision)
-    return dtype is not None and _kernel_on_cuda(dtype, dim) is not None
+    size = next((n for n in range(8, 257, 8) if dim == n), None)  # a constant, where a tracer has a symbol
+    return dtype is not None and size is not None and _kernel_on_cuda(dtype, size) is not None
 
 
 def _wrong(argument: str, expected: str, got: object) -> NoReturn:
@@ -173,8 +175,7 @@ def _forward(
     return out, out if lse is None else lse
 
 
-Bounds = tuple[Tensor | None, Tensor | None, Tensor | None]
-_right: tuple[tuple, Bounds] | None = None  # those in which a kernel has found no fault, of the last call
+_bounds = Known(16)
 
 
 def _forward_on_cuda(
@@ -183,12 +184,7 @@ def _forward_on_cuda(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """As above. Bounds that come again, as from layer to layer, are not waited for again. tile_rows:
     its choice of 64 or 128, which changes no bit, if 0; path: "best", "sm80" or "sm90a"."""
-    global _right
-    bounds = (cu_q, cu_k, seqused_k)
-    given = [x for x in bounds if x is not None]
-    key = None  # of inference tensors torch does not count the changes
-    if not any(x.is_inference() for x in given):
-        key = (*(None if x is None else (id(x), x._version) for x in bounds), q.shape[:-2], k.shape[:-2])
+    bounds, sizes = (cu_q, cu_k, seqused_k), (q.shape[:-2], k.shape[:-2])
 
     def explain() -> None:
         """What the CPU says of these bounds."""
@@ -197,7 +193,8 @@ def _forward_on_cuda(
         _forward(wide_q, wide_k, wide_v, cpu_q, cpu_k, used, causal, scale, with_lse=False)
 
     capturing = cuda.is_capturing(q)
-    known = not given or (not capturing and key is not None and _right is not None and _right[0] == key)
+    given = any(x is not None for x in bounds)
+    known = not given or (not capturing and _bounds.holds(bounds, *sizes))
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:-1], dtype=torch.float64, device=q.device) if with_lse else None
     with cuda.launching(_OP, q, None if known else explain) as launch:
@@ -205,8 +202,8 @@ def _forward_on_cuda(
             _native.attention_forward, *map(capsule, (q, k, v, out, lse)), *map(capsule, bounds),
             _sequences(q, cu_q), causal, scale, *launch, tile_rows, path,
         )  # fmt: skip
-    if not known and not capturing and key is not None:
-        _right = (key, bounds)  # the tensors too, so that no other can get their identities
+    if not known and not capturing:
+        _bounds.add(bounds, *sizes)
     return out, out if lse is None else lse
 
 
@@ -215,6 +212,8 @@ def _backward(
     cu_q: Tensor | None, cu_k: Tensor | None, seqused_k: Tensor | None, causal: bool, scale: float,
     tile_rows: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    if cuda.takes(q) and grad_out.data_ptr() % 16 != 0:  # a part of the gradient of something larger
+        grad_out = grad_out.clone(memory_format=torch.contiguous_format)
     grads = tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     arrays = (
         *map(capsule, (q, k, v, out, lse, grad_out, grad_lse)), *map(capsule, grads),

@@ -14,7 +14,8 @@ from torch import Tensor
 
 class Known:
     """Tensors in which a kernel has found no fault, the last `most` times. They are held weakly, and are
-    others once they were written to by torch. What a context says (sizes they were held against) belongs to
+    others once they were written to by torch, where it counts that: writes through .data, by compiled code
+    and by replays of graphs it does not. What a context says (sizes they were held against) belongs to
     them. Tensors of inference mode, whose changes torch does not count, are never known."""
 
     def __init__(self, most: int) -> None:
@@ -34,7 +35,7 @@ class Known:
         self._kept.pop(key, None)
         self._kept[key] = tuple(None if x is None else weakref.ref(x) for x in tensors)
         while len(self._kept) > self._most:
-            del self._kept[next(iter(self._kept))]
+            self._kept.pop(next(iter(self._kept)), None)  # another thread may have done it
 
 
 def _uncounted(tensors: Sequence[Tensor | None]) -> bool:
@@ -42,5 +43,7 @@ def _uncounted(tensors: Sequence[Tensor | None]) -> bool:
 
 
 def _key(tensors: Sequence[Tensor | None], context: tuple) -> tuple:
-    counted = (None if x is None or x.is_inference() else (id(x), x._version) for x in tensors)
+    counted = (
+        None if x is None or x.is_inference() else (id(x), x._version, x.data_ptr(), x.shape) for x in tensors
+    )
     return (*counted, *context)

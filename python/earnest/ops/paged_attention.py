@@ -115,7 +115,8 @@ def _attend(
         call(_native.paged_attention, *map(capsule, arrays), queries, scale, *launch)
     if not known and not capturing:
         _tables.add(entries, *sizes)
-        _scales.add(scales)
+        if len(q):  # else nobody has looked at them
+            _scales.add(scales)
     return out
 
 

@@ -43,7 +43,7 @@ def check_pools(
             wrong(op, argument, "given where the cache is float8_e4m3fn, and only there", _described(scale))
         if scale is not None:
             check_entries(op, argument, scale, torch.float32, [k.shape[1]], like)
-    if needs_gradient(like, k, v):
+    if needs_gradient(like, k, v, k_scale, v_scale):
         wrong(op, name, "tensors without gradients (torch.no_grad)", "one that requires them")
 
 

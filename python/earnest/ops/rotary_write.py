@@ -9,7 +9,7 @@ from torch import Tensor
 
 from earnest import _native
 from earnest.ops import cuda, pages
-from earnest.ops.eager import call, capsule, is_eager
+from earnest.ops.eager import call, capsule, is_eager, needs_gradient
 from earnest.ops.known import Known
 
 _OP = "rotary_write"
@@ -53,6 +53,8 @@ def rotary_write(
         pages.check_entries(_OP, name, x, torch.int64, [qkv.shape[0]], qkv)
     if bias is not None:
         pages.check_entries(_OP, "bias", bias, qkv.dtype, [qkv.shape[1]], qkv)
+        if needs_gradient(bias):
+            pages.wrong(_OP, "bias", "a tensor without gradients (torch.no_grad)", "one that requires them")
     tensors = (qkv, bias, positions, slots, k, v, k_scale, v_scale)
     if not is_eager(*tensors):
         turned: Tensor = _write_op(*tensors, heads, float(theta))
@@ -100,7 +102,8 @@ def _write(
         call(_native.rotary_write, *map(capsule, arrays), theta, *launch)
     if not known and not capturing:
         _places.add(entries, *sizes)
-        _scales.add(scales)
+        if len(qkv):  # else nobody has looked at them
+            _scales.add(scales)
     return q
 
 

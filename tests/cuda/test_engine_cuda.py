@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine with device="cuda": near to the definition as the CPU's, and its promises of bits there. What
+it is given and gives is in the memory of the host, on a GPU too."""
+
+import numpy as np
+import pytest
+import torch
+
+from earnest import Engine
+from earnest.bench import engine, engine_peers, gpu_engine, qwen2
+from earnest.bench.engine_weights import Decoder
+from earnest.dialogue import Tokenizer
+from earnest.model import AudioLM, AudioLMConfig
+
+TINY = Decoder(
+    "tiny",
+    {
+        "vocab_size": 300,
+        "hidden_size": 128,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 128,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10_000.0,
+    },
+)
+PROMPT, TOKENS = 7, 5
+IDS = np.random.default_rng(0).integers(0, 300, (3, PROMPT + TOKENS))
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("EARNEST_BENCH_CACHE", str(tmp_path / "cache"))
+
+
+def ours(weights: str, device: str, sequences: int = 3) -> engine_peers.Ours:
+    return engine_peers.Ours(TINY, weights, sequences, PROMPT + TOKENS, device)
+
+
+@pytest.mark.parametrize("weights", engine.WEIGHTS)
+def test_logits_are_as_near_to_the_definition_as_the_cpus(device, weights: str):
+    exact = qwen2.last_logits(TINY.tensors(), TINY.sizes, IDS)
+    errors = [
+        float((engine.stepping(ours(weights, on), IDS, PROMPT)(IDS) - exact).norm() / exact.norm())
+        for on in ("cuda", "cpu")
+    ]
+    assert 0 < errors[0] <= 2 * errors[1]
+
+
+@pytest.mark.parametrize("weights", engine.WEIGHTS)
+def test_steps_pieces_and_batches_have_the_bits_of_the_whole_prompt(device, weights: str):
+    whole = ours(weights, "cuda").feed(IDS, 0).clone()
+    assert torch.equal(engine.stepping(ours(weights, "cuda"), IDS, PROMPT)(IDS), whole)
+    alone = ours(weights, "cuda", 1)
+    for sequence, logits in zip(IDS, whole, strict=True):
+        alone.feed(sequence[None, :4], 0)
+        assert torch.equal(alone.feed(sequence[None, 4:], 4)[0], logits)
+
+
+def test_the_benchs_case_is_right_in_small(device):
+    problem = gpu_engine.case(TINY, "bf16", 3, PROMPT, TOKENS, "cuda").problem(np.random.default_rng(0))
+    (one,) = problem.implementations
+    (ids,) = problem.inputs[0]
+    run = one.build()
+    assert run.waits
+    found = one.outputs(run(ids))
+    expected = [qwen2.last_logits(TINY.tensors(), TINY.sizes, ids)]
+    assert problem.error(found, expected) <= problem.tolerance
+
+
+def test_it_hears_and_answers_as_on_the_cpu(device, tmp_path):
+    tokenizer = Tokenizer.train(["how do I sound? you sound calm and low", "it is loud"], 320)
+    config = AudioLMConfig.preset(
+        "tiny", vocab_size=len(tokenizer), hidden_size=128, num_attention_heads=2, num_key_value_heads=1,
+        n_audio_state=64, n_audio_head=1,
+    )  # fmt: skip
+    model = AudioLM(config, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        model.lm_head.weight.mul_(30)
+    model.save_pretrained(tmp_path / "model", tokenizer=tokenizer)
+    said = []
+    for on in ("cuda", "cpu"):
+        with Engine(tmp_path / "model", weights="bfloat16", device=on) as talking:
+            assert talking.info["device"] == on
+            session = talking.session()
+            session.add_audio((0.3 * np.sin(np.arange(9_600) * 0.1)).astype(np.float32), 16_000)
+            session.add_text("how do I sound?")
+            answer = session.generate(max_tokens=12, temperature=0.0)
+            list(answer)
+            said.append(answer.tokens())
+    (ids, logp), (cpu_ids, cpu_logp) = said
+    differs = [i for i, (a, b) in enumerate(zip(ids, cpu_ids, strict=False)) if a != b]
+    same = differs[0] if differs else min(len(ids), len(cpu_ids))
+    assert same >= 1
+    np.testing.assert_allclose(logp[:same], cpu_logp[:same], atol=0.2)
