@@ -17,7 +17,7 @@ from earnest.bench.attention import DIALOGUES, Shape, _packed, _padded, _short_l
 from earnest.bench.case import ALSO, OURS, Absent, Case, Implementation, Problem, Target
 
 TOLERANCE = 2e-2  # of each gradient's largest number
-DETERMINISTIC = "torch, flash, deterministic"  # torch lets cudnn be no such thing
+DETERMINISTIC = "torch, flash, deterministic"  # torch's sources refuse cudnn there
 
 
 def cases() -> list[Case]:
