@@ -253,6 +253,8 @@ def test_words_for_numbers(measured: dict):
     assert show.target(record | {"target": {"ratio": 2.0, "fraction": 0.8}, "met": False}) == "2x+80% missed"
     logprob = {"target": {"ratio": 0.87, "against": "packed product"}, "yardstick_ratio": 0.9, "met": True}
     assert show.target(record | logprob) == "packed product 0.90x of 0.87x met"
+    memory = {"target": {"extra_bytes": 64 << 20}, "met": False}
+    assert show.target(record | memory) == "at most 64 MB missed"
     assert "WRONG earnest is off" in show.line(record | {"wrong": {"earnest": "is off"}})
 
 

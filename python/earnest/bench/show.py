@@ -99,6 +99,8 @@ def target(record: Record) -> str:
         parts.append(f"{100 * wanted['fraction']:.0f}%")
     if "seconds" in wanted:
         parts.append(f"at most {seconds(wanted['seconds'])}")
+    if "extra_bytes" in wanted:
+        parts.append(f"at most {wanted['extra_bytes'] / (1 << 20):.0f} MB")
     verdict = {True: " met", False: " missed", None: ""}[record["met"]]
     return "+".join(parts) + verdict
 
