@@ -6,11 +6,13 @@
 #include <nanobind/stl/optional.h>
 
 #include <memory>
+#include <new>
 #include <optional>
 
 #include "csrc/bindings/bindings.h"
 #include "kernels/common/device.h"
 #include "kernels/common/device_fault.h"
+#include "kernels/common/pages.h"
 
 namespace earnest::bindings {
 
@@ -81,13 +83,23 @@ class Place {
   Launch launch_;
 };
 
-// Scratch memory of a call, not cleared: of the heap, or on a GPU of the caller's allocator, which may give
-// it away again when the call has returned, as everything on a stream comes in its turn.
+// Scratch memory of a call, not cleared: of the heap, large memory of the system, or on a GPU of the caller's
+// allocator, which may give it away again when the call has returned, as everything on a stream comes in its
+// turn.
 class Workspace {
  public:
-  Workspace(const Place& place, size_t bytes) {
+  // From here on straight from the system: malloc keeps what it got back once, and the scratch memory of a
+  // forward pass would lie beside that of its backward pass. Calls that need so much last long enough for the
+  // pages to be made each time (some 0.1 ms a MiB).
+  static constexpr size_t kFromSystem = size_t{12} << 20;
+
+  Workspace(const Place& place, size_t bytes) : bytes_(bytes) {
     if (place.device() == Device::kCpu) {
-      heap_.reset(new char[bytes]);
+      if (bytes < kFromSystem) {
+        heap_.reset(new char[bytes]);
+      } else if ((pages_ = take_pages(bytes)) == nullptr) {
+        throw std::bad_alloc();
+      }
     } else if (bytes > 0) {
       if (!place.allocate()) {
         raise_if_error(invalid_argument(place.op(), "allocate", "a function on cuda", "none"));
@@ -96,9 +108,18 @@ class Workspace {
       place.data("workspace", lent_);
     }
   }
-  void* data() { return heap_ ? static_cast<void*>(heap_.get()) : lent_.is_valid() ? lent_.data() : nullptr; }
+  ~Workspace() { give_pages_back(pages_, bytes_); }
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+
+  void* data() {
+    if (pages_ != nullptr) return pages_;
+    return heap_ ? static_cast<void*>(heap_.get()) : lent_.is_valid() ? lent_.data() : nullptr;
+  }
 
  private:
+  const size_t bytes_;
+  void* pages_ = nullptr;
   std::unique_ptr<char[]> heap_;
   AnyOutput<uint8_t, 1> lent_;
 };
