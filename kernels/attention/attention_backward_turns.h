@@ -39,13 +39,21 @@ EARNEST_HOST_DEVICE constexpr TokenTiles token_tiles(const Sequence& s, int64_t 
   return {begin, blocks_of(s.queries, tokens), all_seen, used == kTileRows ? s.queries / tokens : all_seen};
 }
 
-// The i-th to pass: a tile, and a query head of the group.
+// What passes: of the last tile each query head of the group, then of the one before it.
 struct Pass {
-  int64_t tile, member;
+  int tile, member;
+  EARNEST_HOST_DEVICE explicit constexpr Pass(const TokenTiles& tiles)
+      : tile(static_cast<int>(tiles.end) - 1), member(0) {}
+  EARNEST_HOST_DEVICE constexpr bool is_left(const TokenTiles& tiles) const { return tile >= tiles.begin; }
+  EARNEST_HOST_DEVICE constexpr bool is_whole(const TokenTiles& tiles) const {
+    return tile >= tiles.whole_begin && tile < tiles.whole_end;
+  }
+  EARNEST_HOST_DEVICE constexpr void next(int group) {
+    if (++member < group) return;
+    member = 0;
+    --tile;
+  }
 };
-EARNEST_HOST_DEVICE constexpr Pass pass_at(const TokenTiles& tiles, int64_t group, int64_t i) {
-  return {tiles.end - 1 - i / group, i % group};
-}
 
 // ---- turns: of each query head and tile of tokens a count, and one of tickets before them ----
 
@@ -53,10 +61,10 @@ EARNEST_HOST_DEVICE constexpr int64_t turns_of_head(int64_t tokens_q, int64_t se
   return tokens_q / tokens + sequences;
 }
 // Within those whatever the bounds say; tiles of different sequences differ where bounds are right.
-EARNEST_HOST_DEVICE constexpr int64_t turn_at(const Params& p, const Sequence& s, int64_t sequence,
+EARNEST_HOST_DEVICE constexpr int64_t turn_at(const Params& p, int64_t query_begin, int64_t sequence,
                                               int64_t head, int64_t tile) {
   const int64_t tokens = tile_tokens(p.dim);
-  return head * turns_of_head(p.tokens_q, p.sequences, tokens) + s.query_begin / tokens + sequence + tile;
+  return head * turns_of_head(p.tokens_q, p.sequences, tokens) + query_begin / tokens + sequence + tile;
 }
 
 // ---- sums: [heads, tokens_q, dim] floats, rows of a tile one behind the other ----

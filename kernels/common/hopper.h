@@ -17,6 +17,7 @@
 namespace earnest::hopper {
 
 using simt::shared_address;
+using TensorMap = CUtensorMap;
 
 // ---- barriers ----
 // A barrier's phase ends when as many have arrived as it was made for and all bytes it was told of are there.
