@@ -70,6 +70,7 @@ struct BackwardTurn {
 struct BackwardWork {
   int64_t query_begin, first_line;  // the sequence's first token; the tile's first key, in numbers of k
   int64_t key_pitch;                // from key to key
+  int64_t first_turn, turn_pitch;   // of the first head and tile; from head to head
   TokenTiles tiles;
   int sequence, block, first_head, group;
   int queries, tokens;  // of the sequence; of a tile
@@ -85,6 +86,8 @@ struct BackwardWork {
     first_line = (of.key_begin + first_key) * key_pitch + kv_head * p.dim;
     sequence = static_cast<int>(tile.sequence), block = static_cast<int>(tile.block);
     group = static_cast<int>(p.heads / p.kv_heads), first_head = static_cast<int>(kv_head) * group;
+    first_turn = turn_at(p, query_begin, sequence, first_head, 0);
+    turn_pitch = turns_of_head(p.tokens_q, p.sequences, tile_tokens(p.dim));
     queries = static_cast<int>(of.queries), tokens = tile_tokens(p.dim);
     tiles = token_tiles(of, first_key, tokens, p.causal);
     used = static_cast<int>(between(0, of.keys - first_key, kTileRows));

@@ -155,7 +155,6 @@ struct Hands {
   // operands are cleared of it.
   __device__ void clear_tokens(const uint32_t (&weights)[kBox / 16][4], Bytes q, Bytes grad_out,
                                int first) {
-    hopper::wait_products<0>();  // they have read what is cleared
     const bool found = sm80::has_unfinite<T, kDim, kMultiplying>(q, multiplying()) ||
                        sm80::has_unfinite<T, kDim, kMultiplying>(grad_out, multiplying());
     if (!hopper::meet_or(kAllMeet, kMultiplying, found)) return;
@@ -173,33 +172,46 @@ struct Hands {
     hopper::meet(kAllMeet, kMultiplying);
   }
 
-  // 64 tokens: dk and dv, and ds^T into shared memory. Their last product is not awaited.
+  __device__ void add_values(const uint32_t (&weights)[kBox / 16][4], Bytes grad_out) {
+    hopper::settle(dv[0]);
+    hopper::begin_products();
+    ask_sums<T, kDim>(weights, grad_out, dv[0]);
+  }
+
+  // 64 tokens: dk and dv, and ds^T into shared memory. Where all is seen, weights are computed beside dp's
+  // product, and ds beside dv's.
   __device__ void differentiate_tokens(const Pass& pass, int half, int stage, int turn) {
     const Bytes q = memory.q(stage) + half * Place::kBlock,
                 grad_out = memory.grad_out(stage) + half * Place::kBlock,
                 numbers = memory.numbers(stage) + half * kBox * Place::kOfRow;
     const int first = pass.tile * Place::kTokens + half * kBox;
-    const bool whole = pass.is_whole(work.tiles);
     float s[8][4] = {}, ds[8][4] = {};
     hopper::settle(s), hopper::settle(ds);
     hopper::begin_products();
     ask_scores<T, kDim>(memory.k() + warpgroup() * Place::kBlock, q, s);
     ask_scores<T, kDim>(memory.v() + warpgroup() * Place::kBlock, grad_out, ds);
-    hopper::wait_products<1>();
-    hopper::settle(s);
-    weigh(numbers, s);
-    if (!whole) hide(first, s);
     uint32_t weights[kBox / 16][4], gradients[kBox / 16][4];
-    round_operand<T>(s, weights);
-    if (!whole) clear_tokens(weights, q, grad_out, first);
-    hopper::settle(dv[0]);
-    hopper::begin_products();
-    ask_sums<T, kDim>(weights, grad_out, dv[0]);
-    hopper::wait_products<1>();
-    hopper::settle(ds);
-    differentiate(numbers, s, ds);
-    if (!whole) hide(first, ds);
-    round_operand<T>(ds, gradients);
+    if (pass.is_whole(work.tiles)) {
+      hopper::wait_products<1>();
+      hopper::settle(s);
+      weigh(numbers, s);
+      round_operand<T>(s, weights);
+      add_values(weights, grad_out);
+      hopper::wait_products<1>();
+      hopper::settle(ds);
+      differentiate(numbers, s, ds);
+      round_operand<T>(ds, gradients);
+    } else {
+      hopper::wait_products<0>();
+      hopper::settle(s), hopper::settle(ds);
+      weigh(numbers, s);
+      differentiate(numbers, s, ds);
+      hide(first, s), hide(first, ds);
+      round_operand<T>(s, weights);
+      round_operand<T>(ds, gradients);
+      clear_tokens(weights, q, grad_out, first);
+      add_values(weights, grad_out);
+    }
     store_scores(gradients, memory.scores(turn, half, warpgroup()));
     hopper::settle(dk[0]);
     hopper::begin_products();

@@ -63,7 +63,7 @@ __device__ inline void add_sums(const Params& p, float* sums, uint32_t* turns, c
   int parity = 0;
   for (Pass pass(work.tiles); pass.is_left(work.tiles); pass.next(work.group), parity ^= 1) {
     const int head = work.first_head + pass.member;
-    uint32_t* const turn = turns + turn_at(p, work.query_begin, work.sequence, head, pass.tile);
+    uint32_t* const turn = turns + work.first_turn + pass.member * work.turn_pitch + pass.tile;
     float* const to = sums + (head * p.tokens_q + work.token(pass.tile)) * kDim;
     const int bytes = work.tokens_in(pass.tile) * kDim * static_cast<int>(sizeof(float));
     hopper::wait(&memory.barriers().sums, parity);
