@@ -54,6 +54,8 @@ __device__ inline void ask_scores(Bytes a, Bytes b, float (&s)[8][4]) {
 // sums += a b, of 64 rows of b; not awaited.
 template <typename T, int kDim>
 __device__ inline void ask_sums(const uint32_t (&a)[kBox / 16][4], Bytes b, float (&sums)[kDim / 8][4]) {
+  hopper::settle(sums);
+  hopper::begin_products();
 #pragma unroll
   for (int k = 0; k < kBox / 16; ++k) {
     const uint32_t at = simt::shared_address(b) + hopper::operand_offset(true, 0, k * 16);
@@ -172,54 +174,61 @@ struct Hands {
     hopper::meet(kAllMeet, kMultiplying);
   }
 
-  __device__ void add_values(const uint32_t (&weights)[kBox / 16][4], Bytes grad_out) {
-    hopper::settle(dv[0]);
+  __device__ void ask_both(Bytes q, Bytes grad_out, float (&s)[8][4], float (&dp)[8][4]) const {
+    hopper::settle(s), hopper::settle(dp);
     hopper::begin_products();
-    ask_sums<T, kDim>(weights, grad_out, dv[0]);
+    ask_scores<T, kDim>(memory.k() + warpgroup() * Place::kBlock, q, s);
+    ask_scores<T, kDim>(memory.v() + warpgroup() * Place::kBlock, grad_out, dp);
   }
 
-  // 64 tokens: dk and dv, and ds^T into shared memory. Where all is seen, weights are computed beside dp's
+  // dv and dk of 64 tokens, and ds^T into shared memory. Where all is seen, weights are computed beside dp's
   // product, and ds beside dv's.
+  __device__ void differentiate_whole(Bytes q, Bytes grad_out, Bytes numbers, Bytes to) {
+    float s[8][4] = {}, ds[8][4] = {};
+    uint32_t weights[kBox / 16][4], gradients[kBox / 16][4];
+    ask_both(q, grad_out, s, ds);
+    hopper::wait_products<1>();
+    hopper::settle(s);
+    weigh(numbers, s);
+    round_operand<T>(s, weights);
+    ask_sums<T, kDim>(weights, grad_out, dv[0]);
+    hopper::wait_products<1>();
+    hopper::settle(ds);
+    differentiate(numbers, s, ds);
+    round_operand<T>(ds, gradients);
+    store_scores(gradients, to);
+    ask_sums<T, kDim>(gradients, q, dk[0]);
+    hopper::wait_products<0>();
+    hopper::keep(weights), hopper::keep(gradients);
+  }
+  __device__ void differentiate_cut(Bytes q, Bytes grad_out, Bytes numbers, Bytes to, int first) {
+    float s[8][4] = {}, ds[8][4] = {};
+    uint32_t weights[kBox / 16][4], gradients[kBox / 16][4];
+    ask_both(q, grad_out, s, ds);
+    hopper::wait_products<0>();
+    hopper::settle(s), hopper::settle(ds);
+    weigh(numbers, s);
+    differentiate(numbers, s, ds);
+    hide(first, s), hide(first, ds);
+    round_operand<T>(s, weights), round_operand<T>(ds, gradients);
+    store_scores(gradients, to);
+    clear_tokens(weights, q, grad_out, first);
+    ask_sums<T, kDim>(weights, grad_out, dv[0]);
+    ask_sums<T, kDim>(gradients, q, dk[0]);
+    hopper::wait_products<0>();
+    hopper::keep(weights), hopper::keep(gradients);
+  }
   __device__ void differentiate_tokens(const Pass& pass, int half, int stage, int turn) {
     const Bytes q = memory.q(stage) + half * Place::kBlock,
                 grad_out = memory.grad_out(stage) + half * Place::kBlock,
-                numbers = memory.numbers(stage) + half * kBox * Place::kOfRow;
-    const int first = pass.tile * Place::kTokens + half * kBox;
-    float s[8][4] = {}, ds[8][4] = {};
-    hopper::settle(s), hopper::settle(ds);
-    hopper::begin_products();
-    ask_scores<T, kDim>(memory.k() + warpgroup() * Place::kBlock, q, s);
-    ask_scores<T, kDim>(memory.v() + warpgroup() * Place::kBlock, grad_out, ds);
-    uint32_t weights[kBox / 16][4], gradients[kBox / 16][4];
+                numbers = memory.numbers(stage) + half * kBox * Place::kOfRow,
+                to = memory.scores(turn, half, warpgroup());
     if (pass.is_whole(work.tiles)) {
-      hopper::wait_products<1>();
-      hopper::settle(s);
-      weigh(numbers, s);
-      round_operand<T>(s, weights);
-      add_values(weights, grad_out);
-      hopper::wait_products<1>();
-      hopper::settle(ds);
-      differentiate(numbers, s, ds);
-      round_operand<T>(ds, gradients);
+      differentiate_whole(q, grad_out, numbers, to);
     } else {
-      hopper::wait_products<0>();
-      hopper::settle(s), hopper::settle(ds);
-      weigh(numbers, s);
-      differentiate(numbers, s, ds);
-      hide(first, s), hide(first, ds);
-      round_operand<T>(s, weights);
-      round_operand<T>(ds, gradients);
-      clear_tokens(weights, q, grad_out, first);
-      add_values(weights, grad_out);
+      differentiate_cut(q, grad_out, numbers, to, pass.tile * Place::kTokens + half * kBox);
     }
-    store_scores(gradients, memory.scores(turn, half, warpgroup()));
-    hopper::settle(dk[0]);
-    hopper::begin_products();
-    ask_sums<T, kDim>(gradients, q, dk[0]);
-    hopper::wait_products<1>();
-    hopper::keep(weights);
-    hopper::wait_products<0>();
-    hopper::keep(gradients);
+    hopper::settle(dv[0]), hopper::settle(dk[0]);
   }
 
   // The warpgroup's 64 x 64 of dq: of the tokens' half `rows`, and panel `panel` of the head's numbers.
