@@ -76,14 +76,13 @@ EARNEST_HOST_DEVICE constexpr int place_of_sum(int64_t token, int piece) {
 // ---- the workspace behind the rows' numbers ----
 
 struct TurnPlan {
-  size_t sums, ticket, turns, bytes;  // where each begins, counted from where `begin` is, and the end
+  size_t sums, ticket, bytes;  // where each begins, turns right behind the ticket, and the end
   int64_t counts;                     // the ticket and all turns
 };
 inline TurnPlan turn_plan_of(const Params& p, size_t begin) {
   TurnPlan plan;
   plan.sums = begin;
   plan.ticket = plan.sums + static_cast<size_t>(p.tokens_q * p.heads * p.dim) * sizeof(float);
-  plan.turns = plan.ticket + sizeof(uint32_t);
   plan.counts = 1 + p.heads * turns_of_head(p.tokens_q, p.sequences, tile_tokens(p.dim));
   plan.bytes = plan.ticket + static_cast<size_t>(blocks_of(plan.counts, 4) * 4) * sizeof(uint32_t);
   return plan;
