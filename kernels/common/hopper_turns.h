@@ -1,83 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 // More of Hopper, for blocks that add to the same memory one after another: copies of bytes in order of
-// addresses by TMA, sums of floats by it, and turns. Only for nvcc.
+// addresses by TMA, sums of floats by it, and turns.
 //
 // A *turn* is a count in global memory of how many have added. Who is to be the n-th waits for n, adds, and
 // passes it on. The sum of a number is then one addition after another in the order of turns, the same each
-// time: nobody else adds meanwhile.
+// time: nobody else adds meanwhile. Bytes: a multiple of 16, on 16.
+//   load_bytes(to, from, bytes, barrier)   into shared memory, counted at `barrier`; by one thread
+//   store_bytes(to, from, bytes)           out of it
+//   add_floats(to, from, bytes)            out of it, added float by float to what is there
+//   close_copies()                         closes the calling thread's group of those two
+//   wait_read()                            until its groups have read shared memory
+//   wait_written()                         until others can see what they have written
+//   wait_turn(turns, turn)                 until at least so many have come: whoever comes more often than
+//                                          expected makes nobody wait for ever
+//   pass_turn(turns)
+//   keep(operands)                         behind a wait: registers that products read are nobody else's before
+//   multiply_transposed(d, a, b, T{})      d [64, 64] += a [64, 16] b [16, 64], both transposed, by descriptors
 #pragma once
 
 #include "kernels/common/hopper_products.h"
 
-namespace earnest::hopper {
-
-// Bytes, a multiple of 16 on 16, into shared memory, counted at `barrier`.
-__device__ inline void load_bytes(void* to, const void* from, int bytes, Barrier* barrier) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-          shared_address(to)),
-      "l"(from), "r"(bytes), "r"(shared_address(barrier))
-      : "memory");
-}
-
-// Likewise out of it: written, or added float by float to what is there. Both belong to the calling thread's
-// group of copies, which wait_read awaits until shared memory is free again and wait_written until others can
-// see what was written.
-__device__ inline void store_bytes(void* to, const void* from, int bytes) {
-  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to),
-               "r"(shared_address(from)), "r"(bytes)
-               : "memory");
-}
-__device__ inline void add_floats(float* to, const void* from, int bytes) {
-  asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(to),
-               "r"(shared_address(from)), "r"(bytes)
-               : "memory");
-}
-__device__ inline void close_copies() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
-__device__ inline void wait_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
-__device__ inline void wait_written() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
-
-// Reads and writes of memory by TMA and by threads, before and after, keep their order.
-__device__ inline void fence_copies() { asm volatile("fence.proxy.async;" ::: "memory"); }
-
-// At least `turn`, rather than just that: whoever may come more often than expected makes nobody wait for ever.
-__device__ inline void wait_turn(const uint32_t* turns, uint32_t turn) {
-  while (simt::load_acquire(turns) < turn) simt::pause();
-  fence_copies();
-}
-__device__ inline void pass_turn(uint32_t* turns) {
-  fence_copies();
-  __threadfence();
-  atomicAdd(turns, 1u);
-}
-
-// Registers that products read are not given to others before this, which stands behind their wait.
-template <int K>
-__device__ inline void keep(const uint32_t (&operands)[K][4]) {
-#pragma unroll
-  for (int k = 0; k < K; ++k) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) asm volatile("" ::"r"(operands[k][i]) : "memory");
-  }
-}
-
-#define EARNEST_SUMS(j) "+f"(d[j][0]), "+f"(d[j][1]), "+f"(d[j][2]), "+f"(d[j][3])
-// d [64, 64] += a [64, 16] b [16, 64], both transposed, by descriptors.
-#define EARNEST_PRODUCT(Half, kind)                                                                        \
-  __device__ inline void multiply_transposed(float (&d)[8][4], uint64_t a, uint64_t b, Half) {             \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." kind "." kind                               \
-                 " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, " \
-                 "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, %32, %33, 1, 1, 1, "   \
-                 "1, 1;"                                                                                   \
-                 : EARNEST_SUMS(0), EARNEST_SUMS(1), EARNEST_SUMS(2), EARNEST_SUMS(3), EARNEST_SUMS(4),    \
-                   EARNEST_SUMS(5), EARNEST_SUMS(6), EARNEST_SUMS(7)                                       \
-                 : "l"(a), "l"(b));                                                                        \
-  }
-
-EARNEST_PRODUCT(BFloat16, "bf16")
-EARNEST_PRODUCT(Float16, "f16")
-
-#undef EARNEST_PRODUCT
-#undef EARNEST_SUMS
-
-}  // namespace earnest::hopper
+#if defined(EARNEST_EMULATED)
+#include "kernels/common/hopper_turns_builtins.h"
+#else
+#include "kernels/common/hopper_turns_nvcc.h"
+#endif
