@@ -3,7 +3,7 @@
 #   X_cuda.cu    SIMT code: sm_80, sm_90a, and PTX for later chips      X_sm80.cu, X_sm90a.cu   one architecture's own
 #   X_nvcc.cu    what only nvcc can compile                             X_emulated.cc           stands there in EMULATED
 #   X_nocuda.cc  stands there in a build without CUDA, or where the family has no CUDA code
-# EARNEST_CUDA=EMULATED compiles X_cuda.cu and X_sm80.cu as C++, to run in kernels/common/simt_emulator.h.
+# EARNEST_CUDA=EMULATED compiles X_cuda.cu, X_sm80.cu and X_sm90a.cu as C++, to run in kernels/common/simt_emulator.h.
 
 if(NOT EARNEST_CUDA MATCHES "^(OFF|ON|EMULATED|0|1|FALSE|TRUE)$")
   message(FATAL_ERROR "EARNEST_CUDA: expected OFF, ON or EMULATED, got ${EARNEST_CUDA}")
@@ -83,9 +83,9 @@ if(EARNEST_CUDA)
   target_compile_definitions(earnest_kernels PUBLIC EARNEST_WITH_CUDA)
   earnest_add_kernels(_cuda "80-real;90a-real;90-virtual")
   earnest_add_kernels(_sm80 "${EARNEST_SM80_TARGETS}")
+  earnest_add_kernels(_sm90a "90a-real")
   if(NOT EARNEST_EMULATED)
     earnest_add_kernels(_nvcc "80-virtual")
-    earnest_add_kernels(_sm90a "90a-real")
     target_link_libraries(earnest_kernels PUBLIC CUDA::cudart_static)
   endif()
 endif()

@@ -118,9 +118,7 @@ Status backward_cuda(const Params& p, const Gradients& g) {
   if (key_list != nullptr) {
     if (Status status = order_keys(p, plan.keys, key_list); !status.ok()) return status;
   }
-#if !defined(EARNEST_EMULATED)
   if (p.path == CudaPath::kSm90a) return sm90a::backward(p, g, plan, numbers, key_list);
-#endif
   return sm80::backward(p, g, plan, numbers, row_list, key_list);
 }
 

@@ -71,12 +71,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-#if defined(EARNEST_EMULATED)
-constexpr bool kHasSm90a = false;
-#else
-constexpr bool kHasSm90a = true;
-#endif
-
 }  // namespace
 
 namespace gpu {
@@ -95,7 +89,7 @@ Status check_path(const Params& p) {
   if (p.path != CudaPath::kSm90a) return {};
   cuda::Properties device;
   if (Status status = cuda::properties(kOp, &device); !status.ok()) return status;
-  if (kHasSm90a && device.major == 9 && device.minor == 0) return {};
+  if (device.runs_sm90a) return {};
   return unsupported(kOp, "path", "sm90a on compute capability 9.0", "another device");
 }
 
@@ -134,9 +128,7 @@ Status forward_cuda(const Params& p, const Output& output) {
   if (plan.ordered) {
     if (Status status = order_rows(p, plan, order); !status.ok()) return status;
   }
-#if !defined(EARNEST_EMULATED)
   if (p.path == CudaPath::kSm90a && p.tokens_k > 0) return sm90a::forward(p, output, plan, order);
-#endif
   return sm80::forward(p, output, plan, order);
 }
 

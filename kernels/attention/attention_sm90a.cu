@@ -49,12 +49,11 @@ struct Memory {  // shared, in bytes
   static_assert(kBytes <= 227 * 1024);
   Bytes q, tiles;
   Stage* stages;
-  __device__ Memory() {
-    const Bytes shared = simt::dynamic_shared<unsigned char>(0, kBytes);
-    q = shared + (kAlignment - simt::shared_address(shared) % kAlignment) % kAlignment;
-    tiles = q + kQueries;
-    stages = reinterpret_cast<Stage*>(tiles + 2 * kStages * kTile);
-  }
+  __device__ Memory() : Memory(simt::dynamic_shared<unsigned char>(0, kBytes)) {}
+  __device__ explicit Memory(Bytes shared)
+      : q(shared + (kAlignment - simt::shared_address(shared) % kAlignment) % kAlignment),
+        tiles(q + kQueries),
+        stages(reinterpret_cast<Stage*>(&tiles[2 * kStages * kTile])) {}
   __device__ Bytes keys(int stage) const { return tiles + 2 * stage * kTile; }
   __device__ Bytes values(int stage) const { return keys(stage) + kTile; }
 };
@@ -81,17 +80,17 @@ __device__ inline void walk(const Params& p, const Plan& plan, const Tile* order
 }
 
 template <int kDim>
-__device__ inline void bring_tiles(const CUtensorMap& keys, const CUtensorMap& values, const Params& p,
+__device__ inline void bring_tiles(const hopper::TensorMap& keys, const hopper::TensorMap& values, const Params& p,
                                    const Plan& plan, const Tile* order, const Memory<kDim>& memory) {
   Turn turn;
   walk(p, plan, order, [&](const Rows& rows) {
     const KeyTiles tiles = rows.tiles();
-    const auto bring = [&](const CUtensorMap& from, Bytes to, int64_t tile, Barrier* there, Barrier* read) {
+    const auto bring = [&](const hopper::TensorMap& from, Bytes to, int64_t tile, Barrier* there, Barrier* read) {
       hopper::wait(read, turn.parity ^ 1);
       hopper::arrive_expecting(there, Memory<kDim>::kTile);
 #pragma unroll
       for (int panel = 0; panel < kDim / hopper::kBox; ++panel) {
-        hopper::load_box(to + panel * kBoxBytes, from,
+        hopper::load_box(&to[panel * kBoxBytes], from,
                          static_cast<int>(rows.kv_head * kDim) + panel * hopper::kBox,
                          static_cast<int>(rows.sequence.key_begin + tile * kKeys), there);
       }
@@ -194,7 +193,7 @@ __device__ inline void attend(const Params& p, const Output& output, float scale
 
 template <typename T, int kDim>
 __global__ void __launch_bounds__(kThreads, 1)
-    forward_tiles(const __grid_constant__ CUtensorMap keys, const __grid_constant__ CUtensorMap values,
+    forward_tiles(const __grid_constant__ hopper::TensorMap keys, const __grid_constant__ hopper::TensorMap values,
                   const __grid_constant__ Params p, const __grid_constant__ Output output,
                   const __grid_constant__ Plan plan, const Tile* const order) {
   const Memory<kDim> memory;
@@ -229,7 +228,7 @@ template <typename T, int kDim>
 Status launch(const Params& p, const Output& output, const Plan& plan, const Tile* order) {
   cuda::Properties device;
   if (Status status = cuda::properties(kOp, &device); !status.ok()) return status;
-  CUtensorMap keys, values;
+  hopper::TensorMap keys, values;
   const int64_t width = p.kv_heads * kDim;
   if (Status status = hopper::tensor_map(kOp, p.k, width, p.tokens_k, width, &keys); !status.ok())
     return status;

@@ -18,6 +18,7 @@ struct Properties {
   int multiprocessors = 0;
   int64_t shared_bytes = 0;  // that a block may ask for
   int index = 0;             // which of the machine's devices
+  bool runs_sm90a = false;   // what is compiled for 9.0 alone; the emulator, an 8.0 otherwise, does by name
 };
 
 // Of the current device; asked for once per device.

@@ -9,7 +9,7 @@
 namespace earnest::cuda {
 
 Status properties(const char*, Properties* found) {
-  *found = {8, 0, 3, 227 * 1024, 0};
+  *found = {8, 0, 3, 227 * 1024, 0, true};
   return {};
 }
 

@@ -32,7 +32,7 @@ Status ask(const char* op, int device, Properties* found) {
     const cudaError_t error = cudaDeviceGetAttribute(&values[i], kWanted[i], device);
     if (error != cudaSuccess) return status_of(op, error);
   }
-  *found = {values[0], values[1], values[2], values[3], device};
+  *found = {values[0], values[1], values[2], values[3], device, values[0] == 9 && values[1] == 0};
   if (found->major >= 8) return {};
   return unsupported(op, "device", "a CUDA device of compute capability 8.0 or more",
                      std::to_string(found->major) + "." + std::to_string(found->minor));

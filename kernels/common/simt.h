@@ -12,6 +12,7 @@
 //   simt::Shared<T>                           how a function takes one
 //   simt::dynamic_shared<T>(offset, count)    part of the memory asked for at launch, offset in bytes
 //   simt::launch(label, kernel, grid, block, shared_bytes, stream, arguments...) -> Status
+//   simt::launch_clusters(cluster, label, ...)  the same of `cluster` blocks each, side by side (hopper.h)
 //   simt::load_acquire, store_release, pause  how blocks wait for each other
 #pragma once
 

@@ -17,6 +17,7 @@
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __align__(bytes) alignas(bytes)
 
 #define threadIdx (::earnest::simt::emulator::here().thread)
@@ -103,8 +104,8 @@ inline void store_release(uint32_t* address, uint32_t value) {
 inline void pause() { emulator::pause(); }
 
 template <typename... P, typename... A>
-Status launch(const Label& label, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
-              void* /*stream*/, A&&... arguments) {
+Status launch_clusters(unsigned cluster, const Label& label, void (*kernel)(P...), dim3 grid, dim3 block,
+                       size_t shared_bytes, void* /*stream*/, A&&... arguments) {
   struct Call {
     void (*kernel)(P...);
     std::tuple<P...> arguments;
@@ -113,7 +114,13 @@ Status launch(const Label& label, void (*kernel)(P...), dim3 grid, dim3 block, s
     const auto* one = static_cast<const Call*>(context);
     std::apply(one->kernel, one->arguments);
   };
-  return emulator::run({label, grid, block, shared_bytes, as_one_thread, &call});
+  return emulator::run({label, grid, block, cluster, shared_bytes, as_one_thread, &call});
+}
+
+template <typename... P, typename... A>
+Status launch(const Label& label, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
+              void* stream, A&&... arguments) {
+  return launch_clusters(1, label, kernel, grid, block, shared_bytes, stream, std::forward<A>(arguments)...);
 }
 
 namespace emulator {

@@ -20,6 +20,7 @@ constexpr int kBlocksUnderWay = 3;
 constexpr int64_t kMostIdlePauses =
     1'000'000;  // without anything else happening: nobody will end the waiting
 constexpr size_t kMostThreads = 1024;
+constexpr unsigned kMostBlocksOfCluster = 8;
 constexpr size_t kMostSharedBytes = 227 * 1024;  // of a block on an H100 or H200
 constexpr size_t kDynamicAlignment = 1024;
 
@@ -64,7 +65,7 @@ class SharedMemory {
   char* data_;
 };
 
-enum class State { kRunnable, kAtBlock, kAtWarp, kEnded };
+enum class State { kRunnable, kAtBlock, kAtWarp, kAtCluster, kAsleep, kEnded };
 
 struct Copy {
   void* to;
@@ -101,15 +102,26 @@ struct Thread {
   emulator::Site site;
   uint32_t mask = 0;
   void* payload = nullptr;
+  const void* key = nullptr;  // what it sleeps for
   std::vector<Copy> copies;          // of groups that are committed, then of the one that is not
   std::vector<size_t> group_ends{};  // in copies
 };
 
+// Blocks that run side by side; null those that have ended.
+struct Cluster {
+  std::vector<Block*> blocks;
+  int alive = 0, here = 0;  // threads, and those that stand at the cluster's meeting
+};
+
 struct Block {
+  uint64_t number = 0;  // in the launch, from 1
+  int rank = 0;         // in the cluster
+  std::shared_ptr<Cluster> cluster;
   std::vector<std::unique_ptr<Thread>> threads;
   std::vector<std::unique_ptr<SharedMemory>> shared;
   std::unique_ptr<SharedMemory> dynamic;
   int alive = 0, runnable = 0, at_block = 0;
+  int elsewhere = 0;  // threads that wait for what may happen outside of the block
 };
 
 std::string line_of(const Thread& thread) {
@@ -123,13 +135,19 @@ struct Failed {};  // leaves a kernel from within
 class Launch {
  public:
   explicit Launch(const emulator::Grid& grid)
-      : grid_(grid), draw_(seed * 0x9e3779b97f4a7c15ull + ++launches) {}
+      : grid_(grid),
+        draw_(seed * 0x9e3779b97f4a7c15ull + ++launches),
+        address_(1024 + static_cast<uint32_t>(draw_() % 64 * 16)) {}
 
   Status run();
 
   Thread& current() { return *current_; }
   const emulator::Grid& grid() const { return grid_; }
+  uint64_t draw() { return draw_(); }
+  uint32_t address() const { return address_; }
+  std::unique_ptr<emulator::Beside>& beside() { return beside_; }
   void wake(Thread* thread) {
+    if (thread->state == State::kAsleep || thread->state == State::kAtCluster) --thread->block->elsewhere;
     thread->state = State::kRunnable;
     ++thread->block->runnable;
     runnable_.push_back(thread);
@@ -137,29 +155,51 @@ class Launch {
   }
   void meet_block(Thread* self, emulator::Combine combine);
   void meet_warp(Thread* self, emulator::Combine combine);
+  void meet_cluster(Thread* self);
+  void sleep(Thread* self, const void* key) {
+    self->key = key;
+    self->state = State::kAsleep;
+    ++self->block->elsewhere;
+    self->fibre.suspend();
+  }
+  void wake_all(const void* key) {
+    for (const auto& block : under_way_) {
+      for (const auto& thread : block->threads)
+        if (thread->state == State::kAsleep && thread->key == key) wake(thread.get());
+    }
+  }
   void pause() {
     ++idle_pauses_;
     current_->fibre.suspend();
   }
-  [[noreturn]] void fail(const Thread& thread, const std::string& expected, const std::string& got) {
-    report(thread, expected, got);
+  [[noreturn]] void fail(const emulator::Place& place, const std::string& expected, const std::string& got) {
+    report(place, expected, got);
     throw Failed();
   }
 
  private:
-  void begin(uint64_t block_index);
+  void begin(uint64_t block_index, const std::shared_ptr<Cluster>& cluster);
   void step(size_t choice);
+  void end(Block* block);
+  bool happen(bool nobody_goes_on) {
+    try {
+      return beside_ && beside_->happen(nobody_goes_on);
+    } catch (const Failed&) {  // it has been reported
+      return true;
+    }
+  }
   void explain_stall(const Block& block);
-  void report(const Thread& thread, const std::string& expected, const std::string& got) {
+  void explain_sleep();
+  void report(const emulator::Place& place, const std::string& expected, const std::string& got) {
     failure_ = Status(StatusCode::kInternal,
                       "[" + std::string(grid_.label.op) + "] kernel " + grid_.label.kernel + ", block " +
-                          text_of(thread.place.block) + ", thread " + text_of(thread.place.thread) +
-                          ": expected " + expected + ", got " + got);
+                          text_of(place.block) + ", thread " + text_of(place.thread) + ": expected " + expected + ", got " + got);
   }
   static void body(void* launch) {
     auto* self = static_cast<Launch*>(launch);
     try {
       self->grid_.call(self->grid_.arguments);
+      if (self->beside_) self->beside_->end_thread();
     } catch (const Failed&) {  // it has been reported
     }
     self->idle_pauses_ = 0;
@@ -172,12 +212,15 @@ class Launch {
   std::vector<Thread*> runnable_;
   Thread* current_ = nullptr;
   int64_t idle_pauses_ = 0;
+  uint64_t blocks_begun_ = 0;
+  uint32_t address_;  // where dynamic shared memory begins, as the GPU counts
+  std::unique_ptr<emulator::Beside> beside_;
   Status failure_;
 };
 
 thread_local Launch* active = nullptr;
 
-void Launch::begin(uint64_t block_index) {
+void Launch::begin(uint64_t block_index, const std::shared_ptr<Cluster>& cluster) {
   std::unique_ptr<Block> block;
   if (resting_.empty()) {
     block = std::make_unique<Block>();
@@ -189,7 +232,12 @@ void Launch::begin(uint64_t block_index) {
   block->shared.clear();
   block->dynamic = std::make_unique<SharedMemory>(nullptr, grid_.shared_bytes, kDynamicAlignment);
   block->alive = static_cast<int>(block->threads.size());
-  block->runnable = block->at_block = 0;
+  block->runnable = block->at_block = block->elsewhere = 0;
+  block->number = ++blocks_begun_;
+  block->cluster = cluster;
+  block->rank = static_cast<int>(cluster->blocks.size());
+  cluster->blocks.push_back(block.get());
+  cluster->alive += block->alive;
   for (int i = 0; i < block->alive; ++i) {
     Thread* thread = block->threads[i].get();
     thread->place = {index_of(i, grid_.block), index_of(block_index, grid_.grid), grid_.block, grid_.grid};
@@ -213,27 +261,46 @@ void Launch::step(size_t choice) {
   runnable_.pop_back();
   Block* block = thread->block;
   --block->runnable;
+  if (thread->state == State::kEnded) --block->cluster->alive;
   if (thread->state == State::kEnded && --block->alive == 0) {
-    const auto place = std::find_if(under_way_.begin(), under_way_.end(),
-                                    [&](const auto& one) { return one.get() == block; });
-    resting_.push_back(std::move(*place));
-    under_way_.erase(place);
-  } else if (block->runnable == 0) {
+    end(block);
+  } else if (block->runnable == 0 && block->elsewhere == 0) {
     explain_stall(*block);
   }
 }
 
+void Launch::end(Block* block) {
+  block->cluster->blocks[static_cast<size_t>(block->rank)] = nullptr;
+  const auto place = std::find_if(under_way_.begin(), under_way_.end(),
+                                  [&](const auto& one) { return one.get() == block; });
+  resting_.push_back(std::move(*place));
+  under_way_.erase(place);
+  try {
+    if (beside_) beside_->end_block(block->number, current_->place);
+  } catch (const Failed&) {  // it has been reported
+  }
+}
+
 Status Launch::run() {
-  std::vector<uint64_t> order(volume(grid_.grid));
+  std::vector<uint64_t> order(volume(grid_.grid) / grid_.cluster);
   std::iota(order.begin(), order.end(), uint64_t{0});
   std::shuffle(order.begin(), order.end(), draw_);
   size_t begun = 0;
   while (failure_.ok()) {
-    while (under_way_.size() < kBlocksUnderWay && begun < order.size()) begin(order[begun++]);
-    if (runnable_.empty()) break;
+    while (under_way_.size() < kBlocksUnderWay && begun < order.size()) {
+      const auto cluster = std::make_shared<Cluster>();
+      for (unsigned rank = 0; rank < grid_.cluster; ++rank)
+        begin(order[begun] * grid_.cluster + rank, cluster);
+      ++begun;
+    }
+    if (happen(runnable_.empty())) continue;
+    if (runnable_.empty()) {
+      if (!under_way_.empty()) explain_sleep();
+      break;
+    }
     step(draw_() % runnable_.size());
     if (idle_pauses_ > kMostIdlePauses)
-      report(*current_, "an end of waiting for other blocks",
+      report(current_->place, "an end of waiting for other blocks",
              "none after " + std::to_string(idle_pauses_) + " looks");
   }
   return failure_;
@@ -266,7 +333,19 @@ void Launch::explain_stall(const Block& block) {
                             : absent->state == State::kEnded
                                 ? "thread " + text_of(absent->place.thread) + " at its end"
                                 : "thread " + text_of(absent->place.thread) + " at " + line_of(*absent);
-  report(*waiting, whom + " at " + line_of(*waiting), there);
+  report(waiting->place, whom + " at " + line_of(*waiting), there);
+}
+
+// Nobody at all can go on, and some wait for what nothing will bring about any more.
+void Launch::explain_sleep() {
+  for (const auto& block : under_way_) {
+    for (const auto& thread : block->threads) {
+      if (thread->state != State::kAsleep && thread->state != State::kAtCluster) continue;
+      const bool asleep = thread->state == State::kAsleep && beside_ != nullptr;
+      return report(thread->place, "an end of waiting at " + line_of(*thread),
+                    asleep ? beside_->state_of(thread->key) : "threads of the cluster that do not come");
+    }
+  }
 }
 
 void Launch::meet_block(Thread* self, emulator::Combine combine) {
@@ -291,7 +370,7 @@ void Launch::meet_block(Thread* self, emulator::Combine combine) {
 
 void Launch::meet_warp(Thread* self, emulator::Combine combine) {
   if (!(self->mask >> (self->number % kWarp) & 1u))
-    fail(*self, "a mask that names the calling lane " + std::to_string(self->number % kWarp),
+    fail(self->place, "a mask that names the calling lane " + std::to_string(self->number % kWarp),
          std::to_string(self->mask) + " at " + line_of(*self));
   self->state = State::kAtWarp;
   const auto& threads = self->block->threads;
@@ -312,6 +391,22 @@ void Launch::meet_warp(Thread* self, emulator::Combine combine) {
   self->state = State::kRunnable;
 }
 
+void Launch::meet_cluster(Thread* self) {
+  Cluster& cluster = *self->block->cluster;
+  ++self->block->elsewhere;
+  self->state = State::kAtCluster;
+  if (++cluster.here < cluster.alive) return self->fibre.suspend();
+  cluster.here = 0;
+  for (Block* block : cluster.blocks) {
+    for (size_t i = 0; block != nullptr && i < block->threads.size(); ++i) {
+      Thread* one = block->threads[i].get();
+      if (one != self && one->state == State::kAtCluster) wake(one);
+    }
+  }
+  --self->block->elsewhere;
+  self->state = State::kRunnable;
+}
+
 }  // namespace
 
 void set_seed(uint64_t value) {
@@ -324,7 +419,10 @@ namespace emulator {
 const Place& here() { return active->current().place; }
 
 void fail(const std::string& expected, const std::string& got) {
-  active->fail(active->current(), expected, got);
+  active->fail(here(), expected, got);
+}
+void fail_at(const Place& place, const std::string& expected, const std::string& got) {
+  active->fail(place, expected, got);
 }
 
 Status run(const Grid& grid) {
@@ -338,6 +436,8 @@ Status run(const Grid& grid) {
     return refuse("a grid of [1, 2^31) x [1, 2^16) x [1, 2^16) blocks", text_of(grid.grid));
   if (volume(grid.block) == 0 || volume(grid.block) > kMostThreads || grid.block.z > 64)
     return refuse("1 to 1024 threads in a block", text_of(grid.block));
+  if (grid.cluster < 1 || grid.cluster > kMostBlocksOfCluster || grid.grid.x % grid.cluster != 0)
+    return refuse("clusters of 1 to 8 blocks that share out the grid", std::to_string(grid.cluster));
   if (grid.shared_bytes > kMostSharedBytes)
     return refuse("at most 232448 bytes of shared memory", std::to_string(grid.shared_bytes));
   Launch launch(grid);
@@ -360,6 +460,28 @@ void meet_warp(const char* name, uint32_t mask, void* payload, Combine combine, 
 }
 
 void pause() { active->pause(); }
+
+int thread_number() { return active->current().number; }
+uint64_t draw() { return active->draw(); }
+int cluster_rank() { return active->current().block->rank; }
+int cluster_size() { return static_cast<int>(active->grid().cluster); }
+BlockMemory memory_of(int rank) {
+  const Block* block = active->current().block->cluster->blocks[static_cast<size_t>(rank)];
+  if (block == nullptr) return {0, nullptr, 0, 0};
+  return {block->number, block->dynamic->data(), block->dynamic->bytes(), active->address()};
+}
+void meet_cluster(const char* name, const Site& site) {
+  Thread& self = active->current();
+  self.meeting = name, self.site = site;
+  active->meet_cluster(&self);
+}
+void sleep(const char* name, const void* key, const Site& site) {
+  Thread& self = active->current();
+  self.meeting = name, self.site = site;
+  active->sleep(&self, key);
+}
+void wake_all(const void* key) { active->wake_all(key); }
+std::unique_ptr<Beside>& beside() { return active->beside(); }
 
 void* static_shared(const void* site, size_t bytes) {
   auto& shared = active->current().block->shared;

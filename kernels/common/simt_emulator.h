@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <source_location>
 #include <string>
 
@@ -42,6 +43,7 @@ const Place& here();
 struct Grid {
   Label label;
   dim3 grid, block;
+  unsigned cluster;  // blocks that run side by side, numbered along x; 1: each for itself
   size_t shared_bytes;
   void (*call)(const void* arguments);  // the kernel, as one thread
   const void* arguments;
@@ -50,6 +52,7 @@ Status run(const Grid& grid);
 
 // Ends the launch: "[op] kernel K, block (..), thread (..): expected X, got Y".
 [[noreturn]] void fail(const std::string& expected, const std::string& got);
+[[noreturn]] void fail_at(const Place& place, const std::string& expected, const std::string& got);
 
 // Threads meet; when all are there, `combine` (or null) sees the payload of each and writes its result there.
 // In the block different lines of the source are different meetings; in the warp those of `mask` meet, and
@@ -71,6 +74,41 @@ bool is_shared(const void* address, size_t bytes);
 void copy_later(void* to, const void* from, size_t bytes, size_t total);
 void commit_copies();
 void wait_for_copies(int groups_left);
+
+// ---- what Hopper's instructions (hopper_emulated.cc) are made of ----
+
+int thread_number();  // of the calling thread in its block
+uint64_t draw();      // what decides orders
+
+// A block of the caller's cluster, which may have ended.
+int cluster_rank();
+int cluster_size();
+struct BlockMemory {
+  uint64_t block;    // a number of its own in the launch; 0: the block has ended
+  char* data;        // dynamic shared memory
+  size_t bytes;
+  uint32_t address;  // of its first byte, as the GPU counts: a multiple of 16, no more is promised
+};
+BlockMemory memory_of(int rank);
+void meet_cluster(const char* name, const Site& site);
+
+// Waits until somebody calls wake_all with the same key. Who waits for nothing that could still happen is
+// found.
+void sleep(const char* name, const void* key, const Site& site);
+void wake_all(const void* key);
+
+// What goes on beside a launch's threads.
+class Beside {
+ public:
+  virtual ~Beside() = default;
+  // Called between threads' steps: may let something happen, and must if it can where nobody else goes on.
+  // Whether something has happened.
+  virtual bool happen(bool nobody_goes_on) = 0;
+  virtual void end_thread() = 0;  // the calling one
+  virtual void end_block(uint64_t block, const Place& place) = 0;
+  virtual std::string state_of(const void* key) const = 0;  // for messages, of what threads sleep for
+};
+std::unique_ptr<Beside>& beside();
 
 }  // namespace emulator
 }  // namespace earnest::simt

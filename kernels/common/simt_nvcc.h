@@ -39,16 +39,24 @@ struct Label {
 };
 
 template <typename... P, typename... A>
-Status launch(const Label& label, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
-              void* stream, A&&... arguments) {
+Status launch_clusters(unsigned cluster, const Label& label, void (*kernel)(P...), dim3 grid, dim3 block,
+                       size_t shared_bytes, void* stream, A&&... arguments) {
   cudaError_t error = cudaSuccess;
   if (shared_bytes > 48 * 1024) {  // more must be asked for
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(shared_bytes));
   }
   if (error == cudaSuccess) {
-    kernel<<<grid, block, shared_bytes, static_cast<cudaStream_t>(stream)>>>(std::forward<A>(arguments)...);
-    error = cudaGetLastError();
+    cudaLaunchAttribute in_clusters = {};
+    in_clusters.id = cudaLaunchAttributeClusterDimension;
+    in_clusters.val.clusterDim.x = cluster, in_clusters.val.clusterDim.y = in_clusters.val.clusterDim.z = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = shared_bytes;
+    config.stream = static_cast<cudaStream_t>(stream);
+    config.attrs = &in_clusters, config.numAttrs = cluster > 1 ? 1 : 0;
+    error = cudaLaunchKernelEx(&config, kernel, std::forward<A>(arguments)...);
+    const cudaError_t told = cudaGetLastError();  // it has been told
+    if (error == cudaSuccess) error = told;
   }
   if (error == cudaSuccess) return {};
   return Status(StatusCode::kInternal, "[" + std::string(label.op) + "] kernel " + label.kernel +
@@ -57,6 +65,12 @@ Status launch(const Label& label, void (*kernel)(P...), dim3 grid, dim3 block, s
                                            " blocks of " + std::to_string(block.x * block.y * block.z) +
                                            " threads with " + std::to_string(shared_bytes) +
                                            " bytes of shared memory, got " + cudaGetErrorString(error));
+}
+
+template <typename... P, typename... A>
+Status launch(const Label& label, void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes,
+              void* stream, A&&... arguments) {
+  return launch_clusters(1, label, kernel, grid, block, shared_bytes, stream, std::forward<A>(arguments)...);
 }
 
 }  // namespace earnest::simt

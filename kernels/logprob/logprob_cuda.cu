@@ -15,16 +15,10 @@ using namespace gpu;
 
 constexpr const char* kOp = "logprob";
 
-#if defined(EARNEST_EMULATED)
-constexpr bool kHasSm90a = false;
-#else
-constexpr bool kHasSm90a = true;
-#endif
-
 // Why path sm90a cannot run this problem; null if it can. `gradients` are those that backward writes.
 const char* trouble_for_sm90a(const Problem& p, const cuda::Properties& device,
                               std::initializer_list<const void*> gradients) {
-  if (!kHasSm90a || device.major != 9 || device.minor != 0) return "a device of another compute capability";
+  if (!device.runs_sm90a) return "a device of another compute capability";
   if (p.type != Type::kBFloat16) return "another type than bfloat16";
   if (p.depth % 8 != 0) return "a depth that is no multiple of 8";
   const auto aligned = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
@@ -42,18 +36,16 @@ Status choose_path(const Problem& p, std::initializer_list<const void*> gradient
                        trouble);
   }
   *path = p.path;
-  if (p.path == CudaPath::kBest) *path = trouble == nullptr ? CudaPath::kSm90a : CudaPath::kSm80;
+  const bool best = device.major == 9 && trouble == nullptr;  // the emulator takes it by name alone
+  if (p.path == CudaPath::kBest) *path = best ? CudaPath::kSm90a : CudaPath::kSm80;
   return {};
 }
 
 template <typename Job>
 Status run_product(CudaPath path, const Product& product, const Job& job, void* stream) {
-#if !defined(EARNEST_EMULATED)
   if constexpr (sizeof(typename Job::Element) == 2) {
     if (path == CudaPath::kSm90a) return sm90a::run(product, job, stream);
   }
-#endif
-  static_cast<void>(path);
   return sm80::run(product, job, stream);
 }
 

@@ -22,7 +22,7 @@
 // the other block's eight warps. Before they leave, blocks meet: the other one may still arrive here, or load
 // into here.
 #include "kernels/common/cuda.h"
-#include "kernels/common/hopper.h"
+#include "kernels/common/hopper_products.h"
 #include "kernels/logprob/logprob_paths.h"
 
 namespace earnest::logprob::gpu::sm90a {
@@ -93,7 +93,7 @@ __device__ inline void load_operand(int64_t row, int64_t k, const Load& load) {
 }
 
 template <typename Job>
-__device__ inline void bring_operands(const CUtensorMap& left, const CUtensorMap& right, const Walk& walk,
+__device__ inline void bring_operands(const hopper::TensorMap& left, const hopper::TensorMap& right, const Walk& walk,
                                       unsigned char* stages, Barriers* barriers) {
   const int rank = hopper::cluster_rank();
   Turn turn;
@@ -185,12 +185,12 @@ __device__ inline void multiply_and_do(const Job& job, const Walk& walk, unsigne
 }
 
 template <typename Job>
-__global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
-    product(const __grid_constant__ CUtensorMap left, const __grid_constant__ CUtensorMap right,
+__global__ void __launch_bounds__(kThreads, 1)
+    product(const __grid_constant__ hopper::TensorMap left, const __grid_constant__ hopper::TensorMap right,
             const __grid_constant__ Job job, const __grid_constant__ Walk walk) {
-  auto* const shared = simt::dynamic_shared<unsigned char>(0, kSharedBytes);
+  const auto shared = simt::dynamic_shared<unsigned char>(0, kSharedBytes);
   const uint32_t past = simt::shared_address(shared) % kBoxAlignment;
-  unsigned char* const stages = shared + (kBoxAlignment - past) % kBoxAlignment;
+  unsigned char* const stages = &shared[(kBoxAlignment - past) % kBoxAlignment];
   auto* const barriers = reinterpret_cast<Barriers*>(stages + kStages * kStageBytes);
   if (threadIdx.x == 0) {
     for (int stage = 0; stage < kStages; ++stage) {
@@ -210,7 +210,7 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
   hopper::cluster_sync();
 }
 
-Status map_of(const Operand& operand, bool transposed, int64_t rows, int64_t depth, CUtensorMap* map) {
+Status map_of(const Operand& operand, bool transposed, int64_t rows, int64_t depth, hopper::TensorMap* map) {
   return hopper::tensor_map("logprob", operand.data, transposed ? rows : depth, transposed ? depth : rows,
                             operand.pitch, map);
 }
@@ -219,7 +219,7 @@ Status map_of(const Operand& operand, bool transposed, int64_t rows, int64_t dep
 
 template <typename Job>
 Status run(const Product& p, const Job& job, void* stream) {
-  CUtensorMap left, right;
+  hopper::TensorMap left, right;
   if (Status status = map_of(p.left, Job::kLeftTransposed, p.rows, p.depth, &left); !status.ok())
     return status;
   if (Status status = map_of(p.right, Job::kRightTransposed, p.columns, p.depth, &right); !status.ok())
@@ -231,8 +231,9 @@ Status run(const Product& p, const Job& job, void* stream) {
                      p.columns, blocks_of(p.depth, kBox)};
   const int64_t clusters =
       std::min<int64_t>(walk.row_blocks * walk.column_blocks, device.multiprocessors / kCluster);
-  return simt::launch({"logprob", Job::kName}, product<Job>, dim3(static_cast<unsigned>(clusters * kCluster)),
-                      dim3(kThreads), kSharedBytes, stream, left, right, job, walk);
+  return simt::launch_clusters(kCluster, {"logprob", Job::kName}, product<Job>,
+                               dim3(static_cast<unsigned>(clusters * kCluster)), dim3(kThreads), kSharedBytes,
+                               stream, left, right, job, walk);
 }
 
 template Status run(const Product&, const LogitSums<BFloat16>&, void*);
