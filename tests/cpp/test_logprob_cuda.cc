@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernels/common/bfloat16.h"
+#include "kernels/common/cuda.h"
 #include "kernels/logprob/logprob.h"
 #include "tests/cpp/check.h"
 #include "tests/cpp/on_device.h"
@@ -33,6 +34,8 @@ struct Options {
   int64_t shift = 0;  // elements by which arrays begin past an aligned address
   CudaPath path = CudaPath::kBest;
 };
+
+CudaPath path_of_all = CudaPath::kBest;  // of cases that name none, where it takes them
 
 // `values` on the device, `shift` elements past where memory begins.
 template <typename T>
@@ -91,6 +94,8 @@ FaultWord run_on_device(Case<Stored>* c, const Options& options = {}) {
   f.problem.device = Device::kCuda;
   f.problem.fault = fault.data();
   f.problem.path = options.path;
+  const bool taken = sizeof(Stored) == 2 && c->problem.depth % 8 == 0 && shift == 0;
+  if (options.path == CudaPath::kBest && taken) f.problem.path = path_of_all;
   f.logp = logp.data();
   f.entropy = entropy.data();
   f.lse = lse.data();
@@ -190,15 +195,15 @@ TEST(float32_is_within_twice_plain_arithmetic) { compare_shapes<float>(kTiles); 
 TEST(float64_is_within_twice_plain_arithmetic) { compare_shapes<double>(kTiles); }
 
 TEST(every_path_that_can_run_is_within_twice_plain_arithmetic) {
-  std::string best;
-  CHECK(which(Device::kCuda, &best).ok());
+  cuda::Properties device;
+  CHECK(cuda::properties("test", &device).ok());
   for (CudaPath path : {CudaPath::kSm80, CudaPath::kSm90a}) {
     Case<BFloat16> any(1, 8, 1, 1.0);
     any.problem.device = Device::kCuda;
     any.problem.path = path;
     std::string name;
     const bool runs = which(any.problem, &name).ok();
-    CHECK(runs == (path == CudaPath::kSm80 || best == "cuda/sm90a"));
+    CHECK(runs == (path == CudaPath::kSm80 || device.runs_sm90a));
     if (!runs) continue;
     // The ends of sm90a's tiles (256 by 256 in steps of 64) and parts (1024).
     for (const Shape& s : {Shape{257, 72, 260}, Shape{130, 64, 255}, Shape{1, 8, 1025}}) {
@@ -395,6 +400,21 @@ TEST(which_names_the_path_and_a_path_that_cannot_run_is_an_error) {
   f.problem.path = CudaPath::kSm90a;
   CHECK(which(f.problem, &name).code() == StatusCode::kUnsupported);
   CHECK(run(f, &name).message().find("[logprob] path: expected sm90a") == 0);
+}
+
+TEST(path_sm90a_passes_all_of_this_where_it_can_run) {
+  cuda::Properties device;
+  CHECK(cuda::properties("test", &device).ok());
+  if (!device.runs_sm90a) return;
+  path_of_all = CudaPath::kSm90a;
+  for (const check::Test& test : check::tests()) {
+    if (std::string(test.name).rfind("path_sm90a", 0) == 0) continue;
+    if (std::string(test.name).rfind("float", 0) == 0) continue;  // sm90a takes bfloat16
+    const int before = check::failures();
+    test.body();
+    if (check::failures() != before) std::printf("  of %s by path sm90a\n", test.name);
+  }
+  path_of_all = CudaPath::kBest;
 }
 
 TEST(the_large_problem_takes_less_than_200_megabytes) {
