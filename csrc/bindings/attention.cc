@@ -127,7 +127,7 @@ void backward(const Read& q, const Read& k, const Read& v, const Read& out, cons
               const Write& grad_k, const Write& grad_v, const Lengths& cu_seqlens_q,
               const Lengths& cu_seqlens_k, const Lengths& seqused_k, int64_t sequences, bool causal,
               double scale, uintptr_t stream, const std::optional<nb::callable>& allocate,
-              const FaultArray& fault, int tile_rows) {
+              const FaultArray& fault, int tile_rows, const std::string& path) {
   const Place place("attention", q, {stream, allocate, fault});
   Params p = params_of(place, q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, sequences, causal, scale);
   expect_like("out", out, q);
@@ -142,6 +142,7 @@ void backward(const Read& q, const Read& k, const Read& v, const Read& out, cons
                             place.data("grad_q", grad_q),     place.data("grad_k", grad_k),
                             place.data("grad_v", grad_v)};
   p.tile_rows = tile_rows;
+  p.path = path_of(path);
   Workspace workspace(place, attention::backward_workspace_size(p));
   p.workspace = workspace.data();
   Status status;
@@ -182,7 +183,7 @@ void bind_attention(nb::module_& module) {
              nb::arg("cu_seqlens_q").none().noconvert(), nb::arg("cu_seqlens_k").none().noconvert(),
              nb::arg("seqused_k").none().noconvert(), nb::arg("sequences"), nb::arg("causal"),
              nb::arg("scale"), nb::arg("stream") = 0, nb::arg("allocate") = nb::none(),
-             nb::arg("fault").noconvert() = nb::none(), nb::arg("tile_rows") = 0);
+             nb::arg("fault").noconvert() = nb::none(), nb::arg("tile_rows") = 0, nb::arg("path") = "best");
   module.def("attention_which", &which, nb::arg("device"), nb::arg("dtype"), nb::arg("dim"));
 }
 

@@ -70,7 +70,9 @@ __global__ void __launch_bounds__(kPreparing)
     if (row >= all || lane != 0) continue;
     if (g.grad_lse != nullptr) delta = static_cast<float>(delta - g.grad_lse[row]);
     const int64_t token = row / p.heads, head = row % p.heads;
-    numbers[(head / group * p.tokens_q + token) * group + head % group] = numbers_of(p, g.lse[row], delta);
+    const int64_t stacked = (head / group * p.tokens_q + token) * group + head % group;
+    numbers[p.path == CudaPath::kSm90a ? head * p.tokens_q + token : stacked] =
+        numbers_of(p, g.lse[row], delta);
   }
 }
 
@@ -98,8 +100,7 @@ size_t backward_workspace_size_cuda(const Params& p) {
 }
 
 Status backward_cuda(const Params& p, const Gradients& g) {
-  if (p.path == CudaPath::kSm90a)
-    return unsupported(kOp, "path", "best or sm80 for the backward pass", "sm90a");
+  if (Status status = check_path(p); !status.ok()) return status;
   cuda::Properties device;
   if (Status found = cuda::properties(kOp, &device); !found.ok()) return found;
   const BackwardPlan plan = backward_plan_of(p, device.shared_bytes);
@@ -117,6 +118,7 @@ Status backward_cuda(const Params& p, const Gradients& g) {
   if (key_list != nullptr) {
     if (Status status = order_keys(p, plan.keys, key_list); !status.ok()) return status;
   }
+  if (p.path == CudaPath::kSm90a) return sm90a::backward(p, g, plan, numbers, key_list);
   return sm80::backward(p, g, plan, numbers, row_list, key_list);
 }
 

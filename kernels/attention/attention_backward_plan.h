@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/attention/attention_backward_turns.h"
 #include "kernels/attention/attention_plan.h"
 
 namespace earnest::attention::gpu {
@@ -23,7 +24,8 @@ struct alignas(16) RowNumbers {
   float base, shift, delta, unused;
 };
 
-// Where that of a sequence's stacked row lies: those of a tile are neighbours.
+// Where that of a sequence's stacked row lies on path sm80: those of a tile are neighbours. On sm90a, where
+// rows of one head pass, it is [heads, tokens_q].
 EARNEST_HOST_DEVICE constexpr int64_t numbers_at(const Params& p, const Sequence& s, int64_t kv_head,
                                                  int64_t row) {
   return (kv_head * p.tokens_q + s.query_begin) * (p.heads / p.kv_heads) + row;
@@ -40,7 +42,7 @@ inline Params with_keys_as_rows(const Params& p) {
   Params keys = p;
   keys.tokens_q = p.tokens_k, keys.cu_seqlens_q = p.cu_seqlens_k;
   keys.heads = p.kv_heads;
-  keys.tile_rows = keys_of_tile(p.dim);
+  keys.tile_rows = p.path == CudaPath::kSm90a ? kTileRows : keys_of_tile(p.dim);
   keys.path = CudaPath::kSm80;
   return keys;
 }
@@ -83,8 +85,9 @@ EARNEST_HOST_DEVICE inline int class_of_keys(const Params& p, const Plan& plan, 
 // ---- the workspace: the rows' numbers, then the lists of tiles that there are ----
 
 struct BackwardPlan {
-  Plan rows, keys;
+  Plan rows, keys;                   // path sm90a has no tiles of rows
   size_t row_list, key_list, bytes;  // where the lists begin, and all of it
+  TurnPlan turns;                    // of path sm90a
 };
 
 // Shared memory of a block whose tile of rows stays: two operands of it, and three of what passes.
@@ -95,9 +98,10 @@ constexpr int64_t shared_bytes_of(int64_t tile_rows, int64_t dim) {
 // shared_bytes: what a block may have of it. Of 128 rows of dim 128, a GPU of compute capability 8.6 or 8.9
 // has too little.
 inline BackwardPlan backward_plan_of(const Params& p, int64_t shared_bytes) {
-  BackwardPlan plan;
+  BackwardPlan plan = {};
   plan.rows = plan_of(p), plan.keys = plan_of(with_keys_as_rows(p));
-  if (p.tile_rows == 0 && shared_bytes_of(plan.rows.tile_rows, p.dim) > shared_bytes) {
+  if (p.path == CudaPath::kSm90a) plan.rows.ordered = false;
+  if (p.path != CudaPath::kSm90a && p.tile_rows == 0 && shared_bytes_of(plan.rows.tile_rows, p.dim) > shared_bytes) {
     Params few = p;
     few.tile_rows = kFewTileRows;
     plan.rows = plan_of(few);
@@ -106,6 +110,10 @@ inline BackwardPlan backward_plan_of(const Params& p, int64_t shared_bytes) {
   plan.key_list =
       plan.row_list + (plan.rows.ordered ? static_cast<size_t>(plan.rows.slots) * sizeof(Tile) : 0);
   plan.bytes = plan.key_list + (plan.keys.ordered ? static_cast<size_t>(plan.keys.slots) * sizeof(Tile) : 0);
+  if (p.path == CudaPath::kSm90a) {
+    plan.turns = turn_plan_of(p, plan.bytes);
+    plan.bytes = plan.turns.bytes;
+  }
   return plan;
 }
 

@@ -71,14 +71,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-Status check_path(const Params& p) {
-  if (p.path != CudaPath::kSm90a) return {};
-  cuda::Properties device;
-  if (Status status = cuda::properties(kOp, &device); !status.ok()) return status;
-  if (device.runs_sm90a) return {};
-  return unsupported(kOp, "path", "sm90a on compute capability 9.0", "another device");
-}
-
 }  // namespace
 
 namespace gpu {
@@ -91,6 +83,14 @@ Status order_rows(const Params& p, const Plan& plan, Tile* order) {
 Status order_keys(const Params& p, const Plan& plan, Tile* order) {
   return simt::launch({kOp, "order_tiles"}, order_tiles<ByKeys>, dim3(1), dim3(kThreads), 0, p.stream, p,
                       with_keys_as_rows(p), plan, order);
+}
+
+Status check_path(const Params& p) {
+  if (p.path != CudaPath::kSm90a) return {};
+  cuda::Properties device;
+  if (Status status = cuda::properties(kOp, &device); !status.ok()) return status;
+  if (device.runs_sm90a) return {};
+  return unsupported(kOp, "path", "sm90a on compute capability 9.0", "another device");
 }
 
 Status check_slots(const char* argument, const Params& p, const Plan& plan) {

@@ -15,6 +15,9 @@ constexpr const char* kOp = "attention";
 Status order_rows(const Params& params, const Plan& plan, Tile* order);
 Status order_keys(const Params& params, const Plan& plan, Tile* order);
 
+// Whether the device has the path that is asked for.
+Status check_path(const Params& params);
+
 // Whether a grid can have a block for each slot and key head.
 Status check_slots(const char* argument, const Params& params, const Plan& plan);
 
@@ -29,6 +32,9 @@ Status backward(const Params& params, const Gradients& gradients, const Backward
 namespace sm90a {
 // The same of a plan with kTileRows, where there are keys.
 Status forward(const Params& params, const Output& output, const Plan& plan, const Tile* order);
+// Of the plan's tiles of keys.
+Status backward(const Params& params, const Gradients& gradients, const BackwardPlan& plan,
+                const RowNumbers* numbers, const Tile* key_order);
 }  // namespace sm90a
 
 }  // namespace earnest::attention::gpu

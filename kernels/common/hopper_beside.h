@@ -31,6 +31,16 @@ struct Box {
   Matrix matrix;
   int inner, outer;
   Place place;  // who asked for it
+  const char* from = nullptr;  // not of the matrix, but so many bytes in order of addresses
+  size_t bytes = 0;
+};
+
+// A copy out of shared memory (hopper_turns.h) that its thread has not waited for.
+struct Leaving {
+  char* to;
+  size_t offset;
+  std::vector<char> bytes;
+  bool adds, is_read = false, closed = false;
 };
 
 struct Accumulator {
@@ -70,6 +80,7 @@ struct BlockState {
   BlockBarrier meetings[16];
   std::map<int, WarpProducts> products;  // by warp
   std::map<int, int> registers;          // by warp
+  std::map<int, std::vector<Leaving>> leaving;  // by thread
 };
 
 class HopperState : public Beside {
@@ -91,6 +102,7 @@ class HopperState : public Beside {
 
  private:
   void land(const Box& box);
+  void land_bytes(const Box& box);
 
   Arrival arrival_;
   std::map<uint64_t, BlockState> blocks_;

@@ -195,6 +195,7 @@ bool HopperState::happen(bool nobody_goes_on) {
 
 // Shared memory's own address decides where the pieces of a line go (PTX ISA, "swizzling modes").
 void HopperState::land(const Box& box) {
+  if (box.from != nullptr) return land_bytes(box);
   const Matrix& matrix = box.matrix;
   BlockState& state = block(box.memory);
   for (int64_t line = 0; line < hopper::kBox; ++line) {
@@ -293,6 +294,8 @@ void HopperState::end_block(uint64_t number, const Place& place) {
   for (const Box& box : boxes_)
     if (box.memory.block == number) fail_at(place, "no box on its way to a block that ends", "one");
   const BlockState& state = found->second;
+  for (const auto& [thread, copies] : state.leaving)
+    if (!copies.empty()) fail_at(place, "wait_written before a block ends", "copies on their way out of it");
   if (!state.registers.empty()) check_registers(state, place);
   for (const auto& [warp, products] : state.products) {
     const auto first = state.products.find(warp / 4 * 4);

@@ -31,8 +31,11 @@ using plain_attention::run_plain_backward;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
+CudaPath path = CudaPath::kSm80;  // of the test that runs
+
 template <typename T>
 void run(GradientCase<T>* c) {
+  c->p.path = path;
   const Status status = run_backward_on_device(c);
   CHECK(status.ok());
   if (!status.ok()) std::printf("%s\n", status.message().c_str());
@@ -98,6 +101,26 @@ std::vector<T> part_of(const std::vector<T>& x, int begin, int count, int width)
   return std::vector<T>(first, first + count * width);
 }
 
+// By each path that the device has.
+void run_by_paths(void (*test)()) {
+  test();
+  path = CudaPath::kSm90a;
+  GradientCase<BFloat16> any({1}, {1}, 1, 1, 64, true);
+  any.p.path = path;
+  const Status status = run_backward_on_device(&any);
+  if (status.ok()) {
+    test();
+  } else {
+    CHECK(status.message().find("path: expected sm90a on compute capability 9.0, got another device") !=
+          std::string::npos);
+  }
+  path = CudaPath::kSm80;
+}
+#define TEST_BY_PATHS(name)                    \
+  static void by_path_##name();                \
+  TEST(name) { run_by_paths(by_path_##name); } \
+  static void by_path_##name()
+
 bool contains(const std::string& text, const std::string& part) {
   if (text.find(part) == std::string::npos) std::printf("'%s' lacks '%s'\n", text.c_str(), part.c_str());
   return text.find(part) != std::string::npos;
@@ -129,10 +152,10 @@ bool equal(const BFloat16* a, const BFloat16* b, int count) {
 
 }  // namespace
 
-TEST(bfloat16_is_within_twice_plain_arithmetic) { compare_shapes<BFloat16>(); }
-TEST(float16_is_within_twice_plain_arithmetic) { compare_shapes<Float16>(); }
+TEST_BY_PATHS(bfloat16_is_within_twice_plain_arithmetic) { compare_shapes<BFloat16>(); }
+TEST_BY_PATHS(float16_is_within_twice_plain_arithmetic) { compare_shapes<Float16>(); }
 
-TEST(huge_and_tiny_scores_are_within_twice_plain_arithmetic) {
+TEST_BY_PATHS(huge_and_tiny_scores_are_within_twice_plain_arithmetic) {
   for (const double factor : {1e-6, 30.0, 1e12}) {
     GradientCase<BFloat16> c({40, 3}, {90, 70}, 2, 1, 64, true);
     for (BFloat16& x : c.q) x = number_of<BFloat16>(widen(x) * factor);
@@ -141,14 +164,14 @@ TEST(huge_and_tiny_scores_are_within_twice_plain_arithmetic) {
 }
 
 // What float32 cannot hold of a huge lse is the logarithm of how many keys share the weight.
-TEST(keys_that_tie_at_huge_scores_share_the_weight) {
+TEST_BY_PATHS(keys_that_tie_at_huge_scores_share_the_weight) {
   GradientCase<BFloat16> c({40, 3}, {90, 70}, 2, 1, 64, true);
   for (BFloat16& x : c.q) x = number_of<BFloat16>(widen(x) * 1e12);
   for (int64_t key = 0; key < 160; key += 2) std::memcpy(c.key(key + 1, 0), c.key(key, 0), 128);
   compare(c);
 }
 
-TEST(a_scale_far_from_1_is_within_twice_plain_arithmetic) {
+TEST_BY_PATHS(a_scale_far_from_1_is_within_twice_plain_arithmetic) {
   for (const double scale : {1e-37, 1e-3, 40.0}) {
     GradientCase<BFloat16> c({40}, {70}, 2, 1, 64, true);
     c.p.scale = scale;
@@ -156,7 +179,7 @@ TEST(a_scale_far_from_1_is_within_twice_plain_arithmetic) {
   }
 }
 
-TEST(gradients_are_the_same_in_tiles_of_either_size_and_again) {
+TEST_BY_PATHS(gradients_are_the_same_in_tiles_of_either_size_and_again) {
   for (const int64_t dim : {64, 128}) {
     GradientCase<BFloat16> whole({150}, {163}, 2, 1, dim, true), again = whole, few = whole, many = whole;
     few.p.tile_rows = 64, many.p.tile_rows = 128;
@@ -167,7 +190,7 @@ TEST(gradients_are_the_same_in_tiles_of_either_size_and_again) {
 }
 
 // What keys get depends on who sees them; what queries get does not depend on the queries around them.
-TEST(gradients_of_queries_are_the_same_in_chunks) {
+TEST_BY_PATHS(gradients_of_queries_are_the_same_in_chunks) {
   GradientCase<BFloat16> whole({150}, {163}, 2, 1, 64, true);
   run(&whole);
   std::vector<BFloat16> joined;
@@ -183,7 +206,7 @@ TEST(gradients_of_queries_are_the_same_in_chunks) {
   CHECK(same_bits(joined, whole.grad_q));
 }
 
-TEST(a_sequence_is_the_same_in_any_batch) {
+TEST_BY_PATHS(a_sequence_is_the_same_in_any_batch) {
   GradientCase<BFloat16> batch({3, 70, 0, 200, 1}, {3, 140, 9, 200, 65}, 2, 1, 64, true, true);
   run(&batch);
   for (size_t n = 0; n < 5; ++n) {
@@ -201,7 +224,7 @@ TEST(a_sequence_is_the_same_in_any_batch) {
   }
 }
 
-TEST(sequences_of_equal_length_need_no_bounds) {
+TEST_BY_PATHS(sequences_of_equal_length_need_no_bounds) {
   GradientCase<BFloat16> bounded({70, 70, 70}, {80, 80, 80}, 2, 1, 64, true), equal_lengths = bounded;
   equal_lengths.cu_q.clear(), equal_lengths.cu_k.clear();
   run(&bounded);
@@ -209,7 +232,7 @@ TEST(sequences_of_equal_length_need_no_bounds) {
   CHECK(same_results(bounded, equal_lengths));
 }
 
-TEST(keys_beyond_the_used_ones_are_never_read_and_have_gradients_of_0) {
+TEST_BY_PATHS(keys_beyond_the_used_ones_are_never_read_and_have_gradients_of_0) {
   for (const bool causal : {false, true}) {
     GradientCase<BFloat16> clean({3, 2, 4}, {70, 5, 200}, 2, 1, 64, causal);
     clean.used = {66, 0, 3};
@@ -226,7 +249,7 @@ TEST(keys_beyond_the_used_ones_are_never_read_and_have_gradients_of_0) {
   }
 }
 
-TEST(a_row_that_sees_no_key_has_and_gives_gradients_of_0) {
+TEST_BY_PATHS(a_row_that_sees_no_key_has_and_gives_gradients_of_0) {
   GradientCase<Float16> clean({70}, {6}, 2, 2, 128, true, true), dirty = clean;
   for (size_t i = 0; i < 64 * 2 * 128; ++i) dirty.q[i] = dirty.grad_out[i] = Float16{0x7e00};
   for (size_t i = 0; i < 64 * 2; ++i) dirty.grad_lse[i] = std::numeric_limits<double>::quiet_NaN();
@@ -238,7 +261,7 @@ TEST(a_row_that_sees_no_key_has_and_gives_gradients_of_0) {
 }
 
 // NaN and Inf of a query reach what it sees: the gradients of those keys, and its own. Not a bit of another.
-TEST(a_query_that_is_not_finite_reaches_what_it_sees) {
+TEST_BY_PATHS(a_query_that_is_not_finite_reaches_what_it_sees) {
   for (const auto& [dim, token, bad] : bad_numbers()) {
     GradientCase<BFloat16> clean({101}, {101}, 1, 1, dim, true), dirty = clean;
     dirty.query(token, 0)[5] = number_of<BFloat16>(bad);
@@ -258,7 +281,7 @@ TEST(a_query_that_is_not_finite_reaches_what_it_sees) {
 }
 
 // Of a gradient, likewise, and in the gradients of values only in the number where they are.
-TEST(a_gradient_that_is_not_finite_reaches_what_its_row_sees) {
+TEST_BY_PATHS(a_gradient_that_is_not_finite_reaches_what_its_row_sees) {
   for (const auto& [dim, token, bad] : bad_numbers()) {
     GradientCase<BFloat16> clean({101}, {101}, 1, 1, dim, true), dirty = clean;
     dirty.grad_out[static_cast<size_t>(token * dim + 5)] = number_of<BFloat16>(bad);
@@ -281,7 +304,7 @@ TEST(a_gradient_that_is_not_finite_reaches_what_its_row_sees) {
 
 // Of keys and values they reach the rows that see them, and through those all keys but for gradients of
 // values.
-TEST(a_key_or_value_that_is_not_finite_does_not_reach_rows_before_it) {
+TEST_BY_PATHS(a_key_or_value_that_is_not_finite_does_not_reach_rows_before_it) {
   for (const auto& [dim, key, bad] : bad_numbers()) {
     GradientCase<BFloat16> clean({101}, {101}, 1, 1, dim, true), in_key = clean, in_value = clean;
     in_key.key(key, 0)[5] = number_of<BFloat16>(bad);
@@ -301,7 +324,7 @@ TEST(a_key_or_value_that_is_not_finite_does_not_reach_rows_before_it) {
 
 // A key of -inf weighs nothing: nobody's gradient but that of its own number, which is 0 times it, is
 // spoiled; neither where rows see the tile whole, nor by those of a tile that are not there.
-TEST(keys_of_minus_infinity_get_gradients_of_0) {
+TEST_BY_PATHS(keys_of_minus_infinity_get_gradients_of_0) {
   for (const bool causal : {false, true}) {
     for (const int queries : {3, 64, 130}) {
       GradientCase<BFloat16> c({queries}, {queries + 130}, 1, 1, 64, causal);
@@ -325,7 +348,7 @@ TEST(keys_of_minus_infinity_get_gradients_of_0) {
 }
 
 // Again and again: the emulator draws other orders of the threads each time.
-TEST(orders_of_threads_change_nothing) {
+TEST_BY_PATHS(orders_of_threads_change_nothing) {
   for (const int64_t dim : {64, 128}) {
     GradientCase<BFloat16> first({70, 131}, {70, 140}, 2, 1, dim, true);
     first.grad_out[9] = number_of<BFloat16>(kNan);
@@ -384,10 +407,11 @@ TEST(tiles_are_listed_once_and_the_longest_first) {
       [&](const gpu::Tile& tile) { return gpu::class_of_keys(host, plan.keys, tile); });
 }
 
-TEST(wrong_bounds_are_recorded_and_nothing_outside_is_touched) {
+TEST_BY_PATHS(wrong_bounds_are_recorded_and_nothing_outside_is_touched) {
   const auto message = [](const std::function<void(GradientCase<BFloat16>&)>& change) {
     GradientCase<BFloat16> c({3, 70, 5}, {3, 70, 9}, 2, 1, 64, true);
     change(c);
+    c.p.path = path;
     FaultWord word;
     CHECK(run_backward_on_device(&c, &word).ok());
     return fault(c.p, word).message();
@@ -404,6 +428,7 @@ TEST(wrong_bounds_are_recorded_and_nothing_outside_is_touched) {
 
   GradientCase<BFloat16> listed(std::vector<int>(140, 1), std::vector<int>(140, 3), 2, 1, 64, true);
   listed.cu_q[70] = kMost, listed.cu_k[9] = -1;
+  listed.p.path = path;
   FaultWord word;
   CHECK(run_backward_on_device(&listed, &word).ok());
   CHECK(contains(fault(listed.p, word).message(), "cu_seqlens_k"));
@@ -421,9 +446,6 @@ TEST(what_is_not_taken_is_named) {
   CHECK(backward_workspace_size(p) == sizeof workspace);
   CHECK(contains(backward(p, g).message(), "workspace: expected an array, got none"));
   p.workspace = workspace;
-  p.path = CudaPath::kSm90a;
-  CHECK(contains(backward(p, g).message(), "path: expected best or sm80 for the backward pass, got sm90a"));
-  p.path = CudaPath::kBest;
   g.grad_v = nullptr;
   CHECK(contains(backward(p, g).message(), "grad_v: expected an array, got none"));
   g.grad_v = c.grad_v.data() + 1;
@@ -441,7 +463,7 @@ TEST(what_is_not_taken_is_named) {
       contains(backward(p, g).message(), "fewer than 2^31 tiles and key heads on cuda, got 8388608 x 1024"));
 }
 
-TEST(nothing_to_do_is_fine) {
+TEST_BY_PATHS(nothing_to_do_is_fine) {
   GradientCase<BFloat16> none({}, {}, 2, 1, 64, true);
   run(&none);
   GradientCase<BFloat16> no_queries({0, 0}, {0, 70}, 2, 1, 64, true);

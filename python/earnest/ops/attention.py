@@ -210,7 +210,7 @@ def _forward_on_cuda(
 def _backward(
     grad_out: Tensor, grad_lse: Tensor | None, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
     cu_q: Tensor | None, cu_k: Tensor | None, seqused_k: Tensor | None, causal: bool, scale: float,
-    tile_rows: int = 0,
+    tile_rows: int = 0, path: str = "best",
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     if cuda.takes(q) and grad_out.data_ptr() % 16 != 0:  # a part of the gradient of something larger
         grad_out = grad_out.clone(memory_format=torch.contiguous_format)
@@ -223,7 +223,7 @@ def _backward(
         call(_native.attention_backward, *arrays)
     else:
         with cuda.launching(_OP, q) as launch:  # forward has looked at the bounds
-            call(_native.attention_backward, *arrays, *launch, tile_rows)
+            call(_native.attention_backward, *arrays, *launch, tile_rows, path)
     return grads[0], grads[1], grads[2]
 
 

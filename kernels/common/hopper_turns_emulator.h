@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0
+// What hopper_turns.h means in the emulator.
+#pragma once
+
+namespace earnest::simt::emulator {
+
+void bring_bytes(void* to, const void* from, int bytes, void* barrier);
+void take_bytes(void* to, const void* from, int bytes, bool adds);
+void close_copies();
+void wait_for_copies_out(bool written);
+
+}  // namespace earnest::simt::emulator
