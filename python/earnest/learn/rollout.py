@@ -12,9 +12,11 @@ from earnest.learn.hearing import Hearing
 from earnest.learn.policy import pack_prompts
 from earnest.learn.types import Prompt, Rollouts
 from earnest.model import AudioLM
+from earnest.ops.torch_threads import torch_on_one_thread
 
 
 @torch.no_grad()
+@torch_on_one_thread()
 def sample(
     policy: AudioLM,
     tokenizer: Tokenizer,

@@ -18,6 +18,7 @@ from earnest.learn.schedule import share_of_rate
 from earnest.learn.types import Experience, Rollouts
 from earnest.model import AudioLM, ValueModel, native
 from earnest.ops import PPOLoss
+from earnest.ops.torch_threads import torch_on_one_thread
 from earnest.settings import setting
 
 
@@ -96,6 +97,7 @@ class Learner:
         return logp, reference, values
 
     @torch.no_grad()
+    @torch_on_one_thread()
     def _read(self, rollouts: Rollouts, max_tokens: int, network: Callable[[Packed], Tensor]) -> Tensor:
         groups = groups_of(rollouts, range(len(rollouts)), max_tokens)
         return torch.cat([network(pack_replies(rollouts, group)) for group in groups])
@@ -211,11 +213,12 @@ class Update:
         divided_by = torch.zeros_like(experience.trainable, dtype=torch.float64)
         divided_by[rows] = step_normalizer(experience.trainable[rows], lengths.cumsum(0), self.settings.loss)
         parts, said = [], []
-        for group in groups_of(experience.rollouts, replies, self.settings.max_tokens):
-            part, one = self._loss(experience, group, torch.cat([rows_of[i] for i in group]), divided_by)
-            part.loss.backward()
-            parts.append(part)
-            said.append(one)
+        with torch_on_one_thread():
+            for group in groups_of(experience.rollouts, replies, self.settings.max_tokens):
+                part, one = self._loss(experience, group, torch.cat([rows_of[i] for i in group]), divided_by)
+                part.loss.backward()
+                parts.append(part)
+                said.append(one)
         metrics = join(parts)
         if self.critic_optimiser is not None and self.learner.critic is not None:
             metrics["critic_gradient_norm"] = self._step(
