@@ -20,23 +20,25 @@ using namespace earnest::ppo;
 using ppo_calls::Batch;
 using ppo_calls::run;
 
-TEST(pieces_of_sequences_never_share_a_slot) {
+TEST(pieces_in_windows_are_each_token_of_a_sequence_once) {
+  constexpr int64_t kLength = gae_pieces::kPieceTokens<float>;
   std::mt19937 random(1);
   for (int repeat = 0; repeat < 300; ++repeat) {
-    int64_t begin = 0, free = 0, sequence = 0;
-    for (; sequence < 40; ++sequence) {
-      const int64_t length = random() % (repeat % 3 == 0 ? 3 : 2000);
-      const int64_t first = gae_pieces::first_slot<float>(begin, sequence);
-      CHECK(first >= free);
-      free = first + (length + gae_pieces::kPieceTokens<float> - 1) / gae_pieces::kPieceTokens<float>;
-      begin += length;
+    const int64_t begin = random() % 3000, end = begin + random() % (repeat % 3 == 0 ? 3 : 5000);
+    int64_t left = end;  // tokens from here on have been met, in the order of windows from the last one down
+    int64_t number = 0;
+    for (int64_t window = gae_pieces::num_windows<float>(9000); window >= 0; --window) {
+      const auto piece = gae_pieces::piece_in<float>(begin, end, window);
+      if (piece.end == piece.begin) continue;
+      CHECK(piece.end == left && (piece.end - 1) / kLength == window && piece.number == number++);
+      CHECK(piece.more ? piece.end - piece.begin == kLength : piece.begin == begin);
+      left = piece.begin;
     }
-    CHECK(free <= gae_pieces::num_slots<float>(begin, sequence));
+    CHECK(left == begin);
   }
-  CHECK(gae_pieces::num_blocks(0) == 0 && gae_pieces::num_blocks(1) == 1 && gae_pieces::num_blocks(8) == 1 &&
-        gae_pieces::num_blocks(9) == 2);
-  const int64_t most = std::numeric_limits<int32_t>::max();  // one token each
-  CHECK(gae_pieces::num_blocks(gae_pieces::num_slots<double>(most, most)) < int64_t{1} << 31);
+  CHECK(gae_pieces::num_windows<float>(0) == 1 && gae_pieces::num_windows<float>(kLength) == 1 &&
+        gae_pieces::num_windows<float>(kLength + 1) == 2);
+  CHECK(gae_pieces::num_blocks(1) == 1 && gae_pieces::num_blocks(8) == 1 && gae_pieces::num_blocks(9) == 2);
 }
 
 TEST(blocks_of_the_losses_cover_all_tokens_and_stay_few) {
@@ -95,8 +97,7 @@ Advantages<T> gae(const Batch<T>& batch, int64_t first, const std::vector<int32_
   return out;
 }
 
-// Lengths around a lane's tokens, a piece, a block's pieces, and what a warp looks back over; empty ones
-// between.
+// Lengths around a lane's tokens, a piece, a block's pieces and a group of pieces; empty ones between.
 template <typename T>
 std::vector<int32_t> awkward_bounds() {
   constexpr int kLane = gae_pieces::kTokensOfLane<T>, kPiece = gae_pieces::kPieceTokens<T>;
@@ -108,8 +109,7 @@ std::vector<int32_t> awkward_bounds() {
 }
 
 template <typename T>
-void check_gae_at_edges(double bound) {
-  const auto bounds = awkward_bounds<T>();
+void check_gae(const std::vector<int32_t>& bounds, double bound) {
   const Batch<T> batch(bounds.back());
   const Advantages<T> mine = gae(batch, 0, bounds, bounds.back());
   CHECK(mine.status.ok());
@@ -137,8 +137,42 @@ void check_gae_at_edges(double bound) {
 }  // namespace
 
 TEST(gae_at_the_edges_of_pieces_and_wherever_a_sequence_stands) {
-  check_gae_at_edges<float>(1e-6);
-  check_gae_at_edges<double>(1e-13);
+  check_gae<float>(awkward_bounds<float>(), 1e-6);
+  check_gae<double>(awkward_bounds<double>(), 1e-13);
+}
+
+TEST(gae_of_sequences_of_more_than_a_stretch_of_groups) {
+  constexpr int kPiece = gae_pieces::kPieceTokens<double>, kStretch = gae_pieces::kStretch * kPiece;
+  std::vector<int32_t> bounds{0};
+  for (int length : {77, kStretch + kPiece, 3, kStretch + 40 * kPiece + 9})
+    bounds.push_back(bounds.back() + length);
+  check_gae<double>(bounds, 1e-13);
+}
+
+TEST(gae_of_short_sequences_side_by_side) {
+  for (int most : {2, 8, 40, 200, 700}) {
+    std::mt19937 random(most);
+    std::vector<int32_t> bounds{0};
+    while (bounds.back() < 4000) bounds.push_back(bounds.back() + random() % (most + 1));
+    check_gae<float>(bounds, 1e-6);
+    check_gae<double>(bounds, 1e-13);
+  }
+}
+
+TEST(gae_of_few_tokens_among_many_empty_sequences) {
+  std::vector<int32_t> bounds(200, 0);
+  for (int length : {1, 40, 700}) {
+    bounds.push_back(bounds.back() + length);
+    for (int i = 0; i < 150; ++i) bounds.push_back(bounds.back());
+  }
+  check_gae<float>(bounds, 1e-6);
+  check_gae<double>(bounds, 1e-13);
+  const Batch<float> none(0);
+  CHECK(gae(none, 0, std::vector<int32_t>(500, 0), 0).status.ok());
+  std::vector<int32_t> wrong(5000, 0);  // more than there are threads
+  wrong[4321] = 1;
+  CHECK(gae(none, 0, wrong, 0).status.message() ==
+        "[gae] cu_seqlens: expected numbers that never fall, got 1 before 0");
 }
 
 TEST(gae_of_many_sequences_of_at_most_one_token) {
