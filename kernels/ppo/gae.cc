@@ -94,9 +94,7 @@ Status gae_fault(const GaeParams<T>& p, FaultWord word) {
 }
 
 size_t gae_workspace_size(int64_t tokens, int64_t /*sequences*/, Device device) {
-  return device == Device::kCpu
-             ? 0
-             : gae_pieces::workspace_bytes(gae_pieces::num_windows<double>(tokens));
+  return device == Device::kCpu ? 0 : gae_pieces::workspace_bytes(gae_pieces::num_windows<double>(tokens));
 }
 
 template <typename T>
