@@ -7,9 +7,9 @@
 
 #include "kernels/common/cuda.h"
 #include "kernels/common/thread_pool.h"
+#include "kernels/ppo/group_sums.h"
 #include "kernels/ppo/loss_blocks.h"
 #include "kernels/ppo/ppo_cuda.h"
-#include "kernels/ppo/sort_network.h"
 #include "kernels/ppo/tiers.h"
 
 namespace earnest::ppo {
@@ -130,8 +130,8 @@ Status run_whiten(const WhitenParams<T>& p, Device device) {
 }
 
 size_t group_workspace_size(int64_t samples, Device device) {
-  const int64_t places = device == Device::kCuda ? sort_network::padded(samples) : samples;
-  return static_cast<size_t>(places) * sizeof(int64_t);
+  if (device == Device::kCuda) return group_sums::workspace_bytes(samples);
+  return static_cast<size_t>(samples) * sizeof(int64_t);
 }
 
 template <typename T>

@@ -93,10 +93,8 @@ Status gae_fault(const GaeParams<T>& p, FaultWord word) {
   return bad_entry(fault.argument, got, fault.index);
 }
 
-size_t gae_workspace_size(int64_t tokens, int64_t sequences, Device device) {
-  return device == Device::kCpu
-             ? 0
-             : gae_pieces::workspace_bytes(gae_pieces::num_slots<double>(tokens, sequences));
+size_t gae_workspace_size(int64_t tokens, int64_t /*sequences*/, Device device) {
+  return device == Device::kCpu ? 0 : gae_pieces::workspace_bytes(gae_pieces::num_windows<double>(tokens));
 }
 
 template <typename T>

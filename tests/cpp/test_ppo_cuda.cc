@@ -2,6 +2,8 @@
 // What only the CUDA side of ppo has: how it divides work, at the edges of its pieces and blocks; the same
 // bits at every run and wherever a sequence stands; arrays on the device that are not as they must be.
 #include <algorithm>
+#include <bit>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <numeric>
@@ -10,8 +12,8 @@
 #include <vector>
 
 #include "kernels/ppo/gae_pieces.h"
+#include "kernels/ppo/group_sums.h"
 #include "kernels/ppo/loss_blocks.h"
-#include "kernels/ppo/sort_network.h"
 #include "tests/cpp/check.h"
 #include "tests/cpp/ppo_calls.h"
 
@@ -20,23 +22,25 @@ using namespace earnest::ppo;
 using ppo_calls::Batch;
 using ppo_calls::run;
 
-TEST(pieces_of_sequences_never_share_a_slot) {
+TEST(pieces_in_windows_are_each_token_of_a_sequence_once) {
+  constexpr int64_t kLength = gae_pieces::kPieceTokens<float>;
   std::mt19937 random(1);
   for (int repeat = 0; repeat < 300; ++repeat) {
-    int64_t begin = 0, free = 0, sequence = 0;
-    for (; sequence < 40; ++sequence) {
-      const int64_t length = random() % (repeat % 3 == 0 ? 3 : 2000);
-      const int64_t first = gae_pieces::first_slot<float>(begin, sequence);
-      CHECK(first >= free);
-      free = first + (length + gae_pieces::kPieceTokens<float> - 1) / gae_pieces::kPieceTokens<float>;
-      begin += length;
+    const int64_t begin = random() % 3000, end = begin + random() % (repeat % 3 == 0 ? 3 : 5000);
+    int64_t left = end;  // tokens from here on have been met, in the order of windows from the last one down
+    int64_t number = 0;
+    for (int64_t window = gae_pieces::num_windows<float>(9000); window >= 0; --window) {
+      const auto piece = gae_pieces::piece_in<float>(begin, end, window);
+      if (piece.end == piece.begin) continue;
+      CHECK(piece.end == left && (piece.end - 1) / kLength == window && piece.number == number++);
+      CHECK(piece.more ? piece.end - piece.begin == kLength : piece.begin == begin);
+      left = piece.begin;
     }
-    CHECK(free <= gae_pieces::num_slots<float>(begin, sequence));
+    CHECK(left == begin);
   }
-  CHECK(gae_pieces::num_blocks(0) == 0 && gae_pieces::num_blocks(1) == 1 && gae_pieces::num_blocks(8) == 1 &&
-        gae_pieces::num_blocks(9) == 2);
-  const int64_t most = std::numeric_limits<int32_t>::max();  // one token each
-  CHECK(gae_pieces::num_blocks(gae_pieces::num_slots<double>(most, most)) < int64_t{1} << 31);
+  CHECK(gae_pieces::num_windows<float>(0) == 1 && gae_pieces::num_windows<float>(kLength) == 1 &&
+        gae_pieces::num_windows<float>(kLength + 1) == 2);
+  CHECK(gae_pieces::num_blocks(1) == 1 && gae_pieces::num_blocks(8) == 1 && gae_pieces::num_blocks(9) == 2);
 }
 
 TEST(blocks_of_the_losses_cover_all_tokens_and_stay_few) {
@@ -48,25 +52,32 @@ TEST(blocks_of_the_losses_cover_all_tokens_and_stay_few) {
   }
 }
 
-TEST(the_sorting_network_sorts) {
-  using sort_network::kPlaces;
-  CHECK(sort_network::padded(0) == kPlaces && sort_network::padded(kPlaces) == kPlaces &&
-        sort_network::padded(kPlaces + 1) == 2 * kPlaces);
-  std::vector<int> x(4 * kPlaces);
-  std::iota(x.begin(), x.end(), 0);
-  std::shuffle(x.begin(), x.end(), std::mt19937(1));
-  const auto pass = [&](int64_t size, int64_t stride) {
-    for (int64_t i = 0; i < static_cast<int64_t>(x.size()); ++i) {
-      const int64_t other = i ^ stride;
-      if (other > i && ((i & size) == 0) == (x[i] > x[other])) std::swap(x[i], x[other]);
+TEST(sums_of_groups_are_the_same_in_any_order) {
+  using namespace group_sums;
+  std::mt19937 random(1);
+  std::normal_distribution<double> normal;
+  for (uint32_t n : {1u, 2u, 3u, 16u, 17u, 1000u}) {
+    for (double size : {1e-310, 1e-5, 1.0, 3e7, 1e300}) {
+      std::vector<double> x(n);
+      double most = 0.0;
+      long double exact = 0.0L;
+      for (double& one : x) most = std::max(most, std::abs(one = size * normal(random))), exact += one;
+      const int e = exponent_of(std::bit_cast<uint64_t>(most));
+      CHECK(most < std::ldexp(1.0, e) || e > 1023);
+      const auto sum = [&] {
+        int64_t total = 0;
+        for (double one : x) total += rounded(one, e, n);
+        return total;
+      };
+      const int64_t forwards = sum();
+      CHECK(std::abs(forwards) <= int64_t{1} << kSumBits);
+      std::shuffle(x.begin(), x.end(), random);
+      CHECK(sum() == forwards);
+      CHECK_NEAR(widened(forwards, e, n) / size, static_cast<double>(exact / size), 1e-14 * n);
     }
-  };
-  for (const auto& step : sort_network::steps(4 * kPlaces)) {
-    if (!step.in_block) pass(step.first, step.stride);
-    for (int64_t size = step.first; step.in_block && size <= step.last; size *= 2)
-      for (int64_t stride = std::min(size, kPlaces) / 2; stride >= 1; stride /= 2) pass(size, stride);
   }
-  CHECK(std::is_sorted(x.begin(), x.end()));
+  CHECK(bits_of(1) == 0 && bits_of(2) == 1 && bits_of(3) == 2 && bits_of(4) == 2 && bits_of(~0u) == 32);
+  CHECK(num_places(1) == 2 && num_places(4) == 8 && num_places(5) == 16);
 }
 
 #if defined(EARNEST_WITH_CUDA)
@@ -95,8 +106,7 @@ Advantages<T> gae(const Batch<T>& batch, int64_t first, const std::vector<int32_
   return out;
 }
 
-// Lengths around a lane's tokens, a piece, a block's pieces, and what a warp looks back over; empty ones
-// between.
+// Lengths around a lane's tokens, a piece, a block's pieces and a group of pieces; empty ones between.
 template <typename T>
 std::vector<int32_t> awkward_bounds() {
   constexpr int kLane = gae_pieces::kTokensOfLane<T>, kPiece = gae_pieces::kPieceTokens<T>;
@@ -108,8 +118,7 @@ std::vector<int32_t> awkward_bounds() {
 }
 
 template <typename T>
-void check_gae_at_edges(double bound) {
-  const auto bounds = awkward_bounds<T>();
+void check_gae(const std::vector<int32_t>& bounds, double bound) {
   const Batch<T> batch(bounds.back());
   const Advantages<T> mine = gae(batch, 0, bounds, bounds.back());
   CHECK(mine.status.ok());
@@ -137,8 +146,42 @@ void check_gae_at_edges(double bound) {
 }  // namespace
 
 TEST(gae_at_the_edges_of_pieces_and_wherever_a_sequence_stands) {
-  check_gae_at_edges<float>(1e-6);
-  check_gae_at_edges<double>(1e-13);
+  check_gae<float>(awkward_bounds<float>(), 1e-6);
+  check_gae<double>(awkward_bounds<double>(), 1e-13);
+}
+
+TEST(gae_of_sequences_of_more_than_a_stretch_of_groups) {
+  constexpr int kPiece = gae_pieces::kPieceTokens<double>, kStretch = gae_pieces::kStretch * kPiece;
+  std::vector<int32_t> bounds{0};
+  for (int length : {77, kStretch + kPiece, 3, kStretch + 40 * kPiece + 9})
+    bounds.push_back(bounds.back() + length);
+  check_gae<double>(bounds, 1e-13);
+}
+
+TEST(gae_of_short_sequences_side_by_side) {
+  for (int most : {2, 8, 40, 200, 700}) {
+    std::mt19937 random(most);
+    std::vector<int32_t> bounds{0};
+    while (bounds.back() < 4000) bounds.push_back(bounds.back() + random() % (most + 1));
+    check_gae<float>(bounds, 1e-6);
+    check_gae<double>(bounds, 1e-13);
+  }
+}
+
+TEST(gae_of_few_tokens_among_many_empty_sequences) {
+  std::vector<int32_t> bounds(200, 0);
+  for (int length : {1, 40, 700}) {
+    bounds.push_back(bounds.back() + length);
+    for (int i = 0; i < 150; ++i) bounds.push_back(bounds.back());
+  }
+  check_gae<float>(bounds, 1e-6);
+  check_gae<double>(bounds, 1e-13);
+  const Batch<float> none(0);
+  CHECK(gae(none, 0, std::vector<int32_t>(500, 0), 0).status.ok());
+  std::vector<int32_t> wrong(5000, 0);  // more than there are threads
+  wrong[4321] = 1;
+  CHECK(gae(none, 0, wrong, 0).status.message() ==
+        "[gae] cu_seqlens: expected numbers that never fall, got 1 before 0");
 }
 
 TEST(gae_of_many_sequences_of_at_most_one_token) {
@@ -218,12 +261,12 @@ TEST(losses_and_moments_where_blocks_take_more_than_one_round) {
   CHECK_NEAR(moments.m2, oracle.m2, 1e-9 * oracle.m2);
 }
 
-TEST(groups_at_the_edges_of_the_sort) {
-  for (int64_t samples : {1, 2, 31, 33, 1023, 1024, 1025, 2049, 4100}) {
+TEST(groups_are_the_cpus_and_depend_on_their_members_alone) {
+  for (int64_t samples : {1, 2, 31, 33, 1023, 4096, 4097, 9000}) {
     const Batch<double> batch(samples);
     for (int64_t distinct : {int64_t{1}, int64_t{7}, samples}) {
       std::vector<int64_t> groups(samples);
-      for (int64_t i = 0; i < samples; ++i) groups[i] = i * 7919 % distinct * (int64_t{1} << 40) - 5;
+      for (int64_t i = 0; i < samples; ++i) groups[i] = i * 7919 % distinct * (int64_t{1} << 40) - 1;
       std::vector<double> mine(samples, 7.0), cpu(samples);
       GroupParams<double> params{batch.x[0].data(),           groups.data(), batch.trainable.data(), samples,
                                  GroupBaseline::kLeaveOneOut, true};
@@ -233,6 +276,42 @@ TEST(groups_at_the_edges_of_the_sort) {
       CHECK(run(params, Device::kCpu).ok());
       for (int64_t i = 0; i < samples; ++i)
         CHECK_NEAR(mine[i], cpu[i], 1e-12 * std::max(1.0, std::abs(cpu[i])));
+
+      // One of the groups alone, backwards.
+      std::vector<double> scores, again;
+      std::vector<int64_t> of_one;
+      std::vector<double> wanted;
+      for (int64_t i = samples - 1; i >= 0; --i) {
+        if (groups[i] != groups[0] || !batch.trainable[i]) continue;
+        scores.push_back(batch.x[0][i]), wanted.push_back(mine[i]), of_one.push_back(-1);
+      }
+      again.resize(scores.size(), 7.0);
+      GroupParams<double> alone{scores.data(),
+                                of_one.data(),
+                                nullptr,
+                                static_cast<int64_t>(scores.size()),
+                                GroupBaseline::kLeaveOneOut,
+                                true};
+      alone.advantages = again.data();
+      CHECK(run(alone, Device::kCuda).ok());
+      CHECK(again == wanted);
+    }
+  }
+}
+
+TEST(groups_of_huge_tiny_and_equal_scores) {
+  for (float size : {1e-42f, 1e-20f, 1.0f, 1e20f, 3e38f}) {
+    const std::vector<float> scores{size, -size, size / 2, 0.0f, size, size, size, 0.1f * size};
+    const std::vector<int64_t> groups{5, 5, 5, 5, -1, -1, -1, 9};
+    std::vector<float> mine(8), cpu(8);
+    for (bool normalize : {false, true}) {
+      GroupParams<float> params{scores.data(), groups.data(), nullptr, 8, GroupBaseline::kMean, normalize};
+      params.advantages = mine.data();
+      CHECK(run(params, Device::kCuda).ok());
+      params.advantages = cpu.data();
+      CHECK(run(params, Device::kCpu).ok());
+      for (int i = 0; i < 8; ++i) CHECK_NEAR(mine[i], cpu[i], 1e-6 * std::abs(static_cast<double>(cpu[i])));
+      CHECK(mine[4] == 0.0f && mine[7] == 0.0f);
     }
   }
 }
