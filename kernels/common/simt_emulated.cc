@@ -19,6 +19,7 @@ constexpr int kWarp = 32;
 constexpr int kBlocksUnderWay = 3;
 constexpr int64_t kMostIdlePauses =
     1'000'000;  // without anything else happening: nobody will end the waiting
+constexpr int64_t kManyIdlePauses = 1000;  // what goes on beside the threads may be what ends the waiting
 constexpr size_t kMostThreads = 1024;
 constexpr unsigned kMostBlocksOfCluster = 8;
 constexpr size_t kMostSharedBytes = 227 * 1024;  // of a block on an H100 or H200
@@ -293,7 +294,10 @@ Status Launch::run() {
         begin(order[begun] * grid_.cluster + rank, cluster);
       ++begun;
     }
-    if (happen(runnable_.empty())) continue;
+    if (happen(runnable_.empty() || idle_pauses_ > kManyIdlePauses)) {
+      idle_pauses_ = 0;
+      continue;
+    }
     if (runnable_.empty()) {
       if (!under_way_.empty()) explain_sleep();
       break;
