@@ -161,10 +161,11 @@ template <typename T, int kDim>
 Status launch_blocks(const Params& p, const Gradients& g, const BackwardPlan& plan, const RowNumbers* numbers,
                      float* sums, uint32_t* ticket, const Tile* order) {
   hopper::TensorMap queries, grads;
-  const int64_t width = p.heads * kDim;
-  if (Status status = hopper::tensor_map(kOp, p.q, width, p.tokens_q, width, &queries); !status.ok())
+  const int64_t width = p.heads * kDim, tokens = std::max<int64_t>(p.tokens_q, 1);
+  const void *q = p.tokens_q > 0 ? p.q : p.k, *grad_out = p.tokens_q > 0 ? g.grad_out : p.k;  // nobody reads it
+  if (Status status = hopper::tensor_map(kOp, q, width, tokens, width, &queries); !status.ok())
     return status;
-  if (Status status = hopper::tensor_map(kOp, g.grad_out, width, p.tokens_q, width, &grads); !status.ok())
+  if (Status status = hopper::tensor_map(kOp, grad_out, width, tokens, width, &grads); !status.ok())
     return status;
   return simt::launch({kOp, "differentiate"}, differentiate<T, kDim>,
                       dim3(static_cast<unsigned>(plan.keys.slots * p.kv_heads)), dim3(kBackwardThreads),
@@ -178,7 +179,7 @@ Status launch(const Params& p, const Gradients& g, const BackwardPlan& plan, con
   auto* const workspace = static_cast<char*>(p.workspace);
   auto* const sums = reinterpret_cast<float*>(workspace + plan.turns.sums);
   auto* const ticket = reinterpret_cast<uint32_t*>(workspace + plan.turns.ticket);
-  if (plan.keys.slots > 0) {
+  if (plan.keys.slots > 0 && p.tokens_k > 0) {
     if (Status status = simt::launch({kOp, "clear_turns"}, clear_turns, dim3(blocks_for(plan.turns.counts)),
                                      dim3(kPlain), 0, p.stream, ticket, plan.turns.counts);
         !status.ok())
