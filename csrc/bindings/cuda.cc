@@ -5,6 +5,7 @@
 #include <string_view>
 
 #include "csrc/bindings/place.h"
+#include "kernels/common/cuda.h"
 
 namespace earnest::bindings {
 namespace {
@@ -55,6 +56,20 @@ nb::tuple fault(int64_t word) {
   return nb::make_tuple(name_of(found.op), found.index);
 }
 
+// A word for faults on the current device that belongs to no allocator of torch. It is never given back: CUDA
+// graphs write to it for as long as they live, and that is somebody else's to say.
+nb::ndarray<nb::pytorch, int64_t, nb::ndim<1>> lasting_fault_word() {
+  raise_if_error(check_cuda_build("fault"));
+  cuda::Properties device;
+  raise_if_error(cuda::properties("fault", &device));
+  void* memory = nullptr;
+  raise_if_error(cuda::allocate("fault", sizeof kNoFault, &memory));
+  raise_if_error(cuda::copy("fault", memory, &kNoFault, sizeof kNoFault, nullptr));
+  const size_t shape[] = {1};
+  const int type = kEmulated ? nb::device::cpu::value : nb::device::cuda::value;
+  return {memory, 1, shape, nb::none(), nullptr, nb::dtype<int64_t>(), type, kEmulated ? 0 : device.index};
+}
+
 }  // namespace
 
 bool emulating_cuda() { return kEmulated && emulating.load(std::memory_order_relaxed); }
@@ -68,6 +83,7 @@ void bind_cuda(nb::module_& module) {
   module.attr("CUDA_BUILD") = EARNEST_CUDA_BUILD;
   module.def("emulate_cuda", &emulate_cuda, nb::arg("on"));
   module.def("cuda_fault", &fault, nb::arg("word"));
+  module.def("lasting_fault_word", &lasting_fault_word);
 }
 
 }  // namespace earnest::bindings

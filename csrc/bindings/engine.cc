@@ -13,12 +13,14 @@
 #include <vector>
 
 #include "csrc/bindings/bindings.h"
+#include "csrc/bindings/place.h"
 #include "csrc/engine/features.h"
 #include "csrc/engine/generation.h"
 #include "csrc/engine/json.h"
 #include "csrc/engine/model.h"
 #include "csrc/engine/quantization.h"
 #include "csrc/engine/safetensors.h"
+#include "kernels/common/cuda.h"
 
 namespace earnest::bindings {
 namespace {
@@ -32,6 +34,8 @@ using engine::Quantization;
 using engine::StoredType;
 using Read = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
 using Write = nb::ndarray<nb::c_contig, nb::device::cpu>;
+using ReadAnywhere = nb::ndarray<nb::ro>;
+using WriteAnywhere = nb::ndarray<nb::c_contig>;
 using Listed = std::tuple<std::string, std::string, std::vector<int64_t>>;  // name, type, shape
 
 void expect(bool holds, const std::string& argument, const std::string& expected) {
@@ -128,7 +132,7 @@ nb::dict config_fields(const std::string& text) {
 // A model and the scratch memory of the one thread that uses it here.
 struct LoadedModel {
   std::shared_ptr<engine::Model> model;
-  std::vector<Read> kept;  // a trainer's tensors
+  std::vector<ReadAnywhere> kept;  // a trainer's tensors
   Arena arena;
 
   int64_t width() const { return model->config().text.hidden_size; }
@@ -160,6 +164,54 @@ std::unique_ptr<LoadedModel> load(const std::string& folder, const std::string& 
   return loaded;
 }
 
+// Where an array lies, for the engine; in words.
+template <typename Array>
+Device device_of(const Array& array) {
+  return array.device_type() == nb::device::cuda::value || emulating_cuda() ? Device::kCuda : Device::kCpu;
+}
+template <typename Array>
+std::string place_of(const Array& array) {
+  if (array.device_type() == nb::device::cpu::value) return "cpu";
+  return (array.device_type() == nb::device::cuda::value ? "cuda:" : "another device:") +
+         std::to_string(array.device_id());
+}
+
+bool is_contiguous(const ReadAnywhere& array) {
+  int64_t step = 1;
+  for (size_t axis = array.ndim(); axis-- > 0;) {
+    if (array.shape(axis) != 1 && array.stride(axis) != step) return false;
+    step *= static_cast<int64_t>(array.shape(axis));
+  }
+  return true;
+}
+
+// A trainer's tensor, as it lies there: in the host's memory, or on the GPU that is current.
+engine::TensorView view_of(const std::string& name, const ReadAnywhere& array) {
+  const auto wrong = [&](const std::string& expected, const std::string& got) {
+    raise_if_error(invalid_argument("engine", name, expected, got));
+  };
+  if (array.device_type() == nb::device::cuda::value) {
+    raise_if_error(check_cuda_build("engine"));
+    cuda::Properties current;
+    raise_if_error(cuda::properties("engine", &current));
+    if (array.device_id() != current.index)
+      wrong("a tensor on cuda:" + std::to_string(current.index) + ", which is current", place_of(array));
+  } else if (array.device_type() != nb::device::cpu::value) {
+    wrong("a tensor on cpu or cuda", place_of(array));
+  }
+  const auto type = type_of(array.dtype());
+  if (!type) wrong("float32, bfloat16 or float16", "another dtype");
+  if (!is_contiguous(array)) wrong("a contiguous tensor, which is read where it lies", "a strided one");
+  engine::TensorView view;
+  view.type = *type;
+  view.device = device_of(array);
+  for (size_t axis = 0; axis < array.ndim(); ++axis)
+    view.shape.push_back(static_cast<int64_t>(array.shape(axis)));
+  view.data = array.data();
+  return view;
+}
+
+// The model computes where its tensors lie.
 std::unique_ptr<LoadedModel> from_memory(const std::string& config, const nb::dict& tensors,
                                          const std::string& precision, const std::string& quantization) {
   auto loaded = std::make_unique<LoadedModel>();
@@ -167,20 +219,23 @@ std::unique_ptr<LoadedModel> from_memory(const std::string& config, const nb::di
   const Quantization weights = quantization_named(quantization);
   const engine::Config parsed = parse_config(config);
   engine::Tensors views;
+  Device device = Device::kCpu;
   for (const auto& [key, value] : tensors) {
-    const auto array = nb::cast<Read>(value, false);
-    const auto type = type_of(array.dtype());
-    expect(type.has_value(), nb::cast<std::string>(key), "float32, bfloat16 or float16");
-    engine::TensorView view;
-    view.type = *type;
-    for (size_t axis = 0; axis < array.ndim(); ++axis)
-      view.shape.push_back(static_cast<int64_t>(array.shape(axis)));
-    view.data = array.data();
-    views.views.emplace(nb::cast<std::string>(key), std::move(view));
+    const auto name = nb::cast<std::string>(key);
+    const auto array = nb::cast<ReadAnywhere>(value, false);
+    engine::TensorView view = view_of(name, array);
+    if (loaded->kept.empty()) device = view.device;
+    if (view.device != device) {
+      raise_if_error(invalid_argument("engine", name,
+                                      "a tensor on " + place_of(loaded->kept[0]) + " as the first",
+                                      "one on " + place_of(array)));
+    }
+    views.views.emplace(name, std::move(view));
     loaded->kept.push_back(array);
   }
-  without_gil(
-      [&] { return engine::Model::create(parsed, std::move(views), chosen, &loaded->model, weights); });
+  without_gil([&] {
+    return engine::Model::create(parsed, std::move(views), chosen, &loaded->model, weights, device);
+  });
   return loaded;
 }
 
@@ -257,13 +312,16 @@ void logprob(LoadedModel& loaded, const Read& hidden, const Input<int64_t, 1>& t
   });
 }
 
-// Keys and values of each layer, [rows * room, kv_heads, dim]: row i has the tokens from i * room on.
-std::shared_ptr<KVPool> pool_over(const LoadedModel& loaded, const std::vector<Write>& keys,
-                                  const std::vector<Write>& values, int64_t tokens) {
+// Keys and values of each layer, [rows * room, kv_heads, dim], where the model computes: row i has the tokens
+// from i * room on.
+std::shared_ptr<KVPool> pool_over(const LoadedModel& loaded, const std::vector<WriteAnywhere>& keys,
+                                  const std::vector<WriteAnywhere>& values, int64_t tokens) {
   const engine::TextConfig& text = loaded.model->config().text;
   std::vector<void*> memory[2];
   for (const auto& [arrays, kept] : {std::pair(&keys, &memory[0]), std::pair(&values, &memory[1])}) {
-    for (const Write& array : *arrays) {
+    for (const WriteAnywhere& array : *arrays) {
+      expect(device_of(array) == loaded.model->device(), "keys",
+             std::string("memory on ") + name_of(loaded.model->device()));
       expect(array.ndim() == 3 && static_cast<int64_t>(array.shape(0)) == tokens &&
                  static_cast<int64_t>(array.shape(1)) == text.num_key_value_heads &&
                  static_cast<int64_t>(array.shape(2)) == text.head_dim() &&
@@ -273,7 +331,8 @@ std::shared_ptr<KVPool> pool_over(const LoadedModel& loaded, const std::vector<W
     }
   }
   std::shared_ptr<KVPool> pool;
-  raise_if_error(KVPool::over(text, loaded.model->precision(), tokens, memory[0], memory[1], &pool));
+  const engine::Model& model = *loaded.model;
+  raise_if_error(KVPool::over(text, model.precision(), tokens, memory[0], memory[1], &pool, model.device()));
   return pool;
 }
 
@@ -294,10 +353,11 @@ engine::GenerationSettings settings_of(double temperature, double top_p, int32_t
 // (ids, logp, stopped) of each row, whose prompts of `lengths` tokens stand in keys and values already.
 using Said = std::vector<std::tuple<std::vector<int64_t>, std::vector<float>, bool>>;
 
-Said generate(LoadedModel& loaded, const std::vector<Write>& keys, const std::vector<Write>& values,
-              const Input<int64_t, 1>& lengths, int64_t room, const Read& hidden,
-              const Input<double, 2>& uniforms, double temperature, double top_p, int32_t top_k,
-              std::vector<int32_t> suppressed, std::vector<int32_t> stop, int64_t after_stop,
+// All but these two is in the host's memory.
+Said generate(LoadedModel& loaded, const std::vector<WriteAnywhere>& keys,
+              const std::vector<WriteAnywhere>& values, const Input<int64_t, 1>& lengths, int64_t room,
+              const Read& hidden, const Input<double, 2>& uniforms, double temperature, double top_p,
+              int32_t top_k, std::vector<int32_t> suppressed, std::vector<int32_t> stop, int64_t after_stop,
               const Write& drawn_from) {
   const auto rows = static_cast<int64_t>(lengths.shape(0));
   expect(room >= 1 && rows <= KVPool::kMostTokens / room, "room",

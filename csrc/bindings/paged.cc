@@ -77,7 +77,7 @@ void attend(const Numbers& q, const Numbers& k, const Numbers& v, const Written&
   expect(kAttention, size(q, 2) == p.dim, "k", "the head size of q " + shape_of(q), shape_of(k));
   expect(kAttention, out.dtype() == q.dtype(), "out", "the dtype of q", "another dtype");
   check_shape(kAttention, "out", out, {q.shape(0), q.shape(1), q.shape(2)});
-  p.tokens = size(q, 0), p.heads = size(q, 1), p.queries = queries, p.scale = scale;
+  p.tokens = size(q, 0), p.heads = size(q, 1), p.most_queries = queries, p.scale = scale;
   p.sequences = size(lengths, 0), p.table_pages = size(page_table, 1);
   check_shape(kAttention, "page_table", page_table, {lengths.shape(0), page_table.shape(1)});
   if (cu_seqlens_q) check_shape(kAttention, "cu_seqlens_q", *cu_seqlens_q, {lengths.shape(0) + 1});
@@ -106,7 +106,7 @@ void check_attention(const Input<int32_t, 2>& page_table, const Input<int32_t, 1
   check_shape(kAttention, "page_table", page_table, {lengths.shape(0), page_table.shape(1)});
   if (cu_seqlens_q) check_shape(kAttention, "cu_seqlens_q", *cu_seqlens_q, {lengths.shape(0) + 1});
   p.sequences = size(lengths, 0), p.table_pages = size(page_table, 1);
-  p.tokens = tokens, p.queries = queries, p.pages = pages, p.page_size = page_size;
+  p.tokens = tokens, p.most_queries = queries, p.pages = pages, p.page_size = page_size;
   p.page_table = data_of(kAttention, "page_table", page_table);
   p.lengths = data_of(kAttention, "lengths", lengths);
   p.cu_seqlens_q = data_of(kAttention, "cu_seqlens_q", cu_seqlens_q);

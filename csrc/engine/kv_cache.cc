@@ -54,10 +54,12 @@ Status KVPool::take_slab(std::vector<Slab>* slabs) const {
 
 Status KVPool::over(const TextConfig& config, Precision precision, int64_t tokens,
                     const std::vector<void*>& keys, const std::vector<void*>& values,
-                    std::shared_ptr<KVPool>* pool) {
+                    std::shared_ptr<KVPool>* pool, Device device) {
   return guarded("kv_cache", [&]() -> Status {
+    EARNEST_RETURN_IF_ERROR(check_device(device));
     std::shared_ptr<KVPool> made;
     EARNEST_RETURN_IF_ERROR(made_for(config, precision, tokens, &made));
+    made->device_ = device;
     const auto layers = static_cast<size_t>(made->layers_);
     if (keys.size() != layers || values.size() != layers) {
       return invalid_argument("kv_cache", "keys and values", "those of " + std::to_string(layers) + " layers",

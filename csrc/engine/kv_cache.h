@@ -31,7 +31,7 @@ class KVPool : public std::enable_shared_from_this<KVPool> {
   // The same over memory that somebody else keeps: keys and values of each layer, [tokens, kv_heads, dim].
   static Status over(const TextConfig& config, Precision precision, int64_t tokens,
                      const std::vector<void*>& keys, const std::vector<void*>& values,
-                     std::shared_ptr<KVPool>* pool);
+                     std::shared_ptr<KVPool>* pool, Device device = Device::kCpu);
 
   // The run of tokens from `start` on, of which the first `length` are already there.
   Status adopt(int64_t start, int64_t capacity, int64_t length, KVCache* cache);

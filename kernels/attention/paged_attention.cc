@@ -41,27 +41,30 @@ Status check_sizes(const Params& p) {
                  std::to_string(p.kv_heads));
   }
   if (Status status = check_page_size(kOp, p.page_size); !status.ok()) return status;
-  if (!in_range(p.queries, 1, kMostQueries))
-    return wrong("queries", "1 to " + std::to_string(kMostQueries), std::to_string(p.queries));
+  if (!in_range(p.most_queries, 1, kMostQueries))
+    return wrong("most_queries", "1 to " + std::to_string(kMostQueries), std::to_string(p.most_queries));
   if (p.pages > INT32_MAX || p.table_pages > INT32_MAX / p.page_size)
     return wrong("page_table", "pages and keys of a sequence that an int32 counts",
                  std::to_string(p.table_pages));
-  const int64_t most = elements({p.sequences, p.queries});
+  const int64_t most = elements({p.sequences, p.most_queries});
   if (p.cu_seqlens_q == nullptr ? p.tokens != most : p.tokens > most) {
     return wrong("q",
                  (p.cu_seqlens_q == nullptr ? "" : "at most ") + std::to_string(most) + " tokens (" +
-                     std::to_string(p.queries) + " queries a sequence)",
+                     std::to_string(p.most_queries) + " queries a sequence)",
                  std::to_string(p.tokens));
   }
   if (!(p.scale > 0) || !std::isfinite(p.scale))
     return wrong("scale", "a positive finite number", std::to_string(p.scale));
-  if (elements({p.sequences, p.queries, p.heads}) > kMostCount)
+  if (elements({p.sequences, p.most_queries, p.heads}) > kMostCount)
     return wrong("q", "at most 2^30 rows", std::to_string(p.sequences) + " sequences");
-  const int64_t pieces = pieces_of(p.table_pages * p.page_size), rows = p.queries * (p.heads / p.kv_heads);
+  const int64_t pieces = pieces_of(p.table_pages * p.page_size),
+                rows = p.most_queries * (p.heads / p.kv_heads);
   if (elements({p.sequences, pieces, p.kv_heads, row_slices(rows)}) > kMostCount) {
     return wrong("page_table", "at most 2^30 times 512 keys and key heads",
                  std::to_string(p.sequences) + " x " + std::to_string(p.table_pages) + " pages");
   }
+  if (elements({p.sequences, pieces, p.most_queries, p.heads, p.dim}) > kMostElements)
+    return wrong("page_table", "a workspace of at most 2^52 numbers", "more");
   return {};
 }
 
@@ -81,18 +84,15 @@ Status check(const Params& p, const Output& output) {
     if (Status status = check_array(kOp, argument, data, size, p.device, alignment); !status.ok())
       return status;
   }
-  const int64_t parts =
-      elements({p.sequences, pieces_of(p.table_pages * p.page_size), p.queries, p.heads, p.dim});
-  if (parts > kMostElements) return wrong("page_table", "a workspace of at most 2^52 numbers", "more");
   return {};
 }
 
 }  // namespace
 
 size_t workspace_size(const Params& p) {
-  if (p.device == Device::kCpu || !in_range(p.queries, 1, kMostQueries)) return 0;
+  if (p.device == Device::kCpu || !check_sizes(p).ok()) return 0;
   const int64_t pieces = pieces_of(p.table_pages * p.page_size);
-  return workspace_bytes(part_rows(p.sequences, pieces, p.queries, p.heads), p.dim);
+  return workspace_bytes(part_rows(p.sequences, pieces, p.most_queries, p.heads), p.dim);
 }
 
 Status run(const Params& p, const Output& output, void* workspace) {
@@ -118,7 +118,7 @@ Status fault(const Params& p, FaultWord word) {
   if (found.argument == faults::kPage)
     return wrong("page_table", "pages in [0, " + std::to_string(p.pages) + ") up to the length", got);
   return wrong("cu_seqlens_q",
-               "0 to " + std::to_string(p.queries) + " queries a sequence within " +
+               "0 to " + std::to_string(p.most_queries) + " queries a sequence within " +
                    std::to_string(p.tokens) + " tokens",
                got);
 }

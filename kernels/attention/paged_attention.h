@@ -44,7 +44,7 @@ struct Params {
   Type type = Type::kBFloat16;          // of q and out: bfloat16 or float16
   Cache cache = Cache::kAsQueries;      // type of k and v
   int64_t sequences = 0, tokens = 0;    // tokens: queries of all sequences together
-  int64_t queries = 1;                  // the most that one sequence has
+  int64_t most_queries = 1;             // the most that one sequence has
   int64_t heads = 0, kv_heads = 0;      // heads is a multiple of kv_heads
   int64_t dim = 0;                      // 64 or 128
   int64_t pages = 0, page_size = 0;     // of the pools; page_size a power of two
@@ -57,7 +57,7 @@ struct Params {
   const float* v_scale = nullptr;       // [kv_heads], of kFloat8: finite, above 0
   const int32_t* page_table = nullptr;  // [sequences, table_pages]; entries beyond the length may be anything
   const int32_t* lengths = nullptr;     // [sequences]
-  const int32_t* cu_seqlens_q = nullptr;  // [sequences + 1]; null: each sequence has `queries`
+  const int32_t* cu_seqlens_q = nullptr;  // [sequences + 1]; null: each sequence has `most_queries`
   void* stream = nullptr;                 // a cudaStream_t
   FaultWord* fault = nullptr;             // on the device (device_fault.h); null: not recorded
 };

@@ -21,8 +21,8 @@ struct Sequence {
 };
 
 Sequence sequence_at(const Params& p, int64_t n) {
-  const int64_t begin = p.cu_seqlens_q == nullptr ? n * p.queries : p.cu_seqlens_q[n];
-  const int64_t end = p.cu_seqlens_q == nullptr ? begin + p.queries : p.cu_seqlens_q[n + 1];
+  const int64_t begin = p.cu_seqlens_q == nullptr ? n * p.most_queries : p.cu_seqlens_q[n];
+  const int64_t end = p.cu_seqlens_q == nullptr ? begin + p.most_queries : p.cu_seqlens_q[n + 1];
   return {begin, end - begin, p.lengths[n]};
 }
 
@@ -30,7 +30,7 @@ Sequence sequence_at(const Params& p, int64_t n) {
 FaultWord look_at(const Params& p, int64_t n) {
   const auto found = [&](int argument) { return word_of({FaultOp::kPagedAttention, n, argument}); };
   const Sequence s = sequence_at(p, n);
-  if (s.begin < 0 || s.queries < 0 || s.begin + s.queries > p.tokens || s.queries > p.queries)
+  if (s.begin < 0 || s.queries < 0 || s.begin + s.queries > p.tokens || s.queries > p.most_queries)
     return found(faults::kBounds);
   if (s.queries == 0) return kNoFault;
   if (s.keys < 0 || s.keys > p.table_pages * p.page_size) return found(faults::kLength);
@@ -65,11 +65,12 @@ Status run(const Params& p, const Output& output) {
   for (int64_t n = 0; n < p.sequences; ++n) {
     if (const Sequence s = sequence_at(p, n); s.queries > 0) most_keys = std::max(most_keys, s.keys);
   }
-  const int64_t of_query = p.heads * p.dim, most_rows = p.queries * of_query;
+  const int64_t of_query = p.heads * p.dim, most_rows = p.most_queries * of_query;
   const int64_t most_of_keys = most_keys * p.kv_heads * p.dim;
   const size_t floats = static_cast<size_t>(2 * most_rows + 2 * most_of_keys);
   const std::unique_ptr<float[]> room(new (std::nothrow) float[floats]);
-  const std::unique_ptr<double[]> lse(new (std::nothrow) double[static_cast<size_t>(p.queries * p.heads)]);
+  const std::unique_ptr<double[]> lse(
+      new (std::nothrow) double[static_cast<size_t>(p.most_queries * p.heads)]);
   if (!room || !lse) return {StatusCode::kOutOfMemory, "[paged_attention] keys: out of memory"};
   float *queries = room.get(), *out = queries + most_rows, *keys = out + most_rows,
         *values = keys + most_of_keys;

@@ -285,15 +285,15 @@ Job job_of(const Params& p, const Output& output, void* workspace) {
   job.sequences = p.sequences, job.tokens = p.tokens, job.kv_heads = p.kv_heads;
   job.pages = p.pages, job.table_pages = p.table_pages;
   job.heads = static_cast<int>(p.heads);
-  job.group = static_cast<int>(p.heads / p.kv_heads), job.queries = static_cast<int>(p.queries);
+  job.group = static_cast<int>(p.heads / p.kv_heads), job.queries = static_cast<int>(p.most_queries);
   job.page_shift = std::countr_zero(static_cast<uint64_t>(p.page_size));
-  job.slices = static_cast<int>(row_slices(p.queries * job.group));
+  job.slices = static_cast<int>(row_slices(p.most_queries * job.group));
   job.scale = static_cast<float>(p.scale);
   job.k_scale = p.cache == Cache::kFloat8 ? p.k_scale : nullptr;
   job.v_scale = p.cache == Cache::kFloat8 ? p.v_scale : nullptr;
   job.most_pieces = pieces_of(p.table_pages * p.page_size);
   job.fault = p.fault;
-  const int64_t rows = part_rows(p.sequences, job.most_pieces, p.queries, p.heads);
+  const int64_t rows = part_rows(p.sequences, job.most_pieces, p.most_queries, p.heads);
   const size_t outputs = aligned(reinterpret_cast<uintptr_t>(workspace));
   job.part_outputs = reinterpret_cast<float*>(outputs);
   job.part_sums =
@@ -303,7 +303,7 @@ Job job_of(const Params& p, const Output& output, void* workspace) {
 
 template <typename Number, typename Stored, int kDim>
 Status run(const Params& p, Job job, const cuda::Properties& device) {
-  const int tiles = row_tiles(p.queries * job.group);
+  const int tiles = row_tiles(p.most_queries * job.group);
   job.stages = stages_of(kDim, tiles, sizeof(Stored), device.shared_bytes);
   const int64_t most =
       device.multiprocessors * resident_blocks(kDim, tiles, sizeof(Stored), device.shared_bytes);
@@ -316,7 +316,7 @@ Status run(const Params& p, Job job, const cuda::Properties& device) {
       !status.ok() || job.most_pieces == 1) {
     return status;
   }
-  const auto rows = static_cast<unsigned>(p.sequences * p.queries * p.heads);
+  const auto rows = static_cast<unsigned>(p.sequences * p.most_queries * p.heads);
   return simt::launch({kOp, "join_pieces"}, join_pieces<Number, kDim>, dim3(rows), dim3(kJoinThreads), 0,
                       p.stream, job);
 }

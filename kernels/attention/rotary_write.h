@@ -15,8 +15,8 @@
 // not kept (a row that only fills a captured graph). Two tokens with one slot: each number there is one's.
 // Positions, slots and scales lie on the device and on CUDA nobody looks at them before. A position outside
 // [0, 2^24] gives NaN for the token's queries and nothing is kept; a slot outside [-1, pages * page_size) or
-// a scale that is not above 0 keeps nothing; all are recorded if `fault` is there. On the CPU they are an
-// error of the call, in the same words, and nothing is written.
+// a scale that is not above 0 keeps nothing; all are recorded if `fault` is there, scales whatever is kept.
+// On the CPU they are an error of the call, in the same words, and nothing is written.
 #pragma once
 
 #include <cstdint>

@@ -80,16 +80,14 @@ Status check_entries(const Params& p) {
     return word_of({FaultOp::kRotaryWrite, index, argument});
   };
   FaultWord first = kNoFault;
-  bool any = false;  // that is kept
   for (int64_t token = 0; token < p.tokens; ++token) {
     const int64_t position = p.positions[token], slot = p.slots[token];
     const bool good_position = position >= 0 && position <= kLastPosition;
     const bool good_slot = slot >= -1 && slot < p.pages * p.page_size;
     if (!good_position) first = std::min(first, found(token, faults::kPosition));
     if (!good_slot) first = std::min(first, found(token, faults::kSlot));
-    any = any || (good_position && good_slot && slot >= 0);
   }
-  for (int64_t head = 0; any && p.cache == paged::Cache::kFloat8 && head < p.kv_heads; ++head) {
+  for (int64_t head = 0; p.tokens > 0 && p.cache == paged::Cache::kFloat8 && head < p.kv_heads; ++head) {
     if (!paged::is_scale(p.k_scale[head]) || !paged::is_scale(p.v_scale[head]))
       first = std::min(first, found(head, faults::kScale));
   }

@@ -67,12 +67,16 @@ __device__ int64_t place_of(const Job& job, int64_t slot, int64_t kv_head, int d
   return (((page * job.kv_heads + kv_head) << job.page_shift) + in_page) * dim;
 }
 
-// False, and a record, if the scale cannot be.
-__device__ bool load_scale(const Job& job, const float* scales, int64_t kv_head, float* scale) {
-  *scale = scales == nullptr ? 1.0f : scales[kv_head];
-  if (paged::is_scale(*scale)) return true;
-  record(job, kv_head, faults::kScale);
-  return false;
+__device__ float scale_of(const float* scales, int64_t kv_head) {
+  return scales == nullptr ? 1.0f : scales[kv_head];
+}
+
+// All of them, whatever is kept: a call that says nothing has looked.
+__device__ void look_at_scales(const Job& job) {
+  for (int64_t head = threadIdx.x; head < job.kv_heads; head += kThreads) {
+    if (!paged::is_scale(scale_of(job.k_scale, head)) || !paged::is_scale(scale_of(job.v_scale, head)))
+      record(job, head, faults::kScale);
+  }
 }
 
 template <typename Number, typename Stored, int kDim>
@@ -86,6 +90,7 @@ __global__ void __launch_bounds__(kThreads) turn_and_write(const Job job) {
   const bool good_slot = slot >= -1 && slot < job.places, kept = good_position && good_slot && slot >= 0;
   if (thread == 0 && !good_position) record(job, token, faults::kPosition);
   if (thread == 0 && !good_slot) record(job, token, faults::kSlot);
+  if (token == 0) look_at_scales(job);
   if (thread < kHalf) {
     const Turn turn = turn_by(static_cast<float>(good_position ? position : 0) * job.rates[thread]);
     cosines[thread] = good_position ? turn.cosine : NAN;
@@ -100,7 +105,7 @@ __global__ void __launch_bounds__(kThreads) turn_and_write(const Job job) {
     const int64_t head = i / kOfHead, kv_head = (head - job.heads) % job.kv_heads;
     const int j = static_cast<int>(i % kOfHead) * 8;
     const bool is_query = head < job.heads, is_value = head >= job.heads + job.kv_heads;
-    float first[8], second[8], scale = 1;
+    float first[8], second[8];
     load(row, bias, head * kDim + j, first);
     load(row, bias, head * kDim + kHalf + j, second);
     if (!is_value) {
@@ -115,7 +120,8 @@ __global__ void __launch_bounds__(kThreads) turn_and_write(const Job job) {
       Number* to = static_cast<Number*>(job.q) + (token * job.heads + head) * kDim + j;
       store(first, 1, to);
       store(second, 1, to + kHalf);
-    } else if (load_scale(job, is_value ? job.v_scale : job.k_scale, kv_head, &scale)) {
+    } else if (const float scale = scale_of(is_value ? job.v_scale : job.k_scale, kv_head);
+               paged::is_scale(scale)) {
       auto* to = static_cast<Stored*>(is_value ? job.v : job.k) + place_of(job, slot, kv_head, kDim) + j;
       store(first, scale, to);
       store(second, scale, to + kHalf);

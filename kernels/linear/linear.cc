@@ -79,11 +79,17 @@ Status check(const Pack& p) {
   return check_sizes(0, p.columns, p.depth);
 }
 
+Status check_path(const Product& p) {
+  if (p.device == Device::kCuda || p.path == CudaPath::kBest) return {};
+  return invalid_argument("linear", "path", "best on cpu", "one of cuda's");
+}
+
 Status check(const Product& p) {
   if (p.device == Device::kCuda) {
     std::string name;
     if (Status status = which_cuda(p, &name); !status.ok()) return status;
   }
+  if (Status status = check_path(p); !status.ok()) return status;
   if (Status status = check_sizes(p.rows, p.columns, p.depth); !status.ok()) return status;
   return check_threads(p.threads);
 }
@@ -229,7 +235,9 @@ Status which(Device device, std::string* name) {
 }
 
 Status which(const Product& product, std::string* name) {
-  return product.device == Device::kCuda ? which_cuda(product, name) : which(product.device, name);
+  if (product.device == Device::kCuda) return which_cuda(product, name);
+  if (Status status = check_path(product); !status.ok()) return status;
+  return which(product.device, name);
 }
 
 }  // namespace earnest::linear

@@ -40,6 +40,8 @@ Status check(const Product& p) {
   if (p.device == Device::kCuda) {
     std::string name;
     if (Status status = which_cuda(p, 1, &name); !status.ok()) return status;
+  } else if (p.path != CudaPath::kBest) {
+    return wrong("path", "best on cpu", "one of cuda's");
   }
   if (p.rows < 0) return wrong("rows", "at least 0", std::to_string(p.rows));
   if (p.count < 1 || p.count > kMostParts)
@@ -132,8 +134,8 @@ Status which(Device device, std::string* name) {
 }
 
 Status which(const Product& product, std::string* name) {
-  if (product.device != Device::kCuda) return which(product.device, name);
   if (Status status = check(product); !status.ok()) return status;
+  if (product.device == Device::kCpu) return which(product.device, name);
   int64_t outputs = 0;
   for (int64_t i = 0; i < product.count; ++i) outputs += product.parts[i].outputs;
   return which_cuda(product, outputs, name);

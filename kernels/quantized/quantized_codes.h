@@ -88,10 +88,9 @@ __device__ inline void left_fragment(const Piece (&left)[2], int half, uint32_t 
 struct Affine {
   float scale[8], offset[8];
 
-  // From where the lane's 8 words (scale, minimum) lie.
-  __device__ void load(const unsigned char* words) {
-    Piece pieces[2];
-    memcpy(pieces, words, sizeof pieces);
+  // From where the lane's 8 words (scale, minimum) lie, on 16 bytes as all pieces do.
+  __device__ void load(const Bytes& from, int byte) {
+    const Piece pieces[2] = {piece_at(from, byte), piece_at(from, byte + kPieceBytes)};
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const uint32_t word = pieces[i / 4].word[i % 4];

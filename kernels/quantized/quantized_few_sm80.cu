@@ -46,7 +46,7 @@ class Strand {
       for (int i = 0; i < kCodePieces<kBits>; ++i) words[i] = piece_at(ring_, place(chunk, i));
       const CodeFragments<kBits> codes(words);
       Affine affine;
-      if (kBits == 4) affine.load(&ring_[place_of_scales(chunk) + lane() % 4 * 32]);
+      if (kBits == 4) affine.load(ring_, place_of_scales(chunk) + lane() % 4 * 32);
 #pragma unroll
       for (int r = 0; r < kRowTiles; ++r) {
         Piece left[2] = {piece_at(ring_, place(chunk, kCodePieces<kBits> + 2 * r)), {}};

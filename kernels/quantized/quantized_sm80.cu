@@ -73,7 +73,7 @@ __device__ inline void multiply_step(const Bytes& left, const Bytes& codes, Sums
     Affine affine;
     if (kBits == 4) {
       const int t = lane() % 4;
-      affine.load(&codes[pair + t / 2 * kStepOfPanel<kBits> + chunk * kGroupBytes + t % 2 * 32]);
+      affine.load(codes, pair + t / 2 * kStepOfPanel<kBits> + chunk * kGroupBytes + t % 2 * 32);
     }
 #pragma unroll
     for (int s = 0; s < kStrips; ++s) {

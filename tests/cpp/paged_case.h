@@ -63,7 +63,7 @@ struct CaseOf {
     std::partial_sum(shape.queries.begin(), shape.queries.end(), cu_seqlens.begin() + 1);
     paged::Params& p = params;
     p.sequences = static_cast<int64_t>(sequences), p.tokens = cu_seqlens.back();
-    p.queries = std::max(1, *std::max_element(shape.queries.begin(), shape.queries.end()));
+    p.most_queries = std::max(1, *std::max_element(shape.queries.begin(), shape.queries.end()));
     p.heads = shape.heads, p.kv_heads = shape.kv_heads, p.dim = shape.dim, p.page_size = shape.page_size;
     p.scale = shape.scale > 0 ? shape.scale : 1 / std::sqrt(static_cast<double>(p.dim));
     deal_pages(deal, more_columns);
@@ -251,7 +251,7 @@ void compare(CaseOf<Number, Stored> c, bool with_bounds = true) {
     std::printf("  of heads %lld / %lld, dim %lld, pages of %lld, up to %lld queries\n",
                 static_cast<long long>(c.params.heads), static_cast<long long>(c.params.kv_heads),
                 static_cast<long long>(c.params.dim), static_cast<long long>(c.params.page_size),
-                static_cast<long long>(c.params.queries));
+                static_cast<long long>(c.params.most_queries));
   }
 }
 

@@ -211,6 +211,8 @@ TEST(bad_input_is_an_error_with_a_sentence) {
   CHECK(message([](Product* p) { p->packed = static_cast<const char*>(p->packed) + 3; }) ==
         "[linear] packed: expected memory on an 8-byte boundary, got 3 bytes past one");
   CHECK(message([](Product* p) { p->left = nullptr; }) == "[linear] left: expected an array, got null");
+  CHECK(message([](Product* p) { p->path = CudaPath::kFew; }) ==
+        "[linear] path: expected best on cpu, got one of cuda's");
   for (auto change : {+[](Product* p) { p->columns = 4; }, +[](Product* p) { p->depth = 3; },
                       +[](Product* p) { p->type = Type::kBFloat16; }}) {
     CHECK(message(change).find("[linear] packed: expected a packed matrix of") == 0);

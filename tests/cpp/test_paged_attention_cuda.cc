@@ -90,7 +90,7 @@ void check_one_and_eight_queries(Device device, int32_t length) {
   // The third of the eight, when it was the newest: the cache was five keys shorter.
   C third({{length}, {6}, 7, 1, 128, 32});
   third.lengths[0] -= 5;
-  third.params.tokens = 1, third.params.queries = 1, third.cu_seqlens = {0, 1};
+  third.params.tokens = 1, third.params.most_queries = 1, third.cu_seqlens = {0, 1};
   third.q = rows_of(eight.q, 2, 1, 7 * 128);
   third.run(device);
   CHECK(same_bits(third.out, rows_of(eight.out, 2, 1, 7 * 128)));
@@ -276,8 +276,8 @@ TEST(calls_that_cannot_run_say_why) {
         "[paged_attention] page_size: expected a power of two from 16 to 256, got 48");
   CHECK(message([](P& p) { p.heads = 34; }) ==
         "[paged_attention] k: expected a number of heads that divides q's 34 into at most 16 each, got 2");
-  CHECK(message([](P& p) { p.queries = p.tokens = 9; }) ==
-        "[paged_attention] queries: expected 1 to 8, got 9");
+  CHECK(message([](P& p) { p.most_queries = p.tokens = 9; }) ==
+        "[paged_attention] most_queries: expected 1 to 8, got 9");
   CHECK(message([](P& p) { p.tokens = 2; }) ==
         "[paged_attention] q: expected 1 tokens (1 queries a sequence), got 2");
   CHECK(message([](P& p) { p.scale = -1; }).find("[paged_attention] scale: expected a positive finite") == 0);

@@ -237,6 +237,8 @@ TEST(bad_input_is_an_error_with_a_sentence) {
         "[quantized] left: expected an array, got null");
   CHECK(message([](Product* p, Part*) { p->threads = 0; }) ==
         "[quantized] threads: expected 1 to 4096, got 0");
+  CHECK(message([](Product* p, Part*) { p->path = CudaPath::kSm80; }) ==
+        "[quantized] path: expected best on cpu, got one of cuda's");
   CHECK(message([](Product* p, Part*) { p->rows = int64_t{1} << 60; }).find("fit in memory") !=
         std::string::npos);
   CHECK(message([](Product*, Part* parts) { parts[0].outputs = int64_t{1} << 61; }).find("fit in memory") !=

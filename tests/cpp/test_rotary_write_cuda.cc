@@ -272,6 +272,10 @@ void check_8_bits(Device device) {
   const auto keys = c.take(c.k);
   for (size_t i = 0; i < keys.size(); ++i)  // the CPU has looked before it began
     CHECK((keys[i].bits == 0xff) == (device == Device::kCpu || i / 64 % 2 == 1));
+
+  c.slots.assign(c.slots.size(), -1);  // nobody divides by a scale, but it has been looked at
+  CHECK(c.run(device) ==
+        "[rotary_write] k_scale, v_scale: expected finite numbers above 0, got another for key head 1");
 }
 
 }  // namespace

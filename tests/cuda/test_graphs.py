@@ -2,12 +2,17 @@
 """CUDA graphs and streams: operators can be captured, what is wrong in a replay is said when asked for, and
 work is put where the caller's stream is."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from earnest import ops
 from earnest.errors import InvalidInput
 from earnest.features import LogMel
+from earnest.ops import cuda
 from shapes import cu_seqlens
 
 
@@ -129,6 +134,55 @@ def test_work_goes_to_the_current_stream(gpu) -> None:
     side.synchronize()
     assert abs(float(white.mean())) < 1e-5
     assert abs(float(white.std()) - 1) < 1e-3
+
+
+class Dispatched(TorchDispatchMode):
+    """The torch operators that run inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, operator, types, arguments=(), named=None):
+        self.names.append(str(operator))
+        return operator(*arguments, **(named or {}))
+
+
+def test_the_word_of_graphs_does_not_come_from_torchs_allocator(device) -> None:
+    with Dispatched() as dispatched:
+        word = cuda._lasting_word()
+    assert not dispatched.names
+    assert (word.device.type, word.dtype, word.tolist()) == (device.type, torch.int64, [cuda.NO_FAULT])
+    word.fill_(5)
+    assert cuda._lasting_word().tolist() == [cuda.NO_FAULT]  # each has memory of its own
+    assert word.tolist() == [5]
+
+
+FIRST_CALL = """
+import torch
+from earnest import ops
+from earnest.errors import InvalidInput
+
+@torch.compile(mode="reduce-overhead")
+def logp(hidden, weight, targets):
+    return ops.logprob(hidden, weight, targets)[0] * 2
+
+hidden, weight = (torch.randn(n, 64, device="cuda", dtype=torch.bfloat16) for n in (300, 1000))
+targets = torch.randint(1000, (300,), device="cuda")
+with torch.no_grad():
+    for _ in range(5):
+        torch.compiler.cudagraph_mark_step_begin()
+        found = logp(hidden, weight, targets).clone()
+        junk = [torch.full((1 << i,), 7, device="cuda") for i in range(10)]  # takes what was given away
+    assert torch.equal(found, ops.logprob(hidden, weight, targets)[0] * 2)
+ops.raise_faults()
+print("replayed")
+"""
+
+
+def test_reduce_overhead_may_be_the_first_call_of_a_process(gpu) -> None:
+    ran = subprocess.run([sys.executable, "-c", FIRST_CALL], capture_output=True, text=True)
+    assert ran.stdout.strip() == "replayed", ran.stderr
 
 
 def test_arrays_of_two_devices_are_refused(gpu) -> None:

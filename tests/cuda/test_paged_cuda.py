@@ -2,6 +2,7 @@
 """Decoding over pages and the write to them on cuda: the definitions in float64, laws that hold bit for bit,
 entries that are wrong, and which entries are not looked at again."""
 
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -152,7 +153,7 @@ def test_a_number_of_queries_that_cannot_be_is_refused_before_memory_is_asked_fo
     case = replace(decoding([5, 40], [1, 1]), most_queries=queries)
     with pytest.raises(InvalidInput) as caught:
         case.run(device)
-    assert str(caught.value) == f"[paged_attention] queries: expected 1 to 8, got {queries}"
+    assert str(caught.value) == f"[paged_attention] most_queries: expected 1 to 8, got {queries}"
 
 
 def test_wrong_places_and_scales_are_refused(device) -> None:
@@ -223,6 +224,33 @@ def test_places_that_come_again_are_not_waited_for_until_they_change(device, wai
     with pytest.raises(InvalidInput, match="v_scale"):
         rotary_write(**named, theta=THETA)
     assert waits == [True, False, False, True, True, False, True]
+
+
+def test_scales_of_a_call_that_keeps_nothing_are_looked_at(device) -> None:
+    case = writing((torch.float16, FLOAT8, 0))
+    case.v_scale[1] = torch.inf
+    case.slots.fill_(-1)
+    for on in ("cpu", device):
+        with pytest.raises(InvalidInput, match=r"\[rotary_write\] k_scale, v_scale: .* for key head 1"):
+            case.run(on)
+
+
+def test_a_call_of_wrong_sizes_asks_for_no_scratch_memory(device, monkeypatch) -> None:
+    asked, real = [], cuda.launching
+
+    @contextmanager
+    def launching(*arguments):
+        with real(*arguments) as launch:
+            yield launch._replace(allocate=lambda size: asked.append(size) or launch.allocate(size))
+
+    monkeypatch.setattr(cuda, "launching", launching)
+    decoding(LENGTHS, QUERIES).run(device)
+    assert len(asked) == 1
+    asked.clear()
+    case = decoding(LENGTHS, QUERIES)
+    with pytest.raises(InvalidInput, match="k: expected a number of heads that divides q's 5"):
+        replace(case, q=torch.zeros(len(case.q), 5, case.q.shape[2], dtype=case.q.dtype)).run(device)
+    assert not asked
 
 
 def test_operators_trace_whole_and_a_compiled_step_writes_the_cache(device) -> None:

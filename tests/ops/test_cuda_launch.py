@@ -90,6 +90,7 @@ class Device:
         monkeypatch.setattr(torch.cuda, "device", self._device)
         monkeypatch.setattr(torch.cuda, "synchronize", lambda place: None)
         monkeypatch.setattr(cuda, "_words", {})
+        monkeypatch.setattr(cuda, "_lasting_word", lambda: torch.full((1,), cuda.NO_FAULT))
         self.x = types.SimpleNamespace(is_cuda=True, device=torch.device("cpu"))
 
     @contextmanager

@@ -117,8 +117,8 @@ def test_the_operator_passes_opcheck_and_traces_whole() -> None:
             "k: expected a number of heads that divides q's 5 into at most",
         ),
         ({"q": torch.zeros(2, 4, 64).half()}, "k: expected torch.float16 as q, or float8_e4m3fn, got"),
-        ({"most_queries": 9}, "queries: expected 1 to 8, got 9"),
-        ({"most_queries": 0}, "queries: expected 1 to 8, got 0"),
+        ({"most_queries": 9}, "most_queries: expected 1 to 8, got 9"),
+        ({"most_queries": 0}, "most_queries: expected 1 to 8, got 0"),
         (
             {"k_scale": torch.ones(2)},
             "k_scale: expected given where the cache is float8_e4m3fn, and only there, got torch.float32 [2]",

@@ -76,9 +76,10 @@ class Learner:
     @property
     def sampler_is_exact(self) -> bool:
         """Whether the sampler reports the trainer's own log-probabilities, bit for bit, so that none need be
-        computed again before an update: the native one does (earnest.model.native). Every update looks."""
+        computed again before an update: the native one does on the CPU (earnest.model.native). Every update
+        looks."""
         with self.autocast():
-            return native.precision_of(self.policy) is not None
+            return native.gives_the_models_bits(self.policy)
 
     def reread(self, rollouts: Rollouts, max_tokens: int) -> Tensor:
         """Log-probabilities [N] under the policy as it is now."""

@@ -125,10 +125,18 @@ def _new_word(device: torch.device) -> Tensor:
     return torch.full((1,), NO_FAULT, dtype=torch.int64, device=device)
 
 
+def _lasting_word() -> Tensor:
+    """Of graphs on the current device: set outside of any, whose replays would set it back, and not in memory
+    of torch's allocator. This may be the warm-up of torch.compile(mode="reduce-overhead"), where all that it
+    gives comes from the pool of the graph to be, which takes it for its own and gives it away again."""
+    word: Tensor = _native.lasting_fault_word()
+    return word
+
+
 def _word_for(op: str, device: torch.device, capturing: bool) -> Tensor:
     if capturing and device not in _words:
         expected = "a call of an earnest operator on this device before its capture in a CUDA graph"
         raise InvalidInput(op, "graph", expected, "none")
-    if device not in _words:  # outside of any graph, whose replays would set it back
-        _words[device] = _new_word(device)
+    if device not in _words:
+        _words[device] = _lasting_word()
     return _words[device] if capturing else _new_word(device)
