@@ -337,7 +337,7 @@ Status Decoder::attend(size_t index, DecoderBatch* batch, Rows<T, P>* stream, Ar
     if (batch->rows == 0) return {};
   }
   attention::Params params = attention_over<T>(heads, kv_heads, dim);
-  params.sequences = static_cast<int64_t>(batch->segments.size());
+  params.sequences = static_cast<int64_t>(batch->used.size());
   params.tokens_q = batch->rows;
   params.tokens_k = batch->places();
   params.cu_seqlens_q = batch->there.cu_seqlens_q;
