@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "csrc/engine/device_memory.h"
+#include "csrc/engine/guard.h"
 #include "csrc/engine/page_vector.h"
 
 namespace earnest::engine {
@@ -23,6 +24,10 @@ class Arena {
   Arena& operator=(const Arena&) = delete;
 
   Device device() const { return device_; }
+
+  // Of a GPU: where passes put their work, null: the default stream.
+  void* stream() const { return stream_; }
+  void set_stream(void* stream) { stream_ = stream; }
 
   // This one, or the one beside it where that lies on another device.
   Arena* on(Device device) {
@@ -44,6 +49,7 @@ class Arena {
     if (blocks_.size() > 1) {
       const size_t total = held();
       blocks_.clear();
+      ++moves_;
       blocks_.push_back(Block(device_, total));
     }
     if (beside_ != nullptr) beside_->reset();
@@ -64,6 +70,10 @@ class Arena {
     Arena* arena_;
     size_t block_, used_;
   };
+
+  // How often memory that had been taken has gone: while this stays, passes that take the same find it at the
+  // same addresses.
+  int64_t moves() const { return moves_; }
 
   size_t held() const {
     size_t total = 0;
@@ -93,7 +103,7 @@ class Arena {
   static char* memory_of(Device device, size_t bytes) {
     if (device == Device::kCpu) return PageAllocator<char>().allocate(bytes);
     DeviceMemory memory;
-    if (!allocate("engine", bytes, &memory).ok()) throw std::bad_alloc();
+    if (Status status = allocate("engine", bytes, &memory); !status.ok()) throw AllocationFailed(status);
     return static_cast<char*>(memory.release());
   }
 
@@ -110,6 +120,8 @@ class Arena {
   }
 
   Device device_;
+  void* stream_ = nullptr;
+  int64_t moves_ = 0;
   std::unique_ptr<Arena> beside_;
   std::vector<Block> blocks_;
   size_t current_ = 0;  // the block that is taken from; may be one past the last

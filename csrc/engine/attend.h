@@ -27,6 +27,7 @@ template <typename T>
 Status attend(attention::Params params, T* out, Arena* arena) {
   const Arena::Scope scope(arena);
   params.device = arena->device();
+  params.stream = arena->stream();
   params.workspace = arena->take<char>(static_cast<int64_t>(attention::workspace_size(params)));
   return attention::forward(params, {out, nullptr});
 }

@@ -31,6 +31,7 @@ Status rms_norm(T* x, const P* added, const Array& weight, double eps, int64_t r
   job.weight = weight.template as<T>();
   job.y = y;
   job.inverse = arena->take<float>(rows);
+  job.stream = arena->stream();
   if constexpr (std::is_same_v<T, P>) {
     job.added = added;
     job.sum = x;
@@ -151,89 +152,140 @@ Status Decoder::run(const std::vector<Segment>& segments, void* hidden, Arena* a
       break;
   }
   EARNEST_RETURN_IF_ERROR(status);
-  for (const Segment& segment : segments) segment.cache->length_ += segment.count;
+  advance(segments);
   return {};
 }
 
 template <typename T, typename P>
 Status Decoder::run_as(const std::vector<Segment>& segments, T* hidden, Arena* arena) const {
   const Arena::Scope scope(arena);
-  const int64_t width = config_.hidden_size;
   DecoderBatch batch(segments);
   EARNEST_RETURN_IF_ERROR(batch.turn_by(config_));
-  EARNEST_RETURN_IF_ERROR(batch.watch(arena));
-  Rows<T, P> rows;
-  rows.x = arena->take<T>(batch.rows * width);
-  rows.wanted = arena->take<T>(batch.wanted * width);
-  rows.added = arena->take<P>(batch.rows * width);
-  EARNEST_RETURN_IF_ERROR(embed(&batch, rows.x, arena));
-  for (size_t i = 0; i < layers_.size(); ++i) {
-    EARNEST_RETURN_IF_ERROR((attend<T, P>(i, &batch, &rows, arena)));
-    if (batch.rows == 0) return batch.check_faults();
-    EARNEST_RETURN_IF_ERROR((feed_forward<T, P>(layers_[i], batch.rows, rows, arena)));
-  }
-  T* normed = arena->take<T>(batch.rows * width);
-  EARNEST_RETURN_IF_ERROR(
-      rms_norm(rows.x, rows.added, *norm_, config_.rms_norm_eps, batch.rows, width, normed, arena));
-  return deliver(batch, normed, hidden, arena);
+  if (arena->device() == Device::kCpu) return run_here<T, P>(&batch, hidden, arena);
+  if constexpr (std::is_same_v<T, BFloat16>) return run_there(&batch, hidden, arena);
+  return unsupported(kOp, "precision", "bfloat16 on cuda", "another");
 }
 
-// Rows of tokens from the table, and given ones; all else that the pass reads is sent with them.
-template <typename T>
-Status Decoder::embed(DecoderBatch* batch, T* x, Arena* arena) const {
+template <typename T, typename P>
+Status Decoder::run_here(DecoderBatch* batch, T* hidden, Arena* arena) const {
   const int64_t width = config_.hidden_size;
-  const size_t row_bytes = static_cast<size_t>(width) * sizeof(T);
-  const bool on_cpu = arena->device() == Device::kCpu;
-  const T* table = on_cpu ? nullptr : static_cast<const T*>(embeddings_->numbers());
-  std::vector<int64_t> index;
-  std::vector<T> sent;  // rows that are not in the table there
-  for (const Segment& segment : batch->segments) {
-    const T* given = static_cast<const T*>(segment.embeddings);
-    for (int64_t i = 0; i < segment.count; ++i) {
-      const bool is_given = segment.ids[i] == kGivenEmbedding;
-      if (!is_given && table != nullptr) {
-        index.push_back(segment.ids[i]);
-        continue;
-      }
-      if (!on_cpu) {
-        index.push_back(-1 - static_cast<int64_t>(sent.size()) / width);
-        sent.resize(sent.size() + static_cast<size_t>(width));
-      }
-      T* to = on_cpu ? x : sent.data() + sent.size() - width;
-      if (is_given) {
-        std::memcpy(to, given, row_bytes);
-        given += width;
-      } else {
-        EARNEST_RETURN_IF_ERROR(embeddings_->copy_row(segment.ids[i], to));
-      }
-      if (on_cpu) x += width;
-    }
-  }
-  const int64_t* index_there = nullptr;
-  const T* sent_there = nullptr;
   Parcel parcel;
   batch->pack(&parcel);
-  parcel.add(index, &index_there);
-  parcel.add(sent, &sent_there);
   EARNEST_RETURN_IF_ERROR(parcel.send(kOp, arena));
-  if (on_cpu) return {};
-  const RowsOf<T> of_tokens{table, table == nullptr ? 0 : config_.vocab_size};
-  const RowsOf<T> others{sent_there, static_cast<int64_t>(sent.size()) / width};
-  return gather_rows(arena->device(), of_tokens, others, width, index_there, batch->rows, x, batch->fault);
+  T* x = arena->take<T>(batch->rows * width);
+  EARNEST_RETURN_IF_ERROR(embed(*batch, x));
+  const T* normed = nullptr;
+  EARNEST_RETURN_IF_ERROR((transform<T, P>(batch, x, arena, &normed)));
+  if (batch->rows == 0) return {};
+  return gather_rows<T>(Device::kCpu, {normed, batch->rows}, {}, width, batch->there.restored, batch->rows,
+                        hidden);
 }
 
-// In the caller's order, to the host.
+Status Decoder::run_there(DecoderBatch* batch, BFloat16* hidden, Arena* arena) const {
+  EARNEST_RETURN_IF_ERROR(send(batch, arena));
+  batch->fault = arena->take<FaultWord>(1);
+  BFloat16* const made = arena->take<BFloat16>(batch->wanted * config_.hidden_size);
+  EARNEST_RETURN_IF_ERROR(launch(batch, arena, made));
+  const auto bytes = static_cast<size_t>(batch->rows * config_.hidden_size) * sizeof(BFloat16);
+  EARNEST_RETURN_IF_ERROR(copy(kOp, device_, hidden, made, bytes));
+  return batch->check_faults();
+}
+
+// Rows of tokens from the table, and given ones.
 template <typename T>
-Status Decoder::deliver(const DecoderBatch& batch, const T* normed, T* hidden, Arena* arena) const {
+Status Decoder::embed(const DecoderBatch& batch, T* x) const {
   const int64_t width = config_.hidden_size;
-  const bool on_cpu = arena->device() == Device::kCpu;
-  T* ordered = on_cpu ? hidden : arena->take<T>(batch.rows * width);
-  EARNEST_RETURN_IF_ERROR(gather_rows<T>(arena->device(), {normed, batch.rows}, {}, width,
-                                         batch.there.restored, batch.rows, ordered, batch.fault));
-  if (on_cpu) return {};
-  const auto bytes = static_cast<size_t>(batch.rows * width) * sizeof(T);
-  EARNEST_RETURN_IF_ERROR(copy(kOp, arena->device(), hidden, ordered, bytes));
-  return batch.check_faults();
+  for (const Segment& segment : batch.segments) {
+    const T* given = static_cast<const T*>(segment.embeddings);
+    for (int64_t i = 0; i < segment.count; ++i, x += width) {
+      if (segment.ids[i] == kGivenEmbedding) {
+        std::memcpy(x, given, static_cast<size_t>(width) * sizeof(T));
+        given += width;
+      } else {
+        EARNEST_RETURN_IF_ERROR(embeddings_->copy_row(segment.ids[i], x));
+      }
+    }
+  }
+  return {};
+}
+
+// Which rows of the table there, and those that are not in it.
+Status Decoder::list_embeddings(DecoderBatch* batch) const {
+  const size_t row_bytes = static_cast<size_t>(config_.hidden_size) * sizeof(BFloat16);
+  std::vector<int64_t> index;
+  const auto add = [&] {
+    index.push_back(-1 - static_cast<int64_t>(batch->sent.size() / row_bytes));
+    batch->sent.resize(batch->sent.size() + row_bytes);
+    return batch->sent.data() + batch->sent.size() - row_bytes;
+  };
+  for (const Segment& segment : batch->segments) {
+    const char* given = static_cast<const char*>(segment.embeddings);
+    for (int64_t i = 0; i < segment.count; ++i) {
+      if (segment.ids[i] == kGivenEmbedding) {
+        std::memcpy(add(), given, row_bytes);
+        given += row_bytes;
+      } else if (embeddings_->numbers() == nullptr) {
+        EARNEST_RETURN_IF_ERROR(embeddings_->copy_row(segment.ids[i], add()));
+      } else {
+        index.push_back(segment.ids[i]);
+      }
+    }
+  }
+  while (static_cast<int64_t>(index.size()) < batch->rows) {  // of rows that fill the batch up
+    if (embeddings_->numbers() == nullptr) {
+      add();
+    } else {
+      index.push_back(0);
+    }
+  }
+  batch->index = std::move(index);
+  return {};
+}
+
+Status Decoder::send(DecoderBatch* batch, Arena* arena) const {
+  EARNEST_RETURN_IF_ERROR(list_embeddings(batch));
+  Parcel parcel;
+  batch->pack(&parcel);
+  return parcel.send(kOp, arena);
+}
+
+Status Decoder::launch(DecoderBatch* batch, Arena* arena, BFloat16* hidden) const {
+  const int64_t width = config_.hidden_size;
+  const auto* table = static_cast<const BFloat16*>(embeddings_->numbers());
+  const RowsOf<BFloat16> of_tokens{table, table == nullptr ? 0 : config_.vocab_size};
+  const RowsOf<BFloat16> others{reinterpret_cast<const BFloat16*>(batch->there.sent),
+                                static_cast<int64_t>(batch->sent.size() / sizeof(BFloat16)) / width};
+  EARNEST_RETURN_IF_ERROR(batch->watch(arena->stream()));
+  BFloat16* x = arena->take<BFloat16>(batch->rows * width);
+  EARNEST_RETURN_IF_ERROR(gather_rows(device_, of_tokens, others, width, batch->there.index, batch->rows, x,
+                                      batch->fault, arena->stream()));
+  const BFloat16* normed = nullptr;
+  EARNEST_RETURN_IF_ERROR((transform<BFloat16, BFloat16>(batch, x, arena, &normed)));
+  if (batch->rows == 0) return {};
+  return gather_rows<BFloat16>(device_, {normed, batch->rows}, {}, width, batch->there.restored, batch->rows,
+                               hidden, batch->fault, arena->stream());
+}
+
+void Decoder::advance(const std::vector<Segment>& segments) {
+  for (const Segment& segment : segments) segment.cache->length_ += segment.count;
+}
+
+// From embeddings to hidden states of the rows that are wanted, in the order of their caches.
+template <typename T, typename P>
+Status Decoder::transform(DecoderBatch* batch, T* x, Arena* arena, const T** normed) const {
+  const int64_t width = config_.hidden_size;
+  Rows<T, P> rows;
+  rows.x = x;
+  rows.wanted = arena->take<T>(batch->wanted * width);
+  rows.added = arena->take<P>(batch->rows * width);
+  for (size_t i = 0; i < layers_.size(); ++i) {
+    EARNEST_RETURN_IF_ERROR((attend<T, P>(i, batch, &rows, arena)));
+    if (batch->rows == 0) return {};
+    EARNEST_RETURN_IF_ERROR((feed_forward<T, P>(layers_[i], batch->rows, rows, arena)));
+  }
+  T* made = arena->take<T>(batch->rows * width);
+  *normed = made;
+  return rms_norm(rows.x, rows.added, *norm_, config_.rms_norm_eps, batch->rows, width, made, arena);
 }
 
 // x += added, if there is something; added = o_proj(attention(...)). New keys and values go into the caches
@@ -254,7 +306,7 @@ Status Decoder::attend(size_t index, DecoderBatch* batch, Rows<T, P>* stream, Ar
 
   const KVPool& pool = *batch->segments[0].cache->pool();
   const auto at = static_cast<int64_t>(index);
-  const int64_t first = batch->segments[0].cache->start();
+  const int64_t first = batch->first;
   rowwise::Rotary<P, T> turn;
   turn.rows = rows;
   turn.heads = heads;
@@ -269,6 +321,7 @@ Status Decoder::attend(size_t index, DecoderBatch* batch, Rows<T, P>* stream, Ar
   turn.slots = batch->there.slots;
   turn.places = batch->places();
   turn.fault = batch->fault;
+  turn.stream = arena->stream();
   EARNEST_RETURN_IF_ERROR(rowwise::rotary(turn, device));
 
   const T* q = turn.q;
@@ -276,7 +329,7 @@ Status Decoder::attend(size_t index, DecoderBatch* batch, Rows<T, P>* stream, Ar
     T* kept = arena->take<T>(batch->wanted * width);
     for (const auto& [from, to] : {std::pair<const T*, T*>(q, kept), {stream->x, stream->wanted}}) {
       EARNEST_RETURN_IF_ERROR(gather_rows<T>(device, {from, rows}, {}, width, batch->there.kept,
-                                             batch->wanted, to, batch->fault));
+                                             batch->wanted, to, batch->fault, arena->stream()));
     }
     q = kept;
     stream->x = stream->wanted;
@@ -284,7 +337,7 @@ Status Decoder::attend(size_t index, DecoderBatch* batch, Rows<T, P>* stream, Ar
     if (batch->rows == 0) return {};
   }
   attention::Params params = attention_over<T>(heads, kv_heads, dim);
-  params.sequences = static_cast<int64_t>(batch->segments.size());
+  params.sequences = static_cast<int64_t>(batch->used.size());
   params.tokens_q = batch->rows;
   params.tokens_k = batch->places();
   params.cu_seqlens_q = batch->there.cu_seqlens_q;
@@ -295,6 +348,7 @@ Status Decoder::attend(size_t index, DecoderBatch* batch, Rows<T, P>* stream, Ar
   params.k = turn.k;
   params.v = turn.v;
   params.fault = batch->fault;
+  params.most_keys = batch->most_keys;
   EARNEST_RETURN_IF_ERROR(engine::attend(params, mixed, arena));
   return multiply(*layer.o_proj, mixed, batch->rows, stream->added, arena);
 }
@@ -315,6 +369,7 @@ Status Decoder::feed_forward(const Layer& layer, int64_t rows, const Rows<T, P>&
   job.width = inner;
   job.gate_up = gate_up;
   job.out = gated;
+  job.stream = arena->stream();
   EARNEST_RETURN_IF_ERROR(rowwise::swiglu(job, arena->device()));
   return layer.down_proj->multiply(gated, rows, stream.added, arena);
 }

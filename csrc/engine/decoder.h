@@ -16,6 +16,7 @@
 #include "csrc/engine/config.h"
 #include "csrc/engine/kv_cache.h"
 #include "csrc/engine/weights.h"
+#include "kernels/common/bfloat16.h"
 #include "kernels/common/status.h"
 
 namespace earnest::engine {
@@ -44,6 +45,16 @@ class Decoder {
   // caches belong to one pool, and no two segments to one cache. May throw std::bad_alloc.
   Status run(const std::vector<Segment>& segments, void* hidden, Arena* arena) const;
 
+  // The same on a GPU step by step, for work that is recorded (decode_graphs.h): what is refused; what the
+  // pass reads, into the arena; the pass itself, which puts work on the arena's stream, waits for nothing and
+  // knows no more of the batch than its sizes and where it lies: hidden [batch->wanted, hidden_size], there;
+  // and the caches that have grown.
+  Status check(const std::vector<Segment>& segments) const;
+  Status send(DecoderBatch* batch, Arena* arena) const;
+  Status launch(DecoderBatch* batch, Arena* arena, BFloat16* hidden) const;
+  static void advance(const std::vector<Segment>& segments);
+  const TextConfig& config() const { return config_; }
+
  private:
   struct Layer {
     const Array *attention_norm = nullptr, *mlp_norm = nullptr;
@@ -53,14 +64,17 @@ class Decoder {
   template <typename T, typename P>
   struct Rows;
 
-  Status check(const std::vector<Segment>& segments) const;
   Status check(const Segment& segment) const;
   template <typename T, typename P>
   Status run_as(const std::vector<Segment>& segments, T* hidden, Arena* arena) const;
+  template <typename T, typename P>
+  Status run_here(DecoderBatch* batch, T* hidden, Arena* arena) const;
+  Status run_there(DecoderBatch* batch, BFloat16* hidden, Arena* arena) const;
   template <typename T>
-  Status embed(DecoderBatch* batch, T* x, Arena* arena) const;
-  template <typename T>
-  Status deliver(const DecoderBatch& batch, const T* normed, T* hidden, Arena* arena) const;
+  Status embed(const DecoderBatch& batch, T* x) const;
+  Status list_embeddings(DecoderBatch* batch) const;
+  template <typename T, typename P>
+  Status transform(DecoderBatch* batch, T* x, Arena* arena, const T** normed) const;
   template <typename T, typename P>
   Status attend(size_t index, DecoderBatch* batch, Rows<T, P>* stream, Arena* arena) const;
   template <typename T, typename P>

@@ -22,6 +22,8 @@ struct DecoderBatch {
     const float *cosine = nullptr, *sine = nullptr;
     const int64_t *slots = nullptr, *kept = nullptr, *restored = nullptr;
     const int32_t *cu_seqlens_q = nullptr, *cu_wanted = nullptr, *cu_seqlens_k = nullptr, *used = nullptr;
+    const int64_t* index = nullptr;
+    const char* sent = nullptr;
   };
 
   std::vector<Segment> segments;
@@ -31,7 +33,11 @@ struct DecoderBatch {
   std::vector<int64_t> restored;   // which of these make the caller's order
   std::vector<int32_t> cu_seqlens_q, cu_wanted, cu_seqlens_k, used;
   std::vector<float> cosine, sine;
+  std::vector<int64_t> index;  // on a GPU: of each row's embedding in the table, or -1 - its place in `sent`
+  std::vector<char> sent;      // embeddings that are not in a table there
   int64_t rows = 0, wanted = 0;
+  int64_t first = 0;      // the pool's token that slots and keys count from
+  int64_t most_keys = 0;  // that one sequence uses
   There there;
   FaultWord* fault = nullptr;  // on a GPU
 
@@ -39,15 +45,21 @@ struct DecoderBatch {
 
   int64_t places() const { return cu_seqlens_k.back(); }
 
+  // For work that is recorded, and has to serve other sequences of single tokens of this pool: places count
+  // from the pool's first token, up to the first cache a sequence that asks nothing; rows that nobody asked
+  // for, which see no keys and keep none, make up `count`; most_keys becomes 512 times a power of two.
+  void fill_up(int64_t count);
+
   // The angles of all positions.
   Status turn_by(const TextConfig& config);
 
   // To where the pass runs.
   void pack(Parcel* parcel);
 
-  // On a GPU, a word for what kernels find that must not be there; and what it says, once the pass is over.
-  Status watch(Arena* arena);
+  // The word on a GPU for what kernels find that must not be there: made ready, and what it says in the end.
+  Status watch(void* stream) const;
   Status check_faults() const;
+  static Status check_fault(FaultWord word);
 
   // From now on the rows are the wanted ones. Segments without any need no attention.
   void become_wanted() {

@@ -24,6 +24,7 @@ Status DeviceMatrix::multiply(const void* x, int64_t rows, void* y, Arena* arena
   }
   linear::Product product;
   product.device = Device::kCuda;
+  product.stream = arena->stream();
   product.type = type_;
   product.rows = rows;
   product.columns = outputs_;

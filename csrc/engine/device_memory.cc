@@ -28,9 +28,11 @@ Status allocate(const char* op, size_t bytes, DeviceMemory* memory) {
   return {};
 }
 
-Status fill(const char* op, Device device, void* memory, int byte, size_t bytes) {
+Status free_memory(const char* op, size_t* bytes) { return cuda::free_memory(op, bytes); }
+
+Status fill(const char* op, Device device, void* memory, int byte, size_t bytes, void* stream) {
   if (bytes == 0) return {};
-  if (device == Device::kCuda) return cuda::fill(op, memory, byte, bytes, nullptr);
+  if (device == Device::kCuda) return cuda::fill(op, memory, byte, bytes, stream);
   std::memset(memory, byte, bytes);
   return {};
 }

@@ -30,7 +30,17 @@ Status check(const EngineOptions& options) {
   return {};
 }
 
-int64_t pool_tokens(const LoadedModel& model, uint64_t kv_bytes) {
+// What keys and values may take if nobody says how much.
+Status room_of(Device device, uint64_t* bytes) {
+  *bytes = machine_bytes() / 4;
+  if (device == Device::kCpu) return {};
+  size_t free = 0;
+  EARNEST_RETURN_IF_ERROR(free_memory("engine", &free));
+  *bytes = free / 2;  // the rest is for passes
+  return {};
+}
+
+Status pool_tokens(const LoadedModel& model, uint64_t kv_bytes, int64_t* most) {
   const TextConfig& text = model.config().text;
   const uint64_t width = static_cast<uint64_t>(text.num_key_value_heads * text.head_dim());
   const uint64_t each =
@@ -38,9 +48,12 @@ int64_t pool_tokens(const LoadedModel& model, uint64_t kv_bytes) {
   uint64_t tokens = kv_bytes / each;
   if (kv_bytes == 0) {
     const uint64_t contexts = 4 * static_cast<uint64_t>(model.context());
-    tokens = std::max<uint64_t>(std::min(contexts, machine_bytes() / 4 / each), 1);
+    uint64_t room = 0;
+    EARNEST_RETURN_IF_ERROR(room_of(model.model().device(), &room));
+    tokens = std::max<uint64_t>(std::min(contexts, room / each), 1);
   }
-  return static_cast<int64_t>(std::min<uint64_t>(tokens, KVPool::kMostTokens));
+  *most = static_cast<int64_t>(std::min<uint64_t>(tokens, KVPool::kMostTokens));
+  return {};
 }
 
 }  // namespace
@@ -52,7 +65,8 @@ Status Engine::create(std::shared_ptr<const LoadedModel> model, const EngineOpti
                       std::shared_ptr<Engine>* engine) {
   return guarded("engine", [&]() -> Status {
     EARNEST_RETURN_IF_ERROR(check(options));
-    const int64_t tokens = pool_tokens(*model, options.kv_bytes);
+    int64_t tokens = 0;
+    EARNEST_RETURN_IF_ERROR(pool_tokens(*model, options.kv_bytes, &tokens));
     if (tokens < 1) {
       return invalid_argument("engine", "kv_bytes", "room for a token at least",
                               std::to_string(options.kv_bytes) + " bytes");

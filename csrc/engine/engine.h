@@ -22,11 +22,12 @@ namespace earnest::engine {
 class EngineCore;
 
 struct EngineOptions {
-  uint64_t kv_bytes =
-      0;  // 0: room for 4 full contexts or a quarter of the machine's memory, the less of both
+  uint64_t kv_bytes = 0;  // 0: room for 4 full contexts or a quarter of the machine's memory, the less of
+                          // both; on a GPU half of what is free there
   int64_t max_generations = 64;  // that run side by side
   int64_t max_waiting = 256;     // that may wait beside them; one more is kBusy
   int64_t prefill_tokens = 256;  // of prompts that are read between two steps of the answers beside
+  bool cuda_graphs = true;       // on a GPU, steps of answers alone become graphs (decode_graphs.h)
 };
 
 struct EngineStats {
@@ -37,6 +38,9 @@ struct EngineStats {
   int64_t read_tokens = 0;     // that the decoder computed: prompts, answers and what was read ahead
   int64_t encoded_chunks = 0;  // of sound
   int64_t steps = 0;
+  // Of those on a GPU that were answers alone: done again by a CUDA graph, and launched one by one.
+  int64_t graph_steps = 0, plain_steps = 0;
+  Status graph_trouble;  // why there can be no graphs
 };
 
 class Engine {

@@ -19,7 +19,7 @@ struct RowsOf {
 // none.
 template <typename T>
 Status gather_rows(Device device, RowsOf<T> table, RowsOf<T> other, int64_t width, const int64_t* index,
-                   int64_t count, T* out, FaultWord* fault = nullptr) {
+                   int64_t count, T* out, FaultWord* fault = nullptr, void* stream = nullptr) {
   rowwise::Gather job;
   job.rows = count;
   job.row_bytes = width * static_cast<int64_t>(sizeof(T));
@@ -31,6 +31,7 @@ Status gather_rows(Device device, RowsOf<T> table, RowsOf<T> other, int64_t widt
   job.out = out;
   job.device = device;
   job.fault = fault;
+  job.stream = stream;
   return rowwise::run(job);
 }
 

@@ -5,6 +5,7 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "kernels/common/status.h"
 
@@ -21,11 +22,23 @@ inline Status out_of_memory(const std::string& op) {
   return {StatusCode::kOutOfMemory, "[" + op + "] memory: expected some left, got none"};
 }
 
+// Memory that was not given, and why.
+class AllocationFailed : public std::bad_alloc {
+ public:
+  explicit AllocationFailed(Status why) : why_(std::move(why)) {}
+  const Status& why() const { return why_; }
+
+ private:
+  Status why_;
+};
+
 // body() where the standard library may run out of memory.
 template <typename Body>
 Status guarded(const std::string& op, const Body& body) {
   try {
     return body();
+  } catch (const AllocationFailed& failed) {
+    return failed.why();
   } catch (const std::bad_alloc&) {
     return out_of_memory(op);
   } catch (const std::length_error&) {

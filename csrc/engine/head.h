@@ -27,6 +27,11 @@ class Head {
   // precision. May throw std::bad_alloc, as all below.
   Status logits(const void* hidden, int64_t rows, float* logits, Arena* arena) const;
 
+  // On a GPU, of hidden states there: the product alone, on the arena's stream.
+  Status launch(const void* hidden, int64_t rows, BFloat16* logits, Arena* arena) const {
+    return matrix_->multiply(hidden, rows, logits, arena);
+  }
+
   // Whether `scores` can run: the logits that are drawn from are then those that logprob is taken from.
   bool has_scores() const { return packed_ != nullptr; }
   // The same logits, and norms [rows] that make the bits of `logprob` at temperature 1 of them (logp_of).

@@ -100,6 +100,7 @@ Status Model::hear(const float* mel, int64_t frames, void* embeddings, Arena* ar
 }
 
 Status Model::refresh() {
+  ++refreshed_;
   EARNEST_RETURN_IF_ERROR(weights_.refresh());
   return head_.refresh();
 }
@@ -110,6 +111,15 @@ Status Model::forward(const std::vector<Segment>& segments, void* hidden, Arena*
 
 Status Model::logits(const void* hidden, int64_t rows, float* logits, Arena* arena) const {
   return guarded("logits", [&] { return head_.logits(hidden, rows, logits, arena); });
+}
+
+Status Model::decode(const std::vector<Segment>& segments, void* hidden, float* logits, Arena* arena,
+                     DecodeGraphs* graphs) const {
+  if (device() == Device::kCuda && DecodeGraphs::can_take(segments))
+    return guarded("decoder",
+                   [&] { return graphs->run({decoder_, head_, refreshed_}, segments, hidden, logits); });
+  EARNEST_RETURN_IF_ERROR(forward(segments, hidden, arena));
+  return this->logits(hidden, static_cast<int64_t>(segments.size()), logits, arena);
 }
 
 Status Model::scores(const void* hidden, int64_t rows, float* logits, logprob::RowNorm* norms,

@@ -11,6 +11,7 @@
 #include "csrc/engine/adaptor.h"
 #include "csrc/engine/arena.h"
 #include "csrc/engine/config.h"
+#include "csrc/engine/decode_graphs.h"
 #include "csrc/engine/decoder.h"
 #include "csrc/engine/encoder.h"
 #include "csrc/engine/head.h"
@@ -52,6 +53,11 @@ class Model {
   Status logprob(const void* hidden, int64_t rows, const int64_t* targets, double temperature, float* logp,
                  float* entropy, Arena* arena) const;
 
+  // forward of one wanted token of each segment, and logits of all, with their bits; on a GPU as a graph
+  // where `graphs` can make one (decode_graphs.h). Those belong to this model alone.
+  Status decode(const std::vector<Segment>& segments, void* hidden, float* logits, Arena* arena,
+                DecodeGraphs* graphs) const;
+
  private:
   Model(const Config& config, Tensors tensors, Precision precision, Quantization quantization, Device device)
       : config_(config),
@@ -65,6 +71,7 @@ class Model {
   Adaptor adaptor_;
   Decoder decoder_;
   Head head_;
+  int64_t refreshed_ = 0;  // times
 };
 
 }  // namespace earnest::engine

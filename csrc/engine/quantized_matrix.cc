@@ -120,6 +120,7 @@ Status QuantizedMatrix::multiply(const void* x, int64_t rows, void* y, Arena* ar
   product.left = x;
   product.output = y;
   product.device = device_;
+  product.stream = arena->stream();
   return quantized::run(product, arena->take<char>(static_cast<int64_t>(quantized::workspace_size(product))));
 }
 

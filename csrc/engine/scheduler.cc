@@ -25,7 +25,8 @@ const AudioPlace* next_unheard(const Prefix& prefix, int64_t position) {
 Scheduler::Scheduler(EngineCore* core)
     : core_(*core),
       row_bytes_(static_cast<size_t>(core->model->config().text.hidden_size) *
-                 size_of(core->model->model().precision())) {}
+                 size_of(core->model->model().precision())),
+      graphs_(core->options.cuda_graphs) {}
 
 bool Scheduler::something_to_do() const {
   return core_.stopping || !core_.nothing_runs() || !core_.idle.empty() || !core_.to_deliver.empty();
@@ -42,8 +43,11 @@ void Scheduler::run() {
     const bool stuck = step.empty() && core_.to_deliver.empty();
     if (!step.empty()) {
       lock.unlock();
-      compute(core_.model->model(), &arena_, &step);
+      compute(core_.model->model(), &arena_, &graphs_, &step);
       lock.lock();
+      core_.totals.plain_steps = graphs_.counts().plain;
+      core_.totals.graph_steps = graphs_.counts().replayed;
+      core_.totals.graph_trouble = graphs_.trouble();
       apply(&step);
     }
     delivering_.clear();

@@ -48,6 +48,7 @@ class Scheduler {
   EngineCore& core_;
   const size_t row_bytes_;
   Arena arena_;
+  DecodeGraphs graphs_;
   size_t turn_ = 0;  // whose prompt comes first
   std::vector<Answering> delivering_;
 };

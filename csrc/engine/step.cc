@@ -48,6 +48,18 @@ bool finite(const StepRow& row, Precision precision) {
   return all(0.0F, [](float x) { return std::isfinite(x); });
 }
 
+void take_hidden(const char* hidden, size_t row_bytes, Precision precision,
+                 const std::vector<StepRow*>& rows) {
+  for (StepRow* row : rows) {
+    row->hidden.assign(hidden, hidden + row_bytes);
+    hidden += row_bytes;
+    row->read = finite(*row, precision);
+    if (row->read) continue;
+    row->status = {StatusCode::kInternal,
+                   "[decoder] hidden states: expected finite numbers, got NaN or infinity"};
+  }
+}
+
 Status forward(const Model& model, Arena* arena, const std::vector<StepRow*>& rows) {
   const size_t row_bytes = row_bytes_of(model);
   return guarded("decoder", [&]() -> Status {
@@ -55,19 +67,30 @@ Status forward(const Model& model, Arena* arena, const std::vector<StepRow*>& ro
     std::vector<Segment> segments;
     for (StepRow* row : rows) {
       segments.push_back(segment_of(row, row_bytes));
-      row->hidden.resize(row_bytes);
     }
     char* hidden = arena->take<char>(static_cast<int64_t>(rows.size() * row_bytes));
     EARNEST_RETURN_IF_ERROR(model.forward(segments, hidden, arena));
-    for (StepRow* row : rows) {
-      std::copy(hidden, hidden + row_bytes, row->hidden.begin());
-      hidden += row_bytes;
-      row->read = finite(*row, model.precision());
-      if (row->read) continue;
-      row->status = {StatusCode::kInternal,
-                     "[decoder] hidden states: expected finite numbers, got NaN or infinity"};
-    }
+    take_hidden(hidden, row_bytes, model.precision(), rows);
     return {};
+  });
+}
+
+// A token of each row that has numbers, from its logits.
+void sample(const float* logits, int64_t vocabulary, std::span<StepRow* const> rows) {
+  const auto count = static_cast<int64_t>(rows.size());
+  const int64_t lanes = std::min<int64_t>(count, num_threads());
+  std::vector<Sampler::Scratch> scratch(static_cast<size_t>(lanes));
+  std::atomic<int64_t> next{0};
+  parallel_for(lanes, [&](int64_t lane) {
+    for (int64_t i = next.fetch_add(1); i < count; i = next.fetch_add(1)) {
+      StepRow* row = rows[static_cast<size_t>(i)];
+      if (!row->status.ok()) continue;
+      row->status = guarded("generate", [&] {
+        return row->answer->sampler.draw({logits + i * vocabulary, static_cast<size_t>(vocabulary)},
+                                         uniform(row->answer->options.seed, row->index),
+                                         &scratch[static_cast<size_t>(lane)], &row->token);
+      });
+    }
   });
 }
 
@@ -83,20 +106,55 @@ Status draw(const Model& model, Arena* arena, std::span<StepRow*> rows) {
     std::copy(rows[i]->hidden.begin(), rows[i]->hidden.end(), hidden + i * row_bytes);
   }
   EARNEST_RETURN_IF_ERROR(model.logits(hidden, count, logits, arena));
-  const int64_t lanes = std::min<int64_t>(count, num_threads());
-  std::vector<Sampler::Scratch> scratch(static_cast<size_t>(lanes));
-  std::atomic<int64_t> next{0};
-  parallel_for(lanes, [&](int64_t lane) {
-    for (int64_t i = next.fetch_add(1); i < count; i = next.fetch_add(1)) {
-      StepRow* row = rows[static_cast<size_t>(i)];
-      row->status = guarded("generate", [&] {
-        return row->answer->sampler.draw({logits + i * vocabulary, static_cast<size_t>(vocabulary)},
-                                         uniform(row->answer->options.seed, row->index),
-                                         &scratch[static_cast<size_t>(lane)], &row->token);
-      });
-    }
-  });
+  sample(logits, vocabulary, rows);
   return {};
+}
+
+// Both at once, where every row is a token of an answer: a step that a GPU can record.
+Status decode(const Model& model, Arena* arena, DecodeGraphs* graphs, const std::vector<StepRow*>& rows) {
+  const size_t row_bytes = row_bytes_of(model);
+  const int64_t vocabulary = model.config().text.vocab_size;
+  const auto count = static_cast<int64_t>(rows.size());
+  return guarded("decoder", [&]() -> Status {
+    arena->reset();
+    std::vector<Segment> segments;
+    for (StepRow* row : rows) segments.push_back(segment_of(row, row_bytes));
+    float* logits = arena->take<float>(count * vocabulary);
+    char* hidden = arena->take<char>(count * static_cast<int64_t>(row_bytes));
+    EARNEST_RETURN_IF_ERROR(model.decode(segments, hidden, logits, arena, graphs));
+    take_hidden(hidden, row_bytes, model.precision(), rows);
+    sample(logits, vocabulary, rows);
+    return {};
+  });
+}
+
+bool is_decoded(const Model& model, const std::vector<StepRow*>& rows) {
+  return model.device() == Device::kCuda && !rows.empty() &&
+         static_cast<int64_t>(rows.size()) <= DecodeGraphs::kMostRows &&
+         std::all_of(rows.begin(), rows.end(), [](const StepRow* row) {
+           return row->draws && row->ids.size() == 1 && row->embeddings.empty();
+         });
+}
+
+// Where all together fail, each tries alone.
+void read_and_draw(const Model& model, Arena* arena, const std::vector<StepRow*>& rows) {
+  std::vector<StepRow*> drawing;
+  Status status = rows.empty() ? Status() : forward(model, arena, rows);
+  for (StepRow* row : rows) {
+    if (!status.ok() && rows.size() == 1) row->status = status;
+    if (!status.ok() && rows.size() > 1) {
+      const Status own = forward(model, arena, {row});
+      if (!own.ok()) row->status = own;
+    }
+    if (row->status.ok() && row->draws) drawing.push_back(row);
+  }
+  for (size_t first = 0; first < drawing.size(); first += kRowsAtOnce) {
+    const std::span<StepRow*> part =
+        std::span(drawing).subspan(first, std::min(kRowsAtOnce, drawing.size() - first));
+    status = guarded("generate", [&] { return draw(model, arena, part); });
+    if (status.ok()) continue;
+    for (StepRow* row : part) row->status = status;
+  }
 }
 
 }  // namespace
@@ -115,26 +173,11 @@ void gather(const Transcript& tokens, int64_t first, int64_t count, size_t row_b
   }
 }
 
-void compute(const Model& model, Arena* arena, Step* step) {
+void compute(const Model& model, Arena* arena, DecodeGraphs* graphs, Step* step) {
   if (step->chunk != nullptr) hear(model, arena, step);
-  std::vector<StepRow*> rows, drawing;
+  std::vector<StepRow*> rows;
   for (StepRow& row : step->rows) rows.push_back(&row);
-  Status status = rows.empty() ? Status() : forward(model, arena, rows);
-  for (StepRow* row : rows) {
-    if (!status.ok() && rows.size() == 1) row->status = status;
-    if (!status.ok() && rows.size() > 1) {
-      const Status own = forward(model, arena, {row});
-      if (!own.ok()) row->status = own;
-    }
-    if (row->status.ok() && row->draws) drawing.push_back(row);
-  }
-  for (size_t first = 0; first < drawing.size(); first += kRowsAtOnce) {
-    const std::span<StepRow*> part =
-        std::span(drawing).subspan(first, std::min(kRowsAtOnce, drawing.size() - first));
-    status = guarded("generate", [&] { return draw(model, arena, part); });
-    if (status.ok()) continue;
-    for (StepRow* row : part) row->status = status;
-  }
+  if (!is_decoded(model, rows) || !decode(model, arena, graphs, rows).ok()) read_and_draw(model, arena, rows);
   for (StepRating& one : step->ratings) {
     const double temperature = one.answer->options.sampling.temperature;
     if (!rate(model, one.hidden, one.tokens, temperature, arena, &one.logp).ok()) one.logp.clear();

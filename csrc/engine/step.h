@@ -52,7 +52,8 @@ struct Step {
 void gather(const Transcript& tokens, int64_t first, int64_t count, size_t row_bytes, StepRow* row);
 
 // What fails, fails for its own row alone.
-void compute(const Model& model, Arena* arena, Step* step);
+// graphs: for steps in which every row is a token of an answer.
+void compute(const Model& model, Arena* arena, DecodeGraphs* graphs, Step* step);
 
 // logp of tokens from the hidden states that they were drawn from.
 Status rate(const Model& model, const std::vector<char>& hidden, const std::vector<int64_t>& tokens,

@@ -165,7 +165,7 @@ typedef struct earnest_engine_params {
   const char* device; /* NULL or the model's: keys and values lie where its weights do */
   uint64_t kv_bytes;  /* memory for keys and values; 0: room for 4 full contexts or a quarter of the machine's
                          memory, whichever is less. The system gives pages as they are used; on a GPU all of it
-                         is taken at once, and the quarter is of the host's memory. */
+                         is taken at once, and for the quarter stands half of what is free there. */
   uint32_t max_generations; /* that run side by side; 0: 64. Others wait their turn. */
   uint32_t max_waiting;     /* that may wait before starting one more is EARNEST_BUSY; 0: 256 */
   uint32_t threads;         /* for computing, of the whole process; 0: as they are (at first: all cores) */

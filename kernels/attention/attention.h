@@ -64,6 +64,11 @@ struct Params {
   void* workspace = nullptr;
   CudaPath path = CudaPath::kBest;
   int tile_rows = 0;  // rows that a block takes at a time, 64 or 128; 0: the rule's. No bit depends on it
+  // On CUDA. 0: one softmax over all keys of a row. Else no sequence uses more keys than this, and every 512
+  // of them (attention_pieces.h) are a softmax of their own, joined in ascending order, so that many blocks
+  // can share a sequence of one query. Bits are others where a row sees more than 512 keys; they do not
+  // depend on this number. On the CPU keys always go in pieces.
+  int64_t most_keys = 0;
 };
 
 struct Output {

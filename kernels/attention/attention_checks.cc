@@ -86,6 +86,7 @@ Status check_cuda(const Params& p) {
   const auto factor = static_cast<float>(p.scale);
   if (factor < FLT_MIN || !std::isfinite(2 * factor))
     return wrong("scale", "a normal number of float32 on cuda", std::to_string(p.scale));
+  if (p.most_keys < 0) return wrong("most_keys", "at least 0", std::to_string(p.most_keys));
   if (p.tile_rows != 0 && p.tile_rows != gpu::kFewTileRows && p.tile_rows != gpu::kTileRows)
     return wrong("tile_rows", "0, 64 or 128", std::to_string(p.tile_rows));
   return {};

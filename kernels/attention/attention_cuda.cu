@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CUDA back end: what it takes, the order of tiles, and the launches.
+#include <algorithm>
+
 #include "kernels/attention/attention_cuda.h"
 #include "kernels/attention/attention_paths.h"
 #include "kernels/common/cuda.h"
@@ -87,6 +89,7 @@ Status order_keys(const Params& p, const Plan& plan, Tile* order) {
 
 Status check_path(const Params& p) {
   if (p.path != CudaPath::kSm90a) return {};
+  if (p.most_keys > 0) return unsupported(kOp, "most_keys", "0 on path sm90a", std::to_string(p.most_keys));
   cuda::Properties device;
   if (Status status = cuda::properties(kOp, &device); !status.ok()) return status;
   if (device.runs_sm90a) return {};
@@ -95,9 +98,10 @@ Status check_path(const Params& p) {
 
 Status check_slots(const char* argument, const Params& p, const Plan& plan) {
   constexpr int64_t kMostBlocks = (int64_t{1} << 31) - 1;  // of a grid: of 64 rows, 2^37 numbers at the least
-  if (plan.slots <= kMostBlocks / p.kv_heads) return {};
+  const int64_t most = kMostBlocks / p.kv_heads, further = p.most_keys > 0 ? most_pieces(p) - 1 : 0;
+  if (plan.slots <= most && further <= (most - plan.slots) / std::max<int64_t>(p.sequences, 1)) return {};
   return unsupported(kOp, argument, "fewer than 2^31 tiles and key heads on cuda",
-                     std::to_string(plan.slots) + " x " + std::to_string(p.kv_heads));
+                     std::to_string(plan.slots + p.sequences * further) + " x " + std::to_string(p.kv_heads));
 }
 
 }  // namespace gpu
@@ -114,9 +118,17 @@ Status which_cuda(Type type, int64_t dim, std::string* name) {
   return {};
 }
 
-size_t workspace_size_cuda(const Params& p) {
-  const Plan plan = plan_of(p);
+namespace {
+
+size_t order_bytes(const Plan& plan) {
   return plan.ordered ? static_cast<size_t>(plan.slots) * sizeof(Tile) : 0;
+}
+
+}  // namespace
+
+size_t workspace_size_cuda(const Params& p) {
+  const int64_t floats = p.most_keys > 0 ? parts_floats(p) : 0;
+  return order_bytes(plan_of(p)) + static_cast<size_t>(floats) * sizeof(float);
 }
 
 Status forward_cuda(const Params& p, const Output& output) {
@@ -129,7 +141,9 @@ Status forward_cuda(const Params& p, const Output& output) {
     if (Status status = order_rows(p, plan, order); !status.ok()) return status;
   }
   if (p.path == CudaPath::kSm90a && p.tokens_k > 0) return sm90a::forward(p, output, plan, order);
-  return sm80::forward(p, output, plan, order);
+  if (p.most_keys == 0) return sm80::forward(p, output, plan, order);
+  const Parts parts = parts_at(p, static_cast<char*>(p.workspace) + order_bytes(plan));
+  return sm80::forward_in_pieces(p, output, plan, order, parts);
 }
 
 }  // namespace earnest::attention

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "kernels/attention/attention_backward_plan.h"
+#include "kernels/attention/attention_pieces.h"
 #include "kernels/attention/attention_plan.h"
 #include "kernels/common/status.h"
 
@@ -24,6 +25,9 @@ Status check_slots(const char* argument, const Params& params, const Plan& plan)
 namespace sm80 {
 // `order` lists plan.slots tiles, or is null: slots are taken as tile_of lays them out.
 Status forward(const Params& params, const Output& output, const Plan& plan, const Tile* order);
+// The same of a plan with most_keys. `parts`: of parts_floats(params).
+Status forward_in_pieces(const Params& params, const Output& output, const Plan& plan, const Tile* order,
+                         const Parts& parts);
 // The same of both plans. `numbers`: of every row.
 Status backward(const Params& params, const Gradients& gradients, const BackwardPlan& plan,
                 const RowNumbers* numbers, const Tile* row_order, const Tile* key_order);

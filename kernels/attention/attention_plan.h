@@ -49,8 +49,9 @@ EARNEST_HOST_DEVICE inline Sequence sequence_of(const Params& p, int64_t n) {
   const Range q = tokens_of(p.cu_seqlens_q, n, p.sequences, p.tokens_q);
   const Range k = tokens_of(p.cu_seqlens_k, n, p.sequences, p.tokens_k);
   const int64_t capacity = k.end - k.begin;
+  const int64_t most = p.most_keys > 0 && p.most_keys < capacity ? p.most_keys : capacity;
   return {q.begin, q.end - q.begin, k.begin,
-          p.seqused_k == nullptr ? capacity : between(0, p.seqused_k[n], capacity)};
+          between(0, p.seqused_k == nullptr ? capacity : p.seqused_k[n], most)};
 }
 
 // Which bounds of sequence n are not as they must be, the first of them. If no sequence has any, the clamps
@@ -66,8 +67,9 @@ EARNEST_HOST_DEVICE inline bool are_right(const int32_t* cu_seqlens, int64_t n, 
 EARNEST_HOST_DEVICE inline Bounds wrong_bounds(const Params& p, int64_t n) {
   if (!are_right(p.cu_seqlens_q, n, p.sequences, p.tokens_q)) return Bounds::kQueries;
   if (!are_right(p.cu_seqlens_k, n, p.sequences, p.tokens_k)) return Bounds::kKeys;
-  const bool used = p.seqused_k == nullptr || p.seqused_k[n] == sequence_of(p, n).keys;
-  return used ? Bounds::kRight : Bounds::kUsed;
+  const Range k = tokens_of(p.cu_seqlens_k, n, p.sequences, p.tokens_k);
+  const int64_t used = p.seqused_k == nullptr ? k.end - k.begin : p.seqused_k[n];
+  return used == sequence_of(p, n).keys ? Bounds::kRight : Bounds::kUsed;
 }
 
 // ---- keys ----
@@ -115,13 +117,15 @@ inline Plan plan_of(const Params& p) {
   plan.group = p.heads / p.kv_heads;
   const int64_t rows = p.tokens_q * plan.group;
   plan.tile_rows = p.path == CudaPath::kSm90a ? kTileRows
-                   : p.tile_rows != 0         ? p.tile_rows
-                                              : rows_of_tile(rows, p.sequences);
+                   : p.most_keys > 0  ? kFewTileRows  // with joined sums beside: more has no registers
+                   : p.tile_rows != 0 ? p.tile_rows
+                                      : rows_of_tile(rows, p.sequences);
   const int64_t equal = p.sequences == 0 ? 0 : blocks_of(rows / p.sequences, plan.tile_rows);
   plan.slots =
       p.cu_seqlens_q != nullptr ? rows / plan.tile_rows + p.sequences : p.sequences * (equal > 1 ? equal : 1);
   const bool ragged = p.cu_seqlens_q != nullptr || p.cu_seqlens_k != nullptr || p.seqused_k != nullptr;
-  plan.ordered = p.sequences > 1 && ragged && plan.slots > kAtOnce / p.kv_heads;
+  const bool decodes = p.most_keys > 0 && p.tokens_q <= p.sequences;  // blocks of a piece each
+  plan.ordered = p.sequences > 1 && ragged && !decodes && plan.slots > kAtOnce / p.kv_heads;
   return plan;
 }
 

@@ -27,6 +27,20 @@ Status properties(const char* op, Properties* found);
 // On the stream:
 Status fill(const char* op, void* memory, int byte, size_t bytes, void* stream);
 
+// What is put on a captured stream is not done but kept, with its arguments as they are then; each launch of
+// the graph does it again, on the stream that it is given. Until the end the calling thread may put work
+// nowhere else, allocate nothing and wait for nothing; end_capture says so, and gives no graph. A stream made
+// here waits for no other, and is there to be captured.
+Status create_stream(const char* op, void** stream);
+void destroy_stream(void* stream);
+Status begin_capture(const char* op, void* stream);
+Status end_capture(const char* op, void* stream, void** graph);
+Status launch_graph(const char* op, void* graph, void* stream);
+void destroy_graph(void* graph);
+
+// Of the current device, that nobody has taken.
+Status free_memory(const char* op, size_t* bytes);
+
 // For tests, benchmarks and callers that read a result: these wait, or allocate.
 Status allocate(const char* op, size_t bytes, void** memory);
 void release(void* memory);

@@ -15,6 +15,13 @@ Status properties(const char* op, Properties*) { return none(op); }
 Status fill(const char* op, void*, int, size_t, void*) { return none(op); }
 Status allocate(const char* op, size_t, void**) { return none(op); }
 void release(void*) {}
+Status create_stream(const char* op, void**) { return none(op); }
+void destroy_stream(void*) {}
+Status begin_capture(const char* op, void*) { return none(op); }
+Status end_capture(const char* op, void*, void**) { return none(op); }
+Status launch_graph(const char* op, void*, void*) { return none(op); }
+void destroy_graph(void*) {}
+Status free_memory(const char* op, size_t*) { return none(op); }
 Status copy(const char* op, void*, const void*, size_t, void*) { return none(op); }
 Status synchronize(const char* op, void*) { return none(op); }
 

@@ -72,6 +72,45 @@ Status copy(const char* op, void* to, const void* from, size_t bytes, void* stre
   return error == cudaSuccess ? synchronize(op, stream) : status_of(op, error);
 }
 
+Status create_stream(const char* op, void** stream) {
+  cudaStream_t made = nullptr;
+  const cudaError_t error = cudaStreamCreateWithFlags(&made, cudaStreamNonBlocking);
+  *stream = made;
+  return status_of(op, error);
+}
+
+void destroy_stream(void* stream) { cudaStreamDestroy(static_cast<cudaStream_t>(stream)); }
+
+Status begin_capture(const char* op, void* stream) {
+  return status_of(
+      op, cudaStreamBeginCapture(static_cast<cudaStream_t>(stream), cudaStreamCaptureModeThreadLocal));
+}
+
+Status end_capture(const char* op, void* stream, void** graph) {
+  *graph = nullptr;
+  cudaGraph_t kept = nullptr;
+  if (cudaError_t error = cudaStreamEndCapture(static_cast<cudaStream_t>(stream), &kept);
+      error != cudaSuccess)
+    return status_of(op, error);
+  cudaGraphExec_t made = nullptr;
+  const cudaError_t error = cudaGraphInstantiate(&made, kept, 0);
+  cudaGraphDestroy(kept);
+  if (error == cudaSuccess) *graph = made;
+  return status_of(op, error);
+}
+
+Status launch_graph(const char* op, void* graph, void* stream) {
+  return status_of(op,
+                   cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph), static_cast<cudaStream_t>(stream)));
+}
+
+void destroy_graph(void* graph) { cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph)); }
+
+Status free_memory(const char* op, size_t* bytes) {
+  size_t total = 0;
+  return status_of(op, cudaMemGetInfo(bytes, &total));
+}
+
 Status synchronize(const char* op, void* stream) {
   return status_of(op, cudaStreamSynchronize(static_cast<cudaStream_t>(stream)));
 }

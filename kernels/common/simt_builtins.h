@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <memory>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -105,16 +106,17 @@ inline void pause() { emulator::pause(); }
 
 template <typename... P, typename... A>
 Status launch_clusters(unsigned cluster, const Label& label, void (*kernel)(P...), dim3 grid, dim3 block,
-                       size_t shared_bytes, void* /*stream*/, A&&... arguments) {
+                       size_t shared_bytes, void* stream, A&&... arguments) {
   struct Call {
     void (*kernel)(P...);
     std::tuple<P...> arguments;
-  } call{kernel, std::tuple<P...>(std::forward<A>(arguments)...)};
+  };
+  const auto call = std::make_shared<const Call>(kernel, std::tuple<P...>(std::forward<A>(arguments)...));
   const auto as_one_thread = [](const void* context) {
     const auto* one = static_cast<const Call*>(context);
     std::apply(one->kernel, one->arguments);
   };
-  return emulator::run({label, grid, block, cluster, shared_bytes, as_one_thread, &call});
+  return emulator::put(stream, {label, grid, block, cluster, shared_bytes, as_one_thread, nullptr}, call);
 }
 
 template <typename... P, typename... A>

@@ -49,6 +49,8 @@ struct Grid {
   const void* arguments;
 };
 Status run(const Grid& grid);
+// Runs it now, or where the stream is captured (cuda.h) keeps it, with the arguments.
+Status put(void* stream, const Grid& grid, std::shared_ptr<const void> arguments);
 
 // Ends the launch: "[op] kernel K, block (..), thread (..): expected X, got Y".
 [[noreturn]] void fail(const std::string& expected, const std::string& got);

@@ -64,7 +64,7 @@ struct Rotary {
   Apart* v = nullptr;                                  // [rows, kv_heads, dim]
   // Forward: key and value of row i go to row slots_i of k and v, which then have `places` rows: a cache.
   // Null: to row i. On CUDA nobody looks at slots before: one outside [0, places) keeps nothing and is
-  // recorded if `fault` is there.
+  // recorded if `fault` is there, but for -1, of a row that is to keep nothing.
   const int64_t* slots = nullptr;  // [rows]
   int64_t places = 0;
   void* stream = nullptr;      // of Device::kCuda: a cudaStream_t

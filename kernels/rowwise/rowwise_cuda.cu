@@ -56,7 +56,8 @@ __global__ void __launch_bounds__(kTurnThreads) turn_rows(const Rotary<Fused, Ap
   constexpr int kCount = kPiece<Fused>;
   const int64_t row = blockIdx.x, slot = job.slots != nullptr ? job.slots[row] : row;
   const bool kept = job.slots == nullptr || (slot >= 0 && slot < job.places);
-  if (!kept && job.fault != nullptr && threadIdx.x == 0) record_fault(job.fault, {FaultOp::kRotary, row, 0});
+  if (!kept && slot != -1 && job.fault != nullptr && threadIdx.x == 0)
+    record_fault(job.fault, {FaultOp::kRotary, row, 0});
   const auto half = static_cast<unsigned>(job.dim / 2), pieces = (half + kCount - 1) / kCount;
   const auto heads = static_cast<unsigned>(job.heads), kv_heads = static_cast<unsigned>(job.kv_heads);
   const Fused* qkv = job.qkv + row * (job.heads + 2 * job.kv_heads) * job.dim;

@@ -25,7 +25,7 @@ class Engine:
     (all weights but float32; heads of 64 or 128). threads: for computing, of the whole process (None: as they
     are, at first all cores). weights: "as-stored", "float32", "bfloat16", "int8" or "int4".
     kv_bytes: memory for keys and values (None: room for 4 full contexts, or a quarter of the machine's; on a
-    GPU taken at once, and still a quarter of the host's).
+    GPU taken at once, at most half of what is free there).
     max_generations, max_waiting: answers that run side by side (64), and that may wait beside them (256).
     prefill_tokens: of prompts that are read between two steps of the answers beside (256).
 

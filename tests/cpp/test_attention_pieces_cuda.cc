@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention on CUDA with keys in pieces of 512 that have a softmax each: near the definition, and a row has
+// the same bits whether one block takes all pieces of it, as in a prompt, or each piece has a block, as in
+// decoding.
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "kernels/attention/attention_pieces.h"
+#include "tests/cpp/check.h"
+#include "tests/cpp/on_device.h"
+#include "tests/cpp/plain_attention.h"
+
+#if defined(EARNEST_WITH_CUDA)
+namespace {
+
+using namespace earnest;
+using namespace earnest::attention;
+using plain_attention::Case;
+using plain_attention::number_of;
+using plain_attention::run_on_device;
+using plain_attention::run_plain;
+
+template <typename T>
+void run(Case<T>* c) {
+  const Status status = run_on_device(c);
+  if (!status.ok()) std::printf("%s\n", status.message().c_str());
+  CHECK(status.ok());
+}
+
+template <typename T>
+bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
+}
+
+template <typename T>
+Case<T> in_pieces(const std::vector<int>& queries, const std::vector<int>& keys, int64_t heads,
+                  int64_t kv_heads, int64_t dim, bool causal) {
+  Case<T> c(queries, keys, heads, kv_heads, dim, causal);
+  c.p.most_keys = 1;
+  for (const int count : keys) c.p.most_keys = std::max<int64_t>(c.p.most_keys, count);
+  return c;
+}
+
+// Tokens [begin, end) of the only sequence as a call of its own, after all before them.
+template <typename T>
+Case<T> chunk_of(const Case<T>& whole, int begin, int end) {
+  Case<T> chunk({end - begin}, {static_cast<int>(whole.p.tokens_k)}, whole.p.heads, whole.p.kv_heads,
+                whole.p.dim, true);
+  const auto width = static_cast<std::ptrdiff_t>(whole.p.heads * whole.p.dim);
+  chunk.q.assign(whole.q.begin() + begin * width, whole.q.begin() + end * width);
+  chunk.k = whole.k, chunk.v = whole.v;
+  chunk.used = {end + static_cast<int>(whole.p.tokens_k - whole.p.tokens_q)};
+  chunk.p.most_keys = chunk.used[0];
+  return chunk;
+}
+
+template <typename T>
+bool chunk_equals(const Case<T>& whole, int begin, int end, int64_t most_keys = 0) {
+  Case<T> chunk = chunk_of(whole, begin, end);
+  if (most_keys > 0) chunk.p.most_keys = most_keys;
+  run(&chunk);
+  const auto width = static_cast<std::ptrdiff_t>(whole.p.heads * whole.p.dim);
+  const auto heads = static_cast<std::ptrdiff_t>(whole.p.heads);
+  return same_bits(chunk.out, {whole.out.begin() + begin * width, whole.out.begin() + end * width}) &&
+         same_bits(chunk.lse, {whole.lse.begin() + begin * heads, whole.lse.begin() + end * heads});
+}
+
+template <typename A>
+double largest_error(const std::vector<A>& got, const std::vector<A>& right) {
+  double largest = 0;
+  for (size_t i = 0; i < got.size(); ++i) {
+    double error;
+    if constexpr (sizeof(A) == 2) {
+      error = std::abs(static_cast<double>(widen(got[i])) - static_cast<double>(widen(right[i])));
+    } else {
+      error = got[i] == right[i] ? 0 : std::abs(got[i] - right[i]);
+    }
+    largest = std::isnan(error) ? INFINITY : std::max(largest, error);
+  }
+  return largest;
+}
+
+template <typename T>
+void compare(Case<T> c) {
+  Case<T> right = c, plain = c;
+  CHECK(reference_forward(right.on_host(), {right.out.data(), right.lse.data()}).ok());
+  run_plain(&plain);
+  run(&c);
+  CHECK_NEAR(largest_error(c.out, right.out), 0, 2 * largest_error(plain.out, right.out));
+  CHECK_NEAR(largest_error(c.lse, right.lse), 0, 2 * largest_error(plain.lse, right.lse));
+}
+
+}  // namespace
+
+TEST(pieces_are_within_twice_plain_arithmetic) {
+  compare(in_pieces<BFloat16>({1, 0, 3, 1, 1}, {1025, 9, 600, 512, 0}, 7, 1, 128, true));
+  compare(in_pieces<BFloat16>({1, 1, 1}, {511, 513, 1600}, 4, 2, 64, true));
+  compare(in_pieces<Float16>({70, 1}, {1100, 1100}, 2, 1, 64, true));
+  compare(in_pieces<Float16>({1, 2}, {700, 520}, 2, 2, 128, false));
+  Case<BFloat16> huge = in_pieces<BFloat16>({1, 5}, {1300, 800}, 2, 1, 64, true);
+  for (BFloat16& x : huge.q) x = number_of<BFloat16>(widen(x) * 30.0);
+  compare(huge);
+}
+
+TEST(up_to_512_keys_have_the_bits_of_no_pieces) {
+  Case<BFloat16> pieces = in_pieces<BFloat16>({1, 130, 1, 0}, {512, 511, 64, 7}, 7, 1, 64, true),
+                 whole = pieces;
+  whole.p.most_keys = 0;
+  run(&pieces);
+  run(&whole);
+  CHECK(same_bits(pieces.out, whole.out) && same_bits(pieces.lse, whole.lse));
+  pieces.p.most_keys = 5000;  // grids for ten pieces
+  run(&pieces);
+  CHECK(same_bits(pieces.out, whole.out) && same_bits(pieces.lse, whole.lse));
+}
+
+TEST(a_step_of_decoding_has_the_bits_of_the_prompt) {
+  Case<BFloat16> whole = in_pieces<BFloat16>({40}, {1060}, 6, 2, 64, true);
+  run(&whole);
+  for (const int token : {0, 3, 4, 5, 39})
+    CHECK(chunk_equals(whole, token, token + 1));  // 1021, 1024, 1025 keys
+  CHECK(chunk_equals(whole, 7, 8, 1060) && chunk_equals(whole, 7, 8, 100000));
+  CHECK(chunk_equals(whole, 0, 2) && chunk_equals(whole, 2, 40));
+  Case<Float16> wide = in_pieces<Float16>({3}, {515}, 7, 1, 128, true);
+  run(&wide);
+  for (const int token : {0, 1, 2}) CHECK(chunk_equals(wide, token, token + 1));
+}
+
+TEST(a_sequence_is_decoded_the_same_in_any_batch) {
+  const std::vector<int> queries = {1, 1, 5, 1, 0, 1}, keys = {1030, 3, 700, 1537, 40, 513};
+  Case<BFloat16> batch = in_pieces<BFloat16>(queries, keys, 2, 1, 64, true);
+  run(&batch);
+  for (size_t n = 0; n < keys.size(); ++n) {
+    Case<BFloat16> alone = in_pieces<BFloat16>({queries[n]}, {keys[n]}, 2, 1, 64, true);
+    const auto part = [](const auto& x, int begin, int count, int width) {
+      return std::remove_cvref_t<decltype(x)>(x.begin() + begin * width, x.begin() + (begin + count) * width);
+    };
+    alone.q = part(batch.q, batch.cu_q[n], queries[n], 128);
+    alone.k = part(batch.k, batch.cu_k[n], keys[n], 64);
+    alone.v = part(batch.v, batch.cu_k[n], keys[n], 64);
+    run(&alone);
+    CHECK(same_bits(alone.out, part(batch.out, batch.cu_q[n], queries[n], 128)));
+    CHECK(same_bits(alone.lse, part(batch.lse, batch.cu_q[n], queries[n], 2)));
+  }
+}
+
+TEST(parts_of_sequences_never_share_a_place) {
+  const std::vector<int> lengths = {1, 511, 512, 513, 0, 1024, 1, 5000, 30};
+  Params p;
+  p.most_keys = 5000, p.sequences = static_cast<int64_t>(lengths.size());
+  int64_t begin = 0, next = 0;
+  for (size_t n = 0; n < lengths.size(); ++n) {
+    for (int64_t piece = 0; piece < gpu::pieces_of(lengths[n]); ++piece) {
+      const int64_t part = gpu::part_of(begin, static_cast<int64_t>(n), piece);
+      CHECK(part >= next);
+      next = part + 1;
+    }
+    begin += lengths[n];
+  }
+  p.tokens_k = begin;
+  CHECK(next <= gpu::parts_of(p));
+  CHECK(gpu::most_pieces(p) == 10);
+  p.most_keys = 512;
+  CHECK(gpu::parts_of(p) == 0 && gpu::parts_floats(p) == 0);
+}
+
+TEST(what_is_not_finite_reaches_its_own_rows_and_hidden_keys_nobody) {
+  Case<BFloat16> clean = in_pieces<BFloat16>({1, 1}, {1100, 1100}, 2, 1, 64, true);
+  clean.used = {700, 1100};
+  Case<BFloat16> dirty = clean;
+  for (int key = 700; key < 1100; ++key) *dirty.value(key, 0) = BFloat16{0x7fff};  // beyond the used ones
+  *(dirty.key(1100 + 600, 0) + 3) = BFloat16{0x7fc0};                              // in a second piece
+  run(&clean);
+  run(&dirty);
+  const std::ptrdiff_t row = 2 * 64;
+  CHECK(std::equal(clean.out.begin(), clean.out.begin() + row, dirty.out.begin(),
+                   [](BFloat16 a, BFloat16 b) { return a.bits == b.bits; }));
+  for (auto i = row; i < 2 * row; ++i) CHECK(std::isnan(widen(dirty.out[static_cast<size_t>(i)])));
+}
+
+TEST(more_keys_than_were_promised_are_recorded_and_what_cannot_be_is_named) {
+  Case<BFloat16> c = in_pieces<BFloat16>({1, 1}, {600, 1300}, 2, 1, 64, true);
+  c.p.most_keys = 700;
+  FaultWord word = kNoFault;
+  CHECK(run_on_device(&c, &word).ok());
+  CHECK(fault(c.p, word).message() ==
+        "[attention] seqused_k: expected 0 to the keys of each sequence, got others at sequence 1");
+  c.used = {600, 1300};
+  CHECK(run_on_device(&c, &word).ok() && fault_of(word).index == 1);
+  c.p.most_keys = -1;
+  CHECK(run_on_device(&c).message() == "[attention] most_keys: expected at least 0, got -1");
+  c.p.most_keys = std::numeric_limits<int64_t>::max();
+  c.p.sequences = 2;
+  run(&c);  // no grid is larger than the keys there are
+}
+#endif

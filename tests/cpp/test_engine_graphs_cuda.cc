@@ -1,0 +1,303 @@
+// SPDX-License-Identifier: Apache-2.0
+// Steps of decoding as CUDA graphs: a GPU's, or those that the emulator keeps with all arguments by value, so
+// that a step that has a number of the host baked in repeats it, and is found by another result.
+#include <algorithm>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "csrc/engine/decode_graphs.h"
+#include "tests/cpp/check.h"
+#include "tests/cpp/on_device.h"
+#include "tests/cpp/tiny_model.h"
+#if defined(EARNEST_WITH_EMULATOR)
+#include "kernels/common/cuda_emulated.h"
+#endif
+
+using namespace tiny;
+using earnest::BFloat16;
+using earnest::Device;
+namespace cuda = earnest::cuda;
+
+#if defined(EARNEST_WITH_CUDA)
+namespace {
+
+constexpr int64_t kContext = 1100;
+
+const std::shared_ptr<const LoadedModel>& loaded(Quantization codes = Quantization::kNone) {
+  require_device();
+  static const auto plain = model_of(config_for_gpu(kContext), 3, Precision::kBFloat16, Device::kCuda, true);
+  static const auto coded =
+      model_of(config_for_gpu(kContext), 3, Precision::kBFloat16, Device::kCuda, true, Quantization::kInt8);
+  return codes == Quantization::kNone ? plain : coded;
+}
+
+Segment segment_of(KVCache* cache, const std::vector<int64_t>& ids) {
+  Segment segment;
+  segment.cache = cache;
+  segment.ids = ids.data();
+  segment.count = static_cast<int64_t>(ids.size());
+  return segment;
+}
+
+// Sequences in a pool of their own, which go on step by step as graphs, or by plain passes.
+class World {
+ public:
+  World(const Model& model, bool graphs, int64_t tokens) : model_(model), graphs_(graphs) {
+    CHECK(KVPool::create(model.config().text, Precision::kBFloat16, tokens, &pool_, Device::kCuda).ok());
+  }
+
+  void join(const std::vector<int64_t>& prompt, int64_t room) {
+    caches_.push_back(std::make_unique<KVCache>());
+    CHECK(pool_->allocate(room, caches_.back().get()).ok());
+    std::vector<char> hidden(row_bytes());
+    Arena arena;
+    CHECK(model_.forward({segment_of(caches_.back().get(), prompt)}, hidden.data(), &arena).ok());
+  }
+  void leave(size_t i) { caches_.erase(caches_.begin() + static_cast<std::ptrdiff_t>(i)); }
+  void fork(size_t i, int64_t room) {
+    caches_.push_back(std::make_unique<KVCache>());
+    CHECK(pool_->allocate(room, caches_.back().get()).ok());
+    CHECK(caches_.back()->copy(*caches_[i], caches_[i]->length()).ok());
+  }
+  void cut(size_t i, int64_t length) { CHECK(caches_[i]->truncate(length).ok()); }
+  size_t size() const { return caches_.size(); }
+  int64_t length(size_t i) const { return caches_[i]->length(); }
+
+  // One token each -> hidden states, then logits.
+  std::vector<char> step(const std::vector<int64_t>& ids, bool decode) {
+    std::vector<std::vector<int64_t>> own;
+    for (const int64_t id : ids) own.push_back({id});
+    std::vector<Segment> segments;
+    for (size_t i = 0; i < caches_.size(); ++i) segments.push_back(segment_of(caches_[i].get(), own[i]));
+    const auto rows = static_cast<int64_t>(ids.size());
+    std::vector<char> hidden(ids.size() * row_bytes());
+    std::vector<float> logits(ids.size() * static_cast<size_t>(model_.config().text.vocab_size));
+    Status status;
+    if (decode) {
+      status = model_.decode(segments, hidden.data(), logits.data(), &arena_, &graphs_);
+    } else {
+      arena_.reset();
+      status = model_.forward(segments, hidden.data(), &arena_);
+      if (status.ok()) status = model_.logits(hidden.data(), rows, logits.data(), &arena_);
+    }
+    if (!status.ok()) std::printf("%s\n", status.message().c_str());
+    CHECK(status.ok());
+    const auto* bytes = reinterpret_cast<const char*>(logits.data());
+    hidden.insert(hidden.end(), bytes, bytes + logits.size() * sizeof(float));
+    return hidden;
+  }
+  const DecodeGraphs& graphs() const { return graphs_; }
+
+ private:
+  size_t row_bytes() const { return static_cast<size_t>(model_.config().text.hidden_size) * 2; }
+  const Model& model_;
+  std::shared_ptr<KVPool> pool_;
+  std::vector<std::unique_ptr<KVCache>> caches_;
+  Arena arena_;
+  DecodeGraphs graphs_;
+};
+
+std::vector<int64_t> some_ids(int64_t count, uint32_t seed) {
+  std::mt19937 random(seed);
+  std::vector<int64_t> ids;
+  for (int64_t i = 0; i < count; ++i) ids.push_back(2 + static_cast<int64_t>(random() % 400));
+  return ids;
+}
+
+// Sequences come, go, are forked and cut; one passes the end of a piece of 512 keys.
+void compare(const Model& model, int steps) {
+  World recorded(model, true, 4000), off(model, false, 4000), plain(model, false, 4000);
+  const auto all = [&](const auto& change) {
+    for (World* world : {&recorded, &off, &plain}) change(*world);
+  };
+  all([](World& world) { world.join(some_ids(3, 1), 90); });
+  int wrong = 0;
+  for (int step = 0; step < steps; ++step) {
+    if (step == 4) all([](World& world) { world.join(some_ids(496, 2), 700); });
+    if (step == 9) all([](World& world) { world.fork(0, 90), world.join(some_ids(7, 3), 90); });
+    if (step == 15) all([](World& world) { world.leave(0); });
+    if (step == 22) all([](World& world) { world.join(some_ids(2, 4), 90), world.join(some_ids(5, 5), 90); });
+    if (step == 30) all([](World& world) { world.leave(2), world.cut(1, 4); });
+    if (step == 36) all([](World& world) { world.leave(world.size() - 1), world.leave(1); });
+    if (step == 42) all([](World& world) { world.fork(1, 80); });
+    const auto ids = some_ids(static_cast<int64_t>(plain.size()), 100 + static_cast<uint32_t>(step));
+    const std::vector<char> wanted = plain.step(ids, false);
+    wrong += recorded.step(ids, true) != wanted;
+    wrong += off.step(ids, true) != wanted;
+  }
+  CHECK(wrong == 0);
+  const auto counts = recorded.graphs().counts();
+  std::printf("     %d steps replayed of %d, %d graphs\n", static_cast<int>(counts.replayed), steps,
+              static_cast<int>(counts.recorded));
+  CHECK(recorded.graphs().trouble().ok() && counts.replayed + counts.plain == steps);
+  CHECK(counts.replayed >= steps / 2 && off.graphs().counts().replayed == 0);
+}
+
+// A turn of three dialogues at once, one of which is forked, one cancelled.
+std::vector<Said> talk(const EngineOptions& how, EngineStats* stats) {
+  const auto own = engine(loaded(), how);
+  std::vector<std::unique_ptr<Session>> sessions;
+  std::vector<std::unique_ptr<Answer>> answers(4);
+  for (uint32_t seed = 0; seed < 3; ++seed) {
+    sessions.push_back(session(own));
+    CHECK(sessions[seed]->add_text("user", "turn of " + std::to_string(seed)).ok());
+    CHECK(Answer::start(sessions[seed].get(), endless(*loaded(), seed, 12 + 4 * seed), &answers[seed]).ok());
+  }
+  std::vector<Said> said;
+  said.push_back(finish(answers[0].get()));
+  std::unique_ptr<Session> fork;
+  CHECK(sessions[0]->fork(&fork).ok() && fork->add_text("user", "and you?").ok());
+  CHECK(Answer::start(fork.get(), endless(*loaded(), 9, 14), &answers[3]).ok());
+  answers[1]->cancel();
+  for (const size_t i : {2, 3}) said.push_back(finish(answers[i].get()));
+  *stats = own->stats();
+  return said;
+}
+
+}  // namespace
+
+TEST(recorded_steps_have_the_bits_of_plain_ones_while_sequences_come_and_go) {
+  compare(loaded()->model(), 60);
+}
+
+TEST(recorded_steps_of_codes_have_the_bits_of_plain_ones) {
+  compare(loaded(Quantization::kInt8)->model(), 16);
+}
+
+TEST(a_recording_is_made_once_for_each_size_and_again_when_addresses_change) {
+  const Config sizes = config_for_gpu(kContext);
+  std::shared_ptr<Model> model;
+  CHECK(Model::create(sizes, tensors_of(sizes, 3, true), Precision::kBFloat16, &model, Quantization::kNone,
+                      Device::kCuda)
+            .ok());
+  World world(*model, true, 2000);
+  const auto steps = [&](int count) {
+    for (int i = 0; i < count; ++i) world.step(some_ids(static_cast<int64_t>(world.size()), 7), true);
+    return world.graphs().counts();
+  };
+  world.join(some_ids(3, 1), 64);
+  CHECK(steps(1).recorded == 0 && steps(1).recorded == 1 && steps(3).recorded == 1);
+  world.join(some_ids(3, 2), 64);
+  world.join(some_ids(3, 3), 64);
+  const auto of_three = steps(2);
+  CHECK(of_three.recorded == 2);
+  world.join(some_ids(4, 4), 64);
+  CHECK(steps(3).recorded == of_three.recorded);  // as many rows as three have been filled up to
+  CHECK(model->refresh().ok());
+  CHECK(steps(2).recorded == of_three.recorded + 1 && steps(2).plain == of_three.plain);
+}
+
+TEST(answers_are_the_same_with_graphs_and_without) {
+  EngineOptions with, without;
+  without.cuda_graphs = false;
+  EngineStats replayed, plain;
+  const auto recorded = talk(with, &replayed), launched = talk(without, &plain);
+  CHECK(recorded == launched);
+  for (const Said& said : recorded) CHECK(said.status.ok() && said.ids.size() >= 12);
+  CHECK(replayed.graph_steps > 10 && replayed.graph_trouble.ok());
+  CHECK(plain.graph_steps == 0 && plain.plain_steps > 10);
+}
+
+#if defined(EARNEST_WITH_EMULATOR)
+TEST(what_cannot_be_recorded_is_launched_and_said) {
+  EngineOptions without;
+  without.cuda_graphs = false;
+  EngineStats stats, plain;
+  const auto wanted = talk(without, &plain);
+  cuda::emulated::set_captures(false);
+  const auto found = talk({}, &stats);
+  cuda::emulated::set_captures(true);
+  CHECK(found == wanted && stats.graph_steps == 0 && stats.plain_steps > 10);
+  CHECK(stats.graph_trouble.message() ==
+        "[decoder] capture: expected a device that can, got one that cannot");
+}
+
+TEST(a_capture_keeps_arguments_as_they_were_and_refuses_what_a_graph_cannot_hold) {
+  void *stream = nullptr, *graph = nullptr;
+  OnDevice<int> memory({1, 1}), other({5, 5});
+  CHECK(cuda::create_stream("test", &stream).ok());
+  CHECK(cuda::begin_capture("test", stream).ok());
+  size_t bytes = sizeof(int);
+  CHECK(cuda::fill("test", memory.data(), 0, bytes, stream).ok());
+  bytes = 2 * sizeof(int);  // no longer of concern
+  CHECK(cuda::end_capture("test", stream, &graph).ok());
+  CHECK(memory.values() == std::vector<int>({1, 1}));
+  for (int again = 0; again < 2; ++again) {
+    CHECK(cuda::launch_graph("test", graph, nullptr).ok() && memory.values() == std::vector<int>({0, 1}));
+    const std::vector<int> ones = {1, 1};
+    CHECK(cuda::copy("test", memory.data(), ones.data(), bytes, nullptr).ok());
+  }
+  cuda::destroy_graph(graph);
+  const auto spoiled = [&](const auto& by) {
+    CHECK(cuda::begin_capture("test", stream).ok());
+    by();
+    const Status status = cuda::end_capture("test", stream, &graph);
+    CHECK(!status.ok() && graph == nullptr);
+    return status.message();
+  };
+  const std::string expected = "[test] capture: expected work on the captured stream, got ";
+  void* taken = nullptr;
+  CHECK(spoiled([&] { CHECK(!cuda::fill("test", memory.data(), 0, 4, nullptr).ok()); }) ==
+        expected + "work on another");
+  CHECK(spoiled([&] { CHECK(!cuda::copy("test", memory.data(), other.data(), 4, stream).ok()); }) ==
+        expected + "a copy that waits");
+  CHECK(spoiled([&] { CHECK(!cuda::allocate("test", 4, &taken).ok()); }) == expected + "an allocation");
+  CHECK(spoiled([&] { CHECK(!cuda::synchronize("test", stream).ok()); }) == expected + "a wait");
+  CHECK(memory.values() == std::vector<int>({1, 1}));
+  cuda::destroy_stream(stream);
+}
+
+TEST(keys_and_values_take_half_of_what_is_free_on_the_device_if_nobody_says_how_much) {
+  loaded();
+  const auto each = static_cast<size_t>(kv_bytes(*loaded(), 1));
+  cuda::emulated::set_memory(cuda::emulated::memory_taken() + 2000 * each);
+  const auto own = engine(loaded());
+  CHECK(own->stats().kv_tokens == 1000);
+  cuda::emulated::set_memory(SIZE_MAX);
+  CHECK(engine(loaded())->stats().kv_tokens == 4 * kContext);
+}
+
+TEST(memory_that_runs_out_on_the_device_is_a_status_with_its_reason_and_the_session_goes_on) {
+  EngineOptions how;
+  how.kv_bytes = kv_bytes(*loaded(), 600);
+  const auto own = engine(loaded(), how);
+  const auto one = session(own);
+  CHECK(one->add_text("user", "how are you?").ok());
+  cuda::emulated::set_memory(cuda::emulated::memory_taken());
+  const Said failed = say(one.get(), options(1, 4));
+  cuda::emulated::set_memory(SIZE_MAX);
+  CHECK(failed.finish == Finish::kError && failed.status.code() == StatusCode::kOutOfMemory);
+  CHECK(failed.status.message() == "[engine] device: expected enough memory, got out of memory");
+  const Said again = say(one.get(), endless(*loaded(), 1, 8));
+  const auto fresh = engine(loaded(), how);
+  const auto other = session(fresh);
+  CHECK(other->add_text("user", "how are you?").ok());
+  CHECK(again.status.ok() && again == say(other.get(), endless(*loaded(), 1, 8)));
+}
+
+// Every allocation of a first answer fails once, wherever it stands.
+TEST(whichever_allocation_fails_the_answer_is_the_same_or_ends_with_the_reason) {
+  EngineOptions how;
+  how.kv_bytes = kv_bytes(*loaded(), 600);
+  Said wanted;
+  int failed = 0;
+  for (int fails = -1; fails < 4; ++fails) {
+    const auto own = engine(loaded(), how);
+    const auto one = session(own);
+    CHECK(one->add_text("user", "how are you?").ok());
+    cuda::emulated::fail_allocation_after(fails);
+    const Said said = say(one.get(), endless(*loaded(), 1, 6));
+    cuda::emulated::fail_allocation_after(-1);
+    if (fails < 0) wanted = said;
+    failed += !said.status.ok();
+    if (!said.status.ok()) CHECK(said.status.code() == StatusCode::kOutOfMemory);
+    if (said.status.ok()) CHECK(said == wanted);
+    CHECK(said.status.ok() || say(one.get(), endless(*loaded(), 1, 6)) == wanted);
+  }
+  CHECK(wanted.status.ok());
+  std::printf("     %d of 4 ended an answer\n", failed);
+}
+#endif
+#endif
