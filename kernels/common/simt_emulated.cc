@@ -14,8 +14,10 @@ namespace {
 
 constexpr int kBlocksUnderWay = 3;
 constexpr int64_t kMostIdlePauses =
-    1'000'000;  // without anything else happening: nobody will end the waiting
+    1'000'000;                             // without anything else happening: nobody will end the waiting
 constexpr int64_t kManyIdlePauses = 1000;  // what goes on beside the threads may be what ends the waiting
+constexpr uint64_t kMostStepsBehind = 4096;
+constexpr int kDrawsPastIt = 8;
 constexpr size_t kMostThreads = 1024;
 constexpr unsigned kMostBlocksOfCluster = 8;
 constexpr size_t kMostSharedBytes = 227 * 1024;  // of a block on an H100 or H200
@@ -90,6 +92,7 @@ class Launch {
 
  private:
   void begin(uint64_t block_index, const std::shared_ptr<Cluster>& cluster);
+  size_t choose();
   void step(size_t choice);
   void end(Block* block);
   bool happen(bool nobody_goes_on) {
@@ -125,7 +128,8 @@ class Launch {
   Thread* current_ = nullptr;
   int64_t idle_pauses_ = 0;
   uint64_t blocks_begun_ = 0;
-  uint32_t address_;  // where dynamic shared memory begins, as the GPU counts
+  uint64_t left_behind_ = 0, left_behind_steps_ = 0;  // a warp, and for how long
+  uint32_t address_;                                  // where dynamic shared memory begins, as the GPU counts
   std::unique_ptr<emulator::Beside> beside_;
   Status failure_;
 };
@@ -161,6 +165,21 @@ void Launch::begin(uint64_t block_index, const std::shared_ptr<Cluster>& cluster
     wake(thread);
   }
   under_way_.push_back(std::move(block));
+}
+
+// For a while some warp falls behind all others, then another one.
+size_t Launch::choose() {
+  size_t choice = draw_() % runnable_.size();
+  if (left_behind_steps_-- == 0) {
+    left_behind_ = runnable_[choice]->block->number * kMostThreads + runnable_[choice]->number / kWarp;
+    left_behind_steps_ = draw_() % kMostStepsBehind;
+  }
+  const auto is_left_behind = [&] {
+    const Thread& one = *runnable_[choice];
+    return one.block->number * kMostThreads + one.number / kWarp == left_behind_;
+  };
+  for (int i = 0; i < kDrawsPastIt && is_left_behind(); ++i) choice = draw_() % runnable_.size();
+  return choice;
 }
 
 // One thread goes on, until it must wait.
@@ -213,7 +232,7 @@ Status Launch::run() {
       if (!under_way_.empty()) explain_sleep();
       break;
     }
-    step(draw_() % runnable_.size());
+    step(choose());
     if (idle_pauses_ > kMostIdlePauses)
       report(current_->place, "an end of waiting for other blocks",
              "none after " + std::to_string(idle_pauses_) + " looks");
