@@ -80,12 +80,14 @@ __device__ inline void walk(const Params& p, const Plan& plan, const Tile* order
 }
 
 template <int kDim>
-__device__ inline void bring_tiles(const hopper::TensorMap& keys, const hopper::TensorMap& values, const Params& p,
-                                   const Plan& plan, const Tile* order, const Memory<kDim>& memory) {
+__device__ inline void bring_tiles(const hopper::TensorMap& keys, const hopper::TensorMap& values,
+                                   const Params& p, const Plan& plan, const Tile* order,
+                                   const Memory<kDim>& memory) {
   Turn turn;
   walk(p, plan, order, [&](const Rows& rows) {
     const KeyTiles tiles = rows.tiles();
-    const auto bring = [&](const hopper::TensorMap& from, Bytes to, int64_t tile, Barrier* there, Barrier* read) {
+    const auto bring = [&](const hopper::TensorMap& from, Bytes to, int64_t tile, Barrier* there,
+                           Barrier* read) {
       hopper::wait(read, turn.parity ^ 1);
       hopper::arrive_expecting(there, Memory<kDim>::kTile);
 #pragma unroll
@@ -193,9 +195,10 @@ __device__ inline void attend(const Params& p, const Output& output, float scale
 
 template <typename T, int kDim>
 __global__ void __launch_bounds__(kThreads, 1)
-    forward_tiles(const __grid_constant__ hopper::TensorMap keys, const __grid_constant__ hopper::TensorMap values,
-                  const __grid_constant__ Params p, const __grid_constant__ Output output,
-                  const __grid_constant__ Plan plan, const Tile* const order) {
+    forward_tiles(const __grid_constant__ hopper::TensorMap keys,
+                  const __grid_constant__ hopper::TensorMap values, const __grid_constant__ Params p,
+                  const __grid_constant__ Output output, const __grid_constant__ Plan plan,
+                  const Tile* const order) {
   const Memory<kDim> memory;
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {

@@ -9,9 +9,9 @@
 // ended: for a new barrier, parity 1 is that of the phase before the first, so it returns at once.
 //   Barrier                            8 bytes of shared memory
 //   init(barrier, arrivals)            by one thread
-//   fence_init()                       by it, after init and before others of the cluster or TMA see the barriers
+//   fence_init()                       by it, before others of the cluster or TMA see its barriers
 //   arrive_expecting(barrier, bytes)   arrives, and tells of bytes that TMA will count
-//   arrive_at(barrier, rank)           at the same barrier of the cluster's block `rank`, the caller's own too
+//   arrive_at(barrier, rank)           at the same barrier of the cluster's block `rank`, or of its own
 //   wait(barrier, parity)
 //
 // Clusters, of simt::launch_clusters.
@@ -28,8 +28,8 @@
 //   load_box(to, matrix, inner, outer, barrier)      by one thread
 //   load_box_for(mask, to, ...)        into all blocks of the cluster in `mask`, at the same place of each,
 //                                      counted at the same barrier of each
-//   fence_shared()                     what the caller wrote to shared memory is seen by TMA and products that
-//                                      begin after this and a barrier
+//   fence_shared()                     what the caller wrote to shared memory is seen by TMA and products,
+//                                      after a barrier
 //
 // The block's barriers 1 to 15 (0 is that of __syncthreads), where `threads` of it meet, whole warps.
 //   meet(barrier, threads)             meet_or(barrier, threads, vote): whether any votes

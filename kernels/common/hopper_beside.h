@@ -46,8 +46,8 @@ struct Leaving {
 struct Accumulator {
   float* d[32];
   int count;
-  std::vector<float> sums;        // [32][count], hidden until the wait
-  int under_way = 0;              // products
+  std::vector<float> sums;  // [32][count], hidden until the wait
+  int under_way = 0;        // products
   bool is(float* const (&other)[32], int other_count) const {
     return count == other_count && std::equal(d, d + 32, other);
   }
@@ -75,7 +75,7 @@ struct WarpProducts {
 
 struct BlockState {
   char* data = nullptr;
-  std::vector<char> proxy;  // what TMA and products see of shared memory
+  std::vector<char> proxy;                  // what TMA and products see of shared memory
   std::map<size_t, PhaseBarrier> barriers;  // by offset in shared memory
   BlockBarrier meetings[16];
   std::map<int, WarpProducts> products;  // by warp
@@ -98,9 +98,7 @@ class HopperState : public Beside {
   PhaseBarrier& barrier(const BlockMemory& memory, size_t offset);
   void count(const BlockMemory& memory, size_t offset, int arrivals, int64_t bytes_more);
   void add(Box box);
-  bool at_once() {
-    return arrival_ == Arrival::kEarly || (arrival_ == Arrival::kMixed && draw() % 2 == 0);
-  }
+  bool at_once() { return arrival_ == Arrival::kEarly || (arrival_ == Arrival::kMixed && draw() % 2 == 0); }
 
  private:
   void land(const Box& box);

@@ -20,7 +20,7 @@ namespace {
 
 constexpr int64_t kMostBytes = (1 << 20) - 1;  // that a barrier counts, PTX ISA, "tx-count"
 constexpr int kMostArrivals = (1 << 20) - 1;
-constexpr int64_t kRegisters = 65536;  // of a multiprocessor
+constexpr int64_t kRegisters = 65536;            // of a multiprocessor
 constexpr uint64_t kToken = 0x7265696c72726162;  // stands where a barrier was made
 
 uint64_t token_at(size_t offset) { return kToken ^ offset << 32; }
@@ -136,9 +136,8 @@ void arrive(void* barrier, int rank, int bytes, const Site&) {
   check_rank(rank);
   HopperState& state = HopperState::here();
   const BlockMemory own = own_memory(), memory = memory_of(rank);
-  const size_t offset = rank == cluster_rank()
-                            ? offset_in(own, barrier, sizeof(uint64_t), "a barrier")
-                            : shared_barrier(own, memory, barrier);
+  const size_t offset = rank == cluster_rank() ? offset_in(own, barrier, sizeof(uint64_t), "a barrier")
+                                               : shared_barrier(own, memory, barrier);
   if (bytes < 0) fail("bytes to come, not below 0", std::to_string(bytes));
   state.count(memory, offset, 1, bytes);
 }
@@ -270,7 +269,8 @@ namespace {
 
 void check_registers(const BlockState& state, const Place& place) {
   const dim3 size = place.block_dim;
-  const int64_t threads = int64_t{size.x} * size.y * size.z, each = std::min<int64_t>(kRegisters / threads / 8 * 8, 256);
+  const int64_t threads = int64_t{size.x} * size.y * size.z,
+                each = std::min<int64_t>(kRegisters / threads / 8 * 8, 256);
   int64_t taken = 0;
   for (int warp = 0; warp < threads / 32; ++warp) {
     const auto of = [&](int w) {

@@ -5,11 +5,11 @@
 //
 //   multiply_64x64x16(d, a, b, T{})         d [64, 64] += a [64, 16] b [64, 16]^T, both as they are
 //   multiply_64x256x16<left, right>(d, a, b)   the same of b [256, 16], bfloat16; whether they lie transposed
-//   multiply_by(d, a, b, T{})               d [64, 64 or 128] += a [64, 16] b [16, 64 or 128], a in registers,
-//                                           b transposed
+//   multiply_by(d, a, b, T{})               d [64, 64 or 128] += a [64, 16] b [16, 64 or 128]: a in
+//                                           registers, b transposed
 //
-// Registers of a product under way belong to it: nobody reads or writes them before the wait. What it reads in
-// shared memory may be read at any time until then.
+// Registers of a product under way belong to it: nobody reads or writes them before the wait. What it reads
+// in shared memory may be read at any time until then.
 //   begin_products()    the warpgroup's registers are as written: before the first product that uses them
 //   close_products()    puts all products since the last one into a group
 //   wait_products<n>()  until at most the last n groups of the calling warp are under way; says nothing of

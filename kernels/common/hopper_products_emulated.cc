@@ -32,8 +32,9 @@ class SharedOperand {
   }
 
   uint16_t at(uint32_t row, uint32_t k) const {
-    const uint32_t plain = transposed_ ? start_ + row / 64 * leading_ + row % 64 * 2 + k / 8 * stride_ + k % 8 * 128
-                                       : start_ + row / 8 * stride_ + row % 8 * 128 + k * 2;
+    const uint32_t plain = transposed_
+                               ? start_ + row / 64 * leading_ + row % 64 * 2 + k / 8 * stride_ + k % 8 * 128
+                               : start_ + row / 8 * stride_ + row % 8 * 128 + k * 2;
     const uint32_t address = plain ^ (plain >> 7 & 7) << 4;
     if (address < memory_.address || address + 2 > memory_.address + memory_.bytes)
       fail_at(place_, "operands in dynamic shared memory", "address " + std::to_string(address));
@@ -63,7 +64,8 @@ void read_left(const Product& product, int warp, float (&a)[kRows][kDepth]) {
     const SharedOperand left(product.left.descriptor, product.left.transposed, product.place);
     for (int row = 0; row < kRows; ++row) {
       for (int k = 0; k < kDepth; ++k)
-        a[row][k] = product.widen(left.at(static_cast<uint32_t>(warp % 4 * kRows + row), static_cast<uint32_t>(k)));
+        a[row][k] =
+            product.widen(left.at(static_cast<uint32_t>(warp % 4 * kRows + row), static_cast<uint32_t>(k)));
     }
     return;
   }
@@ -114,7 +116,8 @@ void deliver(WarpProducts& warp, const std::shared_ptr<Accumulator>& sums) {
     for (int i = 0; i < sums->count; ++i) {
       uint32_t bits;
       std::memcpy(&bits, sums->d[lane] + i, sizeof bits);
-      if (bits != kHidden) fail("sums left alone from a product to its wait", "others in lane " + std::to_string(lane));
+      if (bits != kHidden)
+        fail("sums left alone from a product to its wait", "others in lane " + std::to_string(lane));
       sums->d[lane][i] = sums->sums[static_cast<size_t>(lane * sums->count + i)];
     }
   }
@@ -127,14 +130,17 @@ bool unchanged_since_wait(const WarpProducts& warp, float* const (&d)[kLanes], i
   for (const auto& one : warp.delivered) {
     if (!one->is(d, count)) continue;
     for (int lane = 0; lane < kLanes; ++lane) {
-      if (std::memcmp(d[lane], &one->sums[static_cast<size_t>(lane * count)], static_cast<size_t>(count) * 4) != 0) return false;
+      if (std::memcmp(d[lane], &one->sums[static_cast<size_t>(lane * count)],
+                      static_cast<size_t>(count) * 4) != 0)
+        return false;
     }
     return true;
   }
   return false;
 }
 
-std::shared_ptr<Accumulator> accumulator_of(WarpProducts& warp, float* const (&d)[kLanes], int count, bool by_registers) {
+std::shared_ptr<Accumulator> accumulator_of(WarpProducts& warp, float* const (&d)[kLanes], int count,
+                                            bool by_registers) {
   for (const Product& product : warp.under_way)
     if (product.into->is(d, count)) return product.into;
   if (!warp.fenced && (by_registers || !unchanged_since_wait(warp, d, count)))
@@ -193,7 +199,8 @@ void wait(void* const* lanes, int) {
   const auto left = *static_cast<const uint64_t*>(lanes[0]);
   size_t end = 0;
   for (const Product& product : warp.under_way) {
-    if (product.group == 0 && left == 0) fail("close_products before the wait for all", "a product in no group");
+    if (product.group == 0 && left == 0)
+      fail("close_products before the wait for all", "a product in no group");
     if (product.group != 0 && product.group + left <= warp.groups) ++end;
   }
   compute_through(warp, end);

@@ -3,27 +3,24 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <new>
 #include <numeric>
 #include <random>
 #include <vector>
 
-#include "kernels/common/fibre.h"
-#include "kernels/common/simt_emulator.h"
+#include "kernels/common/simt_block.h"
 
 namespace earnest::simt {
 namespace {
 
-constexpr int kWarp = 32;
 constexpr int kBlocksUnderWay = 3;
 constexpr int64_t kMostIdlePauses =
-    1'000'000;  // without anything else happening: nobody will end the waiting
+    1'000'000;                             // without anything else happening: nobody will end the waiting
 constexpr int64_t kManyIdlePauses = 1000;  // what goes on beside the threads may be what ends the waiting
+constexpr uint64_t kMostStepsBehind = 4096;
+constexpr int kDrawsPastIt = 8;
 constexpr size_t kMostThreads = 1024;
 constexpr unsigned kMostBlocksOfCluster = 8;
 constexpr size_t kMostSharedBytes = 227 * 1024;  // of a block on an H100 or H200
-constexpr size_t kDynamicAlignment = 1024;
 
 std::atomic<uint64_t> launches{0};
 std::atomic<uint64_t> seed{[] {
@@ -39,91 +36,6 @@ dim3 index_of(uint64_t i, const dim3& size) {
   return {static_cast<unsigned>(i % size.x), static_cast<unsigned>(i / size.x % size.y),
           static_cast<unsigned>(i / size.x / size.y)};
 }
-
-// Bytes that AddressSanitizer can watch the ends of.
-class SharedMemory {
- public:
-  SharedMemory(const void* site, size_t bytes, size_t alignment)
-      : site_(site), bytes_(bytes), alignment_(alignment) {
-    data_ = static_cast<char*>(::operator new(bytes, std::align_val_t(alignment)));
-    std::memset(data_, 0xff, bytes);
-  }
-  ~SharedMemory() { ::operator delete(data_, std::align_val_t(alignment_)); }
-  SharedMemory(const SharedMemory&) = delete;
-  SharedMemory& operator=(const SharedMemory&) = delete;
-
-  const void* site() const { return site_; }
-  size_t bytes() const { return bytes_; }
-  char* data() const { return data_; }
-  bool holds(const void* address, size_t bytes) const {
-    const char* begin = static_cast<const char*>(address);
-    return begin >= data_ && begin + bytes <= data_ + bytes_;
-  }
-
- private:
-  const void* site_;
-  size_t bytes_, alignment_;
-  char* data_;
-};
-
-enum class State { kRunnable, kAtBlock, kAtWarp, kAtCluster, kAsleep, kEnded };
-
-struct Copy {
-  void* to;
-  const void* from;
-  size_t bytes, total;  // the rest of total is filled with zeros
-};
-
-struct Block;
-
-// Stacks of launches that are over serve the next ones.
-thread_local std::vector<std::unique_ptr<FibreStack>> idle_stacks;
-
-std::unique_ptr<FibreStack> take_stack() {
-  if (idle_stacks.empty()) return std::make_unique<FibreStack>();
-  std::unique_ptr<FibreStack> stack = std::move(idle_stacks.back());
-  idle_stacks.pop_back();
-  return stack;
-}
-
-struct Thread {
-  Thread() = default;
-  ~Thread() { idle_stacks.push_back(std::move(stack)); }
-  Thread(const Thread&) = delete;
-  Thread& operator=(const Thread&) = delete;
-
-  Fibre fibre;
-  std::unique_ptr<FibreStack> stack = take_stack();
-  emulator::Place place;
-  Block* block = nullptr;
-  int number = 0;  // in the block
-
-  State state = State::kRunnable;
-  const char* meeting = nullptr;  // what it waits at: its name, line, mask
-  emulator::Site site;
-  uint32_t mask = 0;
-  void* payload = nullptr;
-  const void* key = nullptr;  // what it sleeps for
-  std::vector<Copy> copies;          // of groups that are committed, then of the one that is not
-  std::vector<size_t> group_ends{};  // in copies
-};
-
-// Blocks that run side by side; null those that have ended.
-struct Cluster {
-  std::vector<Block*> blocks;
-  int alive = 0, here = 0;  // threads, and those that stand at the cluster's meeting
-};
-
-struct Block {
-  uint64_t number = 0;  // in the launch, from 1
-  int rank = 0;         // in the cluster
-  std::shared_ptr<Cluster> cluster;
-  std::vector<std::unique_ptr<Thread>> threads;
-  std::vector<std::unique_ptr<SharedMemory>> shared;
-  std::unique_ptr<SharedMemory> dynamic;
-  int alive = 0, runnable = 0, at_block = 0;
-  int elsewhere = 0;  // threads that wait for what may happen outside of the block
-};
 
 std::string line_of(const Thread& thread) {
   const std::string file = thread.site.file_name();
@@ -180,6 +92,7 @@ class Launch {
 
  private:
   void begin(uint64_t block_index, const std::shared_ptr<Cluster>& cluster);
+  size_t choose();
   void step(size_t choice);
   void end(Block* block);
   bool happen(bool nobody_goes_on) {
@@ -192,9 +105,10 @@ class Launch {
   void explain_stall(const Block& block);
   void explain_sleep();
   void report(const emulator::Place& place, const std::string& expected, const std::string& got) {
-    failure_ = Status(StatusCode::kInternal,
-                      "[" + std::string(grid_.label.op) + "] kernel " + grid_.label.kernel + ", block " +
-                          text_of(place.block) + ", thread " + text_of(place.thread) + ": expected " + expected + ", got " + got);
+    failure_ =
+        Status(StatusCode::kInternal, "[" + std::string(grid_.label.op) + "] kernel " + grid_.label.kernel +
+                                          ", block " + text_of(place.block) + ", thread " +
+                                          text_of(place.thread) + ": expected " + expected + ", got " + got);
   }
   static void body(void* launch) {
     auto* self = static_cast<Launch*>(launch);
@@ -214,7 +128,8 @@ class Launch {
   Thread* current_ = nullptr;
   int64_t idle_pauses_ = 0;
   uint64_t blocks_begun_ = 0;
-  uint32_t address_;  // where dynamic shared memory begins, as the GPU counts
+  uint64_t left_behind_ = 0, left_behind_steps_ = 0;  // a warp, and for how long
+  uint32_t address_;                                  // where dynamic shared memory begins, as the GPU counts
   std::unique_ptr<emulator::Beside> beside_;
   Status failure_;
 };
@@ -252,6 +167,21 @@ void Launch::begin(uint64_t block_index, const std::shared_ptr<Cluster>& cluster
   under_way_.push_back(std::move(block));
 }
 
+// For a while some warp falls behind all others, then another one.
+size_t Launch::choose() {
+  size_t choice = draw_() % runnable_.size();
+  if (left_behind_steps_-- == 0) {
+    left_behind_ = runnable_[choice]->block->number * kMostThreads + runnable_[choice]->number / kWarp;
+    left_behind_steps_ = draw_() % kMostStepsBehind;
+  }
+  const auto is_left_behind = [&] {
+    const Thread& one = *runnable_[choice];
+    return one.block->number * kMostThreads + one.number / kWarp == left_behind_;
+  };
+  for (int i = 0; i < kDrawsPastIt && is_left_behind(); ++i) choice = draw_() % runnable_.size();
+  return choice;
+}
+
 // One thread goes on, until it must wait.
 void Launch::step(size_t choice) {
   Thread* thread = current_ = runnable_[choice];
@@ -272,8 +202,8 @@ void Launch::step(size_t choice) {
 
 void Launch::end(Block* block) {
   block->cluster->blocks[static_cast<size_t>(block->rank)] = nullptr;
-  const auto place = std::find_if(under_way_.begin(), under_way_.end(),
-                                  [&](const auto& one) { return one.get() == block; });
+  const auto place =
+      std::find_if(under_way_.begin(), under_way_.end(), [&](const auto& one) { return one.get() == block; });
   resting_.push_back(std::move(*place));
   under_way_.erase(place);
   try {
@@ -302,7 +232,7 @@ Status Launch::run() {
       if (!under_way_.empty()) explain_sleep();
       break;
     }
-    step(draw_() % runnable_.size());
+    step(choose());
     if (idle_pauses_ > kMostIdlePauses)
       report(current_->place, "an end of waiting for other blocks",
              "none after " + std::to_string(idle_pauses_) + " looks");
@@ -422,9 +352,7 @@ namespace emulator {
 
 const Place& here() { return active->current().place; }
 
-void fail(const std::string& expected, const std::string& got) {
-  active->fail(here(), expected, got);
-}
+void fail(const std::string& expected, const std::string& got) { active->fail(here(), expected, got); }
 void fail_at(const Place& place, const std::string& expected, const std::string& got) {
   active->fail(place, expected, got);
 }

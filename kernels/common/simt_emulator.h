@@ -84,8 +84,8 @@ uint64_t draw();      // what decides orders
 int cluster_rank();
 int cluster_size();
 struct BlockMemory {
-  uint64_t block;    // a number of its own in the launch; 0: the block has ended
-  char* data;        // dynamic shared memory
+  uint64_t block;  // a number of its own in the launch; 0: the block has ended
+  char* data;      // dynamic shared memory
   size_t bytes;
   uint32_t address;  // of its first byte, as the GPU counts: a multiple of 16, no more is promised
 };

@@ -93,8 +93,8 @@ __device__ inline void load_operand(int64_t row, int64_t k, const Load& load) {
 }
 
 template <typename Job>
-__device__ inline void bring_operands(const hopper::TensorMap& left, const hopper::TensorMap& right, const Walk& walk,
-                                      unsigned char* stages, Barriers* barriers) {
+__device__ inline void bring_operands(const hopper::TensorMap& left, const hopper::TensorMap& right,
+                                      const Walk& walk, unsigned char* stages, Barriers* barriers) {
   const int rank = hopper::cluster_rank();
   Turn turn;
   walk_tiles(

@@ -134,8 +134,7 @@ __global__ void multiply(const TensorMap left, const TensorMap right, const BFlo
   hopper::close_products();
   hopper::wait_products<0>();
   for (int j = 0; j < kColumns / 8; ++j)
-    for (int i = 0; i < 4; ++i)
-      d[(row + i / 2 * 8) * kColumns + 8 * j + lane % 4 * 2 + i % 2] = sums[j][i];
+    for (int i = 0; i < 4; ++i) d[(row + i / 2 * 8) * kColumns + 8 * j + lane % 4 * 2 + i % 2] = sums[j][i];
 }
 
 std::vector<BFloat16> transposed(const std::vector<BFloat16>& x, size_t width) {
@@ -321,8 +320,9 @@ TEST(a_box_for_a_cluster_reaches_both_and_counts_at_both) {
     CHECK(status.ok());
     if (!status.ok()) std::printf("  %s\n", status.message().c_str());
     for (size_t half = 0; half < 2; ++half) {
-      CHECK(message(bring_one, 1, 32, shared_for(1), map_of(x, 64), 0, static_cast<int>(64 * half), one.data())
-                .empty());
+      CHECK(
+          message(bring_one, 1, 32, shared_for(1), map_of(x, 64), 0, static_cast<int>(64 * half), one.data())
+              .empty());
       for (size_t block = 0; block < 2; ++block)
         CHECK(std::equal(one.begin(), one.end(), out.begin() + (2 * block + half) * kBoxBytes / 2));
     }
@@ -367,7 +367,8 @@ TEST(mistakes_are_named) {
 TEST(phases_end_by_the_rules) {
   CHECK(message(wait_for_nobody, 1, 32, 2048, 1).empty());  // the phase before the first has ended
   CHECK(says(message(wait_for_nobody, 1, 32, 2048, 0), "phase 0 with 2 of 3 arrivals and 0 bytes to come"));
-  CHECK(says(message(wait_for_nobody, 1, 32, 2048, 0), "an end of waiting at wait(0) (test_hopper_emulator.cu:"));
+  CHECK(says(message(wait_for_nobody, 1, 32, 2048, 0),
+             "an end of waiting at wait(0) (test_hopper_emulator.cu:"));
   for (const int phases : {1, 2, 3}) {
     int seen = 0;
     const std::string text = message(ask_for_an_older_phase, 1, 1, 2048, phases, &seen);
@@ -401,8 +402,8 @@ TEST(registers_are_shared_out_within_the_launch) {
 }
 
 TEST(nobody_arrives_at_a_block_that_has_ended) {
-  const Status status = simt::launch_clusters(2, {"test", "hopper"}, arrive_at_who_has_gone, dim3(2), dim3(1),
-                                              2048, nullptr);
+  const Status status =
+      simt::launch_clusters(2, {"test", "hopper"}, arrive_at_who_has_gone, dim3(2), dim3(1), 2048, nullptr);
   CHECK(says(status.message(), "a block of the cluster that has not ended"));
 }
 
