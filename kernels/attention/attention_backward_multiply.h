@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Path sm90a, backward: what a warpgroup that multiplies does with its 64 keys. Columns of its scores are
-// tokens, rows are keys. ds^T has two places: who writes the n-th has met, behind the (n - 1)-th, all who have
-// read the (n - 2)-th.
+// tokens, rows are keys. ds^T has two places: who writes the n-th has met, behind the (n - 1)-th, all who
+// have read the (n - 2)-th.
 #pragma once
 
 #include "kernels/attention/attention_backward_memory.h"
@@ -155,8 +155,7 @@ struct Hands {
 
   // Whether anything of what hides is not finite: then grad_out's is added to dv where it is seen, and both
   // operands are cleared of it.
-  __device__ void clear_tokens(const uint32_t (&weights)[kBox / 16][4], Bytes q, Bytes grad_out,
-                               int first) {
+  __device__ void clear_tokens(const uint32_t (&weights)[kBox / 16][4], Bytes q, Bytes grad_out, int first) {
     const bool found = sm80::has_unfinite<T, kDim, kMultiplying>(q, multiplying()) ||
                        sm80::has_unfinite<T, kDim, kMultiplying>(grad_out, multiplying());
     if (!hopper::meet_or(kAllMeet, kMultiplying, found)) return;
@@ -315,7 +314,8 @@ struct Hands {
     const int first = warpgroup() * kBox;
     sm80::write_sums<T, kBox, kDim, 1>(
         sums, by, through + warpgroup() * Place::kBlock, strip(), work.room - first, static_cast<T*>(to),
-        [&](int i) { return first + i < work.used; }, [&](int i) { return work.first_line + (first + i) * work.key_pitch; });
+        [&](int i) { return first + i < work.used; },
+        [&](int i) { return work.first_line + (first + i) * work.key_pitch; });
   }
 };
 
@@ -328,7 +328,8 @@ __device__ inline void multiply(const Params& p, const Gradients& g, const Backw
   load_keys<T, kDim>(p.v, work, memory.v());
   bool found = false;
   for (int block = 0; block < 2; ++block)
-    found |= sm80::has_unfinite<T, kDim, kMultiplying>(memory.k() + block * Place::kBlock, Own::multiplying());
+    found |=
+        sm80::has_unfinite<T, kDim, kMultiplying>(memory.k() + block * Place::kBlock, Own::multiplying());
   const bool keys_unfinite = hopper::meet_or(kAllMeet, kMultiplying, found && p.causal);
   Own own{p, work, memory, static_cast<float>(p.scale * kLog2E), keys_unfinite};
   own.pass_all();

@@ -101,7 +101,8 @@ inline BackwardPlan backward_plan_of(const Params& p, int64_t shared_bytes) {
   BackwardPlan plan = {};
   plan.rows = plan_of(p), plan.keys = plan_of(with_keys_as_rows(p));
   if (p.path == CudaPath::kSm90a) plan.rows.ordered = false;
-  if (p.path != CudaPath::kSm90a && p.tile_rows == 0 && shared_bytes_of(plan.rows.tile_rows, p.dim) > shared_bytes) {
+  if (p.path != CudaPath::kSm90a && p.tile_rows == 0 &&
+      shared_bytes_of(plan.rows.tile_rows, p.dim) > shared_bytes) {
     Params few = p;
     few.tile_rows = kFewTileRows;
     plan.rows = plan_of(few);

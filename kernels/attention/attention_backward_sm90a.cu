@@ -42,7 +42,8 @@ __device__ inline void bring_tokens(const hopper::TensorMap& queries, const hopp
     Barrier* const there = &memory.barriers().there[turn.stage];
     hopper::wait(&memory.barriers().read[turn.stage], turn.parity ^ 1);
     hopper::arrive_expecting(there, 2 * Place::kPasses + of_numbers);
-    hopper::load_bytes(&memory.numbers(turn.stage)[0], numbers + head * p.tokens_q + token, of_numbers, there);
+    hopper::load_bytes(&memory.numbers(turn.stage)[0], numbers + head * p.tokens_q + token, of_numbers,
+                       there);
 #pragma unroll 1
     for (int half = 0; half < Place::kHalves; ++half) {
 #pragma unroll
@@ -83,11 +84,11 @@ __device__ inline void add_sums(const Params& p, float* sums, uint32_t* turns, c
 
 template <typename T, int kDim>
 __global__ void __launch_bounds__(kBackwardThreads, 1)
-    differentiate(const __grid_constant__ hopper::TensorMap queries, const __grid_constant__ hopper::TensorMap grads,
-                  const __grid_constant__ Params p, const __grid_constant__ Gradients g,
-                  const __grid_constant__ Params keys, const __grid_constant__ Plan plan,
-                  const RowNumbers* const numbers, float* const sums, uint32_t* const ticket,
-                  const Tile* const order) {
+    differentiate(const __grid_constant__ hopper::TensorMap queries,
+                  const __grid_constant__ hopper::TensorMap grads, const __grid_constant__ Params p,
+                  const __grid_constant__ Gradients g, const __grid_constant__ Params keys,
+                  const __grid_constant__ Plan plan, const RowNumbers* const numbers, float* const sums,
+                  uint32_t* const ticket, const Tile* const order) {
   const BackwardMemory<kDim> memory;
   EARNEST_SHARED(BackwardWork, work, 1);
   if (threadIdx.x == 0) {
@@ -142,7 +143,8 @@ __global__ void __launch_bounds__(kPlain)
     const int piece = place_of_sum(token, static_cast<int>(i % kPieces));
     float x[4] = {};
     if (g.lse[row] != -INFINITY) {
-      const float4 sum = *reinterpret_cast<const float4*>(sums + (head * p.tokens_q + token) * kDim + piece * 4);
+      const float4 sum =
+          *reinterpret_cast<const float4*>(sums + (head * p.tokens_q + token) * kDim + piece * 4);
       x[0] = sum.x, x[1] = sum.y, x[2] = sum.z, x[3] = sum.w;
 #pragma unroll
       for (float& number : x) number = fabsf(number) < kLeast ? 0 : number * scale;
@@ -162,15 +164,15 @@ Status launch_blocks(const Params& p, const Gradients& g, const BackwardPlan& pl
                      float* sums, uint32_t* ticket, const Tile* order) {
   hopper::TensorMap queries, grads;
   const int64_t width = p.heads * kDim, tokens = std::max<int64_t>(p.tokens_q, 1);
-  const void *q = p.tokens_q > 0 ? p.q : p.k, *grad_out = p.tokens_q > 0 ? g.grad_out : p.k;  // nobody reads it
-  if (Status status = hopper::tensor_map(kOp, q, width, tokens, width, &queries); !status.ok())
-    return status;
+  const void *q = p.tokens_q > 0 ? p.q : p.k,
+             *grad_out = p.tokens_q > 0 ? g.grad_out : p.k;  // nobody reads it
+  if (Status status = hopper::tensor_map(kOp, q, width, tokens, width, &queries); !status.ok()) return status;
   if (Status status = hopper::tensor_map(kOp, grad_out, width, tokens, width, &grads); !status.ok())
     return status;
   return simt::launch({kOp, "differentiate"}, differentiate<T, kDim>,
                       dim3(static_cast<unsigned>(plan.keys.slots * p.kv_heads)), dim3(kBackwardThreads),
-                      BackwardMemory<kDim>::kBytes, p.stream, queries, grads, p, g, with_keys_as_rows(p), plan.keys,
-                      numbers, sums, ticket, order);
+                      BackwardMemory<kDim>::kBytes, p.stream, queries, grads, p, g, with_keys_as_rows(p),
+                      plan.keys, numbers, sums, ticket, order);
 }
 
 template <typename T, int kDim>

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// How the backward pass of path sm90a cuts its work, in which order tiles of keys add to a row's gradient, and
-// how its workspace is laid out: pure functions, beside those of attention_backward_plan.h.
+// How the backward pass of path sm90a cuts its work, in which order tiles of keys add to a row's gradient,
+// and how its workspace is laid out: pure functions, beside those of attention_backward_plan.h.
 //
 // A block has a tile of kTileRows keys of one key head; the rows that see it pass by, one query head of the
 // group after another, tiles of tile_tokens(dim) tokens counted from the sequence's first, the last ones
-// first. What a tile of keys gives to the gradient of a tile of tokens it adds in its turn: the turn of tile j
-// is the j-th.
+// first. What a tile of keys gives to the gradient of a tile of tokens it adds in its turn: the turn of tile
+// j is the j-th.
 //
 // Nobody waits for ever: (1) blocks take tickets, and of a sequence and key head the tickets of first keys
 // come first, listed or not; (2) who sees tile j sees tile j - 1 too, which therefore passes every turn that
@@ -77,7 +77,7 @@ EARNEST_HOST_DEVICE constexpr int place_of_sum(int64_t token, int piece) {
 
 struct TurnPlan {
   size_t sums, ticket, bytes;  // where each begins, turns right behind the ticket, and the end
-  int64_t counts;                     // the ticket and all turns
+  int64_t counts;              // the ticket and all turns
 };
 inline TurnPlan turn_plan_of(const Params& p, size_t begin) {
   TurnPlan plan;

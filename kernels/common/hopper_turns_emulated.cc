@@ -11,7 +11,8 @@ namespace {
 BlockMemory own_memory() { return memory_of(cluster_rank()); }
 
 void check_bytes(const void* to, const void* from, int bytes) {
-  const bool aligned = reinterpret_cast<uintptr_t>(to) % 16 == 0 && reinterpret_cast<uintptr_t>(from) % 16 == 0;
+  const bool aligned =
+      reinterpret_cast<uintptr_t>(to) % 16 == 0 && reinterpret_cast<uintptr_t>(from) % 16 == 0;
   if (!aligned || bytes <= 0 || bytes % 16 != 0)
     fail("a multiple of 16 bytes, on 16", std::to_string(bytes) + (aligned ? "" : ", elsewhere"));
 }
