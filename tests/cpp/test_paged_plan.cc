@@ -92,8 +92,8 @@ TEST(sizes_beyond_two_to_the_31_are_counted) {
   CHECK(part_rows(p.sequences, pieces_of(int64_t{1} << 20), 1, 40) == rows);
   CHECK(part_row((1 << 16) - 1, 2047, 0, 39, 2048, 1, 40) == rows - 1);
   CHECK(workspace_size(p) == static_cast<size_t>(rows) * 130 * 4 + 2 * kAlignment);
-  p.queries = int64_t{1} << 61;  // refused, and nothing is asked for
+  p.most_queries = int64_t{1} << 61;  // refused, and nothing is asked for
   CHECK(workspace_size(p) == 0);
-  p.queries = 1, p.device = earnest::Device::kCpu;
+  p.most_queries = 1, p.device = earnest::Device::kCpu;
   CHECK(workspace_size(p) == 0);
 }
