@@ -24,6 +24,7 @@ inline void wait_turn(const uint32_t* turns, uint32_t turn) {
   while (simt::load_acquire(turns) < turn) simt::pause();
 }
 inline void pass_turn(uint32_t* turns) {
+  simt::emulator::check_written();
   __threadfence();
   atomicAdd(turns, 1u);
 }

@@ -87,4 +87,8 @@ void wait_for_copies_out(bool written) {
   if (written) copies.clear();
 }
 
+void check_written() {
+  if (!own_copies().empty()) fail("wait_written before a turn is passed", "copies on their way");
+}
+
 }  // namespace earnest::simt::emulator
