@@ -92,12 +92,12 @@ struct CaseOf {
     p.device = device;
     out.assign(q.size(), Number{0xffff});
     lse.assign(static_cast<size_t>(p.tokens * p.heads), std::nanf(""));
-    std::vector<unsigned char> workspace(paged::workspace_size(p), 0xff);
     Lent lent(device);
+    p.cu_seqlens_q = with_bounds ? lent.in(cu_seqlens.data(), cu_seqlens.size()) : nullptr;
+    std::vector<unsigned char> workspace(paged::workspace_size(p), 0xff);
     p.q = lent.in(q.data(), q.size()), p.k = lent.in(k.data(), k.size()), p.v = lent.in(v.data(), v.size());
     p.k_scale = lent.in(k_scale.data(), k_scale.size()), p.v_scale = lent.in(v_scale.data(), v_scale.size());
     p.page_table = lent.in(table.data(), table.size()), p.lengths = lent.in(lengths.data(), lengths.size());
-    p.cu_seqlens_q = with_bounds ? lent.in(cu_seqlens.data(), cu_seqlens.size()) : nullptr;
     p.fault = lent.fault();
     const paged::Output output{lent.out(out.data(), out.size()), lent.out(lse.data(), lse.size())};
     const Status status = paged::run(p, output, lent.out(workspace.data(), workspace.size()));
