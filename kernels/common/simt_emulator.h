@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Runs a grid of threads on one thread of the CPU, so that a kernel's logic can be tested without a GPU, with
 // its mistakes found. Each thread is a fibre that runs until it must wait. A few blocks are under way at a
-// time, begun in shuffled order, and who goes on next is drawn: nothing may rely on an order. What on a GPU
-// would hang, race or be undefined ends the launch with a status that names kernel, block and thread.
+// time, begun in shuffled order, and who goes on next is drawn, with some warp left behind for a while:
+// nothing may rely on an order. What on a GPU would hang, race or be undefined ends the launch with a status
+// that names kernel, block and thread.
 //
 // simt_builtins.h gives all this CUDA's names.
 #pragma once
