@@ -30,7 +30,7 @@ struct Box {
   size_t to, barrier;  // offsets in the memory
   Matrix matrix;
   int inner, outer;
-  Place place;  // who asked for it
+  Place place;                 // who asked for it
   const char* from = nullptr;  // not of the matrix, but so many bytes in order of addresses
   size_t bytes = 0;
 };
@@ -78,8 +78,8 @@ struct BlockState {
   std::vector<char> proxy;                  // what TMA and products see of shared memory
   std::map<size_t, PhaseBarrier> barriers;  // by offset in shared memory
   BlockBarrier meetings[16];
-  std::map<int, WarpProducts> products;  // by warp
-  std::map<int, int> registers;          // by warp
+  std::map<int, WarpProducts> products;         // by warp
+  std::map<int, int> registers;                 // by warp
   std::map<int, std::vector<Leaving>> leaving;  // by thread
 };
 
