@@ -89,8 +89,8 @@ class Place {
 class Workspace {
  public:
   // From here on straight from the system: malloc keeps what it got back once, and the scratch memory of a
-  // forward pass would lie beside that of its backward pass. Calls that need so much last long enough for the
-  // pages to be made each time (some 0.1 ms a MiB).
+  // forward pass would lie beside that of its backward pass. Its pages are made anew in each call: so not for
+  // little memory, whose calls are short.
   static constexpr size_t kFromSystem = size_t{12} << 20;
 
   Workspace(const Place& place, size_t bytes) : bytes_(bytes) {
