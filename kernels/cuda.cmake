@@ -52,7 +52,7 @@ endif()
 
 # CUDA sources as C++ for the emulator.
 function(earnest_emulate)
-  set_source_files_properties(${ARGN} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++;-Wno-unknown-pragmas"
+  set_source_files_properties(${ARGN} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++;-Wno-unknown-pragmas;-ffp-contract=off"
                               COMPILE_DEFINITIONS EARNEST_EMULATED)
 endfunction()
 
@@ -71,6 +71,11 @@ function(earnest_add_kernels suffix architectures)
     target_sources(earnest_kernels PRIVATE ${files})
     return()
   endif()
+  foreach(file IN LISTS files)
+    if(file MATCHES "/sampling/")  # whose bits are the CPU's
+      set_source_files_properties(${file} PROPERTIES COMPILE_OPTIONS -fmad=false)
+    endif()
+  endforeach()
   set(name earnest_kernels${suffix})
   add_library(${name} OBJECT ${files})
   set_target_properties(${name} PROPERTIES CUDA_ARCHITECTURES "${architectures}")

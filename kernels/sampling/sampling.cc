@@ -27,12 +27,13 @@ Status choose(int64_t count, TierKernels* kernels) {
 Status find_largest(const TierKernels& kernels, const double* logits, int64_t count, double* most) {
   *most = kernels.largest(logits, count);
   if (std::isfinite(*most)) return {};
-  const bool none = std::isinf(*most) && *most < 0;
-  return invalid_argument("generate", "logits", none ? "a token that may be drawn" : "finite numbers",
-                          none ? "none" : "NaN or infinity");
+  return std::isinf(*most) && *most < 0 ? none_to_draw() : not_finite();
 }
 
 }  // namespace
+
+Status none_to_draw() { return invalid_argument("generate", "logits", "a token that may be drawn", "none"); }
+Status not_finite() { return invalid_argument("generate", "logits", "finite numbers", "NaN or infinity"); }
 
 Status run(const Weigh& job) {
   if (!(job.temperature > 0 && std::isfinite(job.temperature))) {

@@ -29,6 +29,8 @@ struct Weigh {
 
 // An error, and the logits as they were, where one is NaN or +inf or all are -inf.
 Status run(const Weigh& job);
+Status none_to_draw();
+Status not_finite();  // what it says then
 
 // The first of the largest logits [count]; errors as of run.
 Status likeliest(const double* logits, int64_t count, int64_t* index);

@@ -2,49 +2,13 @@
 // The loops, written once, plainly enough for the compiler to put them into vectors; each tier compiles them
 // with its own instructions, without fusing products and sums (CMakeLists.txt), so that all give the same
 // bits.
-#include <cstring>
-
+#include "kernels/sampling/exponential.h"
 #include "kernels/sampling/sampling_tier.h"
 
 namespace earnest::sampling::EARNEST_TIER {
 namespace {
 
 constexpr int64_t kLanes = 8;  // partial sums and maxima; kBlock is a multiple
-constexpr double kLowest = -700;
-
-// exp(x) of x <= 0: x = k log 2 + r with |r| <= log(2) / 2, the series of exp(r) up to r^13 (what is left out
-// is below 5e-18), and k added to the exponent. log 2 in two parts, of which the first has 21 zeros at its
-// end, so that k times it is exact (Cody and Waite, "Software manual for the elementary functions", 1980).
-inline double exponential(double x) {
-  constexpr double kShift = 0x1.8p52;  // adding it leaves the nearest whole number in the last bits
-  constexpr double kLog2E = 0x1.71547652b82fep0;
-  constexpr double kHigh = 0x1.62e42feep-1, kLow = 0x1.a39ef35793c76p-33;
-  const double kept = x < kLowest ? kLowest : x;
-  const double shifted = kept * kLog2E + kShift;
-  const double k = shifted - kShift;
-  const double r = (kept - k * kHigh) - k * kLow;
-  double p = 1.0 / 6227020800.0;
-  p = p * r + 1.0 / 479001600.0;
-  p = p * r + 1.0 / 39916800.0;
-  p = p * r + 1.0 / 3628800.0;
-  p = p * r + 1.0 / 362880.0;
-  p = p * r + 1.0 / 40320.0;
-  p = p * r + 1.0 / 5040.0;
-  p = p * r + 1.0 / 720.0;
-  p = p * r + 1.0 / 120.0;
-  p = p * r + 1.0 / 24.0;
-  p = p * r + 1.0 / 6.0;
-  p = p * r + 0.5;
-  p = p * (r * r) + r;
-  p = p + 1.0;
-  uint64_t bits, exponent;
-  std::memcpy(&exponent, &shifted, 8);
-  std::memcpy(&bits, &p, 8);
-  bits += exponent << 52;
-  double result;
-  std::memcpy(&result, &bits, 8);
-  return x < kLowest ? 0.0 : result;
-}
 
 // A NaN fails every comparison, so that the largest would pass over it: it is looked for beside. More lanes
 // than a vector has: a comparison waits for the one before it in its lane.
