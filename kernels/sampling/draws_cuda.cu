@@ -165,18 +165,17 @@ Status draw_on_device(const Draws& job, void* workspace) {
   const DrawsWorkspace kept(job, workspace);
   const auto rows = static_cast<unsigned>(job.rows);
   const dim3 slices(static_cast<unsigned>(slices_of(job.count)), rows), threads(kSliceThreads);
-  Status status;
-  if (job.ranges > 0)
-    status = simt::launch({kOp, "suppress"}, suppress, dim3(static_cast<unsigned>(job.ranges)),
-                          dim3(kSuppressThreads), 0, job.stream, job);
-  if (status.ok())
-    status = simt::launch({kOp, "find_largest"}, find_largest, slices, threads, 0, job.stream, job, kept);
-  if (status.ok())
-    status = simt::launch({kOp, "add_blocks"}, add_blocks, slices, threads, 0, job.stream, job, kept);
-  if (status.ok())
-    status = simt::launch({kOp, "draw_tokens"}, draw_tokens, dim3(rows), dim3(kWarpSize), 0, job.stream, job,
-                          kept);
-  return status;
+  const auto put = [&](const char* name, auto kernel, dim3 grid, dim3 block, auto... arguments) {
+    return simt::launch({kOp, name}, kernel, grid, block, 0, job.stream, job, arguments...);
+  };
+  if (job.ranges > 0) {
+    const dim3 ranges(static_cast<unsigned>(job.ranges));
+    if (Status status = put("suppress", suppress, ranges, dim3(kSuppressThreads)); !status.ok())
+      return status;
+  }
+  if (Status status = put("find_largest", find_largest, slices, threads, kept); !status.ok()) return status;
+  if (Status status = put("add_blocks", add_blocks, slices, threads, kept); !status.ok()) return status;
+  return put("draw_tokens", draw_tokens, dim3(rows), dim3(kWarpSize), kept);
 }
 
 }  // namespace earnest::sampling
