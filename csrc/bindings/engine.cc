@@ -268,7 +268,8 @@ std::unique_ptr<KVCache> allocate(KVPool& pool, int64_t capacity) {
 // (cache, ids, embeddings or None, wanted) for each segment.
 using Asked = std::tuple<KVCache*, Input<int64_t, 1>, std::optional<Read>, int64_t>;
 
-void forward(LoadedModel& loaded, const std::vector<Asked>& asked, const Write& out) {
+std::vector<engine::Segment> segments_of(const LoadedModel& loaded, const std::vector<Asked>& asked,
+                                         const Write& out) {
   std::vector<engine::Segment> segments;
   int64_t wanted = 0;
   for (const auto& [cache, ids, embeddings, last] : asked) {
@@ -287,8 +288,35 @@ void forward(LoadedModel& loaded, const std::vector<Asked>& asked, const Write& 
     segments.push_back(segment);
   }
   loaded.expect_rows("out", out, wanted);
+  return segments;
+}
+
+void forward(LoadedModel& loaded, const std::vector<Asked>& asked, const Write& out) {
+  const auto segments = segments_of(loaded, asked, out);
   loaded.arena.reset();
   without_gil([&] { return loaded.model->forward(segments, out.data(), &loaded.arena); });
+}
+
+// One wanted token of each segment, and its logits.
+void decode(LoadedModel& loaded, const std::vector<Asked>& asked, const Write& out,
+            const Output<float, 2>& logits, engine::DecodeGraphs& graphs) {
+  const auto segments = segments_of(loaded, asked, out);
+  expect(logits.shape(0) == segments.size() && out.shape(0) == segments.size() &&
+             static_cast<int64_t>(logits.shape(1)) == loaded.model->config().text.vocab_size,
+         "logits", "[segments, vocab], of one wanted token each");
+  loaded.arena.reset();
+  without_gil(
+      [&] { return loaded.model->decode(segments, out.data(), logits.data(), &loaded.arena, &graphs); });
+}
+
+nb::dict counts_of(const engine::DecodeGraphs& graphs) {
+  nb::dict fields;
+  fields["recorded_graphs"] = graphs.counts().recorded;
+  fields["graph_steps"] = graphs.counts().replayed;
+  fields["plain_steps"] = graphs.counts().plain;
+  const Status& trouble = graphs.trouble();
+  fields["graph_trouble"] = trouble.ok() ? nb::none() : nb::cast(trouble.message());
+  return fields;
 }
 
 void logits(LoadedModel& loaded, const Read& hidden, const Output<float, 2>& out) {
@@ -439,6 +467,9 @@ void bind_engine(nb::module_& top) {
       .def("allocate", &allocate, "capacity"_a)
       .def_prop_ro("bytes", &KVPool::bytes)
       .def_prop_ro("free_tokens", &KVPool::free_tokens);
+  nb::class_<engine::DecodeGraphs>(module, "DecodeGraphs")
+      .def(nb::init<bool>(), "wanted"_a)
+      .def("counts", &counts_of);
   nb::class_<engine::ClipFeatures>(module, "ClipFeatures")
       .def(nb::new_(&make_features), "n_mels"_a)
       .def("push", &push, "pcm"_a.noconvert())
@@ -448,6 +479,7 @@ void bind_engine(nb::module_& top) {
       .def("hear", &hear, "mel"_a.noconvert(), "out"_a.noconvert())
       .def("pool", &make_pool, "tokens"_a)
       .def("forward", &forward, "segments"_a, "out"_a.noconvert())
+      .def("decode", &decode, "segments"_a, "out"_a.noconvert(), "logits"_a.noconvert(), "graphs"_a)
       .def("logits", &logits, "hidden"_a.noconvert(), "out"_a.noconvert())
       .def("logprob", &logprob, "hidden"_a.noconvert(), "targets"_a.noconvert(), "temperature"_a,
            "logp"_a.noconvert(), "entropy"_a.noconvert())
