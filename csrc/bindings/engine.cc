@@ -20,7 +20,6 @@
 #include "csrc/engine/model.h"
 #include "csrc/engine/quantization.h"
 #include "csrc/engine/safetensors.h"
-#include "kernels/common/cuda.h"
 
 namespace earnest::bindings {
 namespace {
@@ -158,22 +157,17 @@ std::unique_ptr<LoadedModel> load(const std::string& folder, const std::string& 
   auto loaded = std::make_unique<LoadedModel>();
   const Precision chosen = precision_named(precision);
   const Quantization weights = quantization_named(quantization);
-  expect(device == "cpu" || device == "cuda", "device", "cpu or cuda");
-  const Device place = device == "cuda" ? Device::kCuda : Device::kCpu;
+  engine::Place place;
+  raise_if_error(engine::read_place(device, &place));
   without_gil([&] { return engine::Model::load(folder, chosen, &loaded->model, weights, place); });
   return loaded;
 }
 
-// Where an array lies, for the engine; in words.
+// Where an array lies, for the engine.
 template <typename Array>
-Device device_of(const Array& array) {
-  return array.device_type() == nb::device::cuda::value || emulating_cuda() ? Device::kCuda : Device::kCpu;
-}
-template <typename Array>
-std::string place_of(const Array& array) {
-  if (array.device_type() == nb::device::cpu::value) return "cpu";
-  return (array.device_type() == nb::device::cuda::value ? "cuda:" : "another device:") +
-         std::to_string(array.device_id());
+engine::Place engine_place_of(const Array& array) {
+  const bool on_gpu = array.device_type() == nb::device::cuda::value;
+  return {device_of(array.device_type()), on_gpu ? array.device_id() : 0};
 }
 
 bool is_contiguous(const ReadAnywhere& array) {
@@ -185,17 +179,13 @@ bool is_contiguous(const ReadAnywhere& array) {
   return true;
 }
 
-// A trainer's tensor, as it lies there: in the host's memory, or on the GPU that is current.
+// A trainer's tensor, as it lies there: in the host's memory, or on a GPU.
 engine::TensorView view_of(const std::string& name, const ReadAnywhere& array) {
   const auto wrong = [&](const std::string& expected, const std::string& got) {
     raise_if_error(invalid_argument("engine", name, expected, got));
   };
   if (array.device_type() == nb::device::cuda::value) {
     raise_if_error(check_cuda_build("engine"));
-    cuda::Properties current;
-    raise_if_error(cuda::properties("engine", &current));
-    if (array.device_id() != current.index)
-      wrong("a tensor on cuda:" + std::to_string(current.index) + ", which is current", place_of(array));
   } else if (array.device_type() != nb::device::cpu::value) {
     wrong("a tensor on cpu or cuda", place_of(array));
   }
@@ -204,7 +194,7 @@ engine::TensorView view_of(const std::string& name, const ReadAnywhere& array) {
   if (!is_contiguous(array)) wrong("a contiguous tensor, which is read where it lies", "a strided one");
   engine::TensorView view;
   view.type = *type;
-  view.device = device_of(array);
+  view.device = device_of(array.device_type());
   for (size_t axis = 0; axis < array.ndim(); ++axis)
     view.shape.push_back(static_cast<int64_t>(array.shape(axis)));
   view.data = array.data();
@@ -219,13 +209,13 @@ std::unique_ptr<LoadedModel> from_memory(const std::string& config, const nb::di
   const Quantization weights = quantization_named(quantization);
   const engine::Config parsed = parse_config(config);
   engine::Tensors views;
-  Device device = Device::kCpu;
+  engine::Place place;
   for (const auto& [key, value] : tensors) {
     const auto name = nb::cast<std::string>(key);
     const auto array = nb::cast<ReadAnywhere>(value, false);
     engine::TensorView view = view_of(name, array);
-    if (loaded->kept.empty()) device = view.device;
-    if (view.device != device) {
+    if (loaded->kept.empty()) place = engine_place_of(array);
+    if (engine_place_of(array) != place) {
       raise_if_error(invalid_argument("engine", name,
                                       "a tensor on " + place_of(loaded->kept[0]) + " as the first",
                                       "one on " + place_of(array)));
@@ -234,7 +224,7 @@ std::unique_ptr<LoadedModel> from_memory(const std::string& config, const nb::di
     loaded->kept.push_back(array);
   }
   without_gil([&] {
-    return engine::Model::create(parsed, std::move(views), chosen, &loaded->model, weights, device);
+    return engine::Model::create(parsed, std::move(views), chosen, &loaded->model, weights, place);
   });
   return loaded;
 }
@@ -255,7 +245,7 @@ void hear(LoadedModel& loaded, const Input<float, 2>& mel, const Write& out) {
 std::shared_ptr<KVPool> make_pool(const LoadedModel& loaded, int64_t tokens) {
   std::shared_ptr<KVPool> pool;
   const engine::Model& model = *loaded.model;
-  raise_if_error(KVPool::create(model.config().text, model.precision(), tokens, &pool, model.device()));
+  raise_if_error(KVPool::create(model.config().text, model.precision(), tokens, &pool, model.place()));
   return pool;
 }
 
@@ -348,8 +338,8 @@ std::shared_ptr<KVPool> pool_over(const LoadedModel& loaded, const std::vector<W
   std::vector<void*> memory[2];
   for (const auto& [arrays, kept] : {std::pair(&keys, &memory[0]), std::pair(&values, &memory[1])}) {
     for (const WriteAnywhere& array : *arrays) {
-      expect(device_of(array) == loaded.model->device(), "keys",
-             std::string("memory on ") + name_of(loaded.model->device()));
+      expect(engine_place_of(array) == loaded.model->place(), "keys",
+             "memory on " + engine::name_of(loaded.model->place()));
       expect(array.ndim() == 3 && static_cast<int64_t>(array.shape(0)) == tokens &&
                  static_cast<int64_t>(array.shape(1)) == text.num_key_value_heads &&
                  static_cast<int64_t>(array.shape(2)) == text.head_dim() &&
@@ -360,7 +350,7 @@ std::shared_ptr<KVPool> pool_over(const LoadedModel& loaded, const std::vector<W
   }
   std::shared_ptr<KVPool> pool;
   const engine::Model& model = *loaded.model;
-  raise_if_error(KVPool::over(text, model.precision(), tokens, memory[0], memory[1], &pool, model.device()));
+  raise_if_error(KVPool::over(text, model.precision(), tokens, memory[0], memory[1], &pool, model.place()));
   return pool;
 }
 

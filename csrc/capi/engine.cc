@@ -25,14 +25,14 @@ Outcome check_graphs(const earnest_engine_params& params, Device of_model) {
   return failure(EARNEST_UNSUPPORTED, kOp, "reserved", "0", std::to_string(params.reserved));
 }
 
-Outcome check(const earnest_engine_params& params, Device of_model) {
-  Device device = of_model;
-  if (params.device) EARNEST_RETURN_IF_FAILED(read_device(params.device, &device));
-  if (device != of_model) {
-    return failure(EARNEST_UNSUPPORTED, kOp, "device",
-                   name_of(of_model) + std::string(" (where the model is)"), params.device);
+Outcome check(const earnest_engine_params& params, const engine::Place& of_model) {
+  engine::Place place = of_model;
+  if (params.device) EARNEST_RETURN_IF_FAILED(read_device(params.device, &place));
+  if (place != of_model) {
+    return failure(EARNEST_UNSUPPORTED, kOp, "device", engine::name_of(of_model) + " (where the model is)",
+                   params.device);
   }
-  EARNEST_RETURN_IF_FAILED(check_graphs(params, of_model));
+  EARNEST_RETURN_IF_FAILED(check_graphs(params, of_model.device));
   if (params.threads > kMostThreads) {
     return invalid(kOp, "threads", "at most " + std::to_string(kMostThreads), std::to_string(params.threads));
   }
@@ -66,7 +66,7 @@ earnest_status earnest_engine_create(earnest_model* model, const earnest_engine_
     EARNEST_RETURN_IF_FAILED(required(kOp, "model", model));
     earnest_engine_params chosen{};
     EARNEST_RETURN_IF_FAILED(read_params(kOp, params, &chosen));
-    EARNEST_RETURN_IF_FAILED(check(chosen, model->loaded->model().device()));
+    EARNEST_RETURN_IF_FAILED(check(chosen, model->loaded->model().place()));
     auto handle = std::make_unique<earnest_engine>();
     handle->model_name = model->name;
     EARNEST_RETURN_IF_FAILED(

@@ -128,8 +128,9 @@ typedef struct earnest_model_params {
   earnest_weights weights;
   earnest_progress_callback progress; /* or NULL */
   void* progress_user_data;
-  const char* device; /* where its weights lie and computing is done: NULL or "cpu"; "cuda" where the build
-                         has it and a GPU is there, for all weights but float32 and heads of 64 or 128 */
+  const char* device; /* where its weights lie and computing is done: NULL or "cpu"; "cuda" (the first GPU) or
+                         "cuda:1" and so on where the build has it and that GPU is there, for all weights but
+                         float32 and heads of 64 or 128. No call changes which GPU is its thread's. */
 } earnest_model_params;
 
 /* This and its like below fill a struct with the defaults, and its struct_size with the one given:

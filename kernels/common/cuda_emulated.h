@@ -3,12 +3,24 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 namespace earnest::cuda::emulated {
 
 // How much memory the device has from now on, what is taken already included. At first more than any host's.
 void set_memory(size_t bytes);
 size_t memory_taken();
+
+// How many devices there are, at first 1: each with memory of its own of which set_memory and memory_taken
+// speak together. What a GPU would do elsewhere than meant, or refuse, is an error here: work on a stream, a
+// graph or (but by kernels, whose arguments nobody can look into) memory of a device that is not current.
+void set_devices(int count);
+// What one of them has been given: work, questions included, and memory that is still taken.
+struct Given {
+  int64_t work = 0;
+  size_t bytes = 0;
+};
+Given given(int device);
 
 // The allocation after so many more fails, once; -1: none does.
 void fail_allocation_after(int count);

@@ -328,7 +328,7 @@ def test_what_cannot_be_is_refused(engine, folder, tmp_path):
             session.add_audio(tone(0.1), rate)
     with pytest.raises(ValueError, match="expected"):
         Engine(tmp_path)
-    with pytest.raises(ValueError, match=r"^\[engine\] device: expected cpu or cuda, got tpu$"):
+    with pytest.raises(ValueError, match=r"^\[engine\] device: expected cpu, cuda or cuda:N, got tpu$"):
         Engine(folder, device="tpu")
     with pytest.raises(ValueError, match=r"^\[(engine|load)\] .*: expected .*, got (cuda|none|\d+|float32)"):
         Engine(folder, device="cuda")  # no GPU, or heads that it does not take

@@ -39,15 +39,16 @@ class Stats(TypedDict):
 class Engine:
     """A model in memory and the memory for dialogues over it. May be used from any thread.
 
-    path: a folder in the published format. device: "cpu", or "cuda" where the build has it and a GPU is there
-    (all weights but float32; heads of 64 or 128). threads: for computing, of the whole process (None: as they
-    are, at first all cores). weights: "as-stored", "float32", "bfloat16", "int8" or "int4".
+    path: a folder in the published format. device: "cpu", or "cuda" (the first GPU), "cuda:1" and so on where
+    the build has it and that GPU is there (all weights but float32; heads of 64 or 128). threads: for
+    computing, of the whole process (None: as they are, at first all cores). weights: "as-stored", "float32",
+    "bfloat16", "int8" or "int4".
     kv_bytes: memory for keys and values (None: room for 4 full contexts, or a quarter of the machine's; on a
     GPU taken at once, at most half of what is free there).
     max_generations, max_waiting: answers that run side by side (64), and that may wait beside them (256).
     prefill_tokens: of prompts that are read between two steps of the answers beside (256).
-    cuda_graphs: whether steps in which every answer says a token are recorded once and replayed, with the same
-    bits (None: on a GPU that can record; True is refused on the CPU). `stats` says what became of it.
+    cuda_graphs: whether steps in which every answer says a token are recorded once and replayed, with the
+    same bits (None: on a GPU that can record; True is refused on the CPU). `stats` says what became of it.
 
     Raises ValueError for a folder that holds no model it can run, MemoryError where memory runs out.
     """
