@@ -17,7 +17,9 @@ constexpr std::string_view kCuda = "cuda", kNumbered = "cuda:";
 }  // namespace
 
 std::string name_of(const Place& place) {
-  return earnest::name_of(place.device) + (place.gpu == 0 ? "" : ":" + std::to_string(place.gpu));
+  std::string name = earnest::name_of(place.device);
+  if (place.gpu != 0) name.append(":").append(std::to_string(place.gpu));
+  return name;
 }
 
 Status read_place(const std::string& name, Place* place) {
@@ -42,10 +44,10 @@ Status check_place(const Place& place) {
   int count = 0;
   EARNEST_RETURN_IF_ERROR(cuda::device_count(kOp, &count));
   if (place.gpu < 0 || place.gpu >= count) {
-    const std::string there = count == 1 ? "cuda:0 (there is 1 GPU)"
-                                         : "cuda:0 to cuda:" + std::to_string(count - 1) + " (there are " +
-                                               std::to_string(count) + " GPUs)";
-    return unsupported(kOp, "device", there, "cuda:" + std::to_string(place.gpu));
+    std::string there = "cuda:0";
+    if (count > 1) there.append(" to cuda:").append(std::to_string(count - 1));
+    there.append(count == 1 ? " (there is 1 GPU)" : " (there are " + std::to_string(count) + " GPUs)");
+    return unsupported(kOp, "device", there, std::string(kNumbered).append(std::to_string(place.gpu)));
   }
   const CurrentPlace current(place);
   EARNEST_RETURN_IF_ERROR(current.status());

@@ -35,6 +35,7 @@ struct Memory {
   size_t taken = 0, most = SIZE_MAX;
   int fails_after = -1;
 };
+std::atomic<int> graph_fails_after = -1, copy_is_spoiled_after = -1;
 Memory& memory_of_device() {
   static Memory one;
   return one;
@@ -65,14 +66,18 @@ Status check_current(const char* op, const char* what, int device) {
                                      std::to_string(current) + ", which is current, got one of device " +
                                      std::to_string(device)};
 }
-Status check_memory(const char* op, const void* address) {
+bool is_on_device(const void* address, int* device) {
   Memory& memory = memory_of_device();
   const std::lock_guard<std::mutex> lock(memory.mutex);
   const auto next = memory.blocks.upper_bound(address);
-  if (next == memory.blocks.begin()) return {};
+  if (next == memory.blocks.begin()) return false;
   const auto& [start, block] = *std::prev(next);
-  const bool inside = static_cast<const char*>(address) < static_cast<const char*>(start) + block.bytes;
-  return inside ? check_current(op, "memory", block.device) : Status();
+  *device = block.device;
+  return static_cast<const char*>(address) < static_cast<const char*>(start) + block.bytes;
+}
+Status check_memory(const char* op, const void* address) {
+  int device = 0;
+  return is_on_device(address, &device) ? check_current(op, "memory", device) : Status();
 }
 
 bool can_capture = true;
@@ -112,6 +117,8 @@ void fail_allocation_after(int count) {
   const std::lock_guard<std::mutex> lock(memory_of_device().mutex);
   memory_of_device().fails_after = count;
 }
+void fail_graph_after(int count) { graph_fails_after = count; }
+void spoil_copy_after(int count) { copy_is_spoiled_after = count; }
 void set_captures(bool can) { can_capture = can; }
 void set_devices(int count) { devices = count; }
 Given given(int device) {
@@ -195,6 +202,9 @@ Status copy(const char* op, void* to, const void* from, size_t bytes, void*) {
   }
   ++work_of[static_cast<size_t>(current)];
   if (bytes > 0) std::memcpy(to, from, bytes);
+  int device = 0;
+  const bool comes_back = bytes > 0 && is_on_device(from, &device) && !is_on_device(to, &device);
+  if (comes_back && copy_is_spoiled_after >= 0 && copy_is_spoiled_after-- == 0) std::memset(to, 0, bytes);
   return {};
 }
 
@@ -230,6 +240,8 @@ Status launch_graph(const char* op, void* graph, void*) {
   if (captured != nullptr) return spoil(op, "a graph");
   const auto& [device, kept] = *static_cast<Graph*>(graph);
   if (Status status = check_current(op, "graph", device); !status.ok()) return status;
+  if (graph_fails_after >= 0 && graph_fails_after-- == 0)
+    return {StatusCode::kInternal, "[" + std::string(op) + "] device: expected success, got a refused graph"};
   ++work_of[static_cast<size_t>(current)];
   for (const Work& work : kept) {
     if (Status status = work(); !status.ok()) return status;

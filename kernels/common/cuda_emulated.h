@@ -25,6 +25,11 @@ Given given(int device);
 // The allocation after so many more fails, once; -1: none does.
 void fail_allocation_after(int count);
 
+// The launch of a graph after so many more is refused, once; the copy from the device after so many more
+// brings zeros, once, as no word of faults may be. -1: none.
+void fail_graph_after(int count);
+void spoil_copy_after(int count);
+
 // Whether the device can capture: one that cannot says so when asked to.
 void set_captures(bool can);
 
