@@ -32,7 +32,7 @@ the standard input, one each.
   --top-p P           of the likeliest tokens that make up P (0.9)
   --seed N            the same seed, the same answer (0)
   --weights W         float32, bfloat16, int8 or int4 (as stored)
-  --device D          cpu or cuda (cpu)
+  --device D          cpu, cuda or cuda:N (cpu)
   --threads N         for computing (all cores)
   --quiet             the reply alone
   --stats             counts and times of each answer, on stderr

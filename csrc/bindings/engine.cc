@@ -20,7 +20,6 @@
 #include "csrc/engine/model.h"
 #include "csrc/engine/quantization.h"
 #include "csrc/engine/safetensors.h"
-#include "kernels/common/cuda.h"
 
 namespace earnest::bindings {
 namespace {
@@ -158,22 +157,17 @@ std::unique_ptr<LoadedModel> load(const std::string& folder, const std::string& 
   auto loaded = std::make_unique<LoadedModel>();
   const Precision chosen = precision_named(precision);
   const Quantization weights = quantization_named(quantization);
-  expect(device == "cpu" || device == "cuda", "device", "cpu or cuda");
-  const Device place = device == "cuda" ? Device::kCuda : Device::kCpu;
+  engine::Place place;
+  raise_if_error(engine::read_place(device, &place));
   without_gil([&] { return engine::Model::load(folder, chosen, &loaded->model, weights, place); });
   return loaded;
 }
 
-// Where an array lies, for the engine; in words.
+// Where an array lies, for the engine.
 template <typename Array>
-Device device_of(const Array& array) {
-  return array.device_type() == nb::device::cuda::value || emulating_cuda() ? Device::kCuda : Device::kCpu;
-}
-template <typename Array>
-std::string place_of(const Array& array) {
-  if (array.device_type() == nb::device::cpu::value) return "cpu";
-  return (array.device_type() == nb::device::cuda::value ? "cuda:" : "another device:") +
-         std::to_string(array.device_id());
+engine::Place engine_place_of(const Array& array) {
+  const bool on_gpu = array.device_type() == nb::device::cuda::value;
+  return {device_of(array.device_type()), on_gpu ? array.device_id() : 0};
 }
 
 bool is_contiguous(const ReadAnywhere& array) {
@@ -185,17 +179,13 @@ bool is_contiguous(const ReadAnywhere& array) {
   return true;
 }
 
-// A trainer's tensor, as it lies there: in the host's memory, or on the GPU that is current.
+// A trainer's tensor, as it lies there: in the host's memory, or on a GPU.
 engine::TensorView view_of(const std::string& name, const ReadAnywhere& array) {
   const auto wrong = [&](const std::string& expected, const std::string& got) {
     raise_if_error(invalid_argument("engine", name, expected, got));
   };
   if (array.device_type() == nb::device::cuda::value) {
     raise_if_error(check_cuda_build("engine"));
-    cuda::Properties current;
-    raise_if_error(cuda::properties("engine", &current));
-    if (array.device_id() != current.index)
-      wrong("a tensor on cuda:" + std::to_string(current.index) + ", which is current", place_of(array));
   } else if (array.device_type() != nb::device::cpu::value) {
     wrong("a tensor on cpu or cuda", place_of(array));
   }
@@ -204,7 +194,7 @@ engine::TensorView view_of(const std::string& name, const ReadAnywhere& array) {
   if (!is_contiguous(array)) wrong("a contiguous tensor, which is read where it lies", "a strided one");
   engine::TensorView view;
   view.type = *type;
-  view.device = device_of(array);
+  view.device = device_of(array.device_type());
   for (size_t axis = 0; axis < array.ndim(); ++axis)
     view.shape.push_back(static_cast<int64_t>(array.shape(axis)));
   view.data = array.data();
@@ -219,13 +209,13 @@ std::unique_ptr<LoadedModel> from_memory(const std::string& config, const nb::di
   const Quantization weights = quantization_named(quantization);
   const engine::Config parsed = parse_config(config);
   engine::Tensors views;
-  Device device = Device::kCpu;
+  engine::Place place;
   for (const auto& [key, value] : tensors) {
     const auto name = nb::cast<std::string>(key);
     const auto array = nb::cast<ReadAnywhere>(value, false);
     engine::TensorView view = view_of(name, array);
-    if (loaded->kept.empty()) device = view.device;
-    if (view.device != device) {
+    if (loaded->kept.empty()) place = engine_place_of(array);
+    if (engine_place_of(array) != place) {
       raise_if_error(invalid_argument("engine", name,
                                       "a tensor on " + place_of(loaded->kept[0]) + " as the first",
                                       "one on " + place_of(array)));
@@ -234,7 +224,7 @@ std::unique_ptr<LoadedModel> from_memory(const std::string& config, const nb::di
     loaded->kept.push_back(array);
   }
   without_gil([&] {
-    return engine::Model::create(parsed, std::move(views), chosen, &loaded->model, weights, device);
+    return engine::Model::create(parsed, std::move(views), chosen, &loaded->model, weights, place);
   });
   return loaded;
 }
@@ -255,7 +245,7 @@ void hear(LoadedModel& loaded, const Input<float, 2>& mel, const Write& out) {
 std::shared_ptr<KVPool> make_pool(const LoadedModel& loaded, int64_t tokens) {
   std::shared_ptr<KVPool> pool;
   const engine::Model& model = *loaded.model;
-  raise_if_error(KVPool::create(model.config().text, model.precision(), tokens, &pool, model.device()));
+  raise_if_error(KVPool::create(model.config().text, model.precision(), tokens, &pool, model.place()));
   return pool;
 }
 
@@ -268,7 +258,8 @@ std::unique_ptr<KVCache> allocate(KVPool& pool, int64_t capacity) {
 // (cache, ids, embeddings or None, wanted) for each segment.
 using Asked = std::tuple<KVCache*, Input<int64_t, 1>, std::optional<Read>, int64_t>;
 
-void forward(LoadedModel& loaded, const std::vector<Asked>& asked, const Write& out) {
+std::vector<engine::Segment> segments_of(const LoadedModel& loaded, const std::vector<Asked>& asked,
+                                         const Write& out) {
   std::vector<engine::Segment> segments;
   int64_t wanted = 0;
   for (const auto& [cache, ids, embeddings, last] : asked) {
@@ -287,8 +278,35 @@ void forward(LoadedModel& loaded, const std::vector<Asked>& asked, const Write& 
     segments.push_back(segment);
   }
   loaded.expect_rows("out", out, wanted);
+  return segments;
+}
+
+void forward(LoadedModel& loaded, const std::vector<Asked>& asked, const Write& out) {
+  const auto segments = segments_of(loaded, asked, out);
   loaded.arena.reset();
   without_gil([&] { return loaded.model->forward(segments, out.data(), &loaded.arena); });
+}
+
+// One wanted token of each segment, and its logits.
+void decode(LoadedModel& loaded, const std::vector<Asked>& asked, const Write& out,
+            const Output<float, 2>& logits, engine::DecodeGraphs& graphs) {
+  const auto segments = segments_of(loaded, asked, out);
+  expect(logits.shape(0) == segments.size() && out.shape(0) == segments.size() &&
+             static_cast<int64_t>(logits.shape(1)) == loaded.model->config().text.vocab_size,
+         "logits", "[segments, vocab], of one wanted token each");
+  loaded.arena.reset();
+  without_gil(
+      [&] { return loaded.model->decode(segments, out.data(), logits.data(), &loaded.arena, &graphs); });
+}
+
+nb::dict counts_of(const engine::DecodeGraphs& graphs) {
+  nb::dict fields;
+  fields["recorded_graphs"] = graphs.counts().recorded;
+  fields["graph_steps"] = graphs.counts().replayed;
+  fields["plain_steps"] = graphs.counts().plain;
+  const Status& trouble = graphs.trouble();
+  fields["graph_trouble"] = trouble.ok() ? nb::none() : nb::cast(trouble.message());
+  return fields;
 }
 
 void logits(LoadedModel& loaded, const Read& hidden, const Output<float, 2>& out) {
@@ -320,8 +338,8 @@ std::shared_ptr<KVPool> pool_over(const LoadedModel& loaded, const std::vector<W
   std::vector<void*> memory[2];
   for (const auto& [arrays, kept] : {std::pair(&keys, &memory[0]), std::pair(&values, &memory[1])}) {
     for (const WriteAnywhere& array : *arrays) {
-      expect(device_of(array) == loaded.model->device(), "keys",
-             std::string("memory on ") + name_of(loaded.model->device()));
+      expect(engine_place_of(array) == loaded.model->place(), "keys",
+             "memory on " + engine::name_of(loaded.model->place()));
       expect(array.ndim() == 3 && static_cast<int64_t>(array.shape(0)) == tokens &&
                  static_cast<int64_t>(array.shape(1)) == text.num_key_value_heads &&
                  static_cast<int64_t>(array.shape(2)) == text.head_dim() &&
@@ -332,7 +350,7 @@ std::shared_ptr<KVPool> pool_over(const LoadedModel& loaded, const std::vector<W
   }
   std::shared_ptr<KVPool> pool;
   const engine::Model& model = *loaded.model;
-  raise_if_error(KVPool::over(text, model.precision(), tokens, memory[0], memory[1], &pool, model.device()));
+  raise_if_error(KVPool::over(text, model.precision(), tokens, memory[0], memory[1], &pool, model.place()));
   return pool;
 }
 
@@ -439,6 +457,9 @@ void bind_engine(nb::module_& top) {
       .def("allocate", &allocate, "capacity"_a)
       .def_prop_ro("bytes", &KVPool::bytes)
       .def_prop_ro("free_tokens", &KVPool::free_tokens);
+  nb::class_<engine::DecodeGraphs>(module, "DecodeGraphs")
+      .def(nb::init<bool>(), "wanted"_a)
+      .def("counts", &counts_of);
   nb::class_<engine::ClipFeatures>(module, "ClipFeatures")
       .def(nb::new_(&make_features), "n_mels"_a)
       .def("push", &push, "pcm"_a.noconvert())
@@ -448,6 +469,7 @@ void bind_engine(nb::module_& top) {
       .def("hear", &hear, "mel"_a.noconvert(), "out"_a.noconvert())
       .def("pool", &make_pool, "tokens"_a)
       .def("forward", &forward, "segments"_a, "out"_a.noconvert())
+      .def("decode", &decode, "segments"_a, "out"_a.noconvert(), "logits"_a.noconvert(), "graphs"_a)
       .def("logits", &logits, "hidden"_a.noconvert(), "out"_a.noconvert())
       .def("logprob", &logprob, "hidden"_a.noconvert(), "targets"_a.noconvert(), "temperature"_a,
            "logp"_a.noconvert(), "entropy"_a.noconvert())

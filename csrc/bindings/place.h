@@ -37,6 +37,20 @@ bool emulating_cuda();
 // Whether this build has CUDA kernels at all; if not, the one sentence about it.
 Status check_cuda_build(const char* op);
 
+// Where an array lies: for kernels, and in words.
+inline Device device_of(int type) {
+  return type == nb::device::cuda::value || emulating_cuda() ? Device::kCuda : Device::kCpu;
+}
+inline std::string name_of(int type, int id) {
+  if (type == nb::device::cpu::value) return "cpu";
+  return (type == nb::device::cuda::value ? "cuda:" : "device " + std::to_string(type) + ":") +
+         std::to_string(id);
+}
+template <typename Array>
+std::string place_of(const Array& array) {
+  return name_of(array.device_type(), array.device_id());
+}
+
 class Place {
  public:
   template <typename Array>
@@ -47,16 +61,14 @@ class Place {
     if (device() == Device::kCuda) raise_if_error(check_cuda_build(op));
   }
 
-  Device device() const {
-    return type_ == nb::device::cuda::value || emulating_cuda() ? Device::kCuda : Device::kCpu;
-  }
+  Device device() const { return device_of(type_); }
   void* stream() const { return reinterpret_cast<void*>(launch_.stream); }
 
   template <typename Array>
   auto* data(const char* name, const Array& array) const {
     if (array.device_type() != type_ || array.device_id() != id_) {
       raise_if_error(invalid_argument(op_, name, "an array on " + name_of(type_, id_) + " as the first",
-                                      "one on " + name_of(array.device_type(), array.device_id())));
+                                      "one on " + place_of(array)));
     }
     return data_of(op_, name, array);
   }
@@ -72,12 +84,6 @@ class Place {
   const std::optional<nb::callable>& allocate() const { return launch_.allocate; }
 
  private:
-  static std::string name_of(int type, int id) {
-    if (type == nb::device::cpu::value) return "cpu";
-    return (type == nb::device::cuda::value ? "cuda:" : "device " + std::to_string(type) + ":") +
-           std::to_string(id);
-  }
-
   const char* op_;
   int type_, id_;
   Launch launch_;

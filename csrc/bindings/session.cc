@@ -96,7 +96,8 @@ struct Answer : Handle<earnest_generation, earnest_generation_destroy> {};
 
 std::unique_ptr<Engine> make_engine(const std::string& folder, const std::string& device, int weights,
                                     uint64_t kv_bytes, uint32_t max_generations, uint32_t max_waiting,
-                                    uint32_t threads, uint32_t prefill_tokens) {
+                                    uint32_t threads, uint32_t prefill_tokens,
+                                    std::optional<bool> cuda_graphs) {
   earnest_model_params model_params;
   earnest_model_params_default(&model_params, sizeof model_params);
   model_params.weights = static_cast<earnest_weights>(weights);
@@ -112,6 +113,7 @@ std::unique_ptr<Engine> make_engine(const std::string& folder, const std::string
   params.max_waiting = max_waiting;
   params.threads = threads;
   params.prefill_tokens = prefill_tokens;
+  if (cuda_graphs) params.cuda_graphs = *cuda_graphs ? EARNEST_CUDA_GRAPHS_ON : EARNEST_CUDA_GRAPHS_OFF;
   auto engine = std::make_unique<Engine>();
   engine->info = earnest_model_info(model.get());
   run([&] { return earnest_engine_create(model.get(), &params, engine->place()); });
@@ -130,6 +132,10 @@ nb::dict stats_of(const Engine& engine) {
   fields["prompt_tokens"] = stats.prompt_tokens;
   fields["cached_tokens"] = stats.cached_tokens;
   fields["completion_tokens"] = stats.completion_tokens;
+  fields["recorded_graphs"] = stats.recorded_graphs;
+  fields["graph_steps"] = stats.graph_steps;
+  fields["plain_steps"] = stats.plain_steps;
+  fields["graph_trouble"] = stats.graph_trouble ? nb::cast(std::string(stats.graph_trouble)) : nb::none();
   return fields;
 }
 
@@ -297,7 +303,7 @@ void bind_session(nb::module_& top) {
   nb::module_ module = top.def_submodule("session");
   nb::class_<Engine>(module, "Engine")
       .def(nb::new_(&make_engine), "folder"_a, "device"_a, "weights"_a, "kv_bytes"_a, "max_generations"_a,
-           "max_waiting"_a, "threads"_a, "prefill_tokens"_a)
+           "max_waiting"_a, "threads"_a, "prefill_tokens"_a, "cuda_graphs"_a.none())
       .def_ro("info", &Engine::info)
       .def("stats", &stats_of)
       .def("chat", &chat, "request"_a)

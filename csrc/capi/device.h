@@ -2,21 +2,17 @@
 // Names of devices.
 #pragma once
 
-#include <cstring>
-
 #include "csrc/capi/call.h"
-#include "csrc/engine/device_memory.h"
+#include "csrc/engine/place.h"
 
 namespace earnest::capi {
 
 // NULL: the CPU. One that this build or machine does not have is refused, whichever call it is asked of, in
 // the same words.
-inline Outcome read_device(const char* name, Device* device) {
-  const bool on_cuda = name && std::strcmp(name, "cuda") == 0;
-  if (name && !on_cuda && std::strcmp(name, "cpu") != 0)
-    return invalid("engine", "device", "cpu or cuda", name);
-  *device = on_cuda ? Device::kCuda : Device::kCpu;
-  return engine::check_device(*device);
+inline Outcome read_device(const char* name, engine::Place* place) {
+  if (!name) return {};
+  if (const Status read = engine::read_place(name, place); !read.ok()) return read;
+  return engine::check_place(*place);
 }
 
 }  // namespace earnest::capi

@@ -15,13 +15,24 @@ namespace {
 constexpr char kOp[] = "engine";
 constexpr uint32_t kMostThreads = 1024;
 
-Outcome check(const earnest_engine_params& params, Device of_model) {
-  Device device = of_model;
-  if (params.device) EARNEST_RETURN_IF_FAILED(read_device(params.device, &device));
-  if (device != of_model) {
-    return failure(EARNEST_UNSUPPORTED, kOp, "device",
-                   name_of(of_model) + std::string(" (where the model is)"), params.device);
+Outcome check_graphs(const earnest_engine_params& params, Device of_model) {
+  const int asked = number_of(params.cuda_graphs);
+  if (asked < EARNEST_CUDA_GRAPHS_DEFAULT || asked > EARNEST_CUDA_GRAPHS_OFF)
+    return invalid(kOp, "cuda_graphs", "one of earnest_cuda_graphs", std::to_string(asked));
+  if (asked == EARNEST_CUDA_GRAPHS_ON && of_model == Device::kCpu)
+    return failure(EARNEST_UNSUPPORTED, kOp, "cuda_graphs", "a model on cuda", "one on cpu");
+  if (params.reserved == 0) return {};
+  return failure(EARNEST_UNSUPPORTED, kOp, "reserved", "0", std::to_string(params.reserved));
+}
+
+Outcome check(const earnest_engine_params& params, const engine::Place& of_model) {
+  engine::Place place = of_model;
+  if (params.device) EARNEST_RETURN_IF_FAILED(read_device(params.device, &place));
+  if (place != of_model) {
+    return failure(EARNEST_UNSUPPORTED, kOp, "device", engine::name_of(of_model) + " (where the model is)",
+                   params.device);
   }
+  EARNEST_RETURN_IF_FAILED(check_graphs(params, of_model.device));
   if (params.threads > kMostThreads) {
     return invalid(kOp, "threads", "at most " + std::to_string(kMostThreads), std::to_string(params.threads));
   }
@@ -34,6 +45,7 @@ engine::EngineOptions options_of(const earnest_engine_params& params) {
   if (params.max_generations > 0) options.max_generations = params.max_generations;
   if (params.max_waiting > 0) options.max_waiting = params.max_waiting;
   if (params.prefill_tokens > 0) options.prefill_tokens = params.prefill_tokens;
+  options.cuda_graphs = params.cuda_graphs != EARNEST_CUDA_GRAPHS_OFF;
   return options;
 }
 
@@ -54,7 +66,7 @@ earnest_status earnest_engine_create(earnest_model* model, const earnest_engine_
     EARNEST_RETURN_IF_FAILED(required(kOp, "model", model));
     earnest_engine_params chosen{};
     EARNEST_RETURN_IF_FAILED(read_params(kOp, params, &chosen));
-    EARNEST_RETURN_IF_FAILED(check(chosen, model->loaded->model().device()));
+    EARNEST_RETURN_IF_FAILED(check(chosen, model->loaded->model().place()));
     auto handle = std::make_unique<earnest_engine>();
     handle->model_name = model->name;
     EARNEST_RETURN_IF_FAILED(
@@ -94,6 +106,10 @@ earnest_status earnest_engine_get_stats(const earnest_engine* engine, earnest_en
     made.prompt_tokens = static_cast<uint64_t>(now.prompt_tokens);
     made.cached_tokens = static_cast<uint64_t>(now.cached_tokens);
     made.completion_tokens = static_cast<uint64_t>(now.completion_tokens);
+    made.recorded_graphs = static_cast<uint64_t>(now.recorded_graphs);
+    made.graph_steps = static_cast<uint64_t>(now.graph_steps);
+    made.plain_steps = static_cast<uint64_t>(now.plain_steps);
+    made.graph_trouble = engine->graph_trouble(now.graph_trouble);
     write_struct(made, stats);
     return {};
   });

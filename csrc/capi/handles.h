@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <string>
 
 #include "csrc/engine/answer.h"
@@ -24,6 +25,15 @@ struct earnest_model {
 struct earnest_engine {
   std::shared_ptr<earnest::engine::Engine> engine;
   std::string model_name;
+
+  // The sentence, which does not change once there is one, for as long as the engine lives; or NULL.
+  const char* graph_trouble(const earnest::Status& known) const {
+    if (known.ok()) return nullptr;
+    std::call_once(troubled, [&] { trouble = known.message(); });
+    return trouble.c_str();
+  }
+  mutable std::once_flag troubled;
+  mutable std::string trouble;
 };
 
 struct earnest_session {

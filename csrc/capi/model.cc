@@ -72,7 +72,7 @@ class Loading {
       return failure(there ? EARNEST_INVALID_ARGUMENT : EARNEST_NOT_FOUND, kOp, "folder", "a folder",
                      folder_.empty() ? "\"\"" : folder_);
     }
-    EARNEST_RETURN_IF_FAILED(read_device(params_.device, &device_));
+    EARNEST_RETURN_IF_FAILED(read_device(params_.device, &place_));
     EARNEST_RETURN_IF_FAILED(report(0.0));
     engine::Config config;
     EARNEST_RETURN_IF_FAILED(read_config(&config));
@@ -123,7 +123,7 @@ class Loading {
     *fingerprint = engine::fingerprint_of(config, chosen.precision, chosen.quantization, tensors);
     EARNEST_RETURN_IF_FAILED(report(0.2));
     return Outcome(engine::Model::create(config, std::move(tensors), chosen.precision, model,
-                                         chosen.quantization, device_))
+                                         chosen.quantization, place_))
         .instead_of(EARNEST_INVALID_ARGUMENT, EARNEST_CORRUPT_MODEL);
   }
 
@@ -146,7 +146,7 @@ class Loading {
 
   const std::string folder_;
   const earnest_model_params& params_;
-  Device device_ = Device::kCpu;
+  engine::Place place_;
 };
 
 std::string last_part(const char* folder) {

@@ -14,6 +14,7 @@
 #include "csrc/engine/device_memory.h"
 #include "csrc/engine/guard.h"
 #include "csrc/engine/page_vector.h"
+#include "csrc/engine/place.h"
 
 namespace earnest::engine {
 
@@ -29,10 +30,13 @@ class Arena {
   void* stream() const { return stream_; }
   void set_stream(void* stream) { stream_ = stream; }
 
-  // This one, or the one beside it where that lies on another device.
+  // This one, or the one beside it where that lies on another device: on the GPU that is current.
   Arena* on(Device device) {
     if (device == device_) return this;
-    if (beside_ == nullptr) beside_ = std::make_unique<Arena>(device);
+    int gpu = 0;
+    if (Status status = current_gpu(&gpu); !status.ok()) throw AllocationFailed(status);
+    if (beside_ == nullptr || gpu_beside_ != gpu) beside_ = std::make_unique<Arena>(device);
+    gpu_beside_ = gpu;
     return beside_.get();
   }
 
@@ -123,6 +127,7 @@ class Arena {
   void* stream_ = nullptr;
   int64_t moves_ = 0;
   std::unique_ptr<Arena> beside_;
+  int gpu_beside_ = 0;
   std::vector<Block> blocks_;
   size_t current_ = 0;  // the block that is taken from; may be one past the last
   size_t used_ = 0;     // of it

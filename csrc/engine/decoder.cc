@@ -71,7 +71,7 @@ struct Decoder::Rows {
 Status Decoder::create(const TextConfig& config, Weights* weights) {
   config_ = config;
   precision_ = weights->precision();
-  device_ = weights->device();
+  place_ = weights->place();
   EARNEST_RETURN_IF_ERROR(weights->table("model.embed_tokens.weight", &embeddings_));
   for (int64_t i = 0; i < config.num_hidden_layers; ++i) {
     const std::string name = "model.layers." + std::to_string(i) + ".", attn = name + "self_attn.";
@@ -97,10 +97,8 @@ Status Decoder::check(const Segment& s) const {
       static_cast<size_t>(config_.num_key_value_heads * config_.head_dim()) * size_of(precision_);
   if (pool.layers() != config_.num_hidden_layers || pool.token_bytes() != token_bytes)
     return wrong("cache", "one of this model", "one of another");
-  if (pool.device() != device_) {
-    return wrong("cache", std::string("one on ") + name_of(device_),
-                 std::string("one on ") + name_of(pool.device()));
-  }
+  if (pool.place() != place_)
+    return wrong("cache", "one on " + name_of(place_), "one on " + name_of(pool.place()));
   if (s.count < 1) return wrong("count", "at least 1", std::to_string(s.count));
   if (s.ids == nullptr) return wrong("ids", "token ids", "null");
   if (s.wanted < 0 || s.wanted > s.count)
@@ -187,7 +185,7 @@ Status Decoder::run_there(DecoderBatch* batch, BFloat16* hidden, Arena* arena) c
   BFloat16* const made = arena->take<BFloat16>(batch->wanted * config_.hidden_size);
   EARNEST_RETURN_IF_ERROR(launch(batch, arena, made));
   const auto bytes = static_cast<size_t>(batch->rows * config_.hidden_size) * sizeof(BFloat16);
-  EARNEST_RETURN_IF_ERROR(copy(kOp, device_, hidden, made, bytes));
+  EARNEST_RETURN_IF_ERROR(copy(kOp, place_.device, hidden, made, bytes));
   return batch->check_faults();
 }
 
@@ -257,13 +255,13 @@ Status Decoder::launch(DecoderBatch* batch, Arena* arena, BFloat16* hidden) cons
                                 static_cast<int64_t>(batch->sent.size() / sizeof(BFloat16)) / width};
   EARNEST_RETURN_IF_ERROR(batch->watch(arena->stream()));
   BFloat16* x = arena->take<BFloat16>(batch->rows * width);
-  EARNEST_RETURN_IF_ERROR(gather_rows(device_, of_tokens, others, width, batch->there.index, batch->rows, x,
-                                      batch->fault, arena->stream()));
+  EARNEST_RETURN_IF_ERROR(gather_rows(place_.device, of_tokens, others, width, batch->there.index,
+                                      batch->rows, x, batch->fault, arena->stream()));
   const BFloat16* normed = nullptr;
   EARNEST_RETURN_IF_ERROR((transform<BFloat16, BFloat16>(batch, x, arena, &normed)));
   if (batch->rows == 0) return {};
-  return gather_rows<BFloat16>(device_, {normed, batch->rows}, {}, width, batch->there.restored, batch->rows,
-                               hidden, batch->fault, arena->stream());
+  return gather_rows<BFloat16>(place_.device, {normed, batch->rows}, {}, width, batch->there.restored,
+                               batch->rows, hidden, batch->fault, arena->stream());
 }
 
 void Decoder::advance(const std::vector<Segment>& segments) {

@@ -82,7 +82,7 @@ class Decoder {
 
   TextConfig config_;
   Precision precision_ = Precision::kFloat32;
-  Device device_ = Device::kCpu;
+  Place place_;
   const Table* embeddings_ = nullptr;
   const Array* norm_ = nullptr;
   std::vector<Layer> layers_;

@@ -2,22 +2,11 @@
 #include "csrc/engine/device_memory.h"
 
 #include <cstring>
-#include <string>
 
 #include "csrc/engine/guard.h"
 #include "kernels/common/cuda.h"
 
 namespace earnest::engine {
-
-Status check_device(Device device) {
-  if (device == Device::kCpu) return {};
-  cuda::Properties found;
-  EARNEST_RETURN_IF_ERROR(cuda::properties("engine", &found));
-  if (found.index == 0) return {};
-  return unsupported("engine", "device",
-                     "the first GPU that CUDA_VISIBLE_DEVICES shows, which an engine's thread takes",
-                     "GPU " + std::to_string(found.index));
-}
 
 void Release::operator()(void* memory) const { cuda::release(memory); }
 

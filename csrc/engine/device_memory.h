@@ -12,10 +12,7 @@
 
 namespace earnest::engine {
 
-// "[engine] device: expected cpu (...), got cuda" where there is none.
-Status check_device(Device device);
-
-// Of a GPU.
+// Of the GPU that is current for the calling thread (place.h), as everything here; given back from any.
 struct Release {
   void operator()(void* memory) const;
 };

@@ -31,9 +31,11 @@ Status check(const EngineOptions& options) {
 }
 
 // What keys and values may take if nobody says how much.
-Status room_of(Device device, uint64_t* bytes) {
+Status room_of(const Place& place, uint64_t* bytes) {
   *bytes = machine_bytes() / 4;
-  if (device == Device::kCpu) return {};
+  if (place.device == Device::kCpu) return {};
+  const CurrentPlace current(place);
+  EARNEST_RETURN_IF_ERROR(current.status());
   size_t free = 0;
   EARNEST_RETURN_IF_ERROR(free_memory("engine", &free));
   *bytes = free / 2;  // the rest is for passes
@@ -49,7 +51,7 @@ Status pool_tokens(const LoadedModel& model, uint64_t kv_bytes, int64_t* most) {
   if (kv_bytes == 0) {
     const uint64_t contexts = 4 * static_cast<uint64_t>(model.context());
     uint64_t room = 0;
-    EARNEST_RETURN_IF_ERROR(room_of(model.model().device(), &room));
+    EARNEST_RETURN_IF_ERROR(room_of(model.model().place(), &room));
     tokens = std::max<uint64_t>(std::min(contexts, room / each), 1);
   }
   *most = static_cast<int64_t>(std::min<uint64_t>(tokens, KVPool::kMostTokens));
@@ -73,7 +75,7 @@ Status Engine::create(std::shared_ptr<const LoadedModel> model, const EngineOpti
     }
     std::shared_ptr<KVPool> pool;
     EARNEST_RETURN_IF_ERROR(KVPool::create(model->config().text, model->model().precision(), tokens, &pool,
-                                           model->model().device()));
+                                           model->model().place()));
     auto core = std::make_unique<EngineCore>(std::move(model), options, std::move(pool));
     try {
       core->run();

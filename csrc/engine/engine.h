@@ -40,7 +40,8 @@ struct EngineStats {
   int64_t steps = 0;
   // Of those on a GPU that were answers alone: done again by a CUDA graph, and launched one by one.
   int64_t graph_steps = 0, plain_steps = 0;
-  Status graph_trouble;  // why there can be no graphs
+  int64_t recorded_graphs = 0;
+  Status graph_trouble;  // why there can be no graphs; once there is one, it stays
 };
 
 class Engine {

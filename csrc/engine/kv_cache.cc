@@ -25,12 +25,14 @@ Status KVPool::made_for(const TextConfig& config, Precision precision, int64_t t
 }
 
 Status KVPool::create(const TextConfig& config, Precision precision, int64_t tokens,
-                      std::shared_ptr<KVPool>* pool, Device device) {
+                      std::shared_ptr<KVPool>* pool, const Place& place) {
   return guarded("kv_cache", [&]() -> Status {
-    EARNEST_RETURN_IF_ERROR(check_device(device));
+    EARNEST_RETURN_IF_ERROR(check_place(place));
     std::shared_ptr<KVPool> made;
     EARNEST_RETURN_IF_ERROR(made_for(config, precision, tokens, &made));
-    made->device_ = device;
+    made->place_ = place;
+    const CurrentPlace current(place);
+    EARNEST_RETURN_IF_ERROR(current.status());
     for (auto* slabs : {&made->keys_, &made->values_}) {
       for (int64_t layer = 0; layer < made->layers_; ++layer) EARNEST_RETURN_IF_ERROR(made->take_slab(slabs));
     }
@@ -41,7 +43,7 @@ Status KVPool::create(const TextConfig& config, Precision precision, int64_t tok
 
 Status KVPool::take_slab(std::vector<Slab>* slabs) const {
   const auto tokens = static_cast<size_t>(tokens_);
-  if (device_ == Device::kCpu) {
+  if (device() == Device::kCpu) {
     // Pages of calloc are the system's until they are written to.
     slabs->push_back(Slab(std::calloc(tokens, token_bytes_), Free{Owner::kCpu}));
     return slabs->back() == nullptr ? out_of_memory("kv_cache") : Status();
@@ -54,12 +56,12 @@ Status KVPool::take_slab(std::vector<Slab>* slabs) const {
 
 Status KVPool::over(const TextConfig& config, Precision precision, int64_t tokens,
                     const std::vector<void*>& keys, const std::vector<void*>& values,
-                    std::shared_ptr<KVPool>* pool, Device device) {
+                    std::shared_ptr<KVPool>* pool, const Place& place) {
   return guarded("kv_cache", [&]() -> Status {
-    EARNEST_RETURN_IF_ERROR(check_device(device));
+    EARNEST_RETURN_IF_ERROR(check_place(place));
     std::shared_ptr<KVPool> made;
     EARNEST_RETURN_IF_ERROR(made_for(config, precision, tokens, &made));
-    made->device_ = device;
+    made->place_ = place;
     const auto layers = static_cast<size_t>(made->layers_);
     if (keys.size() != layers || values.size() != layers) {
       return invalid_argument("kv_cache", "keys and values", "those of " + std::to_string(layers) + " layers",
@@ -168,21 +170,23 @@ bool KVPool::extend(int64_t capacity, KVCache* cache) {
 // go by way of other memory. Where there is none, nothing has moved.
 Status KVPool::move_down(int64_t from, int64_t to, int64_t count) const {
   const size_t bytes = static_cast<size_t>(count) * token_bytes_;
+  const CurrentPlace current(place_);
+  EARNEST_RETURN_IF_ERROR(current.status());
   DeviceMemory between;
-  if (device_ == Device::kCuda && from - to < count)
+  if (device() == Device::kCuda && from - to < count)
     EARNEST_RETURN_IF_ERROR(engine::allocate("kv_cache", bytes, &between));
   for (int64_t layer = 0; layer < layers_; ++layer) {
     for (const auto* slabs : {&keys_, &values_}) {
       char *target = at(*slabs, layer, to), *source = at(*slabs, layer, from);
-      if (device_ == Device::kCpu) {
+      if (device() == Device::kCpu) {
         std::memmove(target, source, bytes);
         continue;
       }
       if (between != nullptr) {
-        EARNEST_RETURN_IF_ERROR(engine::copy("kv_cache", device_, between.get(), source, bytes));
+        EARNEST_RETURN_IF_ERROR(engine::copy("kv_cache", device(), between.get(), source, bytes));
         source = static_cast<char*>(between.get());
       }
-      EARNEST_RETURN_IF_ERROR(engine::copy("kv_cache", device_, target, source, bytes));
+      EARNEST_RETURN_IF_ERROR(engine::copy("kv_cache", device(), target, source, bytes));
     }
   }
   return {};
@@ -264,14 +268,16 @@ Status KVCache::copy(const KVCache& other, int64_t length) {
       (pool_->layers_ != other.pool_->layers_ || pool_->token_bytes_ != other.pool_->token_bytes_)) {
     return invalid_argument("kv_cache", "other", "a cache of the same model", "one of another");
   }
-  if (length > 0 && pool_->device_ != other.pool_->device_)
+  if (length > 0 && pool_->place_ != other.pool_->place_)
     return invalid_argument("kv_cache", "other", "a cache on the same device", "one on another");
+  const CurrentPlace current(length == 0 ? Place() : pool_->place_);
+  EARNEST_RETURN_IF_ERROR(current.status());
   const size_t bytes = length == 0 ? 0 : static_cast<size_t>(length) * pool_->token_bytes_;
   for (int64_t layer = 0; bytes > 0 && layer < pool_->layers_; ++layer) {
     for (const auto& [to, from] :
          {std::pair(pool_->keys(layer, start_), other.pool_->keys(layer, other.start_)),
           std::pair(pool_->values(layer, start_), other.pool_->values(layer, other.start_))}) {
-      if (to != from) EARNEST_RETURN_IF_ERROR(engine::copy("kv_cache", pool_->device_, to, from, bytes));
+      if (to != from) EARNEST_RETURN_IF_ERROR(engine::copy("kv_cache", pool_->device(), to, from, bytes));
     }
   }
   length_ = length;

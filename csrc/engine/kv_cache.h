@@ -14,6 +14,7 @@
 
 #include "csrc/engine/config.h"
 #include "csrc/engine/device_memory.h"
+#include "csrc/engine/place.h"
 #include "csrc/engine/weights.h"
 #include "kernels/common/status.h"
 
@@ -26,12 +27,12 @@ class KVPool : public std::enable_shared_from_this<KVPool> {
   static constexpr int64_t kMostTokens = INT32_MAX;
 
   static Status create(const TextConfig& config, Precision precision, int64_t tokens,
-                       std::shared_ptr<KVPool>* pool, Device device = Device::kCpu);
+                       std::shared_ptr<KVPool>* pool, const Place& place = {});
 
   // The same over memory that somebody else keeps: keys and values of each layer, [tokens, kv_heads, dim].
   static Status over(const TextConfig& config, Precision precision, int64_t tokens,
                      const std::vector<void*>& keys, const std::vector<void*>& values,
-                     std::shared_ptr<KVPool>* pool, Device device = Device::kCpu);
+                     std::shared_ptr<KVPool>* pool, const Place& place = {});
 
   // The run of tokens from `start` on, of which the first `length` are already there.
   Status adopt(int64_t start, int64_t capacity, int64_t length, KVCache* cache);
@@ -53,7 +54,8 @@ class KVPool : public std::enable_shared_from_this<KVPool> {
   char* values(int64_t layer, int64_t token) const { return at(values_, layer, token); }
   size_t token_bytes() const { return token_bytes_; }
   int64_t layers() const { return layers_; }
-  Device device() const { return device_; }
+  const Place& place() const { return place_; }
+  Device device() const { return place_.device; }
 
   // Keys and values of tokens [token, token + count), layer by layer, in pieces of memory of the host:
   // each(char* memory, size_t bytes). They are read (written: each fills the memory).
@@ -98,7 +100,7 @@ class KVPool : public std::enable_shared_from_this<KVPool> {
 
   int64_t tokens_ = 0, layers_ = 0;
   size_t token_bytes_ = 0;
-  Device device_ = Device::kCpu;
+  Place place_;
   std::vector<Slab> keys_, values_;
   mutable std::mutex mutex_;
   Runs free_;  // neighbours are joined
@@ -107,20 +109,22 @@ class KVPool : public std::enable_shared_from_this<KVPool> {
 template <typename Each>
 Status KVPool::visit(int64_t token, int64_t count, const Each& each, bool reading) const {
   const size_t bytes = static_cast<size_t>(count) * token_bytes_;
-  std::vector<char> sent(device_ == Device::kCpu ? 0 : bytes);
+  const CurrentPlace current(place_);
+  if (!current.status().ok()) return current.status();
+  std::vector<char> sent(device() == Device::kCpu ? 0 : bytes);
   for (int64_t layer = 0; layer < layers_ && bytes > 0; ++layer) {
     for (char* memory : {keys(layer, token), values(layer, token)}) {
-      if (device_ == Device::kCpu) {
+      if (device() == Device::kCpu) {
         each(memory, bytes);
         continue;
       }
       if (reading) {
-        if (Status status = engine::copy("kv_cache", device_, sent.data(), memory, bytes); !status.ok())
+        if (Status status = engine::copy("kv_cache", device(), sent.data(), memory, bytes); !status.ok())
           return status;
       }
       each(sent.data(), bytes);
       if (!reading) {
-        if (Status status = engine::copy("kv_cache", device_, memory, sent.data(), bytes); !status.ok())
+        if (Status status = engine::copy("kv_cache", device(), memory, sent.data(), bytes); !status.ok())
           return status;
       }
     }

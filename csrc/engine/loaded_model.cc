@@ -102,7 +102,7 @@ Digest fingerprint_of(const Config& config, Precision precision, Quantization qu
 }
 
 Status LoadedModel::load(const std::string& folder, Precision precision, Quantization quantization,
-                         std::shared_ptr<const LoadedModel>* loaded, Device device) {
+                         std::shared_ptr<const LoadedModel>* loaded, const Place& place) {
   return guarded("load", [&]() -> Status {
     auto tokenizer = std::make_shared<Tokenizer>();
     EARNEST_RETURN_IF_ERROR(Tokenizer::load(folder, tokenizer.get()));
@@ -115,7 +115,7 @@ Status LoadedModel::load(const std::string& folder, Precision precision, Quantiz
         fingerprint_of(config, precision, saved_so ? config.quantization : quantization, tensors);
     std::shared_ptr<Model> model;
     EARNEST_RETURN_IF_ERROR(
-        Model::create(config, std::move(tensors), precision, &model, quantization, device));
+        Model::create(config, std::move(tensors), precision, &model, quantization, place));
     return create(std::move(model), std::move(tokenizer), fingerprint, loaded);
   });
 }
@@ -184,7 +184,7 @@ std::string LoadedModel::describe() const {
   info.add("heads", text.num_attention_heads);
   info.add("kv_heads", text.num_key_value_heads);
   info.add("context", context());
-  info.add("device", json::quoted(earnest::name_of(model_->device())));
+  info.add("device", json::quoted(name_of(model_->place())));
   info.add("precision", json::quoted(name_of(model_->precision())));
   info.add("quantization", json::quoted(earnest::engine::name_of(model_->quantization())));
   info.add("weight_bytes", static_cast<int64_t>(model_->weight_bytes()));

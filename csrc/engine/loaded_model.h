@@ -25,7 +25,7 @@ class LoadedModel {
  public:
   // A folder in the published format: config.json, tokenizer.json, one or many .safetensors.
   static Status load(const std::string& folder, Precision precision, Quantization quantization,
-                     std::shared_ptr<const LoadedModel>* loaded, Device device = Device::kCpu);
+                     std::shared_ptr<const LoadedModel>* loaded, const Place& place = {});
 
   // The same from parts. Refuses a tokenizer whose ids go beyond the vocabulary, or lack the family's names.
   static Status create(std::shared_ptr<const Model> model, std::shared_ptr<const Tokenizer> tokenizer,

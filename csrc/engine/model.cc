@@ -14,9 +14,9 @@ namespace earnest::engine {
 namespace {
 
 // What the kernels on a GPU can compute with.
-Status check_on(Device device, const Config& config, Precision precision) {
-  if (device == Device::kCpu) return {};
-  EARNEST_RETURN_IF_ERROR(check_device(device));
+Status check_on(const Place& place, const Config& config, Precision precision) {
+  if (place.device == Device::kCpu) return {};
+  EARNEST_RETURN_IF_ERROR(check_place(place));
   if (precision != Precision::kBFloat16) {
     return unsupported("load", "precision", "bfloat16 on cuda",
                        precision == Precision::kFloat32 ? "float32" : "mixed");
@@ -30,7 +30,7 @@ Status check_on(Device device, const Config& config, Precision precision) {
 }
 
 // Tensors on a GPU are taken as they are, for a model there.
-Status check_place(const Tensors& tensors, Device device, Quantization quantization) {
+Status check_where(const Tensors& tensors, Device device, Quantization quantization) {
   for (const auto& [name, view] : tensors.views) {
     if (view.device == Device::kCpu) continue;
     if (device == Device::kCpu)
@@ -41,19 +41,27 @@ Status check_place(const Tensors& tensors, Device device, Quantization quantizat
   return {};
 }
 
+// body() where the place is current.
+template <typename Body>
+Status at(const Place& place, const char* op, const Body& body) {
+  const CurrentPlace current(place);
+  EARNEST_RETURN_IF_ERROR(current.status());
+  return guarded(op, body);
+}
+
 }  // namespace
 
 Status Model::load(const std::string& folder, Precision precision, std::shared_ptr<Model>* model,
-                   Quantization quantization, Device device) {
+                   Quantization quantization, const Place& place) {
   Config config;
   Tensors tensors;
   EARNEST_RETURN_IF_ERROR(Config::load(folder, &config));
   EARNEST_RETURN_IF_ERROR(read_checkpoint(folder, &tensors));
-  return create(config, std::move(tensors), precision, model, quantization, device);
+  return create(config, std::move(tensors), precision, model, quantization, place);
 }
 
 Status Model::create(const Config& config, Tensors tensors, Precision precision,
-                     std::shared_ptr<Model>* model, Quantization quantization, Device device) {
+                     std::shared_ptr<Model>* model, Quantization quantization, const Place& place) {
   const bool saved_so = config.quantization != Quantization::kNone;
   if (saved_so && quantization != Quantization::kNone && quantization != config.quantization) {
     return invalid_argument("load", "quantization",
@@ -64,12 +72,12 @@ Status Model::create(const Config& config, Tensors tensors, Precision precision,
   if (quantization != Quantization::kNone && precision == Precision::kMixed) {
     return unsupported("load", "precision", "float32 or bfloat16 with quantised weights", "mixed");
   }
-  EARNEST_RETURN_IF_ERROR(check_on(device, config, precision));
-  EARNEST_RETURN_IF_ERROR(check_place(tensors, device, quantization));
-  return guarded("load", [&]() -> Status {
+  EARNEST_RETURN_IF_ERROR(check_on(place, config, precision));
+  EARNEST_RETURN_IF_ERROR(check_where(tensors, place.device, quantization));
+  return at(place, "load", [&]() -> Status {
     EARNEST_RETURN_IF_ERROR(check_tensors(config, tensors));
     if (config.text.tie_word_embeddings) EARNEST_RETURN_IF_ERROR(check_tied(tensors));
-    std::shared_ptr<Model> made(new Model(config, std::move(tensors), precision, quantization, device));
+    std::shared_ptr<Model> made(new Model(config, std::move(tensors), precision, quantization, place));
     EARNEST_RETURN_IF_ERROR(made->encoder_.create(config.audio, &made->weights_));
     EARNEST_RETURN_IF_ERROR(made->adaptor_.create(config.audio, &made->weights_));
     EARNEST_RETURN_IF_ERROR(made->decoder_.create(config.text, &made->weights_));
@@ -84,7 +92,7 @@ Status Model::hear(const float* mel, int64_t frames, void* embeddings, Arena* ar
   if (precision() == Precision::kMixed) {
     return unsupported("encoder", "precision", "float32 or bfloat16", "mixed, which decodes alone");
   }
-  return guarded("encoder", [&]() -> Status {
+  return at(place(), "encoder", [&]() -> Status {
     Arena* const there = arena->on(device());
     const Arena::Scope scope(there);
     const int64_t kept = config_.audio.kept_frames(std::max<int64_t>(frames, 0));
@@ -101,36 +109,38 @@ Status Model::hear(const float* mel, int64_t frames, void* embeddings, Arena* ar
 
 Status Model::refresh() {
   ++refreshed_;
-  EARNEST_RETURN_IF_ERROR(weights_.refresh());
-  return head_.refresh();
+  return at(place(), "load", [&]() -> Status {
+    EARNEST_RETURN_IF_ERROR(weights_.refresh());
+    return head_.refresh();
+  });
 }
 
 Status Model::forward(const std::vector<Segment>& segments, void* hidden, Arena* arena) const {
-  return guarded("decoder", [&] { return decoder_.run(segments, hidden, arena->on(device())); });
+  return at(place(), "decoder", [&] { return decoder_.run(segments, hidden, arena->on(device())); });
 }
 
 Status Model::logits(const void* hidden, int64_t rows, float* logits, Arena* arena) const {
-  return guarded("logits", [&] { return head_.logits(hidden, rows, logits, arena); });
+  return at(place(), "logits", [&] { return head_.logits(hidden, rows, logits, arena); });
 }
 
 Status Model::decode(const std::vector<Segment>& segments, void* hidden, float* logits, Arena* arena,
                      DecodeGraphs* graphs) const {
   if (device() == Device::kCuda && DecodeGraphs::can_take(segments))
-    return guarded("decoder",
-                   [&] { return graphs->run({decoder_, head_, refreshed_}, segments, hidden, logits); });
+    return at(place(), "decoder",
+              [&] { return graphs->run({decoder_, head_, refreshed_}, segments, hidden, logits); });
   EARNEST_RETURN_IF_ERROR(forward(segments, hidden, arena));
   return this->logits(hidden, static_cast<int64_t>(segments.size()), logits, arena);
 }
 
 Status Model::scores(const void* hidden, int64_t rows, float* logits, logprob::RowNorm* norms,
                      Arena* arena) const {
-  return guarded("logits", [&] { return head_.scores(hidden, rows, logits, norms, arena); });
+  return at(place(), "logits", [&] { return head_.scores(hidden, rows, logits, norms, arena); });
 }
 
 Status Model::logprob(const void* hidden, int64_t rows, const int64_t* targets, double temperature,
                       float* logp, float* entropy, Arena* arena) const {
-  return guarded("logprob",
-                 [&] { return head_.logprob(hidden, rows, targets, temperature, logp, entropy, arena); });
+  return at(place(), "logprob",
+            [&] { return head_.logprob(hidden, rows, targets, temperature, logp, entropy, arena); });
 }
 
 }  // namespace earnest::engine

@@ -23,20 +23,22 @@ namespace earnest::engine {
 class Model {
  public:
   // A folder in the published format. quantization: of plain weights, as they are loaded; a folder that
-  // `earnest quantize` wrote has its own. device: where weights lie and forward passes run.
+  // `earnest quantize` wrote has its own. place: where weights lie and forward passes run, whichever thread
+  // asks.
   static Status load(const std::string& folder, Precision precision, std::shared_ptr<Model>* model,
-                     Quantization quantization = Quantization::kNone, Device device = Device::kCpu);
+                     Quantization quantization = Quantization::kNone, const Place& place = {});
 
   // The same from tensors that lie in memory, such as a trainer's. They stay there as long as the model does.
   static Status create(const Config& config, Tensors tensors, Precision precision,
                        std::shared_ptr<Model>* model, Quantization quantization = Quantization::kNone,
-                       Device device = Device::kCpu);
+                       const Place& place = {});
 
   // Reads all tensors again, after they have changed where they lie. No forward pass may run meanwhile.
   Status refresh();
 
   const Config& config() const { return config_; }
   Precision precision() const { return weights_.precision(); }
+  const Place& place() const { return weights_.place(); }
   Device device() const { return weights_.device(); }
   Quantization quantization() const { return quantization_; }  // of the decoder's weights
   size_t weight_bytes() const { return weights_.bytes() + head_.bytes(); }
@@ -59,10 +61,11 @@ class Model {
                 DecodeGraphs* graphs) const;
 
  private:
-  Model(const Config& config, Tensors tensors, Precision precision, Quantization quantization, Device device)
+  Model(const Config& config, Tensors tensors, Precision precision, Quantization quantization,
+        const Place& place)
       : config_(config),
         quantization_(quantization),
-        weights_(std::move(tensors), precision, config, quantization, device) {}
+        weights_(std::move(tensors), precision, config, quantization, place) {}
 
   Config config_;
   Quantization quantization_;

@@ -47,6 +47,7 @@ void Scheduler::run() {
       lock.lock();
       core_.totals.plain_steps = graphs_.counts().plain;
       core_.totals.graph_steps = graphs_.counts().replayed;
+      core_.totals.recorded_graphs = graphs_.counts().recorded;
       core_.totals.graph_trouble = graphs_.trouble();
       apply(&step);
     }

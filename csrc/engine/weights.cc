@@ -177,10 +177,10 @@ Status Table::copy_row(int64_t index, void* out) const {
 }
 
 Weights::Weights(Tensors tensors, Precision precision, const Config& config, Quantization quantization,
-                 Device device)
+                 const Place& place)
     : tensors_(std::move(tensors)),
       precision_(precision),
-      device_(device),
+      place_(place),
       shapes_(tensor_shapes(config)),
       quantized_(quantized_tensors(config.text, quantization)) {}
 Weights::~Weights() = default;
@@ -200,11 +200,11 @@ Status Weights::head_matrix(const std::string& name, const Matrix** matrix) {
 Status Weights::add_matrix(const MatrixNames& names, Precision precision, const Matrix** matrix) {
   if (is_quantized(names.weights[0])) {
     const QuantizedMatrix* made = nullptr;
-    EARNEST_RETURN_IF_ERROR(quantized_matrix(names, device_, &made));
+    EARNEST_RETURN_IF_ERROR(quantized_matrix(names, device(), &made));
     *matrix = made;
     return {};
   }
-  if (device_ == Device::kCuda) return device_matrix(names, precision, matrix);
+  if (device() == Device::kCuda) return device_matrix(names, precision, matrix);
   std::vector<TensorView> weights, biases;
   for (const std::string& name : names.weights) weights.push_back(view(name));
   for (const std::string& name : names.biases) biases.push_back(name.empty() ? TensorView() : view(name));
@@ -255,7 +255,7 @@ Status Weights::quantized_matrix(const MatrixNames& names, Device device, const 
                                         activations_of(first, type), type, &memory_, device);
   EARNEST_RETURN_IF_ERROR(made->refresh());
   *matrix = made.get();
-  quantized_matrices_.emplace(Place(first, device), made.get());
+  quantized_matrices_.emplace(Where(first, device), made.get());
   matrices_.push_back(std::move(made));
   return {};
 }
@@ -286,7 +286,7 @@ Status Weights::array(const std::string& name, const Array** array) {
 }
 
 Status Weights::read(Array* array) const {
-  if (device_ == Device::kCuda) return send(array);
+  if (device() == Device::kCuda) return send(array);
   const TensorView& source = array->source_;
   const bool float32 = precision_ != Precision::kBFloat16;
   const bool same = source.type == (float32 ? StoredType::kFloat32 : StoredType::kBFloat16);
@@ -313,15 +313,15 @@ Status Weights::send(Array* array) const {
   const TensorView& source = array->source_;
   const bool same =
       source.type == (precision_ == Precision::kBFloat16 ? StoredType::kBFloat16 : StoredType::kFloat32);
-  if (source.device == device_ && same && source.shape.size() < 3) {  // as somebody else keeps them there
+  if (source.device == device() && same && source.shape.size() < 3) {  // as somebody else keeps them there
     array->data_ = source.data;
     return {};
   }
   TensorView view = source;
   std::vector<char> read_back;
-  if (source.device == device_) {
+  if (source.device == device()) {
     read_back.resize(static_cast<size_t>(source.count()) * size_of(source.type));
-    EARNEST_RETURN_IF_ERROR(copy("load", device_, read_back.data(), source.data, read_back.size()));
+    EARNEST_RETURN_IF_ERROR(copy("load", device(), read_back.data(), source.data, read_back.size()));
     view.data = read_back.data();
   }
   const MatrixRows rows({view}, {}, precision_);
@@ -334,7 +334,7 @@ Status Weights::send(Array* array) const {
   }
   if (array->there_ == nullptr) EARNEST_RETURN_IF_ERROR(allocate("load", rows.bytes(), &array->there_));
   array->data_ = array->there_.get();
-  EARNEST_RETURN_IF_ERROR(copy("load", device_, array->there_.get(), numbers, rows.bytes()));
+  EARNEST_RETURN_IF_ERROR(copy("load", device(), array->there_.get(), numbers, rows.bytes()));
   let_go(source);
   return {};
 }

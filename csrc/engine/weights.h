@@ -14,6 +14,7 @@
 #include "csrc/engine/arena.h"
 #include "csrc/engine/config.h"
 #include "csrc/engine/device_memory.h"
+#include "csrc/engine/place.h"
 #include "csrc/engine/tensor.h"
 #include "csrc/engine/weight_memory.h"
 #include "kernels/common/status.h"
@@ -98,15 +99,16 @@ Status check_tied(const Tensors& tensors);
 
 class Weights {
  public:
-  // The matrices that quantized_tensors() lists are kept in codes. device: where all that is made lies.
+  // The matrices that quantized_tensors() lists are kept in codes. place: where all that is made lies.
   Weights(Tensors tensors, Precision precision, const Config& config, Quantization quantization,
-          Device device = Device::kCpu);
+          const Place& place = {});
   ~Weights();
   Weights(const Weights&) = delete;
   Weights& operator=(const Weights&) = delete;
 
   Precision precision() const { return precision_; }
-  Device device() const { return device_; }
+  const Place& place() const { return place_; }
+  Device device() const { return place_.device; }
   bool has(const std::string& name) const { return tensors_.views.count(name) > 0; }
   const TensorView& view(const std::string& name) const { return tensors_.views.at(name); }
 
@@ -134,11 +136,11 @@ class Weights {
 
   Tensors tensors_;
   Precision precision_;
-  Device device_;
+  Place place_;
   std::map<std::string, std::vector<int64_t>> shapes_;
   std::map<std::string, quantized::Codes> quantized_;
-  using Place = std::pair<std::string, Device>;
-  std::map<Place, const QuantizedMatrix*> quantized_matrices_;  // by the first of their weights
+  using Where = std::pair<std::string, Device>;
+  std::map<Where, const QuantizedMatrix*> quantized_matrices_;  // by the first of their weights
   WeightMemory memory_;
   std::vector<std::unique_ptr<Matrix>> matrices_;
   std::map<std::string, std::unique_ptr<Array>> arrays_;

@@ -128,8 +128,9 @@ typedef struct earnest_model_params {
   earnest_weights weights;
   earnest_progress_callback progress; /* or NULL */
   void* progress_user_data;
-  const char* device; /* where its weights lie and computing is done: NULL or "cpu"; "cuda" where the build
-                         has it and a GPU is there, for all weights but float32 and heads of 64 or 128 */
+  const char* device; /* where its weights lie and computing is done: NULL or "cpu"; "cuda" (the first GPU) or
+                         "cuda:1" and so on where the build has it and that GPU is there, for all weights but
+                         float32 and heads of 64 or 128. No call changes which GPU is its thread's. */
 } earnest_model_params;
 
 /* This and its like below fill a struct with the defaults, and its struct_size with the one given:
@@ -160,6 +161,12 @@ EARNEST_API earnest_status earnest_detokenize(const earnest_model* model, const 
 
 typedef struct earnest_engine earnest_engine;
 
+typedef enum earnest_cuda_graphs {
+  EARNEST_CUDA_GRAPHS_DEFAULT = 0, /* on a GPU that can record them; on others steps are launched */
+  EARNEST_CUDA_GRAPHS_ON,          /* the same, but refused on the CPU */
+  EARNEST_CUDA_GRAPHS_OFF
+} earnest_cuda_graphs;
+
 typedef struct earnest_engine_params {
   size_t struct_size;
   const char* device; /* NULL or the model's: keys and values lie where its weights do */
@@ -170,6 +177,8 @@ typedef struct earnest_engine_params {
   uint32_t max_waiting;     /* that may wait before starting one more is EARNEST_BUSY; 0: 256 */
   uint32_t threads;         /* for computing, of the whole process; 0: as they are (at first: all cores) */
   uint32_t prefill_tokens;  /* of prompts that are read between two steps of the answers beside; 0: 256 */
+  earnest_cuda_graphs cuda_graphs; /* of steps in which every generation says a token: the same bits */
+  uint32_t reserved;               /* 0 */
 } earnest_engine_params;
 
 EARNEST_API void earnest_engine_params_default(earnest_engine_params* params, size_t struct_size);
@@ -186,9 +195,11 @@ typedef struct earnest_engine_stats {
   uint32_t running, waiting, sessions;
   uint64_t kv_tokens, kv_tokens_used;
   uint64_t prompt_tokens, cached_tokens, completion_tokens; /* since the engine was made */
+  uint64_t recorded_graphs, graph_steps, plain_steps;       /* steps replayed, launched; 0 on the CPU */
+  const char* graph_trouble; /* why nothing can be recorded; NULL: nothing is known. Stays with the engine */
 } earnest_engine_stats;
 
-#define EARNEST_ENGINE_STATS_INIT {sizeof(earnest_engine_stats), 0, 0, 0, 0, 0, 0, 0, 0}
+#define EARNEST_ENGINE_STATS_INIT {sizeof(earnest_engine_stats), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, NULL}
 
 EARNEST_API earnest_status earnest_engine_get_stats(const earnest_engine* engine,
                                                     earnest_engine_stats* stats);

@@ -24,6 +24,11 @@ struct Properties {
 // Of the current device; asked for once per device.
 Status properties(const char* op, Properties* found);
 
+// The calling thread's, at first 0, and how many there are.
+Status device_count(const char* op, int* count);
+Status current_device(const char* op, int* index);
+Status set_device(const char* op, int index);
+
 // On the stream:
 Status fill(const char* op, void* memory, int byte, size_t bytes, void* stream);
 

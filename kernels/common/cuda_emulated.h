@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 namespace earnest::cuda::emulated {
 
@@ -10,8 +11,24 @@ namespace earnest::cuda::emulated {
 void set_memory(size_t bytes);
 size_t memory_taken();
 
+// How many devices there are, at first 1: each with memory of its own of which set_memory and memory_taken
+// speak together. What a GPU would do elsewhere than meant, or refuse, is an error here: work on a stream, a
+// graph or (but by kernels, whose arguments nobody can look into) memory of a device that is not current.
+void set_devices(int count);
+// What one of them has been given: work, questions included, and memory that is still taken.
+struct Given {
+  int64_t work = 0;
+  size_t bytes = 0;
+};
+Given given(int device);
+
 // The allocation after so many more fails, once; -1: none does.
 void fail_allocation_after(int count);
+
+// The launch of a graph after so many more is refused, once; the copy from the device after so many more
+// brings zeros, once, as no word of faults may be. -1: none.
+void fail_graph_after(int count);
+void spoil_copy_after(int count);
 
 // Whether the device can capture: one that cannot says so when asked to.
 void set_captures(bool can);

@@ -12,6 +12,9 @@ Status none(const char* op) {
 }  // namespace
 
 Status properties(const char* op, Properties*) { return none(op); }
+Status device_count(const char* op, int*) { return none(op); }
+Status current_device(const char* op, int*) { return none(op); }
+Status set_device(const char* op, int) { return none(op); }
 Status fill(const char* op, void*, int, size_t, void*) { return none(op); }
 Status allocate(const char* op, size_t, void**) { return none(op); }
 void release(void*) {}

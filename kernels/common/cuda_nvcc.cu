@@ -56,6 +56,10 @@ Status properties(const char* op, Properties* found) {
   return {};
 }
 
+Status device_count(const char* op, int* count) { return status_of(op, cudaGetDeviceCount(count)); }
+Status current_device(const char* op, int* index) { return status_of(op, cudaGetDevice(index)); }
+Status set_device(const char* op, int index) { return status_of(op, cudaSetDevice(index)); }
+
 Status fill(const char* op, void* memory, int byte, size_t bytes, void* stream) {
   return status_of(op, cudaMemsetAsync(memory, byte, bytes, static_cast<cudaStream_t>(stream)));
 }

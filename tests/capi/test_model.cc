@@ -102,9 +102,18 @@ TEST(a_device_is_one_that_is_there_and_can_run_the_model) {
         why.find("[engine] device: expected a CUDA device of compute capability 8.0 or more, got none") ==
             0 ||
         why.find("heads: expected a size of 64 or 128 on cuda, got") != std::string::npos);
-  params.device = "tpu";
-  CHECK(earnest_model_load(TINY_MODEL, &params, &model) == EARNEST_INVALID_ARGUMENT && !model);
-  CHECK(std::strcmp(earnest_last_error(), "[engine] device: expected cpu or cuda, got tpu") == 0);
+  for (const std::string name : {"tpu", "cuda:", "cuda:one"}) {
+    params.device = name.c_str();
+    CHECK(earnest_model_load(TINY_MODEL, &params, &model) == EARNEST_INVALID_ARGUMENT && !model);
+    CHECK(earnest_last_error() == "[engine] device: expected cpu, cuda or cuda:N, got " + name);
+  }
+  params.device = "cuda:99";
+  CHECK(earnest_model_load(TINY_MODEL, &params, &model) == EARNEST_UNSUPPORTED && !model);
+  const std::string none = earnest_last_error();
+  CHECK(none == "[engine] device: expected cpu (earnest was built without CUDA), got cuda" ||
+        none.find("[engine] device: expected a CUDA device of compute capability 8.0 or more, got none") ==
+            0 ||
+        (none.find("[engine] device: expected cuda:0") == 0 && none.ends_with("got cuda:99")));
   params.device = "cpu";
   CHECK(earnest_model_load(TINY_MODEL, &params, &model) == EARNEST_OK);
   CHECK(std::strstr(earnest_model_info(model), R"("device":"cpu")"));

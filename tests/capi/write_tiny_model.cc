@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// write_tiny_model FOLDER [SEED]: a model in the published format with random weights, a megabyte, for
+// write_tiny_model FOLDER [SEED [wide]]: a model in the published format with random weights, a megabyte, for
 // programs that want to hear and speak but need not understand. It says words, and never ends by itself.
+// wide: with heads of 64, which kernels on a GPU take.
 #include <sys/stat.h>
 
 #include <cmath>
@@ -19,18 +20,30 @@ namespace engine = earnest::engine;
 
 namespace {
 
+struct Sizes {
+  int hidden, heads, kv_heads, layers, audio, audio_heads, audio_layers;
+};
+constexpr Sizes kSmall = {64, 4, 2, 2, 32, 2, 2}, kWide = {128, 2, 1, 1, 64, 1, 1};
+
 constexpr char kConfig[] = R"({
   "architectures": ["StepAudio2ForCausalLM"],
   "model_type": "step_audio_2",
   "eos_token_id": [400, 401, 403],
   "text_config": {
-    "vocab_size": 416, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048,
+    "vocab_size": 416, "hidden_size": %d, "intermediate_size": 96, "num_hidden_layers": %d,
+    "num_attention_heads": %d, "num_key_value_heads": %d, "max_position_embeddings": 2048,
     "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "tie_word_embeddings": false},
   "audio_encoder_config": {
-    "n_mels": 40, "n_audio_ctx": 1500, "n_audio_state": 32, "n_audio_head": 2, "n_audio_layer": 2,
-    "llm_dim": 64, "kernel_size": 3, "adapter_stride": 2}
+    "n_mels": 40, "n_audio_ctx": 1500, "n_audio_state": %d, "n_audio_head": %d, "n_audio_layer": %d,
+    "llm_dim": %d, "kernel_size": 3, "adapter_stride": 2}
 })";
+
+std::string config_of(const Sizes& s) {
+  char text[sizeof kConfig + 64];
+  std::snprintf(text, sizeof text, kConfig, s.hidden, s.layers, s.heads, s.kv_heads, s.audio, s.audio_heads,
+                s.audio_layers, s.hidden);
+  return text;
+}
 
 // Merges that build each word from its letters.
 std::vector<small::Merge> merges_of(const std::vector<std::string>& words) {
@@ -91,15 +104,16 @@ bool write(const std::string& path, const std::string& text) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc < 2 || argc > 3) {
-    std::fprintf(stderr, "usage: write_tiny_model FOLDER [SEED]\n");
+  if (argc < 2 || argc > 4 || (argc == 4 && std::string(argv[3]) != "wide")) {
+    std::fprintf(stderr, "usage: write_tiny_model FOLDER [SEED [wide]]\n");
     return 2;
   }
   const std::string folder(argv[1]);
   mkdir(argv[1], 0777);
+  const std::string sizes_and_names = config_of(argc == 4 ? kWide : kSmall);
   engine::json::Document document;
   engine::Config config;
-  earnest::Status status = engine::json::Document::parse(kConfig, "config", &document);
+  earnest::Status status = engine::json::Document::parse(sizes_and_names, "config", &document);
   if (status.ok()) status = engine::Config::parse(document.root(), &config);
   if (!status.ok()) {
     std::fprintf(stderr, "%s\n", status.message().c_str());
@@ -120,7 +134,7 @@ int main(int argc, char** argv) {
   std::string file;
   for (int i = 0; i < 8; ++i) file += static_cast<char>(header.size() >> (8 * i) & 0xFF);
   file.append(header).append(data);
-  if (!write(folder + "/config.json", kConfig) ||
+  if (!write(folder + "/config.json", sizes_and_names) ||
       !write(folder + "/tokenizer.json", small::definition(merges_of(kWords))) ||
       !write(folder + "/model.safetensors", file)) {
     std::fprintf(stderr, "cannot write into %s\n", argv[1]);

@@ -35,8 +35,8 @@ def _own_cache(tmp_path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("EARNEST_BENCH_CACHE", str(tmp_path / "cache"))
 
 
-def ours(weights: str, device: str, sequences: int = 3) -> engine_peers.Ours:
-    return engine_peers.Ours(TINY, weights, sequences, PROMPT + TOKENS, device)
+def ours(weights: str, device: str, sequences: int = 3, graphs: bool = True) -> engine_peers.Ours:
+    return engine_peers.Ours(TINY, weights, sequences, PROMPT + TOKENS, device, graphs)
 
 
 @pytest.mark.parametrize("weights", engine.WEIGHTS)
@@ -59,8 +59,24 @@ def test_steps_pieces_and_batches_have_the_bits_of_the_whole_prompt(device, weig
         assert torch.equal(alone.feed(sequence[None, 4:], 4)[0], logits)
 
 
-def test_the_benchs_case_is_right_in_small(device):
-    problem = gpu_engine.case(TINY, "bf16", 3, PROMPT, TOKENS, "cuda").problem(np.random.default_rng(0))
+def test_steps_are_replayed_where_graphs_are_wanted_and_else_launched(device):
+    found = []
+    for graphs in (True, False):
+        model = ours("bf16", "cuda", graphs=graphs)
+        found.append(engine.stepping(model, IDS, PROMPT)(IDS).clone())
+        counts = model.counts()
+        assert counts["graph_trouble"] is None
+        assert counts["recorded_graphs"] == graphs
+        assert counts["graph_steps"] == (TOKENS - 1 if graphs else 0)
+        assert counts["graph_steps"] + counts["plain_steps"] == TOKENS
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_the_benchs_case_is_right_in_small(device, graphs: bool):
+    case = gpu_engine.case(TINY, "bf16", 3, PROMPT, TOKENS, "cuda", graphs)
+    assert case.name.endswith("-bf16" if graphs else "-launched")
+    problem = case.problem(np.random.default_rng(0))
     (one,) = problem.implementations
     (ids,) = problem.inputs[0]
     run = one.build()
@@ -70,7 +86,8 @@ def test_the_benchs_case_is_right_in_small(device):
     assert problem.error(found, expected) <= problem.tolerance
 
 
-def test_it_hears_and_answers_as_on_the_cpu(device, tmp_path):
+@pytest.fixture
+def talking_model(tmp_path):
     tokenizer = Tokenizer.train(["how do I sound? you sound calm and low", "it is loud"], 320)
     config = AudioLMConfig.preset(
         "tiny", vocab_size=len(tokenizer), hidden_size=128, num_attention_heads=2, num_key_value_heads=1,
@@ -80,9 +97,32 @@ def test_it_hears_and_answers_as_on_the_cpu(device, tmp_path):
     with torch.no_grad():
         model.lm_head.weight.mul_(30)
     model.save_pretrained(tmp_path / "model", tokenizer=tokenizer)
+    return tmp_path / "model"
+
+
+def test_the_switch_of_graphs_decides_and_stats_say_it(device, talking_model):
+    said = []
+    for graphs in (None, True, False):
+        with Engine(talking_model, weights="bfloat16", device="cuda", cuda_graphs=graphs) as talking:
+            session = talking.session()
+            session.add_text("how do I sound?")
+            answer = session.generate(max_tokens=8, temperature=0.0)
+            list(answer)
+            ids, _ = answer.tokens()
+            said.append(ids.tolist())
+            stats = talking.stats()
+        recorded = 0 if graphs is False else 1
+        assert stats["recorded_graphs"] == recorded
+        assert stats["graph_steps"] == recorded * (len(ids) - 2)
+        assert stats["graph_steps"] + stats["plain_steps"] == len(ids) - 1 >= 4
+        assert stats["graph_trouble"] is None
+    assert said[0] == said[1] == said[2]
+
+
+def test_it_hears_and_answers_as_on_the_cpu(device, talking_model):
     said = []
     for on in ("cuda", "cpu"):
-        with Engine(tmp_path / "model", weights="bfloat16", device=on) as talking:
+        with Engine(talking_model, weights="bfloat16", device=on) as talking:
             assert talking.info["device"] == on
             session = talking.session()
             session.add_audio((0.3 * np.sin(np.arange(9_600) * 0.1)).astype(np.float32), 16_000)

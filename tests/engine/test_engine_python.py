@@ -116,6 +116,20 @@ def test_it_says_what_the_python_model_says(engine, model, tokenizer):
     assert done.usage.cached_tokens > 0  # the second fork found what the first had read
 
 
+def test_on_the_cpu_graphs_can_only_be_off(folder):
+    expected = r"\[engine\] cuda_graphs: expected a model on cuda, got one on cpu"
+    with pytest.raises(ValueError, match=expected):
+        Engine(folder, cuda_graphs=True)
+    with pytest.raises(InvalidInput, match="cuda_graphs: expected True, False or None, got 1"):
+        Engine(folder, cuda_graphs=1)
+    for graphs in (None, False):
+        with Engine(folder, cuda_graphs=graphs) as engine:
+            assert engine.session("be calm").reply(max_tokens=3) is not None
+            stats = engine.stats()
+        assert stats["recorded_graphs"] == stats["graph_steps"] == stats["plain_steps"] == 0
+        assert stats["graph_trouble"] is None
+
+
 def test_tokens_come_with_their_log_probabilities(engine):
     session = engine.session()
     session.add_text("how do I sound?")
@@ -314,7 +328,7 @@ def test_what_cannot_be_is_refused(engine, folder, tmp_path):
             session.add_audio(tone(0.1), rate)
     with pytest.raises(ValueError, match="expected"):
         Engine(tmp_path)
-    with pytest.raises(ValueError, match=r"^\[engine\] device: expected cpu or cuda, got tpu$"):
+    with pytest.raises(ValueError, match=r"^\[engine\] device: expected cpu, cuda or cuda:N, got tpu$"):
         Engine(folder, device="tpu")
     with pytest.raises(ValueError, match=r"^\[(engine|load)\] .*: expected .*, got (cuda|none|\d+|float32)"):
         Engine(folder, device="cuda")  # no GPU, or heads that it does not take

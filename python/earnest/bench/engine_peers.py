@@ -16,10 +16,16 @@ from earnest.bench.engine_weights import Decoder
 
 class Ours:
     """The engine with caches for some sequences. On a GPU, too, it is given tokens and gives logits in the
-    memory of the host."""
+    memory of the host. graphs: its steps there are CUDA graphs; one that cannot be recorded is an error."""
 
     def __init__(
-        self, decoder: Decoder, weights: str, sequences: int, room: int, device: str = "cpu"
+        self,
+        decoder: Decoder,
+        weights: str,
+        sequences: int,
+        room: int,
+        device: str = "cpu",
+        graphs: bool = True,
     ) -> None:
         import torch
 
@@ -29,6 +35,7 @@ class Ours:
         self._model = _native.engine.load(folder, "bfloat16", device=device)
         pool = self._model.pool(sequences * room)
         self._caches = [pool.allocate(room) for _ in range(sequences)]
+        self._graphs = _native.engine.DecodeGraphs(graphs)
         self._torch = torch
         self._hidden = torch.empty(sequences, decoder.width, dtype=torch.bfloat16)
         self._logits = torch.empty(sequences, decoder.vocabulary)
@@ -40,9 +47,17 @@ class Ours:
             if cache.length > start:
                 cache.truncate(start)
         segments = [(cache, row, None, 1) for cache, row in zip(self._caches, rows, strict=True)]
-        self._model.forward(segments, self._hidden)
-        self._model.logits(self._hidden, self._logits)
+        if ids.shape[1] > 1:
+            self._model.forward(segments, self._hidden)
+            self._model.logits(self._hidden, self._logits)
+            return self._logits
+        self._model.decode(segments, self._hidden, self._logits, self._graphs)
+        if trouble := self._graphs.counts()["graph_trouble"]:
+            raise RuntimeError(trouble)
         return self._logits
+
+    def counts(self) -> dict[str, Any]:
+        return self._graphs.counts()
 
 
 class LlamaCpp:

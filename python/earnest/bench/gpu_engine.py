@@ -25,6 +25,7 @@ def cases() -> list[Case]:
     """Those whose weights take longest to make come last: the script on a GPU has little time."""
     found = [case(QWEN2, "bf16", sequences) for sequences in SEQUENCES]
     found.append(case(QWEN2, "int8", 1))
+    found += [case(QWEN2, "bf16", sequences, graphs=False) for sequences in SEQUENCES]
     found += [case(QWEN2_7B, "bf16", sequences) for sequences in SEQUENCES]
     return [*found, case(QWEN2, "int4", 1)]
 
@@ -36,10 +37,11 @@ def case(
     prompt: int = PROMPT,
     tokens: int = TOKENS,
     device: str = "cuda",
+    graphs: bool = True,
 ) -> Case:
     size = SIZES.get(decoder.name, decoder.name)
     return Case(
-        name=f"engine/cuda-decode-{size}-{sequences}x{tokens}-{weights}",
+        name=f"engine/cuda-decode-{size}-{sequences}x{tokens}-{weights}{'' if graphs else '-launched'}",
         problem=partial(
             _problem,
             decoder=decoder,
@@ -48,10 +50,17 @@ def case(
             prompt=prompt,
             tokens=tokens,
             device=device,
+            graphs=graphs,
         ),
-        shape={"decoder": decoder.name, "sequences": sequences, "prompt": prompt, "tokens": tokens},
+        shape={
+            "decoder": decoder.name,
+            "sequences": sequences,
+            "prompt": prompt,
+            "tokens": tokens,
+            "graphs": graphs,
+        },
         dtype="bfloat16",
-        target=Target(fraction=0.8 if sequences == 1 else None),
+        target=Target(fraction=0.8 if sequences == 1 and graphs else None),
         per=(sequences * tokens, "token"),
         quick=(decoder, weights, sequences) == (QWEN2, "bf16", 1),
         device=device,
@@ -66,13 +75,14 @@ def _problem(
     prompt: int,
     tokens: int,
     device: str,
+    graphs: bool,
 ) -> Problem:
     ids = rng.integers(0, decoder.vocabulary, (sequences, prompt + tokens))
     rows = np.sort(rng.choice(sequences, min(CHECKED_SEQUENCES, sequences), replace=False))
 
     def build() -> Callable[..., Any]:
         run = engine.stepping(
-            engine_peers.Ours(decoder, weights, sequences, prompt + tokens, device), ids, prompt
+            engine_peers.Ours(decoder, weights, sequences, prompt + tokens, device, graphs), ids, prompt
         )
         run.waits = True  # type: ignore[attr-defined]  # for logits: no graph can hold it
         return run

@@ -14,7 +14,7 @@ Python's lock while it computes or waits, and nothing needs torch.
 """
 
 from earnest.engine.answer import Answer
-from earnest.engine.engine import Engine
+from earnest.engine.engine import Engine, Stats
 from earnest.engine.events import Done, Event, Prefill, Reasoning, Reply, Usage
 from earnest.engine.session import Clip, Session
 
@@ -28,5 +28,6 @@ __all__ = [
     "Reasoning",
     "Reply",
     "Session",
+    "Stats",
     "Usage",
 ]

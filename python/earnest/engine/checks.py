@@ -21,6 +21,13 @@ def whole(name: str, value: int | None, most: int = 2**32 - 1, *, least: int = 1
     return int(value)
 
 
+def switch(name: str, value: bool | None) -> bool | None:
+    """On, off, or None: as it is by default."""
+    if value is not None and not isinstance(value, bool):
+        raise InvalidInput(OP, name, "True, False or None", repr(value))
+    return value
+
+
 def as_samples(pcm: ArrayLike, channels: int | None) -> np.ndarray:
     """float32 or int16 [samples, channels]."""
     samples = np.asarray(pcm)

@@ -8,26 +8,47 @@ import os
 import weakref
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from earnest import _native
-from earnest.engine.checks import OP, whole
+from earnest.engine.checks import OP, switch, whole
 from earnest.engine.session import Session
 from earnest.errors import InvalidInput
 
 WEIGHTS = ("as-stored", "float32", "bfloat16", "int8", "int4")
 
 
+class Stats(TypedDict):
+    """Counts of an engine: of now, and since the beginning."""
+
+    running: int
+    waiting: int
+    sessions: int
+    kv_tokens: int
+    kv_tokens_used: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    # Of CUDA graphs: those recorded; steps of answers done by one, and launched one by one; why none can be.
+    recorded_graphs: int
+    graph_steps: int
+    plain_steps: int
+    graph_trouble: str | None
+
+
 class Engine:
     """A model in memory and the memory for dialogues over it. May be used from any thread.
 
-    path: a folder in the published format. device: "cpu", or "cuda" where the build has it and a GPU is there
-    (all weights but float32; heads of 64 or 128). threads: for computing, of the whole process (None: as they
-    are, at first all cores). weights: "as-stored", "float32", "bfloat16", "int8" or "int4".
+    path: a folder in the published format. device: "cpu", or "cuda" (the first GPU), "cuda:1" and so on where
+    the build has it and that GPU is there (all weights but float32; heads of 64 or 128). threads: for
+    computing, of the whole process (None: as they are, at first all cores). weights: "as-stored", "float32",
+    "bfloat16", "int8" or "int4".
     kv_bytes: memory for keys and values (None: room for 4 full contexts, or a quarter of the machine's; on a
     GPU taken at once, at most half of what is free there).
     max_generations, max_waiting: answers that run side by side (64), and that may wait beside them (256).
     prefill_tokens: of prompts that are read between two steps of the answers beside (256).
+    cuda_graphs: whether steps in which every answer says a token are recorded once and replayed, with the
+    same bits (None: on a GPU that can record; True is refused on the CPU). `stats` says what became of it.
 
     Raises ValueError for a folder that holds no model it can run, MemoryError where memory runs out.
     """
@@ -43,6 +64,7 @@ class Engine:
         max_generations: int | None = None,
         max_waiting: int | None = None,
         prefill_tokens: int | None = None,
+        cuda_graphs: bool | None = None,
     ) -> None:
         if weights not in WEIGHTS:
             raise InvalidInput(OP, "weights", f"one of {', '.join(WEIGHTS)}", repr(weights))
@@ -55,6 +77,7 @@ class Engine:
             whole("max_waiting", max_waiting),
             whole("threads", threads),
             whole("prefill_tokens", prefill_tokens),
+            switch("cuda_graphs", cuda_graphs),
         )
         self.info: dict[str, Any] = json.loads(self._native.info)
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
@@ -89,10 +112,10 @@ class Engine:
         response: dict[str, Any] = json.loads(self._open().chat(json.dumps(request)))
         return response
 
-    def stats(self) -> dict[str, int]:
-        """Counts now (running, waiting, sessions, kv_tokens, kv_tokens_used) and since the beginning
-        (prompt_tokens, cached_tokens, completion_tokens)."""
-        counts: dict[str, int] = self._open().stats()
+    def stats(self) -> Stats:
+        """Counts now (running, waiting, sessions, kv_tokens, kv_tokens_used) and since the beginning (the
+        others)."""
+        counts: Stats = self._open().stats()
         return counts
 
     def drain(self, timeout: float | None = None) -> None:
