@@ -34,11 +34,12 @@ bool DecodeGraphs::can_take(const std::vector<Segment>& segments) {
          });
 }
 
-Status DecodeGraphs::run(const Computed& computed, const std::vector<Segment>& segments, void* hidden,
-                         float* logits) {
+Status DecodeGraphs::run(const Computed& computed, const std::vector<Segment>& segments,
+                         std::span<Drawing> drawings, void* hidden, float* logits) {
   const TextConfig& config = computed.decoder.config();
   const auto asked = static_cast<int64_t>(segments.size());
   EARNEST_RETURN_IF_ERROR(computed.decoder.check(segments));
+  EARNEST_RETURN_IF_ERROR(draws_.send(drawings));
   DecoderBatch batch(segments);
   batch.fill_up(power_of_two(asked));
   EARNEST_RETURN_IF_ERROR(batch.turn_by(config));
@@ -60,16 +61,38 @@ Status DecodeGraphs::run(const Computed& computed, const std::vector<Segment>& s
     ++counts_.plain;
   }
 
+  auto* const tokens = reinterpret_cast<int32_t*>(made.there + made.tokens);
+  EARNEST_RETURN_IF_ERROR(
+      draws_.launch(reinterpret_cast<BFloat16*>(made.there + made.logits), config.vocab_size, tokens));
   made_.resize(made.bytes);
-  EARNEST_RETURN_IF_ERROR(copy(kOp, Device::kCuda, made_.data(), made.there, made.bytes));
+  EARNEST_RETURN_IF_ERROR(copy(kOp, Device::kCuda, made_.data(), made.there, made.logits));
   FaultWord word = kNoFault;
   std::memcpy(&word, made_.data(), sizeof word);
   EARNEST_RETURN_IF_ERROR(DecoderBatch::check_fault(word));
   std::memcpy(hidden, made_.data() + made.hidden,
               static_cast<size_t>(asked * config.hidden_size) * sizeof(BFloat16));
-  const auto* rounded = reinterpret_cast<const BFloat16*>(made_.data() + made.logits);
-  for (int64_t i = 0; i < asked * config.vocab_size; ++i) logits[i] = widen(rounded[i]);
+  draws_.take(reinterpret_cast<const int32_t*>(made_.data() + made.tokens), drawings);
+  EARNEST_RETURN_IF_ERROR(bring_logits(made, asked, config.vocab_size, !drawings.empty(), logits));
   Decoder::advance(segments);
+  return {};
+}
+
+// Of the rows that are not drawn there, neighbours in one copy.
+Status DecodeGraphs::bring_logits(const Made& made, int64_t rows, int64_t vocabulary, bool some_drawn,
+                                  float* logits) {
+  const auto comes = [&](int64_t row) { return !some_drawn || !draws_.has(static_cast<size_t>(row)); };
+  for (int64_t row = 0; row < rows;) {
+    int64_t end = row;
+    while (end < rows && comes(end)) ++end;
+    const size_t first = static_cast<size_t>(row * vocabulary) * sizeof(BFloat16) + made.logits;
+    const int64_t count = (end - row) * vocabulary;
+    if (count > 0)
+      EARNEST_RETURN_IF_ERROR(copy(kOp, Device::kCuda, made_.data() + first, made.there + first,
+                                   static_cast<size_t>(count) * sizeof(BFloat16)));
+    const auto* rounded = reinterpret_cast<const BFloat16*>(made_.data() + first);
+    for (int64_t i = 0; i < count; ++i) logits[row * vocabulary + i] = widen(rounded[i]);
+    row = end + 1;  // which is drawn, or none
+  }
   return {};
 }
 
@@ -87,7 +110,8 @@ DecodeGraphs::Made DecodeGraphs::take(const Computed& computed, int64_t rows) {
   const TextConfig& config = computed.decoder.config();
   Made made;
   made.hidden = kAlignment;
-  made.logits = made.hidden + whole(static_cast<size_t>(rows * config.hidden_size) * sizeof(BFloat16));
+  made.tokens = made.hidden + whole(static_cast<size_t>(rows * config.hidden_size) * sizeof(BFloat16));
+  made.logits = made.tokens + whole(static_cast<size_t>(rows) * sizeof(int32_t));
   made.bytes = made.logits + static_cast<size_t>(rows * config.vocab_size) * sizeof(BFloat16);
   made.there = arena_.take<char>(static_cast<int64_t>(made.bytes));
   return made;

@@ -13,11 +13,13 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <span>
 #include <utility>
 #include <vector>
 
 #include "csrc/engine/arena.h"
 #include "csrc/engine/decoder.h"
+#include "csrc/engine/device_draws.h"
 #include "csrc/engine/head.h"
 #include "kernels/common/status.h"
 
@@ -46,9 +48,11 @@ class DecodeGraphs {
   // One token of the vocabulary each, whose hidden state is wanted, and no more than kMostRows.
   static bool can_take(const std::vector<Segment>& segments);
 
-  // hidden [rows, hidden_size] and logits [rows, vocab_size] in memory of the host; refused input leaves the
-  // caches as they were. May throw std::bad_alloc.
-  Status run(const Computed& computed, const std::vector<Segment>& segments, void* hidden, float* logits);
+  // hidden [rows, hidden_size] and logits [rows, vocab_size] in memory of the host, these but for rows of
+  // `drawings` [rows, or none] that are drawn where they are; refused input leaves the caches as they were.
+  // May throw std::bad_alloc.
+  Status run(const Computed& computed, const std::vector<Segment>& segments, std::span<Drawing> drawings,
+             void* hidden, float* logits);
 
   const Counts& counts() const { return counts_; }
   // Why recording failed, after which it is not tried again.
@@ -62,9 +66,9 @@ class DecodeGraphs {
     bool met = false;
     std::unique_ptr<void, Delete> graph;
   };
-  // What a step leaves on the GPU, in one run of memory: the word of faults, hidden states, logits.
+  // What a step leaves on the GPU, in one run of memory: the word of faults, hidden states, tokens, logits.
   struct Made {
-    size_t hidden, logits, bytes;  // where they begin, and all of it
+    size_t hidden, tokens, logits, bytes;  // where they begin, and all of it
     char* there;
   };
 
@@ -72,6 +76,7 @@ class DecodeGraphs {
   Made take(const Computed& computed, int64_t rows);
   Status launch(const Computed& computed, DecoderBatch* batch, const Made& made);
   Status capture(const Computed& computed, const DecoderBatch& batch, const Made& made, Recording* recording);
+  Status bring_logits(const Made& made, int64_t rows, int64_t vocabulary, bool some_drawn, float* logits);
 
   bool wanted_;
   Status trouble_;
@@ -81,6 +86,7 @@ class DecodeGraphs {
   std::map<std::pair<int64_t, int64_t>, Recording> recordings_;  // by rows and keys
   const void* pool_ = nullptr;                                   // where its keys begin
   int64_t moves_ = 0, version_ = 0;
+  DeviceDraws draws_;
   std::vector<char> made_;  // brought to the host
 };
 

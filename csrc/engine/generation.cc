@@ -39,6 +39,7 @@ class Loop {
     for (size_t i = 0; i < count; ++i) live_.push_back({i, false, settings_.after_stop});
     hidden_.assign(static_cast<const char*>(hidden), static_cast<const char*>(hidden) + count * row_bytes_);
     while (!live_.empty()) {
+      if (drawings_.empty()) EARNEST_RETURN_IF_ERROR(read_logits());
       EARNEST_RETURN_IF_ERROR(draw());
       take(*caches, static_cast<char*>(drawn_from));
       if (live_.empty()) break;
@@ -48,19 +49,26 @@ class Loop {
   }
 
  private:
-  // A token for every live sequence, from hidden_.
+  // Of every live sequence, from hidden_.
+  Status read_logits() {
+    const auto rows = static_cast<int64_t>(live_.size());
+    arena_->reset();
+    logits_ = arena_->take<float>(rows * model_.config().text.vocab_size);
+    if (!rates_as_it_draws_) return model_.logits(hidden_.data(), rows, logits_, arena_);
+    norms_.resize(live_.size());
+    return model_.scores(hidden_.data(), rows, logits_, norms_.data(), arena_);
+  }
+
+  double uniform_of(const Live& one) const {
+    return uniforms_[one.index * static_cast<size_t>(settings_.most_tokens) +
+                     generated_[one.index].ids.size()];
+  }
+
+  // A token for every live sequence, from its logits where it has not been drawn before they came.
   Status draw() {
     const auto rows = static_cast<int64_t>(live_.size());
     const int64_t vocabulary = model_.config().text.vocab_size;
-    arena_->reset();
-    float* logits = arena_->take<float>(rows * vocabulary);
     tokens_.assign(live_.size(), 0);
-    if (rates_as_it_draws_) {
-      norms_.resize(live_.size());
-      EARNEST_RETURN_IF_ERROR(model_.scores(hidden_.data(), rows, logits, norms_.data(), arena_));
-    } else {
-      EARNEST_RETURN_IF_ERROR(model_.logits(hidden_.data(), rows, logits, arena_));
-    }
     const int64_t lanes = std::min<int64_t>(rows, num_threads());
     std::vector<Sampler::Scratch> scratch(static_cast<size_t>(lanes));
     std::vector<Status> said(live_.size());
@@ -68,11 +76,15 @@ class Loop {
     parallel_for(lanes, [&](int64_t lane) {
       for (int64_t row = next.fetch_add(1); row < rows; row = next.fetch_add(1)) {
         const auto at = static_cast<size_t>(row);
-        const size_t index = live_[at].index, step = generated_[index].ids.size();
-        const double uniform = uniforms_[index * static_cast<size_t>(settings_.most_tokens) + step];
-        const std::span<const float> mine(logits + row * vocabulary, static_cast<size_t>(vocabulary));
+        if (!drawings_.empty() && drawings_[at].drawn) {
+          said[at] = drawings_[at].status;
+          tokens_[at] = drawings_[at].token;
+          continue;
+        }
+        const std::span<const float> mine(logits_ + row * vocabulary, static_cast<size_t>(vocabulary));
         try {
-          said[at] = samplers_[index].draw(mine, uniform, &scratch[static_cast<size_t>(lane)], &tokens_[at]);
+          said[at] = samplers_[live_[at].index].draw(mine, uniform_of(live_[at]),
+                                                     &scratch[static_cast<size_t>(lane)], &tokens_[at]);
         } catch (const std::bad_alloc&) {  // a task must not throw
           said[at] = out_of_memory("generate");
         }
@@ -80,7 +92,7 @@ class Loop {
     });
     for (const Status& status : said) EARNEST_RETURN_IF_ERROR(status);
     for (size_t row = 0; rates_as_it_draws_ && row < live_.size(); ++row) {
-      const float logit = logits[static_cast<int64_t>(row) * vocabulary + tokens_[row]];
+      const float logit = logits_[static_cast<int64_t>(row) * vocabulary + tokens_[row]];
       generated_[live_[row].index].logp.push_back(logprob::logp_of(logit, norms_[row]));
     }
     return {};
@@ -125,7 +137,12 @@ class Loop {
     }
     hidden_.resize(live_.size() * row_bytes_);
     arena_->reset();
-    return model_.forward(segments, hidden_.data(), arena_);
+    drawings_.clear();
+    if (model_.device() != Device::kCuda || !DecodeGraphs::can_take(segments))
+      return model_.forward(segments, hidden_.data(), arena_);
+    for (const Live& one : live_) drawings_.push_back({&samplers_[one.index], uniform_of(one)});
+    logits_ = arena_->take<float>(static_cast<int64_t>(live_.size()) * model_.config().text.vocab_size);
+    return model_.decode(segments, drawings_, hidden_.data(), logits_, arena_, &graphs_);
   }
 
   // The log-probabilities of all tokens at once, where the logits they are drawn from are not those they are
@@ -161,6 +178,9 @@ class Loop {
   std::vector<Sampler> samplers_;
   std::vector<Live> live_;
   std::vector<char> hidden_;             // [live, hidden_size]: what the next tokens are drawn from
+  float* logits_ = nullptr;              // [live, vocab_size] of the same, in the arena
+  std::vector<Drawing> drawings_;        // of the same, where the model read its logits; else none
+  DecodeGraphs graphs_;                  // of a GPU
   std::vector<int32_t> tokens_;          // of the last draw, one for each row of it
   std::vector<logprob::RowNorm> norms_;  // of the same rows
   std::vector<int64_t> next_ids_;        // of those still alive

@@ -123,11 +123,11 @@ Status Model::logits(const void* hidden, int64_t rows, float* logits, Arena* are
   return at(place(), "logits", [&] { return head_.logits(hidden, rows, logits, arena); });
 }
 
-Status Model::decode(const std::vector<Segment>& segments, void* hidden, float* logits, Arena* arena,
-                     DecodeGraphs* graphs) const {
+Status Model::decode(const std::vector<Segment>& segments, std::span<Drawing> drawings, void* hidden,
+                     float* logits, Arena* arena, DecodeGraphs* graphs) const {
   if (device() == Device::kCuda && DecodeGraphs::can_take(segments))
     return at(place(), "decoder",
-              [&] { return graphs->run({decoder_, head_, refreshed_}, segments, hidden, logits); });
+              [&] { return graphs->run({decoder_, head_, refreshed_}, segments, drawings, hidden, logits); });
   EARNEST_RETURN_IF_ERROR(forward(segments, hidden, arena));
   return this->logits(hidden, static_cast<int64_t>(segments.size()), logits, arena);
 }

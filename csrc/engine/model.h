@@ -5,6 +5,7 @@
 #pragma once
 
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -56,9 +57,10 @@ class Model {
                  float* entropy, Arena* arena) const;
 
   // forward of one wanted token of each segment, and logits of all, with their bits; on a GPU as a graph
-  // where `graphs` can make one (decode_graphs.h). Those belong to this model alone.
-  Status decode(const std::vector<Segment>& segments, void* hidden, float* logits, Arena* arena,
-                DecodeGraphs* graphs) const;
+  // where `graphs` can make one (decode_graphs.h), those of `drawings` drawn there if they can be. Graphs
+  // belong to this model alone.
+  Status decode(const std::vector<Segment>& segments, std::span<Drawing> drawings, void* hidden,
+                float* logits, Arena* arena, DecodeGraphs* graphs) const;
 
  private:
   Model(const Config& config, Tensors tensors, Precision precision, Quantization quantization,

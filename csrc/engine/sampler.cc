@@ -24,6 +24,20 @@ bool likelier(const Candidate& a, const Candidate& b) {
 
 bool by_id(const Candidate& a, const Candidate& b) { return a.id < b.id; }
 
+std::vector<Sampler::Run> runs_of(std::vector<int32_t> ids) {
+  if (!std::is_sorted(ids.begin(), ids.end())) std::sort(ids.begin(), ids.end());
+  std::vector<Sampler::Run> runs;
+  for (const int32_t id : ids) {
+    const int32_t end = runs.empty() ? -1 : runs.back().first + runs.back().count;
+    if (id > end || runs.empty()) {
+      runs.push_back({id, 1});
+    } else if (id == end) {
+      ++runs.back().count;
+    }
+  }
+  return runs;
+}
+
 }  // namespace
 
 Status check_sampling(const Sampling& sampling, int64_t vocabulary) {
@@ -60,6 +74,7 @@ Sampler::Sampler(Sampling sampling, int64_t vocabulary) : sampling_(std::move(sa
   const auto size = static_cast<size_t>(vocabulary);
   if (sampling_.repetition_penalty != 1) heard_.resize(size);
   if (sampling_.presence_penalty != 0 || sampling_.frequency_penalty != 0) said_.resize(size);
+  suppressed_ = runs_of(sampling_.suppressed);
 }
 
 void Sampler::heard(std::span<const int32_t> prompt) {
@@ -72,6 +87,11 @@ void Sampler::heard(std::span<const int32_t> prompt) {
 void Sampler::said(int32_t token) {
   heard({&token, 1});
   if (!said_.empty() && said_[static_cast<size_t>(token)]++ == 0) said_ids_.push_back(token);
+}
+
+bool Sampler::is_plain() const {
+  constexpr size_t kMostRuns = 256;  // which go to the GPU with each step
+  return heard_.empty() && said_.empty() && !cuts() && suppressed_.size() <= kMostRuns;
 }
 
 // The logits, lowered where they are to be.

@@ -52,6 +52,10 @@ class Sampler {
     std::vector<Candidate> candidates;
   };
 
+  struct Run {  // of tokens, one after another
+    int32_t first, count;
+  };
+
   Sampler(Sampling sampling, int64_t vocabulary);  // checked before
 
   void heard(std::span<const int32_t> prompt);  // counts for the repetition penalty
@@ -60,6 +64,11 @@ class Sampler {
   // uniform in [0, 1). An error where a logit is NaN, all are -inf or one is +inf; the token then stays as it
   // was.
   Status draw(std::span<const float> logits, double uniform, Scratch* scratch, int32_t* token) const;
+
+  // Whether a draw is of the logits as they are, but for what is suppressed: kernels/sampling/draws.h can.
+  bool is_plain() const;
+  double temperature() const { return sampling_.temperature; }
+  std::span<const Run> suppressed() const { return suppressed_; }
 
  private:
   void read(std::span<const float> logits, std::vector<double>* values) const;
@@ -72,6 +81,7 @@ class Sampler {
   std::vector<uint8_t> heard_;  // [vocabulary] or empty where nobody asks
   std::vector<uint32_t> said_;  // [vocabulary], times; or empty
   std::vector<int32_t> heard_ids_, said_ids_;
+  std::vector<Run> suppressed_;
 };
 
 }  // namespace earnest::engine

@@ -84,7 +84,7 @@ void sample(const float* logits, int64_t vocabulary, std::span<StepRow* const> r
   parallel_for(lanes, [&](int64_t lane) {
     for (int64_t i = next.fetch_add(1); i < count; i = next.fetch_add(1)) {
       StepRow* row = rows[static_cast<size_t>(i)];
-      if (!row->status.ok()) continue;
+      if (!row->status.ok() || row->drawn) continue;
       row->status = guarded("generate", [&] {
         return row->answer->sampler.draw({logits + i * vocabulary, static_cast<size_t>(vocabulary)},
                                          uniform(row->answer->options.seed, row->index),
@@ -110,6 +110,14 @@ Status draw(const Model& model, Arena* arena, std::span<StepRow*> rows) {
   return {};
 }
 
+void take_drawn(const std::vector<Drawing>& drawings, const std::vector<StepRow*>& rows) {
+  for (size_t i = 0; i < rows.size(); ++i) {
+    rows[i]->drawn = drawings[i].drawn;
+    rows[i]->token = drawings[i].token;
+    if (rows[i]->status.ok()) rows[i]->status = drawings[i].status;
+  }
+}
+
 // Both at once, where every row is a token of an answer: a step that a GPU can record.
 Status decode(const Model& model, Arena* arena, DecodeGraphs* graphs, const std::vector<StepRow*>& rows) {
   const size_t row_bytes = row_bytes_of(model);
@@ -118,11 +126,16 @@ Status decode(const Model& model, Arena* arena, DecodeGraphs* graphs, const std:
   return guarded("decoder", [&]() -> Status {
     arena->reset();
     std::vector<Segment> segments;
-    for (StepRow* row : rows) segments.push_back(segment_of(row, row_bytes));
+    std::vector<Drawing> drawings;
+    for (StepRow* row : rows) {
+      segments.push_back(segment_of(row, row_bytes));
+      drawings.push_back({&row->answer->sampler, uniform(row->answer->options.seed, row->index)});
+    }
     float* logits = arena->take<float>(count * vocabulary);
     char* hidden = arena->take<char>(count * static_cast<int64_t>(row_bytes));
-    EARNEST_RETURN_IF_ERROR(model.decode(segments, hidden, logits, arena, graphs));
+    EARNEST_RETURN_IF_ERROR(model.decode(segments, drawings, hidden, logits, arena, graphs));
     take_hidden(hidden, row_bytes, model.precision(), rows);
+    take_drawn(drawings, rows);
     sample(logits, vocabulary, rows);
     return {};
   });

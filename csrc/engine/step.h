@@ -25,7 +25,8 @@ struct StepRow {
   uint64_t index = 0;                   // of the token that is drawn
 
   Status status;
-  bool read = false;  // their keys and values are numbers, and so are all before them
+  bool read = false;   // their keys and values are numbers, and so are all before them
+  bool drawn = false;  // token is there, as the model drew it; else from logits
   int32_t token = 0;
   std::vector<char> hidden;  // of the last of them
 };

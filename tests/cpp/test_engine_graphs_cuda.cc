@@ -2,8 +2,10 @@
 // Steps of decoding as CUDA graphs: a GPU's, or those that the emulator keeps with all arguments by value, so
 // that a step that has a number of the host baked in repeats it, and is found by another result.
 #include <algorithm>
+#include <cstring>
 #include <memory>
 #include <random>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -89,8 +91,8 @@ class World {
   size_t size() const { return caches_.size(); }
   int64_t length(size_t i) const { return caches_[i]->length(); }
 
-  // One token each -> hidden states, then logits.
-  std::vector<char> step(const std::vector<int64_t>& ids, bool decode) {
+  // One token each -> hidden states, then logits, but of rows that are drawn.
+  std::vector<char> step(const std::vector<int64_t>& ids, bool decode, std::span<Drawing> drawings = {}) {
     std::vector<std::vector<int64_t>> own;
     for (const int64_t id : ids) own.push_back({id});
     std::vector<Segment> segments;
@@ -100,7 +102,7 @@ class World {
     std::vector<float> logits(ids.size() * static_cast<size_t>(model_.config().text.vocab_size));
     Status status;
     if (decode) {
-      status = model_.decode(segments, hidden.data(), logits.data(), &arena_, &graphs_);
+      status = model_.decode(segments, drawings, hidden.data(), logits.data(), &arena_, &graphs_);
     } else {
       arena_.reset();
       status = model_.forward(segments, hidden.data(), &arena_);
@@ -202,6 +204,46 @@ TEST(recorded_steps_have_the_bits_of_plain_ones_while_sequences_come_and_go) {
 
 TEST(recorded_steps_of_codes_have_the_bits_of_plain_ones) {
   compare(loaded(Quantization::kInt8)->model(), 8);
+}
+
+// Rows of which some need their logits at home: for penalties, cuts, or because nobody draws.
+TEST(tokens_drawn_where_logits_are_are_those_drawn_at_home) {
+  const Model& model = loaded()->model();
+  const auto vocabulary = static_cast<size_t>(model.config().text.vocab_size);
+  Sampling likeliest, warm, cut, repeated;
+  likeliest.temperature = 0, warm.temperature = 1.3, cut.top_p = 0.9, repeated.repetition_penalty = 1.5;
+  warm.suppressed = {7, 5, 6, 6, 419};
+  std::vector<Sampler> samplers;
+  for (const Sampling& how : {warm, cut, likeliest, Sampling(), repeated, warm})
+    samplers.emplace_back(how, static_cast<int64_t>(vocabulary));
+  samplers[4].heard(std::vector<int32_t>{3, 4, 5});
+  World there(model, true, 400), home(model, false, 400);
+  Sampler::Scratch scratch;
+  for (World* world : {&there, &home})
+    for (uint32_t i = 0; i < 7; ++i) world->join(some_ids(2 + i, i), 20);
+  for (uint32_t step = 0; step < 3; ++step) {
+    std::vector<Drawing> drawings(7);  // for the last one nobody draws
+    for (size_t i = 0; i < 6; ++i) drawings[i] = {&samplers[i], uniform(step, i)};
+    const auto ids = some_ids(7, 50 + step);
+    const std::vector<char> found = there.step(ids, true, drawings), right = home.step(ids, false);
+    const size_t states = right.size() - 7 * vocabulary * sizeof(float);
+    CHECK(std::memcmp(found.data(), right.data(), states) == 0);
+    for (size_t i = 0; i < 7; ++i) {
+      std::vector<float> logits(vocabulary);
+      std::memcpy(logits.data(), right.data() + states + i * vocabulary * sizeof(float),
+                  vocabulary * sizeof(float));
+      CHECK(drawings[i].drawn == (i == 0 || i == 2 || i == 3 || i == 5));
+      if (!drawings[i].drawn) {
+        CHECK(std::memcmp(found.data() + states + i * vocabulary * sizeof(float), logits.data(),
+                          vocabulary * sizeof(float)) == 0);
+        continue;
+      }
+      int32_t token = -1;
+      CHECK(samplers[i].draw(logits, uniform(step, i), &scratch, &token).ok());
+      CHECK(drawings[i].status.ok() && drawings[i].token == token);
+    }
+  }
+  CHECK(there.graphs().counts().replayed == 2);
 }
 
 TEST(a_recording_is_made_once_for_each_size_and_again_when_addresses_change) {
