@@ -287,16 +287,43 @@ void forward(LoadedModel& loaded, const std::vector<Asked>& asked, const Write& 
   without_gil([&] { return loaded.model->forward(segments, out.data(), &loaded.arena); });
 }
 
-// One wanted token of each segment, and its logits.
+// A temperature, uniform numbers [segments] and what is drawn by them [segments].
+using Draws = std::tuple<double, Input<double, 1>, Output<int32_t, 1>>;
+
+// One wanted token of each segment, and its logits, or instead tokens drawn by them.
 void decode(LoadedModel& loaded, const std::vector<Asked>& asked, const Write& out,
-            const Output<float, 2>& logits, engine::DecodeGraphs& graphs) {
+            const Output<float, 2>& logits, engine::DecodeGraphs& graphs, const std::optional<Draws>& draws) {
   const auto segments = segments_of(loaded, asked, out);
   expect(logits.shape(0) == segments.size() && out.shape(0) == segments.size() &&
              static_cast<int64_t>(logits.shape(1)) == loaded.model->config().text.vocab_size,
          "logits", "[segments, vocab], of one wanted token each");
+  const int64_t vocabulary = loaded.model->config().text.vocab_size;
+  engine::Sampling sampling;
+  std::vector<engine::Drawing> drawings;
+  if (draws) {
+    sampling.temperature = std::get<0>(*draws);
+    raise_if_error(check_sampling(sampling, vocabulary));
+    expect(std::get<1>(*draws).shape(0) == segments.size() && std::get<2>(*draws).shape(0) == segments.size(),
+           "draws", "a uniform number and a token for each segment");
+  }
+  const engine::Sampler sampler(sampling, vocabulary);
+  for (size_t i = 0; draws && i < segments.size(); ++i)
+    drawings.push_back({&sampler, std::get<1>(*draws).data()[i]});
   loaded.arena.reset();
-  without_gil(
-      [&] { return loaded.model->decode(segments, out.data(), logits.data(), &loaded.arena, &graphs); });
+  without_gil([&]() -> Status {
+    Status status =
+        loaded.model->decode(segments, drawings, out.data(), logits.data(), &loaded.arena, &graphs);
+    engine::Sampler::Scratch scratch;
+    for (size_t i = 0; status.ok() && i < drawings.size(); ++i) {
+      engine::Drawing& one = drawings[i];
+      const std::span<const float> row(logits.data() + static_cast<int64_t>(i) * vocabulary,
+                                       static_cast<size_t>(vocabulary));
+      if (!one.drawn) one.status = sampler.draw(row, one.uniform, &scratch, &one.token);
+      std::get<2>(*draws).data()[i] = one.token;
+      status = one.status;
+    }
+    return status;
+  });
 }
 
 nb::dict counts_of(const engine::DecodeGraphs& graphs) {
@@ -469,7 +496,8 @@ void bind_engine(nb::module_& top) {
       .def("hear", &hear, "mel"_a.noconvert(), "out"_a.noconvert())
       .def("pool", &make_pool, "tokens"_a)
       .def("forward", &forward, "segments"_a, "out"_a.noconvert())
-      .def("decode", &decode, "segments"_a, "out"_a.noconvert(), "logits"_a.noconvert(), "graphs"_a)
+      .def("decode", &decode, "segments"_a, "out"_a.noconvert(), "logits"_a.noconvert(), "graphs"_a,
+           "draws"_a = nb::none())
       .def("logits", &logits, "hidden"_a.noconvert(), "out"_a.noconvert())
       .def("logprob", &logprob, "hidden"_a.noconvert(), "targets"_a.noconvert(), "temperature"_a,
            "logp"_a.noconvert(), "entropy"_a.noconvert())
