@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from earnest import Engine
-from earnest.bench import engine, engine_peers, gpu_engine, qwen2
+from earnest.bench import engine, engine_peers, gpu_engine, gpu_weights, qwen2
+from earnest.bench.case import OURS
 from earnest.bench.engine_weights import Decoder
 from earnest.dialogue import Tokenizer
 from earnest.model import AudioLM, AudioLMConfig
@@ -59,15 +60,31 @@ def test_steps_pieces_and_batches_have_the_bits_of_the_whole_prompt(device, weig
         assert torch.equal(alone.feed(sequence[None, 4:], 4)[0], logits)
 
 
-def test_the_benchs_case_is_right_in_small(device):
-    problem = gpu_engine.case(TINY, "bf16", 3, PROMPT, TOKENS, "cuda").problem(np.random.default_rng(0))
-    (one,) = problem.implementations
+@pytest.mark.parametrize("weights", engine.WEIGHTS)
+def test_the_benchs_case_is_right_in_small(device, weights: str):
+    """Weights drawn where they are read; for codes, too, with the numbers of the definition."""
+    shape = gpu_engine.Shape(TINY, weights, 3, PROMPT, TOKENS)
+    problem = gpu_engine.case(shape, device.type).problem(np.random.default_rng(0))
     (ids,) = problem.inputs[0]
-    run = one.build()
+    ours = next(one for one in problem.implementations if one.role == OURS)
+    run = ours.build()
     assert run.waits
-    found = one.outputs(run(ids))
-    expected = [qwen2.last_logits(TINY.tensors(), TINY.sizes, ids)]
-    assert problem.error(found, expected) <= problem.tolerance
+    assert 0 < problem.error(ours.outputs(run(ids)), problem.reference(ids)) <= problem.tolerance
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_codes_of_a_trainers_tensors_are_those_of_a_file_and_follow_them(device, weights: str):
+    model = AudioLM.from_pretrained(TINY.checkpoint(), dtype=torch.bfloat16).to(device)
+    held = gpu_weights.Drawn(model, weights)
+    over = engine_peers.Ours(TINY, weights, 3, PROMPT + TOKENS, loaded=held.engine)
+    filed = ours(weights, "cuda").feed(IDS, 0)
+    assert torch.equal(over.feed(IDS, 0), filed)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.down_proj.weight.mul_(-1.5)
+    assert torch.equal(over.feed(IDS, 0), filed)  # codes are copies
+    held.engine.refresh()
+    assert not torch.equal(over.feed(IDS, 0), filed)
 
 
 def test_it_hears_and_answers_as_on_the_cpu(device, tmp_path):

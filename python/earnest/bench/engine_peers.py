@@ -16,17 +16,24 @@ from earnest.bench.engine_weights import Decoder
 
 class Ours:
     """The engine with caches for some sequences. On a GPU, too, it is given tokens and gives logits in the
-    memory of the host."""
+    memory of the host. loaded: over weights that somebody holds, not those of the checkpoint."""
 
     def __init__(
-        self, decoder: Decoder, weights: str, sequences: int, room: int, device: str = "cpu"
+        self,
+        decoder: Decoder,
+        weights: str,
+        sequences: int,
+        room: int,
+        device: str = "cpu",
+        loaded: Any = None,
     ) -> None:
         import torch
 
         from earnest import _native
 
-        folder = str(decoder.checkpoint(weights))
-        self._model = _native.engine.load(folder, "bfloat16", device=device)
+        if loaded is None:
+            loaded = _native.engine.load(str(decoder.checkpoint(weights)), "bfloat16", device=device)
+        self._model = loaded
         pool = self._model.pool(sequences * room)
         self._caches = [pool.allocate(room) for _ in range(sequences)]
         self._torch = torch
@@ -43,6 +50,19 @@ class Ours:
         self._model.forward(segments, self._hidden)
         self._model.logits(self._hidden, self._logits)
         return self._logits
+
+
+def qwen2_config(transformers: Any, text: Any) -> Any:
+    """A decoder's config as transformers has it."""
+    sizes = {
+        name: getattr(text, name)
+        for name in (
+            "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+            "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings",
+        )
+    }  # fmt: skip
+    rope = {"rope_type": "default", "rope_theta": text.rope_theta}
+    return transformers.Qwen2Config(**sizes, rope_parameters=rope, bos_token_id=None, eos_token_id=None)
 
 
 class LlamaCpp:
@@ -103,11 +123,7 @@ class Transformers:
             raise Absent(f"transformers: bfloat16 on CPUs, not {weights}")
         self._torch, self._transformers = torch, peers.load("transformers")
         self._transformers.logging.set_verbosity_error()
-        sizes = dict(decoder.sizes)
-        rope = {"rope_type": "default", "rope_theta": sizes.pop("rope_theta")}
-        config = self._transformers.Qwen2Config(
-            **sizes, rope_parameters=rope, tie_word_embeddings=True, bos_token_id=None, eos_token_id=None
-        )
+        config = qwen2_config(self._transformers, decoder.config().text_config)
         with torch.device("meta"):
             model = self._transformers.Qwen2ForCausalLM(config)
         model = model.to(torch.bfloat16).to_empty(device="cpu")
