@@ -135,7 +135,7 @@ step logmel 60 measure logmel
 step attention 120 measure attention
 step logprob 110 measure logprob
 step linear 75 measure linear
-step engine 130 measure engine
+step engine 100 measure engine
 step demo 90 demo
 
 if ((dry)); then

@@ -104,8 +104,7 @@ void read(const TensorView& view, int64_t first, int64_t count, BFloat16* out) {
   read_as(view, first, count, out);
 }
 
-Status bring_here(const char* op, const TensorView& view, std::unique_ptr<char[]>* memory,
-                  TensorView* here) {
+Status bring_here(const char* op, const TensorView& view, std::unique_ptr<char[]>* memory, TensorView* here) {
   *here = view;
   if (view.device == Device::kCpu) return {};
   const size_t bytes = static_cast<size_t>(view.count()) * size_of(view.type);

@@ -93,8 +93,8 @@ def test_the_cases_of_the_targets_are_there_once() -> None:
     large = targets["logprob/cuda-16384x3584x158720-forward+backward"]
     assert (large.ratio, large.extra_bytes) == (1 / 1.3, 200 << 20)
     assert targets["linear/cuda-1x3584x18944-int4"].fraction == 0.8
-    assert targets["engine/cuda-decode-7b-1x16-int4"].fraction == 0.8
-    assert targets["engine/cuda-decode-7b-64x16-bf16"].fraction is None
+    assert targets["engine/cuda-decode-7b-1x8-int4"].fraction == 0.8
+    assert targets["engine/cuda-decode-7b-64x8-bf16"].fraction is None
     assert command.chosen(["ppo/cuda-gae"], False, "cuda")[0].family == "ppo"
 
 

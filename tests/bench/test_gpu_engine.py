@@ -116,6 +116,6 @@ def test_the_cases_are_all_sizes_and_make_no_weights_twice():
     assert len(groups) == len(set(groups)) == 6
     assert groups[-1] == ("qwen2-7b-random", "int4")  # the longest to make
     for size, sequences, weights in itertools.product(("1.5b", "7b"), (1, 8, 64), engine.WEIGHTS):
-        (one,) = [c for c in cases if c.name == f"engine/cuda-decode-{size}-{sequences}x16-{weights}"]
+        (one,) = [c for c in cases if c.name == f"engine/cuda-decode-{size}-{sequences}x8-{weights}"]
         assert one.target.fraction == (0.8 if sequences == 1 else None)
-    assert [case.name for case in cases if case.quick] == ["engine/cuda-decode-1.5b-1x16-bf16"]
+    assert [case.name for case in cases if case.quick] == ["engine/cuda-decode-1.5b-1x8-bf16"]

@@ -20,7 +20,7 @@ from earnest.bench.case import OURS, PEER, Case, Implementation, Problem, Target
 from earnest.bench.engine_weights import QWEN2, QWEN2_7B, Decoder
 
 SEQUENCES = (1, 8, 64)
-PROMPT, TOKENS = 128, 16
+PROMPT, TOKENS = 128, 8
 CHECKED_SEQUENCES = 4
 SIZES = {QWEN2.name: "1.5b", QWEN2_7B.name: "7b"}
 ROUNDING = 2.0  # times the error of torch's own bfloat16

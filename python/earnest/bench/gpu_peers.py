@@ -65,7 +65,7 @@ class Transformers:
             layer.cumulative_length.fill_(start)
 
     def _run(self, ids: Any) -> Any:
-        with self._torch.inference_mode():
+        with self._torch.no_grad():  # what inference_mode makes could not be set back outside
             said = self._model(input_ids=ids, logits_to_keep=1, **{self._cache_name: self._cache})
         return said.logits[:, -1]
 
