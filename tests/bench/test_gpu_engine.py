@@ -13,24 +13,9 @@ from bench_cases import FakeLimits, settings
 from earnest import _native
 from earnest.bench import engine, gpu_engine, gpu_peers, gpu_weights
 from earnest.bench.case import OURS, share_off
-from earnest.bench.engine_weights import Decoder
 from earnest.bench.harness import measure
 from earnest.ops.quantized import quantize
-
-TINY = Decoder(
-    "tiny",
-    {
-        "vocab_size": 300,
-        "hidden_size": 128,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "max_position_embeddings": 128,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 10_000.0,
-    },
-)
+from model_cases import HEADS_OF_64 as TINY
 
 
 def shape(weights: str = "bf16", sequences: int = 6) -> gpu_engine.Shape:

@@ -9,24 +9,10 @@ import torch
 from earnest import Engine
 from earnest.bench import engine, engine_peers, gpu_engine, gpu_weights, qwen2
 from earnest.bench.case import OURS
-from earnest.bench.engine_weights import Decoder
 from earnest.dialogue import Tokenizer
 from earnest.model import AudioLM, AudioLMConfig
+from model_cases import HEADS_OF_64 as TINY
 
-TINY = Decoder(
-    "tiny",
-    {
-        "vocab_size": 300,
-        "hidden_size": 128,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "max_position_embeddings": 128,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 10_000.0,
-    },
-)
 PROMPT, TOKENS = 7, 5
 IDS = np.random.default_rng(0).integers(0, 300, (3, PROMPT + TOKENS))
 
