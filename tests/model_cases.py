@@ -5,7 +5,23 @@ from dataclasses import dataclass, field
 
 import torch
 
+from earnest.bench.engine_weights import Decoder
 from earnest.model import AudioLM, AudioLMConfig
+
+HEADS_OF_64 = Decoder(
+    "tiny in heads of 64",
+    {
+        "vocab_size": 300,
+        "hidden_size": 128,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 128,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10_000.0,
+    },
+)
 
 
 @dataclass

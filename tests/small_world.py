@@ -15,20 +15,19 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.train(TEXTS * 4, 320)
 
 
-def model(words: Tokenizer, seed: int = 0) -> AudioLM:
-    config = AudioLMConfig.preset(
-        "tiny",
-        vocab_size=len(words),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        n_mels=80,
-        n_audio_state=32,
-        n_audio_head=2,
-        n_audio_layer=1,
-    )
+def model(words: Tokenizer, seed: int = 0, **other: int) -> AudioLM:
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "n_mels": 80,
+        "n_audio_state": 32,
+        "n_audio_head": 2,
+        "n_audio_layer": 1,
+    }
+    config = AudioLMConfig.preset("tiny", vocab_size=len(words), **(sizes | other))
     made = AudioLM(config, generator=torch.Generator().manual_seed(seed))
     for parameter in made.encoder.parameters():
         parameter.requires_grad_(False)

@@ -30,13 +30,10 @@ Status check_on(const Place& place, const Config& config, Precision precision) {
 }
 
 // Tensors on a GPU are taken as they are, for a model there.
-Status check_where(const Tensors& tensors, Device device, Quantization quantization) {
+Status check_where(const Tensors& tensors, Device device) {
   for (const auto& [name, view] : tensors.views) {
-    if (view.device == Device::kCpu) continue;
-    if (device == Device::kCpu)
+    if (view.device == Device::kCuda && device == Device::kCpu)
       return invalid_argument("load", name, "memory of the host for a model on cpu", "memory on cuda");
-    if (quantization != Quantization::kNone)
-      return unsupported("load", "quantization", "none of weights that lie on cuda", name_of(quantization));
   }
   return {};
 }
@@ -73,7 +70,7 @@ Status Model::create(const Config& config, Tensors tensors, Precision precision,
     return unsupported("load", "precision", "float32 or bfloat16 with quantised weights", "mixed");
   }
   EARNEST_RETURN_IF_ERROR(check_on(place, config, precision));
-  EARNEST_RETURN_IF_ERROR(check_where(tensors, place.device, quantization));
+  EARNEST_RETURN_IF_ERROR(check_where(tensors, place.device));
   return at(place, "load", [&]() -> Status {
     EARNEST_RETURN_IF_ERROR(check_tensors(config, tensors));
     if (config.text.tie_word_embeddings) EARNEST_RETURN_IF_ERROR(check_tied(tensors));

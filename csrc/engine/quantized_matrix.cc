@@ -13,6 +13,8 @@
 namespace earnest::engine {
 namespace {
 
+constexpr char kOp[] = "load";
+
 // By all threads.
 void copy_codes(const TensorView& view, size_t bytes, char* out) {
   constexpr size_t kPiece = size_t{1} << 18;
@@ -23,14 +25,18 @@ void copy_codes(const TensorView& view, size_t bytes, char* out) {
   });
 }
 
-void read_bias(quantized::Type type, int64_t count, const TensorView& bias, std::vector<char>* copy) {
+Status read_bias(quantized::Type type, int64_t count, const TensorView& bias, std::vector<char>* copy) {
   const bool float32 = type == quantized::Type::kFloat32;
+  TensorView here;
+  std::unique_ptr<char[]> memory;
+  EARNEST_RETURN_IF_ERROR(bring_here(kOp, bias, &memory, &here));
   copy->resize(static_cast<size_t>(count) * (float32 ? 4 : 2));
   if (float32) {
-    read(bias, 0, count, reinterpret_cast<float*>(copy->data()));
+    read(here, 0, count, reinterpret_cast<float*>(copy->data()));
   } else {
-    read(bias, 0, count, reinterpret_cast<BFloat16*>(copy->data()));
+    read(here, 0, count, reinterpret_cast<BFloat16*>(copy->data()));
   }
+  return {};
 }
 
 }  // namespace
@@ -72,22 +78,29 @@ Status QuantizedMatrix::refresh(Piece* piece, quantized::Part* part) const {
   }
   part->outputs = piece->outputs;
   part->packed = piece->packed;
-  if (!piece->bias.shape.empty()) read_bias(type_, piece->outputs, piece->bias, &piece->bias_copy);
+  if (!piece->bias.shape.empty())
+    EARNEST_RETURN_IF_ERROR(read_bias(type_, piece->outputs, piece->bias, &piece->bias_copy));
   part->bias = piece->bias_copy.empty() ? nullptr : piece->bias_copy.data();
   if (device_ == Device::kCuda) EARNEST_RETURN_IF_ERROR(send(piece, part));
   let_go(piece->weight);
   return {};
 }
 
+// One matrix at a time is in the host's memory where a trainer's lie on a GPU: the codes are made here, the
+// same bytes as of a file.
 Status QuantizedMatrix::pack(const Piece& piece, void* packed) const {
-  if (piece.weight.type != StoredType::kBytes) return pack_tensor(piece.weight, codes_, packed);
+  if (piece.weight.type != StoredType::kBytes) {
+    TensorView here;
+    std::unique_ptr<char[]> memory;
+    EARNEST_RETURN_IF_ERROR(bring_here(kOp, piece.weight, &memory, &here));
+    return pack_tensor(here, codes_, packed);
+  }
   copy_codes(piece.weight, piece.packed_bytes, static_cast<char*>(packed));
   return {};
 }
 
 // Codes and bias to a GPU, where they keep their place from one time to the next.
 Status QuantizedMatrix::send(Piece* piece, quantized::Part* part) const {
-  constexpr char kOp[] = "load";
   const auto packed = std::make_unique_for_overwrite<char[]>(piece->packed_bytes);
   EARNEST_RETURN_IF_ERROR(pack(*piece, packed.get()));
   if (piece->packed_there == nullptr)

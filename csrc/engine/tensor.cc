@@ -3,6 +3,8 @@
 
 #include <cstring>
 
+#include "csrc/engine/device_memory.h"
+#include "csrc/engine/guard.h"
 #include "csrc/engine/mapped_file.h"
 
 namespace earnest::engine {
@@ -100,6 +102,17 @@ void read(const TensorView& view, int64_t first, int64_t count, BFloat16* out) {
     return;
   }
   read_as(view, first, count, out);
+}
+
+Status bring_here(const char* op, const TensorView& view, std::unique_ptr<char[]>* memory, TensorView* here) {
+  *here = view;
+  if (view.device == Device::kCpu) return {};
+  const size_t bytes = static_cast<size_t>(view.count()) * size_of(view.type);
+  *memory = std::make_unique_for_overwrite<char[]>(bytes);
+  EARNEST_RETURN_IF_ERROR(copy(op, view.device, memory->get(), view.data, bytes));
+  here->data = memory->get();
+  here->device = Device::kCpu;
+  return {};
 }
 
 void let_go(const TensorView& view) {

@@ -48,6 +48,9 @@ std::string shape_text(const std::vector<int64_t>& shape);  // "[2, 3]"
 void read(const TensorView& view, int64_t first, int64_t count, float* out);
 void read(const TensorView& view, int64_t first, int64_t count, BFloat16* out);
 
+// The tensor in the host's memory: itself, or a copy in `memory` of one that lies on a GPU.
+Status bring_here(const char* op, const TensorView& view, std::unique_ptr<char[]>* memory, TensorView* here);
+
 // The numbers have been copied: memory that holds a file's is given back to the system.
 void let_go(const TensorView& view);
 

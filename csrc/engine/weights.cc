@@ -317,13 +317,9 @@ Status Weights::send(Array* array) const {
     array->data_ = source.data;
     return {};
   }
-  TensorView view = source;
-  std::vector<char> read_back;
-  if (source.device == device()) {
-    read_back.resize(static_cast<size_t>(source.count()) * size_of(source.type));
-    EARNEST_RETURN_IF_ERROR(copy("load", device(), read_back.data(), source.data, read_back.size()));
-    view.data = read_back.data();
-  }
+  TensorView view;
+  std::unique_ptr<char[]> read_back;
+  EARNEST_RETURN_IF_ERROR(bring_here("load", source, &read_back, &view));
   const MatrixRows rows({view}, {}, precision_);
   const void* numbers = rows.in_place();
   std::vector<char> converted;

@@ -93,11 +93,11 @@ def test_the_cases_of_the_targets_are_there_once() -> None:
     large = targets["logprob/cuda-16384x3584x158720-forward+backward"]
     assert (large.ratio, large.extra_bytes) == (1 / 1.3, 200 << 20)
     assert targets["linear/cuda-1x3584x18944-int4"].fraction == 0.8
-    assert targets["engine/cuda-decode-7b-1x32-bf16"].fraction == 0.8
-    assert targets["engine/cuda-decode-7b-64x32-bf16"].fraction is None
+    assert targets["engine/cuda-decode-7b-1x8-int4"].fraction == 0.8
+    assert targets["engine/cuda-decode-7b-64x8-bf16"].fraction is None
     for sequences in (1, 8, 64):  # as graphs, and launch by launch
-        assert f"engine/cuda-decode-1.5b-{sequences}x32-bf16" in targets
-        assert targets[f"engine/cuda-decode-1.5b-{sequences}x32-bf16-launched"].fraction is None
+        assert f"engine/cuda-decode-1.5b-{sequences}x8-bf16" in targets
+        assert targets[f"engine/cuda-decode-1.5b-{sequences}x8-launched-bf16"].fraction is None
     assert command.chosen(["ppo/cuda-gae"], False, "cuda")[0].family == "ppo"
 
 

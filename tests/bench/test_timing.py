@@ -13,9 +13,9 @@ from earnest.bench.timing import (
     Caller,
     Pace,
     Times,
-    _is_due,
     clock_for,
     interleave,
+    is_due,
     quartiles,
     settle,
     turning,
@@ -119,11 +119,11 @@ def test_who_has_spent_the_time_leaves_and_the_others_go_on():
 
 def test_three_rounds_are_enough_for_what_takes_minutes():
     pace = Pace(seconds=2.0, rounds=5)
-    assert [_is_due(n, spent, pace) for n, spent in ((0, 0.0), (2, 60.0), (3, 9.0), (3, 11.0))] == [
+    assert [is_due(n, spent, pace) for n, spent in ((0, 0.0), (2, 60.0), (3, 9.0), (3, 11.0))] == [
         True, True, True, False
     ]  # fmt: skip
-    assert _is_due(5, 1.9, pace)
-    assert not _is_due(5, 2.1, pace)
+    assert is_due(5, 1.9, pace)
+    assert not is_due(5, 2.1, pace)
 
 
 def test_sets_of_inputs_take_turns():

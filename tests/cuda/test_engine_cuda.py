@@ -6,26 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from earnest import Engine
-from earnest.bench import engine, engine_peers, gpu_engine, qwen2
-from earnest.bench.engine_weights import Decoder
+from earnest import Engine, _native
+from earnest.bench import engine, engine_peers, gpu_engine, gpu_weights, qwen2
+from earnest.bench.case import OURS
 from earnest.dialogue import Tokenizer
 from earnest.model import AudioLM, AudioLMConfig
+from model_cases import HEADS_OF_64 as TINY
 
-TINY = Decoder(
-    "tiny",
-    {
-        "vocab_size": 300,
-        "hidden_size": 128,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "max_position_embeddings": 128,
-        "rms_norm_eps": 1e-6,
-        "rope_theta": 10_000.0,
-    },
-)
 PROMPT, TOKENS = 7, 5
 IDS = np.random.default_rng(0).integers(0, 300, (3, PROMPT + TOKENS))
 
@@ -72,18 +59,52 @@ def test_steps_are_replayed_where_graphs_are_wanted_and_else_launched(device):
     assert torch.equal(*found)
 
 
-@pytest.mark.parametrize("graphs", [True, False])
-def test_the_benchs_case_is_right_in_small(device, graphs: bool):
-    case = gpu_engine.case(TINY, "bf16", 3, PROMPT, TOKENS, "cuda", graphs)
-    assert case.name.endswith("-bf16" if graphs else "-launched")
-    problem = case.problem(np.random.default_rng(0))
-    (one,) = problem.implementations
+def test_a_step_draws_from_the_logits_that_it_would_give(device):
+    model = _native.engine.load(str(TINY.checkpoint()), "bfloat16", device="cuda")
+    graphs, pool = _native.engine.DecodeGraphs(True), model.pool(3 * 9)
+    caches = [pool.allocate(9) for _ in range(3)]
+    hidden, logits = torch.empty(3, TINY.width, dtype=torch.bfloat16), torch.empty(3, TINY.vocabulary)
+    uniforms, tokens = torch.full((3,), 0.5, dtype=torch.float64), torch.full((3,), -7, dtype=torch.int32)
+    for at in range(4):
+        segments = [(c, torch.tensor([7 + at + i]), None, 1) for i, c in enumerate(caches)]
+        model.decode(segments, hidden, logits, graphs)
+        for cache in caches:
+            cache.truncate(at)
+        wanted, untouched = logits.clone(), torch.full_like(logits, 3.0)
+        model.decode(segments, hidden, untouched, graphs, (0.0, uniforms, tokens))
+        assert torch.equal(tokens.long(), wanted.argmax(-1))
+        assert bool((untouched == 3.0).all())
+    with pytest.raises(ValueError, match="draws: expected a uniform number and a token for each segment"):
+        model.decode(segments, hidden, logits, graphs, (0.0, uniforms[:2], tokens))
+    with pytest.raises(ValueError, match="temperature: expected a finite number, 0 or more"):
+        model.decode(segments, hidden, logits, graphs, (-1.0, uniforms, tokens))
+
+
+@pytest.mark.parametrize("weights", engine.WEIGHTS)
+def test_the_benchs_case_is_right_in_small(device, weights: str):
+    """Weights drawn where they are read; for codes, too, with the numbers of the definition."""
+    shape = gpu_engine.Shape(TINY, weights, 3, PROMPT, TOKENS)
+    problem = gpu_engine.case(shape, device.type).problem(np.random.default_rng(0))
     (ids,) = problem.inputs[0]
-    run = one.build()
+    ours = next(one for one in problem.implementations if one.role == OURS)
+    run = ours.build()
     assert run.waits
-    found = one.outputs(run(ids))
-    expected = [qwen2.last_logits(TINY.tensors(), TINY.sizes, ids)]
-    assert problem.error(found, expected) <= problem.tolerance
+    assert 0 < problem.error(ours.outputs(run(ids)), problem.reference(ids)) <= problem.tolerance
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_codes_of_a_trainers_tensors_are_those_of_a_file_and_follow_them(device, weights: str):
+    model = AudioLM.from_pretrained(TINY.checkpoint(), dtype=torch.bfloat16).to(device)
+    held = gpu_weights.Drawn(model, weights)
+    over = engine_peers.Ours(TINY, weights, 3, PROMPT + TOKENS, loaded=held.engine)
+    filed = ours(weights, "cuda").feed(IDS, 0)
+    assert torch.equal(over.feed(IDS, 0), filed)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.down_proj.weight.mul_(-1.5)
+    assert torch.equal(over.feed(IDS, 0), filed)  # codes are copies
+    held.engine.refresh()
+    assert not torch.equal(over.feed(IDS, 0), filed)
 
 
 @pytest.fixture

@@ -16,7 +16,9 @@ from earnest.bench.engine_weights import Decoder
 
 class Ours:
     """The engine with caches for some sequences. On a GPU, too, it is given tokens and gives logits in the
-    memory of the host. graphs: its steps there are CUDA graphs; one that cannot be recorded is an error."""
+    memory of the host. graphs: its steps there are CUDA graphs; one that cannot be recorded is an error.
+    loaded: over weights that somebody holds, not those of the checkpoint. draws: as in an answer, each step
+    but the last of its room draws a token, which nobody looks at, in place of logits."""
 
     def __init__(
         self,
@@ -26,19 +28,24 @@ class Ours:
         room: int,
         device: str = "cpu",
         graphs: bool = True,
+        loaded: Any = None,
+        draws: bool = False,
     ) -> None:
         import torch
 
         from earnest import _native
 
-        folder = str(decoder.checkpoint(weights))
-        self._model = _native.engine.load(folder, "bfloat16", device=device)
+        if loaded is None:
+            loaded = _native.engine.load(str(decoder.checkpoint(weights)), "bfloat16", device=device)
+        self._model = loaded
         pool = self._model.pool(sequences * room)
         self._caches = [pool.allocate(room) for _ in range(sequences)]
         self._graphs = _native.engine.DecodeGraphs(graphs)
         self._torch = torch
         self._hidden = torch.empty(sequences, decoder.width, dtype=torch.bfloat16)
         self._logits = torch.empty(sequences, decoder.vocabulary)
+        self._draws = (1.0, torch.rand(sequences, dtype=torch.float64), torch.empty(sequences).int())
+        self._last_drawn = room - 1 if draws else 0
 
     def feed(self, ids: np.ndarray, start: int) -> Any:
         """Tokens [sequences, count] at position `start` of each -> logits after the last of each."""
@@ -51,13 +58,27 @@ class Ours:
             self._model.forward(segments, self._hidden)
             self._model.logits(self._hidden, self._logits)
             return self._logits
-        self._model.decode(segments, self._hidden, self._logits, self._graphs)
+        draws = self._draws if start < self._last_drawn else None
+        self._model.decode(segments, self._hidden, self._logits, self._graphs, draws)
         if trouble := self._graphs.counts()["graph_trouble"]:
             raise RuntimeError(trouble)
         return self._logits
 
     def counts(self) -> dict[str, Any]:
         return self._graphs.counts()
+
+
+def qwen2_config(transformers: Any, text: Any) -> Any:
+    """A decoder's config as transformers has it."""
+    sizes = {
+        name: getattr(text, name)
+        for name in (
+            "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+            "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings",
+        )
+    }  # fmt: skip
+    rope = {"rope_type": "default", "rope_theta": text.rope_theta}
+    return transformers.Qwen2Config(**sizes, rope_parameters=rope, bos_token_id=None, eos_token_id=None)
 
 
 class LlamaCpp:
@@ -118,11 +139,7 @@ class Transformers:
             raise Absent(f"transformers: bfloat16 on CPUs, not {weights}")
         self._torch, self._transformers = torch, peers.load("transformers")
         self._transformers.logging.set_verbosity_error()
-        sizes = dict(decoder.sizes)
-        rope = {"rope_type": "default", "rope_theta": sizes.pop("rope_theta")}
-        config = self._transformers.Qwen2Config(
-            **sizes, rope_parameters=rope, tie_word_embeddings=True, bos_token_id=None, eos_token_id=None
-        )
+        config = qwen2_config(self._transformers, decoder.config().text_config)
         with torch.device("meta"):
             model = self._transformers.Qwen2ForCausalLM(config)
         model = model.to(torch.bfloat16).to_empty(device="cpu")

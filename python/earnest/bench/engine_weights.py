@@ -10,10 +10,13 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from earnest.bench import peers
 from earnest.bench.case import Absent
+
+if TYPE_CHECKING:
+    from earnest.model import AudioLMConfig
 
 GGUF = {"bf16": "MOSTLY_BF16", "f16": "MOSTLY_F16", "int8": "MOSTLY_Q8_0", "int4": "MOSTLY_Q4_0"}
 _ENCODER = {"n_audio_state": 64, "n_audio_head": 1, "n_audio_layer": 1}  # of decoders that hear nothing
@@ -62,6 +65,12 @@ class Decoder:
     def cache_bytes(self, tokens: int) -> int:
         """Of keys and values of so many tokens in bfloat16."""
         return int(4 * tokens * self.kv_width * self.sizes["num_hidden_layers"])
+
+    def config(self) -> AudioLMConfig:
+        """As a model that hears next to nothing."""
+        from earnest.model import AudioLMConfig
+
+        return AudioLMConfig.preset("tiny", **self.sizes, **_ENCODER, tie_word_embeddings=True)
 
     def checkpoint(self, weights: str = "bf16") -> Path:
         """A folder of the published format, in bfloat16 or quantised from that."""
@@ -128,10 +137,9 @@ class Decoder:
     def _save_random(self, path: Path) -> None:
         import torch
 
-        from earnest.model import AudioLM, AudioLMConfig
+        from earnest.model import AudioLM
 
-        config = AudioLMConfig.preset("tiny", **self.sizes, **_ENCODER, tie_word_embeddings=True)
-        model = AudioLM(config, dtype=torch.bfloat16, initialise=False)
+        model = AudioLM(self.config(), dtype=torch.bfloat16, initialise=False)
         generator = torch.Generator().manual_seed(0)
         drawn = torch.randn(_DRAWN, generator=generator).mul_(self.width**-0.5).bfloat16()
         at = 0

@@ -13,7 +13,7 @@ from typing import Any
 
 from earnest.bench.instrument import Instrument
 from earnest.bench.limits import Limits
-from earnest.bench.timing import Caller, Pace, Times, turning
+from earnest.bench.timing import Caller, Pace, Times, is_due, turning
 
 PACE = Pace(seconds=0.4, rounds=15, most_rounds=100)
 QUICK = Pace(seconds=0.05, rounds=5, most_rounds=10)
@@ -36,7 +36,7 @@ class Gpu(Instrument):
         flushed = torch.empty(FLUSHED, dtype=torch.uint8, device=self.device)
         samples: dict[str, list[float]] = {name: [] for name in callers}
         for order in turning(list(callers), pace.most_rounds):
-            due = [n for n in order if len(samples[n]) < pace.rounds or sum(samples[n]) < pace.seconds]
+            due = [name for name in order if is_due(len(samples[name]), sum(samples[name]), pace)]
             if not due:
                 break
             for name in due:

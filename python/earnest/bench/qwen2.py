@@ -53,9 +53,15 @@ def logits(weights: Mapping[str, Any], hidden: Any) -> Any:
     return hidden @ weights[name].to(hidden).T
 
 
-def last_logits(weights: Mapping[str, Any], sizes: Mapping[str, Any], ids: Any, device: str = "cpu") -> Any:
-    """int64 [sequences, tokens] -> logits after the last token of each, in float32, computed on `device`."""
+def last_logits(
+    weights: Mapping[str, Any],
+    sizes: Mapping[str, Any],
+    ids: Any,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> Any:
+    """int64 [sequences, tokens] -> logits after the last token of each, computed on `device` in `dtype`."""
     import torch
 
-    hidden = hidden_states(weights, sizes, torch.from_numpy(ids).to(device), torch.float32)
+    hidden = hidden_states(weights, sizes, torch.from_numpy(ids).to(device), getattr(torch, dtype))
     return logits(weights, hidden[:, -1])

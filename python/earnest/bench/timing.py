@@ -101,7 +101,7 @@ def interleave(callers: Mapping[str, Caller], pace: Pace, clock: Clock) -> dict[
     gc.disable()
     try:
         for order in turning(list(callers), pace.most_rounds):
-            due = [name for name in order if _is_due(len(samples[name]), spent[name], pace)]
+            due = [name for name in order if is_due(len(samples[name]), spent[name], pace)]
             if not due:
                 break
             for name in due:
@@ -118,7 +118,8 @@ def interleave(callers: Mapping[str, Caller], pace: Pace, clock: Clock) -> dict[
     return {name: Times(tuple(samples[name]), repeats[name]) for name in callers}
 
 
-def _is_due(samples: int, spent: float, pace: Pace) -> bool:
+def is_due(samples: int, spent: float, pace: Pace) -> bool:
+    """Whether one is to be called again, after so many samples that took so many seconds."""
     if samples >= pace.rounds:
         return spent < pace.seconds
     return samples < 3 or spent < PATIENCE * pace.seconds

@@ -333,6 +333,19 @@ PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
         {"n_mels": 80, "n_audio_state": 160, "n_audio_head": 5, "n_audio_layer": 3},
     ),
+    "tiny-64": (  # tiny in heads of 64, as the kernels on a GPU want them
+        {
+            "vocab_size": 1024,
+            "hidden_size": 192,
+            "intermediate_size": 512,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 1,
+            "max_position_embeddings": 4096,
+            "rope_theta": 10_000.0,
+        },
+        {"n_mels": 80, "n_audio_state": 192, "n_audio_head": 3, "n_audio_layer": 3},
+    ),
     "small": (
         {
             "vocab_size": 49152,

@@ -18,6 +18,7 @@ from earnest.errors import InvalidInput
 from earnest.model import native
 from earnest.model.kv_cache import KVCache, LiveRows
 from earnest.model.packed import cu_seqlens_of, lengths_of, positions_of
+from earnest.model.working import working
 
 if TYPE_CHECKING:
     from earnest.model.audio_lm import AudioLM
@@ -343,25 +344,26 @@ def _generate_natively(
     samples_per_prompt: int,
     audio_embeddings: Tensor | None,
 ) -> Generation:
-    begun = _begin(
-        model,
-        batch,
-        max_new_tokens,
-        generator,
-        after_stop,
-        forced_prefix,
-        samples_per_prompt,
-        audio_embeddings,
-    )
-    said, drawn_from = native.Twin.of(model, precision).generate(
-        begun.cache,
-        begun.lengths,
-        begun.hidden.contiguous(),
-        begun.uniforms,
-        sampling,
-        list(stop_ids),
-        after_stop,
-    )
+    with working(model) as decoding:
+        begun = _begin(
+            decoding,
+            batch,
+            max_new_tokens,
+            generator,
+            after_stop,
+            forced_prefix,
+            samples_per_prompt,
+            audio_embeddings,
+        )
+        said, drawn_from = native.Twin.of(decoding, precision).generate(
+            begun.cache,
+            begun.lengths,
+            begun.hidden.contiguous(),
+            begun.uniforms,
+            sampling,
+            list(stop_ids),
+            after_stop,
+        )
     return Generation(
         [ids for ids, _, _ in said],
         [torch.tensor(logp, dtype=torch.float32) for _, logp, _ in said],

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.dlpack import to_dlpack
 
 from earnest import _native
+from earnest.model import working
 from earnest.ops import cuda
 from earnest.ops.eager import call
 
@@ -50,11 +51,12 @@ def gives_the_models_bits(model: AudioLM) -> bool:
 
 
 def _precision_on_cuda(model: AudioLM) -> str | None:
-    """There it has bfloat16 alone: not float32 weights, whose numbers are not these."""
+    """There it has bfloat16 alone: not float32 weights, whose numbers are not these, unless the model's
+    products are in bfloat16 too (earnest.model.working)."""
     weight, config = model.lm_head.weight, model.config
-    if weight.dtype != torch.bfloat16 or (
-        weight.is_cuda and _native.CUDA_BUILD != "ON"
-    ):
+    if weight.is_cuda and _native.CUDA_BUILD != "ON":
+        return None
+    if weight.dtype != torch.bfloat16 and not working.is_needed(model):
         return None
     if torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") != torch.bfloat16:
         return None

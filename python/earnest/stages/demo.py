@@ -101,9 +101,16 @@ def stage_settings(settings: Settings, run_dir: Path) -> dict[str, Any]:
     common: dict[str, Any] = {"seed": settings.seed, "run": settings.run}
     few = 4 if quick else None  # replies to a prompt
     hearing = midtrain.HearingSettings(steps=steps(600), optimiser=muon(8e-3, warmup_steps=80))
+    # The engine, from which rollouts come, takes heads of 64 on a GPU.
+    model = "tiny-64" if settings.run.device == "cuda" else "tiny"
     return {
         "midtrain": midtrain.Settings(
-            steps=steps(400), hearing=hearing, data=data(0, 6000), optimiser=muon(6e-3, 50), **common
+            model=model,
+            steps=steps(400),
+            hearing=hearing,
+            data=data(0, 6000),
+            optimiser=muon(6e-3, 50),
+            **common,
         ),
         "sft": sft.Settings(
             model=str(run_dir / "midtrain"),
