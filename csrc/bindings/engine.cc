@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "csrc/bindings/bindings.h"
+#include "csrc/bindings/draws.h"
 #include "csrc/bindings/place.h"
 #include "csrc/engine/features.h"
 #include "csrc/engine/generation.h"
@@ -287,9 +288,6 @@ void forward(LoadedModel& loaded, const std::vector<Asked>& asked, const Write& 
   without_gil([&] { return loaded.model->forward(segments, out.data(), &loaded.arena); });
 }
 
-// A temperature, uniform numbers [segments] and what is drawn by them [segments].
-using Draws = std::tuple<double, Input<double, 1>, Output<int32_t, 1>>;
-
 // One wanted token of each segment, and its logits, or instead tokens drawn by them.
 void decode(LoadedModel& loaded, const std::vector<Asked>& asked, const Write& out,
             const Output<float, 2>& logits, engine::DecodeGraphs& graphs, const std::optional<Draws>& draws) {
@@ -297,32 +295,12 @@ void decode(LoadedModel& loaded, const std::vector<Asked>& asked, const Write& o
   expect(logits.shape(0) == segments.size() && out.shape(0) == segments.size() &&
              static_cast<int64_t>(logits.shape(1)) == loaded.model->config().text.vocab_size,
          "logits", "[segments, vocab], of one wanted token each");
-  const int64_t vocabulary = loaded.model->config().text.vocab_size;
-  engine::Sampling sampling;
-  std::vector<engine::Drawing> drawings;
-  if (draws) {
-    sampling.temperature = std::get<0>(*draws);
-    raise_if_error(check_sampling(sampling, vocabulary));
-    expect(std::get<1>(*draws).shape(0) == segments.size() && std::get<2>(*draws).shape(0) == segments.size(),
-           "draws", "a uniform number and a token for each segment");
-  }
-  const engine::Sampler sampler(sampling, vocabulary);
-  for (size_t i = 0; draws && i < segments.size(); ++i)
-    drawings.push_back({&sampler, std::get<1>(*draws).data()[i]});
+  AskedDraws drawn(draws, segments.size(), loaded.model->config().text.vocab_size);
   loaded.arena.reset();
   without_gil([&]() -> Status {
     Status status =
-        loaded.model->decode(segments, drawings, out.data(), logits.data(), &loaded.arena, &graphs);
-    engine::Sampler::Scratch scratch;
-    for (size_t i = 0; status.ok() && i < drawings.size(); ++i) {
-      engine::Drawing& one = drawings[i];
-      const std::span<const float> row(logits.data() + static_cast<int64_t>(i) * vocabulary,
-                                       static_cast<size_t>(vocabulary));
-      if (!one.drawn) one.status = sampler.draw(row, one.uniform, &scratch, &one.token);
-      std::get<2>(*draws).data()[i] = one.token;
-      status = one.status;
-    }
-    return status;
+        loaded.model->decode(segments, drawn.rows(), out.data(), logits.data(), &loaded.arena, &graphs);
+    return status.ok() ? drawn.finish(logits.data()) : status;
   });
 }
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cases of the engine on a GPU: tokens given one after the other to one sequence and to many, with random
 weights of a 1.5B and of a 7B decoder in bfloat16, int8 and int4. The limit is what weights, keys and values
-take at the rate of a copy; in each step ids go to the GPU and a token that was drawn comes back, as in an
-answer, but in the last one logits. What they end with is compared with the definition in float32 on the same numbers: it may be off by twice as much as the
-definition in bfloat16 is."""
+take at the rate of a copy; in each step ids go to the GPU and a token that was drawn there comes back, as in
+an answer, but in the last one logits. What they end with is compared with the definition in float32 on the
+same numbers: it may be off by twice as much as the definition in bfloat16 is."""
 
 from __future__ import annotations
 
