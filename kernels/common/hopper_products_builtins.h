@@ -35,5 +35,13 @@ void multiply_by(float (&d)[J][4], const uint32_t (&a)[4], uint64_t b, Half, Sit
   static_assert(J == 8 || J == 16);
   simt::emulator::multiply("multiply_by", {d[0], 4 * J}, {a, 0, false}, {b, true}, &widen_bits<Half>, site);
 }
+template <int J, typename Half>
+void multiply_rows(float (&d)[J][4], const uint32_t (&a)[4], uint64_t b, Half, bool adds,
+                   Site site = Site::current()) {
+  static_assert(J == 8 || J == 16);
+  for (int i = 0; !adds && i < 4 * J; ++i) d[i / 4][i % 4] = 0;
+  simt::emulator::multiply("multiply_rows", {d[0], 4 * J}, {a, 0, false}, {b, false}, &widen_bits<Half>,
+                           site);
+}
 
 }  // namespace earnest::hopper

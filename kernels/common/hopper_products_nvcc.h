@@ -51,6 +51,24 @@ __device__ inline void settle(float (&sums)[J][4]) {
                  "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 1;"                                        \
                  : EARNEST_SUMS_8(0), EARNEST_SUMS_8(8)                                             \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                             \
+  }                                                                                                 \
+  __device__ inline void multiply_rows(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b, Half,  \
+                                       bool adds) {                                                 \
+    asm volatile(                                                                                   \
+        "{\n.reg .pred adds;\nsetp.ne.s32 adds, %37, 0;\n"                                          \
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32." kind "." kind " {" EARNEST_NAMES_32           \
+        "}, {%32, %33, %34, %35}, %36, adds, 1, 1, 0;\n}"                                           \
+        : EARNEST_SUMS_8(0)                                                                         \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(adds ? 1 : 0));                   \
+  }                                                                                                 \
+  __device__ inline void multiply_rows(float (&d)[16][4], const uint32_t (&a)[4], uint64_t b, Half, \
+                                       bool adds) {                                                 \
+    asm volatile(                                                                                   \
+        "{\n.reg .pred adds;\nsetp.ne.s32 adds, %69, 0;\n"                                          \
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32." kind "." kind " {" EARNEST_NAMES_64          \
+        "}, {%64, %65, %66, %67}, %68, adds, 1, 1, 0;\n}"                                           \
+        : EARNEST_SUMS_8(0), EARNEST_SUMS_8(8)                                                      \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(adds ? 1 : 0));                   \
   }
 
 EARNEST_PRODUCTS(BFloat16, "bf16")
