@@ -99,9 +99,9 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
     typename Hands<T, kDim, F>::Position position;
     if (multiplying_warpgroup() == 1) give_turn<F>();
     walk(p, plan, order, [&](const Rows& rows) {
-      Hands<T, kDim, F> hands{p, rows, memory, scale, position, position};
+      Hands<T, kDim, F> hands(p, rows, memory, scale, position);
       hands.attend(output);
-      position = hands.keys;
+      position = hands.now;
     });
     if (multiplying_warpgroup() == 0) take_turn<F>();
   }

@@ -42,12 +42,16 @@ struct Hands {
   const Rows& rows;
   const Memory& memory;
   float scale;
-  Position keys, values;
+  Position now, before;  // of the tile, and of the one before
   uint32_t q[kDim / hopper::kStep][4];
   float s[1][kColumns][4], o[1][kDim / 8][4] = {};
   sm80::Weights<1, kColumns> weights;
   sm80::RowState states[1][2];
   float keep[2];
+
+  __device__ Hands(const Params& params, const Rows& of_tile, const Memory& shared, float factor,
+                   const Position& position)
+      : p(params), rows(of_tile), memory(shared), scale(factor), now(position), before(position) {}
 
   static __device__ int first_row() { return multiplying_warpgroup() * kBox; }
   static __device__ int warp_row() {
@@ -56,7 +60,6 @@ struct Hands {
   static __device__ void release(Barrier* barrier) {
     if (sm80::lane() == 0) hopper::arrive_at(barrier, 0);
   }
-  __device__ Barrier* values_there() const { return &memory.stages[values.stage].values; }
   // Of the tile's keys those that row i of the warp sees, the first so many.
   __device__ int seen(int i, int tile) const { return rows.seen(warp_row() + i) - tile * F::keys; }
 
@@ -80,7 +83,7 @@ struct Hands {
   }
 
   __device__ void ask_scores() {
-    const uint32_t k = simt::shared_address(memory.keys(keys.stage));
+    const uint32_t k = simt::shared_address(memory.keys(now.stage));
 #pragma unroll
     for (int d = 0; d < kDim; d += hopper::kStep) {
       const uint32_t at = Memory::box_of_keys(d / kBox, 0) + hopper::operand_offset(false, 0, d % kBox);
@@ -89,7 +92,7 @@ struct Hands {
     hopper::close_products();
   }
   __device__ void ask_sums() {
-    const uint32_t v = simt::shared_address(memory.values(values.stage));
+    const uint32_t v = simt::shared_address(memory.values(before.stage));
 #pragma unroll
     for (int key = 0; key < F::keys; key += hopper::kStep) {
       uint32_t a[4];
@@ -99,15 +102,9 @@ struct Hands {
     }
     hopper::close_products();
   }
-  __device__ void scores_are_there() {
-    hopper::settle(s[0]);
-    release(&memory.stages[keys.stage].keys_read);
-    keys.next();
-  }
   __device__ void sums_are_there() {
     hopper::settle(o[0]);
-    release(&memory.stages[values.stage].values_read);
-    values.next();
+    release(&memory.stages[before.stage].values_read);
   }
 
   __device__ void weigh(int tile, bool whole) {
@@ -124,10 +121,9 @@ struct Hands {
   }
   // What is not finite among the values of a tile that is not seen whole is added by hand, and cleared.
   __device__ void look_over_values(int tile) {
-    const Bytes v = memory.values(values.stage);
+    const Bytes v = memory.values(now.stage);
     constexpr int kPart = kBox * kDim * 2;
     const int thread = multiplying_thread();
-    hopper::wait(values_there(), values.parity);
     bool found = false;
 #pragma unroll
     for (int part = 0; part < Memory::kParts; ++part)
@@ -150,54 +146,45 @@ struct Hands {
     hopper::meet(kAllMeet, kMultiplying);
   }
 
-  __device__ void first_step(bool whole) {
-    hopper::wait(&memory.stages[keys.stage].keys, keys.parity);
+  // Asks for products with the tile's keys and with the values of the tile before, where there are such.
+  template <bool kScores, bool kSums>
+  __device__ void ask() {
+    if (kScores) hopper::wait(&memory.stages[now.stage].keys, now.parity);
     take_turn<F>();
+    if (kSums) hopper::settle(o[0]);
     hopper::begin_products();
-    ask_scores();
+    if (kScores) ask_scores();
+    if (kSums) ask_sums();
     give_turn<F>();
-    hopper::wait_products<0>();
-    scores_are_there();
-    weigh(0, whole);
-    round(0, whole);
   }
+  template <bool kIsFirst>
   __device__ void step(int tile, bool whole) {
-    hopper::wait(&memory.stages[keys.stage].keys, keys.parity);
-    hopper::wait(values_there(), values.parity);
-    take_turn<F>();
-    hopper::settle(o[0]);
-    hopper::begin_products();
-    ask_scores();
-    ask_sums();
-    give_turn<F>();
-    hopper::wait_products<F::goes_ahead ? 1 : 0>();
-    if (!F::goes_ahead) sums_are_there();
-    scores_are_there();
+    constexpr bool kBeside = F::goes_ahead && !kIsFirst;
+    ask<true, !kIsFirst>();
+    hopper::wait_products<kBeside ? 1 : 0>();
+    hopper::settle(s[0]);
+    release(&memory.stages[now.stage].keys_read);
     weigh(tile, whole);
-    if (F::goes_ahead) {
-      hopper::wait_products<0>();
-      sums_are_there();
-    }
+    // The loop of this wait keeps what stands before it before the next wait, to which ptxas would let it
+    // sink.
+    hopper::settle(s[0]);
+    hopper::wait(&memory.stages[now.stage].values, now.parity);
+    if (kBeside) hopper::wait_products<0>();
+    if (!kIsFirst) sums_are_there();
     round(tile, whole);
-  }
-  __device__ void last_step() {
-    hopper::wait(values_there(), values.parity);
-    take_turn<F>();
-    hopper::settle(o[0]);
-    hopper::begin_products();
-    ask_sums();
-    give_turn<F>();
-    hopper::wait_products<0>();
-    sums_are_there();
+    before = now;
+    now.next();
   }
 
   __device__ void attend(const Output& output) {
     const KeyTiles tiles = rows.tiles(F::keys);
     bring_queries();
     if (tiles.all > 0) {
-      first_step(tiles.whole > 0);
-      for (int tile = 1; tile < static_cast<int>(tiles.all); ++tile) step(tile, tile < tiles.whole);
-      last_step();
+      step<true>(0, tiles.whole > 0);
+      for (int tile = 1; tile < static_cast<int>(tiles.all); ++tile) step<false>(tile, tile < tiles.whole);
+      ask<false, true>();
+      hopper::wait_products<0>();
+      sums_are_there();
     }
     sm80::write_rows<T, kTileRows, kDim, 1>(p, output, rows, warp_row(), states, o, memory.q);
     hopper::meet(kWarpgroupMeets + multiplying_warpgroup(), kWarpgroup);  // the next queries are brought
