@@ -28,42 +28,43 @@ __device__ inline void walk(const Params& p, const Plan& plan, const Tile* order
   }
 }
 
-// Keys of a tile before the values of the tile before, in which order they are asked for.
-template <int kDim, int kTileKeys>
+// A tile to its place in the ring. at(panel, part): where a box of it belongs.
+template <typename Memory, typename At>
+__device__ inline void bring_tile(const hopper::TensorMap& from, Bytes to, int column, int row,
+                                  Barrier* there, Barrier* read, int parity, const At& at) {
+  hopper::wait(read, parity ^ 1);
+  hopper::arrive_expecting(there, Memory::kTile);
+#pragma unroll
+  for (int panel = 0; panel < Memory::kPanels; ++panel) {
+#pragma unroll
+    for (int part = 0; part < Memory::kParts; ++part)
+      hopper::load_box(&to[at(panel, part)], from, column + panel * kBox, row + part * kBox, there);
+  }
+}
+
+// The keys of a tile before the values of the tile before it: the order in which they are multiplied.
+template <typename Memory>
 __device__ inline void bring_tiles(const hopper::TensorMap& keys, const hopper::TensorMap& values,
                                    const Params& p, const Plan& plan, const Tile* order,
-                                   const ForwardMemory<kDim, kTileKeys>& memory) {
-  using Memory = ForwardMemory<kDim, kTileKeys>;
-  Round<Memory::kStages> of_keys, of_values;
+                                   const Memory& memory) {
+  const auto of_keys = [](int panel, int part) { return Memory::box_of_keys(panel, part); };
+  const auto of_values = [](int panel, int part) { return Memory::box_of_values(panel, part); };
+  typename Memory::Position now, before;
   walk(p, plan, order, [&](const Rows& rows) {
-    const int column = static_cast<int>(rows.kv_head * kDim);
-    const int row = static_cast<int>(rows.sequence.key_begin),
-              tiles = static_cast<int>(rows.tiles(kTileKeys).all);
+    const int column = static_cast<int>(rows.kv_head) * Memory::kPanels * kBox;
+    const int row = static_cast<int>(rows.sequence.key_begin);
+    const int tiles = static_cast<int>(rows.tiles(Memory::kKeysOfTile).all);
     for (int tile = 0; tile <= tiles; ++tile) {
-      if (tile < tiles) {
-        Stage& stage = memory.stages[of_keys.stage];
-        hopper::wait(&stage.keys_read, of_keys.parity ^ 1);
-        hopper::arrive_expecting(&stage.keys, Memory::kTile);
-#pragma unroll
-        for (int box = 0; box < Memory::kPanels * Memory::kParts; ++box) {
-          const int panel = box / Memory::kParts, part = box % Memory::kParts;
-          hopper::load_box(&memory.keys(of_keys.stage)[Memory::box_of_keys(panel, part)], keys,
-                           column + panel * kBox, row + tile * kTileKeys + part * kBox, &stage.keys);
-        }
-        of_keys.next();
-      }
-      if (tile > 0) {
-        Stage& stage = memory.stages[of_values.stage];
-        hopper::wait(&stage.values_read, of_values.parity ^ 1);
-        hopper::arrive_expecting(&stage.values, Memory::kTile);
-#pragma unroll
-        for (int box = 0; box < Memory::kPanels * Memory::kParts; ++box) {
-          const int panel = box / Memory::kParts, part = box % Memory::kParts;
-          hopper::load_box(&memory.values(of_values.stage)[Memory::box_of_values(panel, part)], values,
-                           column + panel * kBox, row + (tile - 1) * kTileKeys + part * kBox, &stage.values);
-        }
-        of_values.next();
-      }
+      Stage &of_tile = memory.stages[now.stage], &of_last = memory.stages[before.stage];
+      if (tile < tiles)
+        bring_tile<Memory>(keys, memory.keys(now.stage), column, row + tile * Memory::kKeysOfTile,
+                           &of_tile.keys, &of_tile.keys_read, now.parity, of_keys);
+      if (tile > 0)
+        bring_tile<Memory>(values, memory.values(before.stage), column,
+                           row + (tile - 1) * Memory::kKeysOfTile, &of_last.values, &of_last.values_read,
+                           before.parity, of_values);
+      before = now;
+      if (tile < tiles) now.next();
     }
   });
 }
@@ -76,12 +77,7 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
                   const Tile* const order) {
   const ForwardMemory<kDim, F::keys> memory;
   if (threadIdx.x == 0) {
-    for (int i = 0; i < memory.kStages; ++i) {
-      hopper::init(&memory.stages[i].keys, 1);
-      hopper::init(&memory.stages[i].values, 1);
-      hopper::init(&memory.stages[i].keys_read, kMultiplyingWarps);
-      hopper::init(&memory.stages[i].values_read, kMultiplyingWarps);
-    }
+    for (int i = 0; i < memory.kStages; ++i) memory.stages[i].init();
     hopper::fence_init();
     hopper::fence_shared();
     for (int64_t n = blockIdx.x; p.fault != nullptr && n < p.sequences; n += gridDim.x) {
@@ -92,11 +88,11 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
   __syncthreads();
   if (threadIdx.x < kWarpgroup) {
     hopper::leave_registers<kLoadingRegisters>();
-    if (threadIdx.x == 0) bring_tiles<kDim, F::keys>(keys, values, p, plan, order, memory);
+    if (threadIdx.x == 0) bring_tiles(keys, values, p, plan, order, memory);
   } else {
     hopper::take_registers<kMultiplyingRegisters>();
     const auto scale = static_cast<float>(p.scale * 1.4426950408889634);  // log2(e)
-    typename Hands<T, kDim, F>::Position position;
+    typename ForwardMemory<kDim, F::keys>::Position position;
     if (multiplying_warpgroup() == 1) give_turn<F>();
     walk(p, plan, order, [&](const Rows& rows) {
       Hands<T, kDim, F> hands(p, rows, memory, scale, position);

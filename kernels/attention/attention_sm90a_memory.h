@@ -30,21 +30,39 @@ struct Form {
   static constexpr int keys = kTileKeys;
   static constexpr bool takes_turns = kTakesTurns, goes_ahead = kGoesAhead;
 };
-using Series = Form<64, false, false>;
-using Turns = Form<64, true, false>;
-using Ahead = Form<64, false, true>;
-using Both = Form<64, true, true>;
-using Wide = Form<128, true, true>;
+struct Series : Form<64, false, false> {};
+struct Turns : Form<64, true, false> {};
+struct Ahead : Form<64, false, true> {};
+struct Both : Form<64, true, true> {};
+struct Wide : Form<128, true, true> {};
 
 struct Stage {
   Barrier keys, values, keys_read, values_read;
+  __device__ void init() {
+    hopper::init(&keys, 1);
+    hopper::init(&values, 1);
+    hopper::init(&keys_read, kMultiplyingWarps);
+    hopper::init(&values_read, kMultiplyingWarps);
+  }
+};
+
+// Where a thread stands in the ring.
+template <int kStages>
+struct Round {
+  int stage = 0, parity = 0;
+  __device__ void next() {
+    if (++stage < kStages) return;
+    stage = 0;
+    parity ^= 1;
+  }
 };
 
 // A tile's keys are panels of 64 numbers, its values parts of 64 keys: products count on the first lying so
 // in boxes one behind the other, and on the second.
 template <int kDim, int kTileKeys>
 struct ForwardMemory {  // in bytes
-  static constexpr int kStages = 256 / kTileKeys;
+  static constexpr int kKeysOfTile = kTileKeys, kStages = 256 / kTileKeys;
+  using Position = Round<kStages>;
   static constexpr int kPanels = kDim / kBox, kParts = kTileKeys / kBox;
   static constexpr int kQueries = kTileRows * kDim * 2, kTile = kTileKeys * kDim * 2;
   static constexpr int kAlignment = 1024;  // of boxes, which dynamic shared memory need not have
@@ -61,17 +79,6 @@ struct ForwardMemory {  // in bytes
   __device__ Bytes values(int stage) const { return keys(stage) + kTile; }
   static constexpr int box_of_keys(int panel, int part) { return (panel * kParts + part) * kBoxBytes; }
   static constexpr int box_of_values(int panel, int part) { return (part * kPanels + panel) * kBoxBytes; }
-};
-
-// Where a thread stands in the ring.
-template <int kStages>
-struct Round {
-  int stage = 0, parity = 0;
-  __device__ void next() {
-    if (++stage < kStages) return;
-    stage = 0;
-    parity ^= 1;
-  }
 };
 
 }  // namespace earnest::attention::gpu::sm90a

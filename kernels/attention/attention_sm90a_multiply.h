@@ -36,7 +36,7 @@ template <typename T, int kDim, typename F>
 struct Hands {
   static constexpr int kColumns = F::keys / 8;
   using Memory = ForwardMemory<kDim, F::keys>;
-  using Position = Round<Memory::kStages>;
+  using Position = typename Memory::Position;
 
   const Params& p;
   const Rows& rows;
