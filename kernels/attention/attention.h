@@ -36,7 +36,8 @@ enum class Type { kFloat32, kFloat64, kBFloat16, kFloat16 };
 // and timed kSm90a.
 enum class CudaPath { kBest, kSm80, kSm90a };
 
-// What path sm90a does beside a softmax, forward; kBest is the one predicted to be fastest (attention_plan.h).
+// What path sm90a does beside a softmax, forward; kBest is the one predicted to be fastest
+// (attention_plan.h).
 //   kSeries  nothing but what the other warpgroup happens to do
 //   kTurns   the other warpgroup's products: the two take turns at asking for theirs
 //   kAhead   the warpgroup's own product with the values before

@@ -4,8 +4,9 @@
 // say, what is made of them here lies within the arrays.
 //
 // The query heads of a group are stacked: row = token * group + head in the group. A *tile* is up to 64 or
-// 128 rows of one sequence, for one key head; its rows go through the sequence's keys together, kTileKeys of
-// them at a time, counted from the sequence's first key. That count is the one rule that bits depend on.
+// 128 rows of one sequence, for one key head; its rows go through the sequence's keys together, kKeys of them
+// at a time (by path sm90a's schedule kWide 128), counted from the sequence's first key. That count is the
+// one rule that bits depend on.
 #pragma once
 
 #include <cstdint>

@@ -15,6 +15,7 @@
 namespace earnest::attention::gpu::sm90a {
 namespace {
 
+constexpr int kForwardThreads = 3 * kWarpgroup;
 constexpr int kLoadingRegisters = 40, kMultiplyingRegisters = 232;
 
 template <typename Each>

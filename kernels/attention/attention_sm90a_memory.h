@@ -8,20 +8,9 @@
 // parity (n + 1) % 2, which for n = 0 is over. All threads walk the same tiles, so that they count alike.
 #pragma once
 
-#include "kernels/attention/attention_operands.h"
-#include "kernels/attention/attention_rows.h"
-#include "kernels/common/hopper_products.h"
+#include "kernels/attention/attention_warpgroups.h"
 
 namespace earnest::attention::gpu::sm90a {
-
-using hopper::Barrier;
-using hopper::kBox;
-using hopper::kBoxBytes;
-using sm80::Bytes;
-
-constexpr int kWarpgroup = 128, kForwardThreads = 3 * kWarpgroup, kMultiplying = 2 * kWarpgroup,
-              kMultiplyingWarps = 8;
-static_assert(kKeys == kBox && kTileRows == 2 * kBox);
 
 // keys: of a tile. takes_turns: a warpgroup issues its products while the other one has softmax to do.
 // goes_ahead: a warpgroup's softmax runs beside its own product with the values of the tile before.
@@ -43,17 +32,6 @@ struct Stage {
     hopper::init(&values, 1);
     hopper::init(&keys_read, kMultiplyingWarps);
     hopper::init(&values_read, kMultiplyingWarps);
-  }
-};
-
-// Where a thread stands in the ring.
-template <int kStages>
-struct Round {
-  int stage = 0, parity = 0;
-  __device__ void next() {
-    if (++stage < kStages) return;
-    stage = 0;
-    parity ^= 1;
   }
 };
 

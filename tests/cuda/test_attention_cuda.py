@@ -66,28 +66,40 @@ def share_off(found: Tensor, wanted: Tensor) -> float:
     return float((found.cpu().double() - wanted).norm() / wanted.norm())
 
 
+def by_definition_and_plainly(
+    inputs: list[Tensor], grad: Tensor, used: Tensor, causal: bool
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The result and the gradients by their definition, and by torch's operators in the same precision."""
+    lists = {"cu_seqlens_q": bounds(LENGTHS_Q).tolist(), "cu_seqlens_k": bounds(LENGTHS_K).tolist()}
+    scale = inputs[0].shape[-1] ** -0.5
+    return (
+        gradients(
+            lambda *x: reference.attention(*x, causal=causal, seqused_k=used.tolist(), **lists)[0],
+            inputs,
+            grad,
+        ),
+        gradients(
+            lambda *x: attention_torch.attention(
+                *x, bounds(LENGTHS_Q), bounds(LENGTHS_K), used, causal, scale
+            ),
+            inputs,
+            grad,
+        ),
+    )
+
+
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("heads", [(4, 2, 64), (7, 1, 128)])
 def test_gradients_are_those_of_the_definition(device, by_torch, heads, dtype, causal: bool) -> None:
     inputs = problem(dtype, *heads)
     grad = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(1)).to(dtype)
-    lists = {"cu_seqlens_q": bounds(LENGTHS_Q).tolist(), "cu_seqlens_k": bounds(LENGTHS_K).tolist()}
     used = torch.tensor([5, 2, 67, 64]).int()
     more = named(device, seqused_k=used)
     found = gradients(
         lambda *x: attention(*x, causal=causal, **more), [x.to(device) for x in inputs], grad.to(device)
     )
-    wanted = gradients(
-        lambda *x: reference.attention(*x, causal=causal, seqused_k=used.tolist(), **lists)[0], inputs, grad
-    )
-    plain = gradients(
-        lambda *x: attention_torch.attention(
-            *x, bounds(LENGTHS_Q), bounds(LENGTHS_K), used, causal, x[0].shape[-1] ** -0.5
-        ),
-        inputs,
-        grad,
-    )
+    wanted, plain = by_definition_and_plainly(inputs, grad, used, causal)
     assert len(by_torch) == 1  # the plain one
     for mine, theirs, honest in zip(found, wanted, plain, strict=True):
         assert mine.dtype == dtype
@@ -99,7 +111,6 @@ def test_gradients_are_those_of_the_definition(device, by_torch, heads, dtype, c
 def test_by_path_sm90a_results_and_gradients_are_those_of_the_definition(device, heads, causal: bool) -> None:
     inputs = problem(torch.bfloat16, *heads)
     grad = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(1)).bfloat16()
-    lists = {"cu_seqlens_q": bounds(LENGTHS_Q).tolist(), "cu_seqlens_k": bounds(LENGTHS_K).tolist()}
     used = torch.tensor([5, 2, 67, 64]).int()
     q, k, v = (x.to(device) for x in inputs)
     rest = (*named(device, seqused_k=used).values(), causal, heads[2] ** -0.5)
@@ -110,16 +121,7 @@ def test_by_path_sm90a_results_and_gradients_are_those_of_the_definition(device,
             raise
         pytest.skip(str(error))
     found = (out, *_backward(grad.to(device), None, q, k, v, out, lse, *rest, path="sm90a"))
-    wanted = gradients(
-        lambda *x: reference.attention(*x, causal=causal, seqused_k=used.tolist(), **lists)[0], inputs, grad
-    )
-    plain = gradients(
-        lambda *x: attention_torch.attention(
-            *x, bounds(LENGTHS_Q), bounds(LENGTHS_K), used, causal, x[0].shape[-1] ** -0.5
-        ),
-        inputs,
-        grad,
-    )
+    wanted, plain = by_definition_and_plainly(inputs, grad, used, causal)
     for mine, theirs, honest in zip(found, wanted, plain, strict=True):
         assert share_off(mine, theirs.double()) <= 2 * share_off(honest, theirs.double())
     again = _backward(grad.to(device), None, q, k, v, out, lse, *rest, path="sm90a")
