@@ -188,6 +188,7 @@ std::shared_ptr<Accumulator> accumulator_of(WarpProducts& warp, float* const (&d
   return sums;
 }
 
+// Whether this product comes while another warpgroup is in the midst of its own (take_products_in_between).
 void note_order() {
   auto& products = HopperState::here().own_block().products;
   for (const auto& [warp, mine] : products) {
