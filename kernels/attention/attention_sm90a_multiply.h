@@ -104,6 +104,7 @@ struct Hands {
   }
   __device__ void sums_are_there() {
     hopper::settle(o[0]);
+    hopper::keep(weights[0]);
     release(&memory.stages[before.stage].values_read);
   }
 
@@ -165,8 +166,7 @@ struct Hands {
     hopper::settle(s[0]);
     release(&memory.stages[now.stage].keys_read);
     weigh(tile, whole);
-    // The loop of this wait keeps what stands before it before the next wait, to which ptxas would let it
-    // sink.
+    // What stands before the loop of this wait is done before the next one, behind which ptxas would put it.
     hopper::settle(s[0]);
     hopper::wait(&memory.stages[now.stage].values, now.parity);
     if (kBeside) hopper::wait_products<0>();

@@ -17,6 +17,8 @@
 //   wait_products<n>()  until at most the last n groups of the calling warp are under way; says nothing of
 //                       other warps
 //   settle(sums)        tells nvcc that the sums have changed: stands between the wait and their use
+//   keep(operands)      tells it that registers which products read are nobody else's before: stands behind
+//                       the wait
 #pragma once
 
 #include "kernels/common/bfloat16.h"

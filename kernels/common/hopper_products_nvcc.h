@@ -20,6 +20,14 @@ __device__ inline void settle(float (&sums)[J][4]) {
     for (int i = 0; i < 4; ++i) asm volatile("" : "+f"(sums[j][i])::"memory");
   }
 }
+template <int K, int N>
+__device__ inline void keep(const uint32_t (&operands)[K][N]) {
+#pragma unroll
+  for (int k = 0; k < K; ++k) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) asm volatile("" ::"r"(operands[k][i]) : "memory");
+  }
+}
 
 #define EARNEST_SUMS(j) "+f"(d[j][0]), "+f"(d[j][1]), "+f"(d[j][2]), "+f"(d[j][3])
 #define EARNEST_SUMS_8(j)                                                                              \
