@@ -13,8 +13,8 @@ cd "$(dirname "$0")/.."
 
 readonly MOST=530  # seconds in all
 export BUILD=build/gpu
-export PROGRAMS="test_simt test_mma test_ppo_cuda test_logmel_cuda test_logprob_cuda test_linear_cuda test_quantized_cuda test_attention_cuda test_attention_pieces_cuda test_attention_backward_cuda test_paged_attention_cuda test_rotary_write_cuda test_rowwise test_frames test_draws_cuda test_engine_cuda test_engine_graphs_cuda"
-export CHECKED="test_simt test_ppo_cuda test_logmel_cuda test_logprob_cuda test_linear_cuda test_quantized_cuda test_attention_cuda test_attention_pieces_cuda test_attention_backward_cuda test_paged_attention_cuda test_rotary_write_cuda test_rowwise test_frames test_draws_cuda"  # by compute-sanitizer
+export PROGRAMS="test_simt test_mma test_ppo_cuda test_logmel_cuda test_logprob_cuda test_linear_cuda test_quantized_cuda test_attention_cuda test_attention_schedules_cuda test_attention_pieces_cuda test_attention_backward_cuda test_paged_attention_cuda test_rotary_write_cuda test_rowwise test_frames test_draws_cuda test_engine_cuda test_engine_graphs_cuda"
+export CHECKED="test_simt test_ppo_cuda test_logmel_cuda test_logprob_cuda test_linear_cuda test_quantized_cuda test_attention_cuda test_attention_schedules_cuda test_attention_pieces_cuda test_attention_backward_cuda test_paged_attention_cuda test_rotary_write_cuda test_rowwise test_frames test_draws_cuda"  # by compute-sanitizer
 readonly NAMED="CMakeLists.txt kernels/cuda.cmake tests/cuda python/earnest/__main__.py python/earnest/bench/digest.py
   python/earnest/bench/gpu.py"
 

@@ -4,6 +4,7 @@
 #include "kernels/attention/attention.h"
 
 #include <optional>
+#include <utility>
 
 #include "csrc/bindings/place.h"
 
@@ -45,6 +46,18 @@ attention::CudaPath path_of(const std::string& name) {
   return name == "sm80"    ? attention::CudaPath::kSm80
          : name == "sm90a" ? attention::CudaPath::kSm90a
                            : attention::CudaPath::kBest;
+}
+
+attention::Schedule schedule_of(const std::string& name) {
+  using attention::Schedule;
+  for (const auto& [known, schedule] :
+       {std::pair{"best", Schedule::kBest}, std::pair{"series", Schedule::kSeries},
+        std::pair{"turns", Schedule::kTurns}, std::pair{"ahead", Schedule::kAhead},
+        std::pair{"both", Schedule::kBoth}, std::pair{"wide", Schedule::kWide}}) {
+    if (name == known) return schedule;
+  }
+  expect(false, "schedule", "best, series, turns, ahead, both or wide", name);
+  return Schedule::kBest;
 }
 
 int64_t rows_of(const Read& x, size_t trailing) {
@@ -104,7 +117,7 @@ void forward(const Read& q, const Read& k, const Read& v, const Write& out,
              const std::optional<WriteLse>& lse, const Lengths& cu_seqlens_q, const Lengths& cu_seqlens_k,
              const Lengths& seqused_k, int64_t sequences, bool causal, double scale, uintptr_t stream,
              const std::optional<nb::callable>& allocate, const FaultArray& fault, int tile_rows,
-             const std::string& path) {
+             const std::string& path, const std::string& schedule) {
   const Place place("attention", q, {stream, allocate, fault});
   Params p = params_of(place, q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, sequences, causal, scale);
   expect_like("out", Read(out), q);
@@ -112,6 +125,7 @@ void forward(const Read& q, const Read& k, const Read& v, const Write& out,
   const attention::Output output{place.data("out", out), place.data("lse", lse)};
   p.tile_rows = tile_rows;
   p.path = path_of(path);
+  p.schedule = schedule_of(schedule);
   Workspace workspace(place, attention::workspace_size(p));
   p.workspace = workspace.data();
   Status status;
@@ -175,7 +189,8 @@ void bind_attention(nb::module_& module) {
              nb::arg("cu_seqlens_q").none().noconvert(), nb::arg("cu_seqlens_k").none().noconvert(),
              nb::arg("seqused_k").none().noconvert(), nb::arg("sequences"), nb::arg("causal"),
              nb::arg("scale"), nb::arg("stream") = 0, nb::arg("allocate") = nb::none(),
-             nb::arg("fault").noconvert() = nb::none(), nb::arg("tile_rows") = 0, nb::arg("path") = "best");
+             nb::arg("fault").noconvert() = nb::none(), nb::arg("tile_rows") = 0, nb::arg("path") = "best",
+             nb::arg("schedule") = "best");
   module.def("attention_backward", &backward, nb::arg("q").noconvert(), nb::arg("k").noconvert(),
              nb::arg("v").noconvert(), nb::arg("out").noconvert(), nb::arg("lse").noconvert(),
              nb::arg("grad_out").noconvert(), nb::arg("grad_lse").none().noconvert(),

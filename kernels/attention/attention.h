@@ -36,6 +36,15 @@ enum class Type { kFloat32, kFloat64, kBFloat16, kFloat16 };
 // and timed kSm90a.
 enum class CudaPath { kBest, kSm80, kSm90a };
 
+// What path sm90a does beside a softmax, forward; kBest is the one predicted to be fastest
+// (attention_plan.h).
+//   kSeries  nothing but what the other warpgroup happens to do
+//   kTurns   the other warpgroup's products: the two take turns at asking for theirs
+//   kAhead   the warpgroup's own product with the values before
+//   kBoth    both of these
+//   kWide    both, with 128 keys at a time instead of 64: bits that differ from those of all others
+enum class Schedule { kBest, kSeries, kTurns, kAhead, kBoth, kWide };
+
 constexpr int64_t kMaxDim = 256;
 
 struct Params {
@@ -63,6 +72,7 @@ struct Params {
   // content
   void* workspace = nullptr;
   CudaPath path = CudaPath::kBest;
+  Schedule schedule = Schedule::kBest;  // of path sm90a
   int tile_rows = 0;  // rows that a block takes at a time, 64 or 128; 0: the rule's. No bit depends on it
   // On CUDA. 0: one softmax over all keys of a row. Else no sequence uses more keys than this, and every 512
   // of them (attention_pieces.h) are a softmax of their own, joined in ascending order, so that many blocks

@@ -3,21 +3,15 @@
 #pragma once
 
 #include "kernels/attention/attention_backward_plan.h"
-#include "kernels/attention/attention_operands.h"
 #include "kernels/attention/attention_unfinite.h"
+#include "kernels/attention/attention_warpgroups.h"
 #include "kernels/common/hopper_turns.h"
 
 namespace earnest::attention::gpu::sm90a {
 
-using hopper::Barrier;
-using hopper::kBox;
-using hopper::kBoxBytes;
-using sm80::Bytes;
 using sm80::Columns;
 
-constexpr int kWarpgroup = 128, kMultiplying = 2 * kWarpgroup, kMultiplyingWarps = 8;
 constexpr int kBackwardStages = 2;
-static_assert(kKeys == kBox && kTileRows == 2 * kBox);
 
 //   there, read:         of a place: its bytes are there; eight warps have read it
 //   sums, sums_added:    eight warps have written dq; TMA has read it
@@ -56,15 +50,7 @@ struct BackwardMemory {  // in bytes. An operand is blocks of 64 rows, each of k
   }
 };
 
-// Where a thread stands in the ring of places.
-struct BackwardTurn {
-  int stage = 0, parity = 0;
-  __device__ void next() {
-    if (++stage < kBackwardStages) return;
-    stage = 0;
-    parity ^= 1;
-  }
-};
+using BackwardTurn = Round<kBackwardStages>;
 
 // What a block is at. Tokens and keys are counted from the sequence's first, fewer than 2^31 of them.
 struct BackwardWork {

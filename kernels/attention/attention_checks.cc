@@ -89,6 +89,8 @@ Status check_cuda(const Params& p) {
   if (p.most_keys < 0) return wrong("most_keys", "at least 0", std::to_string(p.most_keys));
   if (p.tile_rows != 0 && p.tile_rows != gpu::kFewTileRows && p.tile_rows != gpu::kTileRows)
     return wrong("tile_rows", "0, 64 or 128", std::to_string(p.tile_rows));
+  if (p.schedule != Schedule::kBest && p.path != CudaPath::kSm90a)
+    return wrong("schedule", "best on other paths than sm90a", "another");
   return {};
 }
 

@@ -4,8 +4,9 @@
 // say, what is made of them here lies within the arrays.
 //
 // The query heads of a group are stacked: row = token * group + head in the group. A *tile* is up to 64 or
-// 128 rows of one sequence, for one key head; its rows go through the sequence's keys together, kTileKeys of
-// them at a time, counted from the sequence's first key. That count is the one rule that bits depend on.
+// 128 rows of one sequence, for one key head; its rows go through the sequence's keys together, kKeys of them
+// at a time (by path sm90a's schedule kWide 128), counted from the sequence's first key. That count is the
+// one rule that bits depend on.
 #pragma once
 
 #include <cstdint>
@@ -79,14 +80,14 @@ EARNEST_HOST_DEVICE constexpr int64_t keys_seen(const Sequence& s, int64_t query
   return causal ? between(0, query + 1 + s.keys - s.queries, s.keys) : s.keys;
 }
 
-// Tiles of keys that some row of a tile of rows sees, and how many of them (the first) all rows see whole.
+// Tiles of `keys` that some row of a tile of rows sees, and how many of them (the first) all rows see whole.
 struct KeyTiles {
   int64_t all, whole;
 };
 EARNEST_HOST_DEVICE constexpr KeyTiles key_tiles(const Sequence& s, int64_t first_row, int64_t rows,
-                                                 int64_t group, bool causal) {
+                                                 int64_t group, bool causal, int64_t keys = kKeys) {
   const int64_t first = first_row / group, last = (first_row + rows - 1) / group;
-  return {blocks_of(keys_seen(s, last, causal), kKeys), keys_seen(s, first, causal) / kKeys};
+  return {blocks_of(keys_seen(s, last, causal), keys), keys_seen(s, first, causal) / keys};
 }
 
 // ---- tiles of rows ----
@@ -100,6 +101,11 @@ struct Plan {
   int64_t slots;  // at least as many as there are tiles, and as there are sequences
   bool ordered;   // tiles are listed by order_tiles first
 };
+
+// What path sm90a is predicted to be fastest with (README.md); no GPU has timed any.
+constexpr Schedule schedule_of(const Params& p) {
+  return p.schedule == Schedule::kBest ? Schedule::kWide : p.schedule;
+}
 
 // So few blocks all begin at once, and their order says nothing: a list would only cost its own launch.
 constexpr int64_t kAtOnce = 128;

@@ -40,8 +40,8 @@ struct Rows {
     const int64_t token = first_token + from_first / static_cast<unsigned>(group);
     return static_cast<int>(keys_seen(sequence, token, causal));
   }
-  EARNEST_HOST_DEVICE KeyTiles tiles() const {
-    return key_tiles(sequence, first_token * group + first_member, count, group, causal);
+  EARNEST_HOST_DEVICE KeyTiles tiles(int64_t keys = kKeys) const {
+    return key_tiles(sequence, first_token * group + first_member, count, group, causal, keys);
   }
 };
 

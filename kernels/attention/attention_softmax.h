@@ -39,15 +39,15 @@ struct RowState {
 };
 
 // Scores of keys that a row does not see become -inf. seen(row): how many of the tile's it sees, the first.
-template <int S, typename Seen>
-__device__ inline void hide_unseen(Strips<S, kKeys / 8>& s, const Seen& seen) {
+template <int S, int J, typename Seen>
+__device__ inline void hide_unseen(Strips<S, J>& s, const Seen& seen) {
 #pragma unroll
   for (int strip = 0; strip < S; ++strip) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int count = seen(strip * kStripRows + strip_row(half)) - strip_column();
 #pragma unroll
-      for (int j = 0; j < kKeys / 8; ++j) {
+      for (int j = 0; j < J; ++j) {
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
           if (8 * j + i >= count) s[strip][j][2 * half + i] = -INFINITY;
@@ -57,40 +57,47 @@ __device__ inline void hide_unseen(Strips<S, kKeys / 8>& s, const Seen& seen) {
   }
 }
 
-// Scores become weights exp2((score - largest) * scale), and what was summed of o before is scaled to them.
-// The difference comes first: the largest score's weight is exactly 1, and huge scores do not overflow.
-template <int S, int J>
-__device__ inline void weigh(float scale, Strips<S, kKeys / 8>& s, RowState (&states)[S][2],
-                             Strips<S, J>& o) {
+// Of one row, half of a strip: scores become weights exp2((score - largest) * scale). Returns what was summed
+// of o before is to be multiplied by. The difference comes first: the largest score's weight is exactly 1,
+// and huge scores do not overflow.
+template <int J>
+__device__ inline float weigh_row(float scale, int half, float (&s)[J][4], RowState& state) {
+  float largest = state.largest;
+#pragma unroll
+  for (int j = 0; j < J; ++j) largest = fmaxf(largest, fmaxf(s[j][2 * half], s[j][2 * half + 1]));
+  largest = largest_in_quad(largest);
+  const float base = largest == -INFINITY ? 0 : largest;  // nothing seen so far, or only -inf
+  const float keep = exp2_of((state.largest - base) * scale);
+  float sum = 0;
+#pragma unroll
+  for (int j = 0; j < J; ++j) {
+#pragma unroll
+    for (int i = 2 * half; i < 2 * half + 2; ++i) {
+      s[j][i] = exp2_of((s[j][i] - base) * scale);
+      sum += s[j][i];
+    }
+  }
+  state.largest = largest;
+  state.sum = fmaf(state.sum, keep, sum);
+  return keep;
+}
+
+template <int J>
+__device__ inline void scale_row(float factor, int half, float (&o)[J][4]) {
+#pragma unroll
+  for (int j = 0; j < J; ++j) {
+    o[j][2 * half] *= factor;
+    o[j][2 * half + 1] *= factor;
+  }
+}
+
+template <int S, int J, int K>
+__device__ inline void weigh(float scale, Strips<S, J>& s, RowState (&states)[S][2], Strips<S, K>& o) {
 #pragma unroll
   for (int strip = 0; strip < S; ++strip) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      RowState& state = states[strip][half];
-      float largest = state.largest;
-#pragma unroll
-      for (int j = 0; j < kKeys / 8; ++j)
-        largest = fmaxf(largest, fmaxf(s[strip][j][2 * half], s[strip][j][2 * half + 1]));
-      largest = largest_in_quad(largest);
-      const float base = largest == -INFINITY ? 0 : largest;  // nothing seen so far, or only -inf
-      const float keep = exp2_of((state.largest - base) * scale);
-      float sum = 0;
-#pragma unroll
-      for (int j = 0; j < kKeys / 8; ++j) {
-#pragma unroll
-        for (int i = 2 * half; i < 2 * half + 2; ++i) {
-          s[strip][j][i] = exp2_of((s[strip][j][i] - base) * scale);
-          sum += s[strip][j][i];
-        }
-      }
-      state.largest = largest;
-      state.sum = fmaf(state.sum, keep, sum);
-#pragma unroll
-      for (int j = 0; j < J; ++j) {
-        o[strip][j][2 * half] *= keep;
-        o[strip][j][2 * half + 1] *= keep;
-      }
-    }
+    for (int half = 0; half < 2; ++half)
+      scale_row(weigh_row(scale, half, s[strip], states[strip][half]), half, o[strip]);
   }
 }
 

@@ -299,6 +299,10 @@ void HopperState::end_block(uint64_t number, const Place& place) {
   const BlockState& state = found->second;
   for (const auto& [thread, copies] : state.leaving)
     if (!copies.empty()) fail_at(place, "wait_written before a block ends", "copies on their way out of it");
+  for (const BlockBarrier& meeting : state.meetings)
+    if (meeting.here > 0)
+      fail_at(place, "nobody left at a barrier of a block that ends",
+              std::to_string(meeting.here) + " threads");
   if (!state.registers.empty()) check_registers(state, place);
   for (const auto& [warp, products] : state.products) {
     const auto first = state.products.find(warp / 4 * 4);

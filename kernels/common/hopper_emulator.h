@@ -21,6 +21,10 @@ namespace earnest::simt {
 enum class Arrival { kDrawn, kEarly, kMixed, kLate };
 void set_arrival(Arrival arrival);
 
+// Since the last call: products that a warpgroup asked for while another one of its block was in the midst of
+// its own, with a group open or warps behind. None where warpgroups take turns.
+int64_t take_products_in_between();
+
 namespace emulator {
 
 uint32_t shared_address(const void* address);

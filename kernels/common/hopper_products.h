@@ -7,6 +7,8 @@
 //   multiply_64x256x16<left, right>(d, a, b)   the same of b [256, 16], bfloat16; whether they lie transposed
 //   multiply_by(d, a, b, T{})               d [64, 64 or 128] += a [64, 16] b [16, 64 or 128]: a in
 //                                           registers, b transposed
+//   multiply_rows(d, a, b, T{}, adds)       d [64, 64 or 128] += a [64, 16] b [64 or 128, 16]^T: a in
+//                                           registers, b as it is; what d was counts as 0 unless `adds`
 //
 // Registers of a product under way belong to it: nobody reads or writes them before the wait. What it reads
 // in shared memory may be read at any time until then.
@@ -15,6 +17,8 @@
 //   wait_products<n>()  until at most the last n groups of the calling warp are under way; says nothing of
 //                       other warps
 //   settle(sums)        tells nvcc that the sums have changed: stands between the wait and their use
+//   keep(operands)      tells it that registers which products read are nobody else's before: stands behind
+//                       the wait
 #pragma once
 
 #include "kernels/common/bfloat16.h"

@@ -14,6 +14,8 @@ void wait_products(Site site = Site::current()) {
 }
 template <int J>
 void settle(float (&)[J][4]) {}  // the host's compiler is told by the call of the wait
+template <int K, int N>
+void keep(const uint32_t (&)[K][N]) {}
 
 template <typename Half>
 float widen_bits(uint16_t bits) {
@@ -34,6 +36,14 @@ template <int J, typename Half>
 void multiply_by(float (&d)[J][4], const uint32_t (&a)[4], uint64_t b, Half, Site site = Site::current()) {
   static_assert(J == 8 || J == 16);
   simt::emulator::multiply("multiply_by", {d[0], 4 * J}, {a, 0, false}, {b, true}, &widen_bits<Half>, site);
+}
+template <int J, typename Half>
+void multiply_rows(float (&d)[J][4], const uint32_t (&a)[4], uint64_t b, Half, bool adds,
+                   Site site = Site::current()) {
+  static_assert(J == 8 || J == 16);
+  for (int i = 0; !adds && i < 4 * J; ++i) d[i / 4][i % 4] = 0;
+  simt::emulator::multiply("multiply_rows", {d[0], 4 * J}, {a, 0, false}, {b, false}, &widen_bits<Half>,
+                           site);
 }
 
 }  // namespace earnest::hopper

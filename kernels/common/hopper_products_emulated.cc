@@ -1,12 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 // Products by a warpgroup, each warp's 16 rows at a time of their own. Sums in float64, rounded once per
 // product; the hardware's own order of sums is not published.
+#include <atomic>
 #include <cstring>
 
 #include "kernels/common/hopper_beside.h"
 #include "kernels/common/hopper_layout.h"
 
-namespace earnest::simt::emulator {
+namespace earnest::simt {
+namespace {
+
+std::atomic<int64_t> in_between{0};
+
+}  // namespace
+
+int64_t take_products_in_between() { return in_between.exchange(0); }
+
+namespace emulator {
 namespace {
 
 constexpr uint32_t kHidden = 0xffc0dead;  // a NaN: in sums of products under way
@@ -178,6 +188,21 @@ std::shared_ptr<Accumulator> accumulator_of(WarpProducts& warp, float* const (&d
   return sums;
 }
 
+// Whether this product comes while another warpgroup is in the midst of its own (take_products_in_between).
+void note_order() {
+  auto& products = HopperState::here().own_block().products;
+  for (const auto& [warp, mine] : products) {
+    if (warp / 4 == own_warp() / 4) continue;
+    const auto is_open = [](const Product& product) { return product.group == 0; };
+    const bool behind =
+        mine.issued != products[warp / 4 * 4].issued || mine.issued != products[warp / 4 * 4 + 3].issued;
+    if (behind || std::any_of(mine.under_way.begin(), mine.under_way.end(), is_open)) {
+      ++in_between;
+      return;
+    }
+  }
+}
+
 struct Issue {
   Sums sums;
   LeftOperand left;
@@ -200,6 +225,7 @@ void issue(void* const* lanes, int count) {
     d[lane] = mine.sums.d;
     if (product.left_in_registers) std::memcpy(product.left_registers[lane], mine.left.registers, 16);
   }
+  note_order();
   WarpProducts& warp = own_products();
   ++warp.issued;
   product.into = accumulator_of(warp, d, first.sums.count, product.left_in_registers);
@@ -256,4 +282,5 @@ void HopperState::end_thread() {
     fail("wait_products before the end of a warp", "products under way");
 }
 
-}  // namespace earnest::simt::emulator
+}  // namespace emulator
+}  // namespace earnest::simt

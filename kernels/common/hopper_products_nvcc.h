@@ -20,6 +20,14 @@ __device__ inline void settle(float (&sums)[J][4]) {
     for (int i = 0; i < 4; ++i) asm volatile("" : "+f"(sums[j][i])::"memory");
   }
 }
+template <int K, int N>
+__device__ inline void keep(const uint32_t (&operands)[K][N]) {
+#pragma unroll
+  for (int k = 0; k < K; ++k) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) asm volatile("" ::"r"(operands[k][i]) : "memory");
+  }
+}
 
 #define EARNEST_SUMS(j) "+f"(d[j][0]), "+f"(d[j][1]), "+f"(d[j][2]), "+f"(d[j][3])
 #define EARNEST_SUMS_8(j)                                                                              \
@@ -51,6 +59,24 @@ __device__ inline void settle(float (&sums)[J][4]) {
                  "}, {%64, %65, %66, %67}, %68, 1, 1, 1, 1;"                                        \
                  : EARNEST_SUMS_8(0), EARNEST_SUMS_8(8)                                             \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                             \
+  }                                                                                                 \
+  __device__ inline void multiply_rows(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b, Half,  \
+                                       bool adds) {                                                 \
+    asm volatile(                                                                                   \
+        "{\n.reg .pred adds;\nsetp.ne.s32 adds, %37, 0;\n"                                          \
+        "wgmma.mma_async.sync.aligned.m64n64k16.f32." kind "." kind " {" EARNEST_NAMES_32           \
+        "}, {%32, %33, %34, %35}, %36, adds, 1, 1, 0;\n}"                                           \
+        : EARNEST_SUMS_8(0)                                                                         \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(adds ? 1 : 0));                   \
+  }                                                                                                 \
+  __device__ inline void multiply_rows(float (&d)[16][4], const uint32_t (&a)[4], uint64_t b, Half, \
+                                       bool adds) {                                                 \
+    asm volatile(                                                                                   \
+        "{\n.reg .pred adds;\nsetp.ne.s32 adds, %69, 0;\n"                                          \
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32." kind "." kind " {" EARNEST_NAMES_64          \
+        "}, {%64, %65, %66, %67}, %68, adds, 1, 1, 0;\n}"                                           \
+        : EARNEST_SUMS_8(0), EARNEST_SUMS_8(8)                                                      \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(adds ? 1 : 0));                   \
   }
 
 EARNEST_PRODUCTS(BFloat16, "bf16")

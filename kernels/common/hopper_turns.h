@@ -14,9 +14,8 @@
 //   wait_turn(turns, turn)                 until at least so many have come: whoever comes more often than
 //                                          expected makes nobody wait for ever
 //   pass_turn(turns)
-//   keep(operands)                         behind a wait: registers that products read are nobody else's
-//   before multiply_transposed(d, a, b, T{})      d [64, 64] += a [64, 16] b [16, 64], both transposed, by
-//   descriptors
+//   multiply_transposed(d, a, b, T{})      d [64, 64] += a [64, 16] b [16, 64], both transposed, by
+//                                          descriptors
 #pragma once
 
 #include "kernels/common/hopper_products.h"

@@ -29,9 +29,6 @@ inline void pass_turn(uint32_t* turns) {
   atomicAdd(turns, 1u);
 }
 
-template <int K>
-void keep(const uint32_t (&)[K][4]) {}
-
 template <typename Half>
 void multiply_transposed(float (&d)[8][4], uint64_t a, uint64_t b, Half, Site site = Site::current()) {
   simt::emulator::multiply("multiply_transposed", {d[0], 32}, {nullptr, a, true}, {b, true},

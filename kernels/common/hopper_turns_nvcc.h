@@ -41,15 +41,6 @@ __device__ inline void pass_turn(uint32_t* turns) {
   atomicAdd(turns, 1u);
 }
 
-template <int K>
-__device__ inline void keep(const uint32_t (&operands)[K][4]) {
-#pragma unroll
-  for (int k = 0; k < K; ++k) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) asm volatile("" ::"r"(operands[k][i]) : "memory");
-  }
-}
-
 #define EARNEST_SUMS(j) "+f"(d[j][0]), "+f"(d[j][1]), "+f"(d[j][2]), "+f"(d[j][3])
 #define EARNEST_PRODUCT(Half, kind)                                                                        \
   __device__ inline void multiply_transposed(float (&d)[8][4], uint64_t a, uint64_t b, Half) {             \

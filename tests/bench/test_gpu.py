@@ -75,6 +75,8 @@ def test_the_cases_of_the_targets_are_there_once() -> None:
     causal = targets["attention/cuda-2x8192-causal-16/16x128"]
     assert (causal.ratio, causal.against) == (1.0, "torch, cudnn")
     assert targets["attention/cuda-ragged-16x200-8000-causal-28/4x128"].ratio == 1.2
+    full = targets["attention/cuda-sm90a-2x8192-full-16/16x128"]
+    assert full.seconds == 4 * 2 * 8192**2 * 16 * 128 / 620e12
     decoding = targets["attention/cuda-decode-64x16k-28/4x128-bf16"]
     assert (decoding.ratio, decoding.fraction) == (1.1, 0.85)
     assert targets["attention/cuda-decode-256x1k-28/4x128-bf16"].fraction is None  # half a gigabyte

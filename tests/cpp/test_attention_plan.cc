@@ -198,9 +198,11 @@ TEST(tiles_of_keys_are_those_that_rows_see) {
       CHECK(keys_seen(s, row / group, causal) == sees);
       most = sees > most ? sees : most, least = sees < least ? sees : least;
     }
-    const KeyTiles tiles = key_tiles(s, first, rows, group, causal);
-    CHECK(tiles.all * kKeys >= most && (tiles.all - 1) * kKeys < most);
-    CHECK(tiles.whole * kKeys <= least && (tiles.whole + 1) * kKeys > least);
+    for (const int64_t keys : {int64_t{kKeys}, int64_t{128}}) {
+      const KeyTiles tiles = key_tiles(s, first, rows, group, causal, keys);
+      CHECK(tiles.all * keys >= most && (tiles.all - 1) * keys < most);
+      CHECK(tiles.whole * keys <= least && (tiles.whole + 1) * keys > least);
+    }
   }
 }
 
@@ -250,6 +252,15 @@ TEST(a_list_is_made_of_many_tiles_of_different_length) {
   p.cu_seqlens_q = p.cu_seqlens_k = nullptr;
   CHECK(!plan_of(p).ordered);
   CHECK(!plan_of(Case({70000}, {70000}, 4, 4, true).p).ordered);
+}
+
+TEST(path_sm90a_takes_the_schedule_that_is_named) {
+  Params p;
+  CHECK(schedule_of(p) == Schedule::kWide);
+  for (const Schedule named : {Schedule::kSeries, Schedule::kTurns, Schedule::kAhead, Schedule::kBoth}) {
+    p.schedule = named;
+    CHECK(schedule_of(p) == named);
+  }
 }
 
 TEST(few_rows_take_small_tiles) {

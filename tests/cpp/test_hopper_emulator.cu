@@ -183,7 +183,8 @@ enum class Mistake {
   kTouched,
   kOperandUnfenced,
   kOneWarp,
-  kNoSwizzle
+  kNoSwizzle,
+  kPassesForNobody
 };
 
 __global__ void blunder(const TensorMap matrix, Mistake mistake) {
@@ -206,6 +207,7 @@ __global__ void blunder(const TensorMap matrix, Mistake mistake) {
   __syncthreads();
   if (has(Mistake::kOperandUnfenced) && threadIdx.x == 0) box[2] ^= 1;
   __syncthreads();
+  if (has(Mistake::kPassesForNobody)) hopper::pass(1, 256);
   if (has(Mistake::kOneWarp) && threadIdx.x >= 32) return;
   float sums[8][4] = {};
   const uint32_t start = simt::shared_address(box);
@@ -358,6 +360,7 @@ TEST(mistakes_are_named) {
     CHECK(says(blunder_with(Mistake::kOperandUnfenced), "threads write and products of it"));
     CHECK(says(blunder_with(Mistake::kOneWarp), "as many products of each warp of a warpgroup"));
     CHECK(says(blunder_with(Mistake::kNoSwizzle), "a descriptor of the 128-byte swizzle"));
+    CHECK(says(blunder_with(Mistake::kPassesForNobody), "nobody left at a barrier of a block that ends"));
   });
   simt::set_arrival(Arrival::kLate);
   CHECK(says(blunder_with(Mistake::kLeavesBox), "no box on its way to a block that ends"));

@@ -11,7 +11,7 @@ import earnest
 from earnest import _native
 from earnest.errors import InvalidInput
 from earnest.ops import attention, attention_torch
-from earnest.ops.attention import _attention_op
+from earnest.ops.attention import _attention_op, _backward, _forward_on_cuda
 from reference import attention as reference
 
 LENGTHS_Q, LENGTHS_K = [5, 0, 33, 1], [5, 2, 70, 64]
@@ -66,33 +66,78 @@ def share_off(found: Tensor, wanted: Tensor) -> float:
     return float((found.cpu().double() - wanted).norm() / wanted.norm())
 
 
+def by_definition_and_plainly(
+    inputs: list[Tensor], grad: Tensor, used: Tensor, causal: bool
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The result and the gradients by their definition, and by torch's operators in the same precision."""
+    lists = {"cu_seqlens_q": bounds(LENGTHS_Q).tolist(), "cu_seqlens_k": bounds(LENGTHS_K).tolist()}
+    scale = inputs[0].shape[-1] ** -0.5
+    return (
+        gradients(
+            lambda *x: reference.attention(*x, causal=causal, seqused_k=used.tolist(), **lists)[0],
+            inputs,
+            grad,
+        ),
+        gradients(
+            lambda *x: attention_torch.attention(
+                *x, bounds(LENGTHS_Q), bounds(LENGTHS_K), used, causal, scale
+            ),
+            inputs,
+            grad,
+        ),
+    )
+
+
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("heads", [(4, 2, 64), (7, 1, 128)])
 def test_gradients_are_those_of_the_definition(device, by_torch, heads, dtype, causal: bool) -> None:
     inputs = problem(dtype, *heads)
     grad = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(1)).to(dtype)
-    lists = {"cu_seqlens_q": bounds(LENGTHS_Q).tolist(), "cu_seqlens_k": bounds(LENGTHS_K).tolist()}
     used = torch.tensor([5, 2, 67, 64]).int()
     more = named(device, seqused_k=used)
     found = gradients(
         lambda *x: attention(*x, causal=causal, **more), [x.to(device) for x in inputs], grad.to(device)
     )
-    wanted = gradients(
-        lambda *x: reference.attention(*x, causal=causal, seqused_k=used.tolist(), **lists)[0], inputs, grad
-    )
-    plain = gradients(
-        lambda *x: attention_torch.attention(
-            *x, bounds(LENGTHS_Q), bounds(LENGTHS_K), used, causal, x[0].shape[-1] ** -0.5
-        ),
-        inputs,
-        grad,
-    )
+    wanted, plain = by_definition_and_plainly(inputs, grad, used, causal)
     assert len(by_torch) == 1  # the plain one
     for mine, theirs, honest in zip(found, wanted, plain, strict=True):
         assert mine.dtype == dtype
         assert share_off(mine, theirs.double()) <= 2 * share_off(honest, theirs.double())
     assert bool((found[2][5 + 2 + 67 : 5 + 2 + 70] == 0).all())  # keys that are not used
+
+
+@pytest.mark.parametrize(("heads", "causal"), [((4, 2, 64), True), ((7, 1, 128), False)])
+def test_by_path_sm90a_results_and_gradients_are_those_of_the_definition(device, heads, causal: bool) -> None:
+    inputs = problem(torch.bfloat16, *heads)
+    grad = torch.randn(inputs[0].shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+    used = torch.tensor([5, 2, 67, 64]).int()
+    q, k, v = (x.to(device) for x in inputs)
+    rest = (*named(device, seqused_k=used).values(), causal, heads[2] ** -0.5)
+    try:
+        out, lse = _forward_on_cuda(q, k, v, *rest, path="sm90a", with_lse=True)
+    except RuntimeError as error:
+        if "path: expected sm90a on compute capability 9.0" not in str(error):
+            raise
+        pytest.skip(str(error))
+    found = (out, *_backward(grad.to(device), None, q, k, v, out, lse, *rest, path="sm90a"))
+    wanted, plain = by_definition_and_plainly(inputs, grad, used, causal)
+    for mine, theirs, honest in zip(found, wanted, plain, strict=True):
+        assert share_off(mine, theirs.double()) <= 2 * share_off(honest, theirs.double())
+    again = _backward(grad.to(device), None, q, k, v, out, lse, *rest, path="sm90a")
+    assert all(torch.equal(a, b) for a, b in zip(again, found[1:], strict=True))
+
+
+def test_a_path_or_schedule_that_is_not_there_is_named(device) -> None:
+    q, k, v = (x.to(device) for x in problem(torch.bfloat16))
+    rest = (*named(device).values(), None, True, 0.125)
+    for words, sentence in (
+        ({"path": "sm70"}, "path: expected best, sm80 or sm90a, got sm70"),
+        ({"path": "sm90a", "schedule": "chaos"}, "schedule: expected best, series, turns, .* got chaos"),
+        ({"schedule": "turns"}, "schedule: expected best on other paths than sm90a"),
+    ):
+        with pytest.raises((InvalidInput, RuntimeError), match=rf"\[attention\] {sentence}"):
+            _forward_on_cuda(q, k, v, *rest, **words)
 
 
 def test_gradients_of_a_sequence_are_the_same_in_any_batch_and_order(device) -> None:

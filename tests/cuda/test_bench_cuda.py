@@ -16,7 +16,7 @@ from earnest.bench import (
     gpu_write,
 )
 from earnest.bench.attention import Shape
-from earnest.bench.case import OURS
+from earnest.bench.case import ALSO, OURS, Absent
 
 CASES = {
     "gae": lambda on: gpu_ppo.case("gae", 4096, 256, on),
@@ -59,6 +59,21 @@ def test_ours_is_right_in_small(device, name: str) -> None:
         found = ours.checked(*inputs)
     error = problem.error(ours.outputs(found), problem.reference_of(ours)(*inputs))
     assert error <= (problem.tolerance if ours.tolerance is None else ours.tolerance)
+
+
+def test_each_schedule_of_path_sm90a_is_right_in_small(device) -> None:
+    case = gpu_attention.case("small", Shape((70, 200), 2, 2, 64), device=device.type, path="sm90a")
+    problem = case.problem(np.random.default_rng(0))
+    wanted, found = problem.reference(*problem.inputs[0]), []
+    for one in problem.implementations:
+        if one.role not in (OURS, ALSO):
+            continue
+        try:
+            found.append(one.outputs(one.build()(*one.prepare(*problem.inputs[0]))))
+        except Absent as reason:
+            pytest.skip(str(reason))
+        assert problem.error(found[-1], wanted) <= problem.tolerance
+    assert len(found) == 1 + len(gpu_attention.SCHEDULES)
 
 
 def test_digests_of_two_runs_are_equal(device) -> None:

@@ -16,6 +16,7 @@ from earnest.bench.case import ALSO, OURS, Absent, Case, Implementation, Problem
 
 TOLERANCE = 2e-2  # absolute, for bfloat16 of order 1
 CHECKED_ROWS = 64  # float64 for all of them would take longer than the measurement
+SCHEDULES = ("series", "turns", "ahead", "both", "wide")  # of path sm90a; its own choice is one of them
 
 
 def cases() -> list[Case]:
@@ -35,9 +36,11 @@ def cases() -> list[Case]:
     for tokens in (128, 512):
         found.append(case(f"1x{tokens}-causal-28/4x128", Shape((tokens,), 28, 4, 128), Target(ratio=1.0)))
     found += gpu_decode.cases()
-    for dim in (128, 64):  # last: nothing has executed that path yet
-        shape = Shape((8192,) * 2, 16, 16, dim)
-        found.append(case(f"sm90a-2x8192-causal-16/16x{dim}", shape, path="sm90a"))
+    # Last: nothing has executed that path yet.
+    for dim, causal, rate in ((128, False, 620e12), (128, True, 560e12), (64, True, 450e12)):
+        shape, kind = Shape((8192,) * 2, 16, 16, dim, causal), "causal" if causal else "full"
+        target = Target(seconds=shape.operations / rate)
+        found.append(case(f"sm90a-2x8192-{kind}-16/16x{dim}", shape, target, path="sm90a"))
     return gpu_attention_backward.cases() + found
 
 
@@ -76,6 +79,9 @@ def _problem(rng: np.random.Generator, shape: Shape, device: str, path: str) -> 
             entries.append(_ours(f"earnest, tiles of {n}", ALSO, shape, device, rows, tile_rows=n))
     else:
         entries = [_ours(f"earnest, {path}", OURS, shape, device, rows, path=path)]
+        for schedule in SCHEDULES:
+            name = f"earnest, {path}, {schedule}"
+            entries.append(_ours(name, ALSO, shape, device, rows, path=path, schedule=schedule))
     for name, backend in peers.attention_backends(device).items():
         entries.append(_torch(name, backend, shape, rows, expanded=False))
         if shape.heads != shape.kv_heads:
