@@ -52,9 +52,7 @@ def gives_the_models_bits(model: AudioLM) -> bool:
 def _precision_on_cuda(model: AudioLM) -> str | None:
     """There it has bfloat16 alone: not float32 weights, whose numbers are not these."""
     weight, config = model.lm_head.weight, model.config
-    if weight.dtype != torch.bfloat16 or (
-        weight.is_cuda and _native.CUDA_BUILD != "ON"
-    ):
+    if weight.dtype != torch.bfloat16 or (weight.is_cuda and _native.CUDA_BUILD != "ON"):
         return None
     if torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") != torch.bfloat16:
         return None
