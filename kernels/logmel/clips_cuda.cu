@@ -2,6 +2,7 @@
 // A batch of whole clips in one launch, from samples to normalised features. schedule.h says who does what.
 #include "kernels/common/cuda.h"
 #include "kernels/logmel/cuda_tile.h"
+#include "kernels/logmel/cuda_unrolled.h"
 #include "kernels/logmel/logmel_cuda.h"
 #include "kernels/logmel/normalize_device.h"
 #include "kernels/logmel/record_sample.h"
@@ -75,6 +76,7 @@ __device__ void load_edge(const Signal& signal, int64_t start, int hops, simt::S
 
 // Raw features of the tile's frames, none to 32. Returns the largest that the thread has written, -10 if
 // none.
+template <typename Way>
 __device__ float compute_raw(const Clips& clips, const CudaTables& tables, const Task& task) {
   const auto samples = simt::dynamic_shared<float>(kSamplesOffset, kHopsOfTile * kHopStride);
   const ClipPlace& clip = task.clip;
@@ -98,9 +100,10 @@ __device__ float compute_raw(const Clips& clips, const CudaTables& tables, const
   __syncthreads();
   const int lane = lane_index(), frame = lane < count ? lane : count - 1;
   float* out = clips.out + clips.n_mels * clip.first_frame + begin + lane;
-  return compute_tile(tables, samples, kHopStride * frame, {lane < count ? out : nullptr, clip.frames});
+  return compute_tile<Way>(tables, samples, kHopStride * frame, {lane < count ? out : nullptr, clip.frames});
 }
 
+template <typename Way>
 __global__ void __launch_bounds__(kThreads, kBlocksOfMultiprocessor)
     clips_kernel(const Clips clips, const Schedule schedule, const CudaTables tables) {
   EARNEST_SHARED(Task, task, 1);
@@ -111,13 +114,27 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfMultiprocessor)
   }
   __syncthreads();
   if (task->work.tile >= 0) {
-    const float highest = compute_raw(clips, tables, task[0]);
+    const float highest = compute_raw<Way>(clips, tables, task[0]);
     if (schedule.lag > 0) publish(progress, task->work.clip, highest);
   } else {
     float* out = clips.out + clips.n_mels * task->clip.first_frame;
     normalize_part(progress, task->work, out, out, clips.n_mels * task->clip.frames);
   }
   if (schedule.lag > 0) leave(progress, schedule.clips);
+}
+
+using Kernel = void (*)(const Clips, const Schedule, const CudaTables);
+
+template <int kMels>
+Kernel unrolled_kernel(ClipsPath path) {
+  return path == ClipsPath::kUnrolled ? clips_kernel<Unrolled<kMels, true>>
+                                      : clips_kernel<Unrolled<kMels, false>>;
+}
+
+Kernel kernel_of(const Clips& clips) {
+  const ClipsPath path = clips_path(clips);
+  if (path == ClipsPath::kLoops) return clips_kernel<InLoops>;
+  return clips.n_mels == 80 ? unrolled_kernel<80>(path) : unrolled_kernel<128>(path);
 }
 
 }  // namespace
@@ -141,7 +158,8 @@ Status launch_clips(const Clips& clips) {
   if (tables == nullptr) return {StatusCode::kOutOfMemory, "[logmel] memory: expected some left, got none"};
   const Schedule schedule = schedule_of(clips.clips, clips.cu_frames, clips.frames, clips.normalized,
                                         kBlocksOfMultiprocessor * device.multiprocessors);
-  return simt::launch({"logmel", "clips"}, clips_kernel, dim3(static_cast<unsigned>(schedule.tickets())),
+  const auto kernel = kernel_of(clips);
+  return simt::launch({"logmel", "clips"}, kernel, dim3(static_cast<unsigned>(schedule.tickets())),
                       dim3(kThreads), kSharedBytes, clips.stream, clips, schedule, cuda_tables(*tables));
 }
 

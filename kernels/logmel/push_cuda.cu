@@ -173,7 +173,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfMultiprocessor)
     __syncthreads();
     const int64_t frame = begin + lane % kFramesOfStream;
     const Place place = {frame < of_lane.frames ? of_lane.out + frame : nullptr, of_lane.frames};
-    compute_tile(tables, samples,
+    compute_tile<InLoops>(tables, samples,
                  kStreamStride * (lane / kFramesOfStream) + kHopStride * (lane % kFramesOfStream), place);
   }
   leave(push, chunk, turns + group);
