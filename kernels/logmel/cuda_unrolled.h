@@ -40,7 +40,7 @@ __device__ __forceinline__ float bands_of(const Place& place) {
   constexpr int kBegin = kMels * kWarp / kWarpsOfTile, kEnd = kMels * (kWarp + 1) / kWarpsOfTile;
   const auto powers = simt::dynamic_shared<float>(0, kSpectrumFloats) + lane_index();
   const bool wanted = place.out != nullptr;
-  float* out = place.out + kBegin * place.stride;
+  float* out = place.out + int64_t{place.stride} * kBegin;
   float highest = -10.0f, sum = 0.0f, rising = 0.0f;
   each<kBegin, kEnd + 1>([&](auto m) {  // what falls from band m - 1, and what rises to m
     constexpr Filters<kMels> kFilters;
@@ -58,7 +58,7 @@ __device__ __forceinline__ float bands_of(const Place& place) {
     const float value = log10_of(sum);
     highest = fmaxf(highest, value);
     if (wanted) *out = value;
-    out += place.stride;
+    out = band_after(out, place.stride);
   });
   return wanted ? highest : -10.0f;
 }

@@ -47,7 +47,7 @@ struct Clips {
 };
 
 // No more than these at a time.
-constexpr int64_t kMostClips = int64_t{1} << 24, kMostFrames = int64_t{1} << 34;
+constexpr int64_t kMostClips = int64_t{1} << 24, kMostFrames = (int64_t{1} << 32) - 1;
 
 int64_t workspace_size(int64_t clips);
 
