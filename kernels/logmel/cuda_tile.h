@@ -43,14 +43,16 @@ __device__ __forceinline__ float* band_after(float* out, uint32_t stride) {
 // The same in all lanes, which only the reduction tells the compiler: what depends on it then takes no
 // register.
 __device__ __forceinline__ int warp_index() {
-  const int warp = static_cast<int>(threadIdx.x) / simt::kWarpSize;
+  const int warp = static_cast<int>(threadIdx.x / unsigned{simt::kWarpSize});
 #if defined(__CUDA_ARCH__)
   return __reduce_max_sync(simt::kFullWarp, warp);
 #else
   return warp;
 #endif
 }
-__device__ __forceinline__ int lane_index() { return static_cast<int>(threadIdx.x) % simt::kWarpSize; }
+__device__ __forceinline__ int lane_index() {
+  return static_cast<int>(threadIdx.x % unsigned{simt::kWarpSize});
+}
 
 // To 2^-22 on (1/2, 2). __log2f would first make sure of subnormal numbers.
 __device__ __forceinline__ float log2_near_one(float x) {

@@ -95,7 +95,8 @@ __device__ __forceinline__ float normalized(float x, float floor) {
 __device__ __forceinline__ void normalize_part(Progress* progress, const Work& work, const float* raw,
                                                float* out, int64_t count) {
   struct Part {
-    int64_t begin, end;  // in fours
+    int64_t begin;  // in fours
+    int fours;
     float floor;
   };
   EARNEST_SHARED(Part, part, 1);
@@ -104,19 +105,24 @@ __device__ __forceinline__ void normalize_part(Progress* progress, const Work& w
     const int64_t each = (fours + work.parts - 1) / work.parts, begin = each * work.part;
     while (simt::load_acquire(&progress->clips[work.clip].tiles_done) != static_cast<uint32_t>(work.tiles))
       simt::pause();
-    part[0] = {begin, begin + each < fours ? begin + each : fours,
+    const int64_t left = fours - begin;
+    part[0] = {begin, static_cast<int>(left < 0 ? 0 : left < each ? left : each),
                float_of(simt::load_acquire(&progress->clips[work.clip].highest)) - 8.0f};
   }
   __syncthreads();
-  const auto [begin, end, floor] = part[0];
+  const auto [begin, fours_of_part, floor] = part[0];
   if ((reinterpret_cast<uintptr_t>(raw) | reinterpret_cast<uintptr_t>(out)) % sizeof(float4) == 0) {
-    for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) {
-      float4 x = reinterpret_cast<const float4*>(raw)[i];
-      x = {normalized(x.x, floor), normalized(x.y, floor), normalized(x.z, floor), normalized(x.w, floor)};
-      reinterpret_cast<float4*>(out)[i] = x;
+    const float4* from = reinterpret_cast<const float4*>(raw) + begin;
+    float4* to = reinterpret_cast<float4*>(out) + begin;
+#pragma unroll 4
+    for (int i = static_cast<int>(threadIdx.x); i < fours_of_part; i += kThreads) {
+      const float4 x = from[i];
+      to[i] = {normalized(x.x, floor), normalized(x.y, floor), normalized(x.z, floor),
+               normalized(x.w, floor)};
     }
   } else {
-    for (int64_t i = 4 * begin + threadIdx.x; i < 4 * end; i += kThreads) out[i] = normalized(raw[i], floor);
+    for (int64_t i = 4 * begin + threadIdx.x; i < 4 * (begin + fours_of_part); i += kThreads)
+      out[i] = normalized(raw[i], floor);
   }
   if (work.part == 0 && threadIdx.x < count % 4) {
     const int64_t i = 4 * fours + threadIdx.x;
