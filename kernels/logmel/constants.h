@@ -31,9 +31,9 @@ struct Filters {
   float falling[kBins] = {}, rising[kBins] = {};
 
   constexpr Filters() {
-    int k = 0;
+    int k = 0;  // the last bin, of 8000 Hz, is where the last filter ends
     for (int m = 0; m <= kMels; ++m) {
-      for (; k < kBins && 40.0 * k < hz_of(m + 1); ++k) {
+      for (; k < kBins - 1 && 40.0 * k < hz_of(m + 1); ++k) {
         if (m > 0) falling[k] = static_cast<float>(weight(m - 1, 40.0 * k));
         if (m < kMels) rising[k] = static_cast<float>(weight(m, 40.0 * k));
       }

@@ -43,9 +43,9 @@ void fill_transform(Tables* tables) {
 
 void fill_filters(Tables* tables) {
   const double step = highest_mel() / (tables->n_mels + 1);
-  int k = 0;
+  int k = 0;  // the last bin, of 8000 Hz, is where the last filter ends
   for (int m = 0; m <= tables->n_mels; ++m) {
-    for (; k < kBins && 40.0 * k < mel_to_hz(step * (m + 1)); ++k) {
+    for (; k < kBins - 1 && 40.0 * k < mel_to_hz(step * (m + 1)); ++k) {
       const double falling = m > 0 ? slaney_weight(tables->n_mels, m - 1, k) : 0.0;
       const double rising = m < tables->n_mels ? slaney_weight(tables->n_mels, m, k) : 0.0;
       tables->weights[k] = {static_cast<float>(falling), static_cast<float>(rising)};
