@@ -18,8 +18,8 @@ struct TilePlace {
 };
 
 // Tiles that run at the same time should share what they read: so many blocks of rows go through all columns
-// together before the next begin, and each block of columns is read from memory once for all of them. (2048 rows
-// of 3584 bfloat16 are 14.7 MB, which stay in a Hopper's second cache.)
+// together before the next begin, and each block of columns is read from memory once for all of them. (2048
+// rows of 3584 bfloat16 are 14.7 MB, which stay in a Hopper's second cache.)
 constexpr int64_t kRowBlocksTogether = 8;
 EARNEST_HOST_DEVICE constexpr TilePlace tile_at(int64_t index, int64_t row_blocks, int64_t column_blocks) {
   const int64_t first = index / (kRowBlocksTogether * column_blocks) * kRowBlocksTogether;

@@ -39,7 +39,8 @@ __device__ ClipPlace place_of(const Clips& clips, int64_t c) {
 struct Task {
   Work work;
   ClipPlace clip;
-  // Of a tile: the sample at which its first frame begins, of the clip and of all; how many frames it has, none to 32.
+  // Of a tile: the sample at which its first frame begins, of the clip and of all; how many frames it has,
+  // none to 32.
   int64_t start, origin;
   int32_t frames;
   bool inside;  // its frames reach nothing beyond the clip
@@ -59,7 +60,8 @@ __device__ Task task_of(const Clips& clips, const Work& work) {
 }
 
 // The tile's samples, all of them in the clip: every warp takes each sixteenth hop.
-__device__ __forceinline__ void load_inside(const Clips& clips, const Task& task, simt::Shared<float> samples) {
+__device__ __forceinline__ void load_inside(const Clips& clips, const Task& task,
+                                            simt::Shared<float> samples) {
   constexpr int kMostHops = (kHopsOfTile + kWarpsOfTile - 1) / kWarpsOfTile;
   const int warp = warp_index(), lane = lane_index(), hops = task.frames + 2;
   const float* pcm = clips.pcm + (task.origin + kHop * warp + lane);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// The window and the filters of tables.h for code that is written out over them, of numbers of bands that the compiler
-// knows: std::exp and std::cos are not known to it. test_logmel_schedule.cc holds them to be the same floats.
+// The window and the filters of tables.h for code that is written out over them, of numbers of bands that the
+// compiler knows: std::exp and std::cos are not known to it. test_logmel_schedule.cc holds them to be the
+// same floats.
 #pragma once
 
 #include "kernels/logmel/logmel.h"

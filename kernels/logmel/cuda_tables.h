@@ -33,8 +33,7 @@ struct CudaTables {
 constexpr int spectrum_row(int row) { return row == 0 ? 0 : 16 + 32 * (row - 1); }
 
 constexpr int sample_place(int r, int l) {
-  return static_cast<int>(sizeof(float)) *
-         (sample_of(r, l) / kHop * kHopStride + sample_of(r, l) % kHop);
+  return static_cast<int>(sizeof(float)) * (sample_of(r, l) / kHop * kHopStride + sample_of(r, l) % kHop);
 }
 
 // Of a bin that is in two columns of row 0 the second one's place.

@@ -28,7 +28,8 @@ struct Place {
   uint32_t stride;
 };
 
-// The same place of the next band, in one instruction: told less plainly the compiler multiplies anew for each.
+// The same place of the next band, in one instruction: told less plainly the compiler multiplies anew for
+// each.
 __device__ __forceinline__ float* band_after(float* out, uint32_t stride) {
 #if defined(__CUDA_ARCH__)
   float* next;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// A tile with each warp's part of it written out, for numbers of bands that the compiler knows: bins, places and
-// weights are then operands of the instructions that use them, where loops (cuda_tile.h) look them up. The same
-// operations in the same order, so the bits are the same; more code instead, of which no two warps run the same.
+// A tile with each warp's part of it written out, for numbers of bands that the compiler knows: bins, places
+// and weights are then operands of the instructions that use them, where loops (cuda_tile.h) look them up.
+// The same operations in the same order, so the bits are the same; more code instead, of which no two warps
+// run the same.
 #pragma once
 
 #include <utility>

@@ -106,7 +106,10 @@ __device__ __forceinline__ void normalize_part(Progress* progress, const Work& w
     while (simt::load_acquire(&progress->clips[work.clip].tiles_done) != static_cast<uint32_t>(work.tiles))
       simt::pause();
     const int64_t left = fours - begin;
-    part[0] = {begin, static_cast<int>(left < 0 ? 0 : left < each ? left : each),
+    part[0] = {begin,
+               static_cast<int>(left < 0      ? 0
+                                : left < each ? left
+                                              : each),
                float_of(simt::load_acquire(&progress->clips[work.clip].highest)) - 8.0f};
   }
   __syncthreads();
@@ -130,8 +133,8 @@ __device__ __forceinline__ void normalize_part(Progress* progress, const Work& w
   }
 }
 
-// The last block to leave clears the workspace for the next launch. The first warp alone: no other one touches
-// the workspace.
+// The last block to leave clears the workspace for the next launch. The first warp alone: no other one
+// touches the workspace.
 __device__ __forceinline__ void leave(Progress* progress, int64_t clips) {
   if (warp_index() != 0) return;
   const bool last = lane_index() == 0 && atomicAdd(&progress->blocks_left, 1u) == gridDim.x - 1;

@@ -175,7 +175,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfMultiprocessor)
     const Place place = {frame < of_lane.frames ? of_lane.out + frame : nullptr,
                          static_cast<uint32_t>(of_lane.frames)};
     compute_tile<InLoops>(tables, samples,
-                 kStreamStride * (lane / kFramesOfStream) + kHopStride * (lane % kFramesOfStream), place);
+                          kStreamStride * (lane / kFramesOfStream) + kHopStride * (lane % kFramesOfStream),
+                          place);
   }
   leave(push, chunk, turns + group);
 }

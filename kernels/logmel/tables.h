@@ -9,8 +9,8 @@ namespace earnest::logmel {
 
 constexpr int kRows = 13;
 
-// The transform is one of 25 x 16 (transform.h). The sample at [r][l], and the bin in column d of a row: of 0 ..
-// 200, the other half being its mirror image; of row 0 only columns 0 .. 8 differ.
+// The transform is one of 25 x 16 (transform.h). The sample at [r][l], and the bin in column d of a row: of 0
+// .. 200, the other half being its mirror image; of row 0 only columns 0 .. 8 differ.
 constexpr int sample_of(int r, int l) { return (176 * r + 225 * l) % 400; }
 constexpr int bin_of(int row, int d) {
   constexpr int kHeld[kRows] = {0, 5, 10, 1, 6, 11, 16, 21, 2, 7, 12, 17, 22};  // in transform_25's order

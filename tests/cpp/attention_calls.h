@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Calls of attention on the device of Device::kCuda, for tests: whole ones against the oracle, and parts of them
-// as calls of their own.
+// Calls of attention on the device of Device::kCuda, for tests: whole ones against the oracle, and parts of
+// them as calls of their own.
 #pragma once
 
 #include <algorithm>

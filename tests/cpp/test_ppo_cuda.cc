@@ -76,7 +76,8 @@ TEST(sums_of_groups_are_the_same_in_any_order) {
       CHECK_NEAR(widened(forwards, e, n) / size, static_cast<double>(exact / size), 1e-14 * n);
     }
   }
-  CHECK(rounded(0.75, kSumBits, 1) == 1 && rounded(-0.75, kSumBits, 1) == -1 && rounded(0.25, kSumBits, 1) == 0);
+  CHECK(rounded(0.75, kSumBits, 1) == 1 && rounded(-0.75, kSumBits, 1) == -1 &&
+        rounded(0.25, kSumBits, 1) == 0);
   CHECK(bits_of(1) == 0 && bits_of(2) == 1 && bits_of(3) == 2 && bits_of(4) == 2 && bits_of(~0u) == 32);
   CHECK(num_places(1) == 2 && num_places(4) == 8 && num_places(5) == 16);
 }
@@ -154,8 +155,7 @@ TEST(gae_at_the_edges_of_pieces_and_wherever_a_sequence_stands) {
 TEST(gae_of_sequences_of_more_than_a_stretch_of_groups) {
   constexpr int kPiece = gae_pieces::kPieceTokens<double>, kStretch = gae_pieces::kStretch * kPiece;
   std::vector<int32_t> bounds{0};
-  for (int length : {77, kStretch + 40 * kPiece + 9, 3})
-    bounds.push_back(bounds.back() + length);
+  for (int length : {77, kStretch + 40 * kPiece + 9, 3}) bounds.push_back(bounds.back() + length);
   check_gae<double>(bounds, 1e-13);
 }
 
@@ -267,7 +267,8 @@ TEST(groups_are_the_cpus_and_depend_on_their_members_alone) {
     const Batch<double> batch(samples);
     for (int64_t distinct : {int64_t{1}, int64_t{7}, samples}) {
       std::vector<int64_t> groups(samples);
-      for (int64_t i = 0; i < samples; ++i) groups[i] = (i * 7919 % distinct - 1) * (int64_t{1} << 40);  // 0 too
+      for (int64_t i = 0; i < samples; ++i)
+        groups[i] = (i * 7919 % distinct - 1) * (int64_t{1} << 40);  // 0 too
       std::vector<double> mine(samples, 7.0), cpu(samples);
       GroupParams<double> params{batch.x[0].data(),           groups.data(), batch.trainable.data(), samples,
                                  GroupBaseline::kLeaveOneOut, true};
