@@ -220,7 +220,10 @@ void HopperState::land(const Box& box) {
 
 void fence_shared() {
   const BlockMemory memory = own_memory();
-  HopperState::here().block(memory).proxy.assign(memory.data, memory.data + memory.bytes);
+  std::vector<char>& proxy = HopperState::here().block(memory).proxy;
+  proxy.resize(memory.bytes);
+  // Not assign: under AddressSanitizer memmove goes byte by byte, and every thread of a block comes by here.
+  std::memcpy(proxy.data(), memory.data, memory.bytes);
 }
 
 uint32_t shared_address(const void* address) {
