@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 
 #include "csrc/bindings/place.h"
 
@@ -43,13 +44,23 @@ void* workspace_of(const Place& place, const MaybeBytes& workspace, int64_t clip
   return place.data("workspace", workspace);
 }
 
+logmel::ClipsPath path_of(const std::string& name) {
+  if (name == "loops") return logmel::ClipsPath::kLoops;
+  if (name == "unrolled bands") return logmel::ClipsPath::kUnrolledBands;
+  if (name == "unrolled") return logmel::ClipsPath::kUnrolled;
+  if (name != "best")
+    raise_if_error(invalid_argument(kOp, "path", "best, loops, unrolled bands or unrolled", name));
+  return logmel::ClipsPath::kBest;
+}
+
 // pcm holds the samples of all clips, out their features one after another.
 void clips(const AnyInput<float, 1>& pcm, int64_t count, const MaybeOffsets& cu_samples,
            const MaybeOffsets& cu_frames, int n_mels, bool step_audio, bool normalized,
            const AnyOutput<float, 1>& out, const MaybeBytes& workspace, uintptr_t stream,
-           const std::optional<nb::callable>& allocate, const FaultArray& fault) {
+           const std::optional<nb::callable>& allocate, const FaultArray& fault, const std::string& path) {
   const Place place = place_of(pcm, {stream, allocate, fault});
   logmel::Clips job;
+  job.path = path_of(path);
   job.pcm = place.data("pcm", pcm);
   job.clips = count;
   job.cu_samples = offsets_of(place, "cu_samples", cu_samples, count + 1);
@@ -143,7 +154,7 @@ void bind_logmel_batch(nb::module_& module) {
   const auto fault = nb::arg("fault").noconvert() = nb::none();
   module.def("logmel_clips", &clips, array("pcm"), nb::arg("clips"), maybe("cu_samples"), maybe("cu_frames"),
              nb::arg("n_mels"), nb::arg("step_audio"), nb::arg("normalized"), array("out"),
-             maybe("workspace"), stream, allocate, fault);
+             maybe("workspace"), stream, allocate, fault, nb::arg("path") = "best");
   module.def("logmel_push", &push, array("states"), array("pcm"), maybe("ids"), array("cu_samples"),
              array("cu_frames"), nb::arg("most_frames"), maybe("last"), nb::arg("n_mels"),
              nb::arg("step_audio"), array("out"), stream, allocate, fault);

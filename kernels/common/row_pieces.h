@@ -38,6 +38,12 @@ inline dim3 threads_for(int64_t pieces) {
   return dim3(static_cast<unsigned>(std::min<int64_t>(whole, kMostThreads)));
 }
 
+// How a thread for each piece of `rows` rows of `width` numbers is launched: so many blocks `across` a row.
+struct RowLaunch {
+  dim3 grid, threads;
+  unsigned across;
+};
+
 // So many blocks for each row, one after another along x.
 inline Status row_grid(const char* op, int64_t rows, int64_t across, dim3* grid) {
   constexpr int64_t kMost = (int64_t{1} << 31) - 1;
@@ -46,6 +52,13 @@ inline Status row_grid(const char* op, int64_t rows, int64_t across, dim3* grid)
                        std::to_string(rows) + " of " + std::to_string(across));
   *grid = dim3(static_cast<unsigned>(rows * across));
   return {};
+}
+inline Status piece_launch(const char* op, int64_t rows, int64_t width, int piece, RowLaunch* launch) {
+  const int64_t pieces = pieces_of(width, piece);
+  launch->threads = threads_for(pieces);
+  const int64_t across = (pieces + launch->threads.x - 1) / launch->threads.x;
+  launch->across = static_cast<unsigned>(across);
+  return row_grid(op, rows, across, &launch->grid);
 }
 
 namespace {

@@ -144,15 +144,13 @@ Status run_cuda(const Add<Stored>& job) {
 template <typename Stored>
 Status run_cuda(const AveragePool<Stored>& job) {
   if (job.rows == 0) return {};
-  const int64_t pieces = pieces_of(job.width, kPiece<Stored>);
-  const dim3 threads = threads_for(pieces);
-  const int64_t across = (pieces + threads.x - 1) / threads.x;
-  dim3 grid;
-  if (Status status = row_grid("average_pool", job.rows, across, &grid); !status.ok()) return status;
+  RowLaunch of;
+  if (Status status = piece_launch("average_pool", job.rows, job.width, kPiece<Stored>, &of); !status.ok())
+    return status;
   const bool whole = in_whole_pieces(job.width, kPiece<Stored>, {job.x, job.y});
   return launch({"average_pool", "average_rows"},
-                whole ? average_rows<Stored, true> : average_rows<Stored, false>, grid, threads, 0,
-                job.stream, job, static_cast<unsigned>(across));
+                whole ? average_rows<Stored, true> : average_rows<Stored, false>, of.grid, of.threads, 0,
+                job.stream, job, of.across);
 }
 
 #define EARNEST_FRAMES_INSTANCES(Stored)              \

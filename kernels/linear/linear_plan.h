@@ -5,13 +5,9 @@
 
 #include <cstdint>
 
-#include "kernels/common/host_device.h"
+#include "kernels/common/tile_order.h"
 
 namespace earnest::linear::gpu {
-
-EARNEST_HOST_DEVICE constexpr int64_t blocks_of(int64_t size, int64_t block) {
-  return (size + block - 1) / block;
-}
 
 // Gives each part blocks of so many columns; returns how many there are.
 template <typename Part>
@@ -24,23 +20,9 @@ int64_t cut_into_blocks(Part* parts, int count, int64_t columns_of_block) {
   return blocks;
 }
 
-// ---- many rows: tiles of 128 x 128 ----
+// ---- many rows: tiles of 128 x 128, so that W is read from memory once for each 1024 rows ----
 
 constexpr int kTile = 128;
-
-struct Tile {
-  int64_t row, column;  // which of them
-};
-
-// Tiles that run at the same time should share what they read: kGroup blocks of rows go through all columns
-// together before the next begin, so that W is read from memory once for each 1024 rows.
-constexpr int64_t kGroup = 8;
-EARNEST_HOST_DEVICE constexpr Tile tile_at(int64_t index, int64_t row_blocks, int64_t column_blocks) {
-  const int64_t first = index / (kGroup * column_blocks) * kGroup;
-  const int64_t rows = row_blocks - first < kGroup ? row_blocks - first : kGroup;
-  const int64_t within = index - first * column_blocks;
-  return {first + within % rows, within / rows};
-}
 
 // ---- few rows ----
 

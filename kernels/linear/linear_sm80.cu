@@ -188,7 +188,7 @@ __device__ void store(const Operands& p, const PartOperands& part, int64_t row, 
 
 template <typename Stored>
 __global__ void __launch_bounds__(kThreads, 1) tiles(const Operands p) {
-  const Tile tile = tile_at(blockIdx.x, blocks_of(p.rows, kTile), p.column_blocks);
+  const TilePlace tile = tile_at(blockIdx.x, blocks_of(p.rows, kTile), p.column_blocks);
   const PartOperands& part = p.parts[part_of_block(p.parts, p.count, tile.column)];
   const int64_t row = tile.row * kTile, column = (tile.column - part.first_block) * kTile;
   Sums sums = {};

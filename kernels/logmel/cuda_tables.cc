@@ -10,17 +10,12 @@ CudaTables cuda_tables(const Tables& tables) {
   CudaTables result = {};
   for (int l = 0; l < 16; ++l) {
     for (int r = 0; r < 25; ++r) {
-      const int sample = (176 * r + 225 * l) % kWindow;
-      result.samples[l][r] = {static_cast<float>(tables.window[r][l]),
-                              sample / kHop * kHopStride + sample % kHop};
+      result.samples[l][r] = {static_cast<float>(tables.window[r][l]), sample_place(r, l)};
     }
   }
-  for (int k = 0; k < kBins; ++k) result.bins[k] = {tables.weights[k].falling, tables.weights[k].rising, 0};
-  for (int row = 0; row < kRows; ++row) {
-    for (int d = 0; d < 16; ++d) {
-      result.bins[tables.bin_at[row][d]].place = kFramesOfTile * (spectrum_row(row) + d);
-    }
-  }
+  constexpr BinPlaces kPlaces;
+  for (int k = 0; k < kBins; ++k)
+    result.bins[k] = {tables.weights[k].falling, tables.weights[k].rising, kPlaces.at[k]};
   std::copy(std::begin(tables.end), std::end(tables.end), result.end);
   result.n_mels = tables.n_mels;
   return result;

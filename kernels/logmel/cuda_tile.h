@@ -25,20 +25,35 @@ constexpr size_t kSamplesOffset = kSpectrumFloats * sizeof(float);
 // Where the lane's frame goes: band m at out[m * stride]; null: nowhere.
 struct Place {
   float* out;
-  int64_t stride;
+  uint32_t stride;
 };
+
+// The same place of the next band, in one instruction: told less plainly the compiler multiplies anew for
+// each.
+__device__ __forceinline__ float* band_after(float* out, uint32_t stride) {
+#if defined(__CUDA_ARCH__)
+  float* next;
+  asm("mad.wide.u32 %0, %1, 4, %2;" : "=l"(next) : "r"(stride), "l"(out));
+  __builtin_assume(__isGlobal(next));
+  return next;
+#else
+  return out + stride;
+#endif
+}
 
 // The same in all lanes, which only the reduction tells the compiler: what depends on it then takes no
 // register.
 __device__ __forceinline__ int warp_index() {
-  const int warp = static_cast<int>(threadIdx.x) / simt::kWarpSize;
+  const int warp = static_cast<int>(threadIdx.x / unsigned{simt::kWarpSize});
 #if defined(__CUDA_ARCH__)
   return __reduce_max_sync(simt::kFullWarp, warp);
 #else
   return warp;
 #endif
 }
-__device__ __forceinline__ int lane_index() { return static_cast<int>(threadIdx.x) % simt::kWarpSize; }
+__device__ __forceinline__ int lane_index() {
+  return static_cast<int>(threadIdx.x % unsigned{simt::kWarpSize});
+}
 
 // To 2^-22 on (1/2, 2). __log2f would first make sure of subnormal numbers.
 __device__ __forceinline__ float log2_near_one(float x) {
@@ -53,35 +68,42 @@ __device__ __forceinline__ float log2_near_one(float x) {
 
 // log10 to within 1.2e-7 and the rounding of the result for 1e-10 and more; -10 below.
 __device__ __forceinline__ float log10_of(float x) {
-  const unsigned bits = __float_as_uint(x);
-  const int exponent = static_cast<int>(bits - 0x3f3504f3u) >> 23;  // the mantissa is in [sqrt(1/2), sqrt(2))
-  const float mantissa = __uint_as_float(bits - (static_cast<unsigned>(exponent) << 23));
+  const unsigned apart = __float_as_uint(x) - 0x3f3504f3u;  // the mantissa is in [sqrt(1/2), sqrt(2))
+  const unsigned exponent = apart & 0xff800000u;            // times 2^23, and so, too, a float
   constexpr float kLog10Of2 = 0.30102999566398120f;
-  const float value =
-      fmaf(static_cast<float>(exponent), kLog10Of2, product(log2_near_one(mantissa), kLog10Of2));
+  const float value = fmaf(static_cast<float>(static_cast<int>(exponent)), kLog10Of2 / (1 << 23),
+                           product(log2_near_one(__uint_as_float(__float_as_uint(x) - exponent)), kLog10Of2));
   return fmaxf(value, -10.0f);
 }
 
-// The rows of one l. Row 0 is real.
-__device__ __forceinline__ void first_pass(const CudaTables& tables, simt::Shared<float> frame) {
+// A number so many bytes behind the first: addresses are sums of two numbers then, without a product.
+__device__ __forceinline__ float at_bytes(simt::Shared<float> first, int bytes) {
+#if defined(__CUDA_ARCH__)
+  return *reinterpret_cast<const float*>(reinterpret_cast<const char*>(first) + bytes);
+#else
+  return first[bytes / static_cast<int>(sizeof(float))];
+#endif
+}
+
+// The rows of the warp's l. Row 0 is real. sample(r) is one of the frame's, weight(r) that of the window.
+template <typename Sample, typename Weight>
+__device__ __forceinline__ void first_pass(int l, const Sample& sample, const Weight& weight) {
   const auto real = simt::dynamic_shared<float>(0, 16 * kLanesOfTile);
   const auto pairs =
       simt::dynamic_shared<float2>(16 * kLanesOfTile * sizeof(float), 16 * kLanesOfTile * (kRows - 1));
-  const int l = warp_index(), at = kLanesOfTile * l + lane_index();
-  const CudaTables::Sample* table = tables.samples[l];
-  transform_25([&](int r) { return frame[table[r].place]; }, [&](int r) { return table[r].weight; },
-               [&](int row, Complex x) {
-                 if (row == 0) {
-                   real[at] = x.re;
-                 } else {
-                   pairs[16 * kLanesOfTile * (row - 1) + at] = make_float2(x.re, x.im);
-                 }
-               });
+  const int at = kLanesOfTile * l + lane_index();
+  transform_25(sample, weight, [&](int row, Complex x) {
+    if (row == 0) {
+      real[at] = x.re;
+    } else {
+      pairs[16 * kLanesOfTile * (row - 1) + at] = make_float2(x.re, x.im);
+    }
+  });
 }
 
 // The powers of one row, over the row itself.
-__device__ __forceinline__ void second_pass() {
-  const int row = warp_index(), lane = lane_index();
+__device__ __forceinline__ void second_pass(int row) {
+  const int lane = lane_index();
   if (row >= kRows) return;
   Complex in[16];
   if (row == 0) {
@@ -103,13 +125,13 @@ __device__ __forceinline__ void second_pass() {
   transform_16(in, [&](int d, Complex x) { powers[kLanesOfTile * d + lane] = power_of(x); });
 }
 
-// This warp's share of the bands. Returns the largest of the lane's values, -10 if it has none.
-__device__ __forceinline__ float bands(const CudaTables& tables, const Place& place) {
-  const int warp = warp_index(), begin = tables.n_mels * warp / kWarpsOfTile;
-  const int end = tables.n_mels * (warp + 1) / kWarpsOfTile;
+// The warp's share of the bands, however many there are. Returns the largest of the lane's values, -10 if it
+// has none.
+__device__ __forceinline__ float bands(const CudaTables& tables, int warp, const Place& place) {
+  const int begin = tables.n_mels * warp / kWarpsOfTile, end = tables.n_mels * (warp + 1) / kWarpsOfTile;
   const auto powers = simt::dynamic_shared<float>(0, kSpectrumFloats) + lane_index();
   const bool wanted = place.out != nullptr;
-  float* out = place.out + begin * place.stride;
+  float* out = place.out + int64_t{place.stride} * begin;
   float highest = -10.0f, sum = 0.0f, rising = 0.0f;
   int k = begin == 0 ? 0 : tables.end[begin - 1];
   const auto next_band = [&](int bins) {  // what falls from this one, and what rises to the next
@@ -117,7 +139,7 @@ __device__ __forceinline__ float bands(const CudaTables& tables, const Place& pl
     rising = 0.0f;
 #pragma unroll 1
     for (; k < bins; ++k) {
-      const float x = powers[tables.bins[k].place];
+      const float x = at_bytes(powers, tables.bins[k].place);
       sum = fmaf(x, tables.bins[k].falling, sum);
       rising = fmaf(x, tables.bins[k].rising, rising);
     }
@@ -129,20 +151,33 @@ __device__ __forceinline__ float bands(const CudaTables& tables, const Place& pl
     const float value = log10_of(sum);
     highest = fmaxf(highest, value);
     if (wanted) *out = value;
-    out += place.stride;
+    out = band_after(out, place.stride);
   }
   return wanted ? highest : -10.0f;
 }
 
 // Raw features of the frames whose samples begin at samples[first], first differing between lanes. All
 // threads of the block call it, after a barrier.
+struct InLoops {
+  __device__ __forceinline__ static void transform(const CudaTables& tables, simt::Shared<float> frame) {
+    const int l = warp_index();
+    const CudaTables::Sample* table = tables.samples[l];
+    first_pass(
+        l, [&](int r) { return at_bytes(frame, table[r].place); }, [&](int r) { return table[r].weight; });
+  }
+  __device__ __forceinline__ static float features(const CudaTables& tables, const Place& place) {
+    return bands(tables, warp_index(), place);
+  }
+};
+
+template <typename Way>
 __device__ __forceinline__ float compute_tile(const CudaTables& tables, simt::Shared<float> samples,
                                               int first, const Place& place) {
-  first_pass(tables, samples + first);
+  Way::transform(tables, samples + first);
   __syncthreads();
-  second_pass();
+  second_pass(warp_index());
   __syncthreads();
-  return bands(tables, place);
+  return Way::features(tables, place);
 }
 
 }  // namespace earnest::logmel

@@ -30,6 +30,8 @@ Status check_memory(const char* argument, const void* memory, bool needed) {
 #define EARNEST_RETURN_IF_BAD(call) \
   if (Status status = (call); !status.ok()) return status
 
+bool is_unrolled(int n_mels) { return n_mels == 80 || n_mels == 128; }
+
 Status check(const Clips& clips) {
   EARNEST_RETURN_IF_BAD(check_range("clips", clips.clips, 0, kMostClips));
   EARNEST_RETURN_IF_BAD(check_range("n_mels", clips.n_mels, 1, kMaxMels));
@@ -44,6 +46,8 @@ Status check(const Clips& clips) {
       return refuse("frames", std::to_string(expected) + " of each clip",
                     std::to_string(clips.frames) + " in all");
   }
+  if (!is_unrolled(clips.n_mels) && clips_path(clips) != ClipsPath::kLoops)
+    return refuse("n_mels", "80 or 128 of an unrolled path", std::to_string(clips.n_mels));
   EARNEST_RETURN_IF_BAD(check_memory("pcm", clips.pcm, clips.clips > 0 && clips.samples > 0));
   EARNEST_RETURN_IF_BAD(check_memory("out", clips.out, clips.frames > 0));
   EARNEST_RETURN_IF_BAD(check_memory("workspace", clips.workspace, clips.normalized && clips.clips > 0));
@@ -113,6 +117,11 @@ int64_t owner(const std::vector<int64_t>& offsets, int64_t index) {
 }  // namespace
 
 int64_t workspace_size(int64_t clips) { return 8 + 8 * clips; }
+
+ClipsPath clips_path(const Clips& clips) {
+  if (clips.path != ClipsPath::kBest) return clips.path;
+  return is_unrolled(clips.n_mels) ? ClipsPath::kUnrolledBands : ClipsPath::kLoops;
+}
 
 int64_t stream_size() { return sizeof(StreamState); }
 

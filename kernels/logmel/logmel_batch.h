@@ -18,6 +18,10 @@
 
 namespace earnest::logmel {
 
+// How the one kernel is compiled; the bits are the same. kUnrolledBands has the bands' filters written out
+// (kernels/logmel/README.md), kUnrolled the first pass too: both of 80 and 128 bands alone.
+enum class ClipsPath { kBest, kLoops, kUnrolledBands, kUnrolled };
+
 // Clip c is pcm[cu_samples[c] .. cu_samples[c + 1]), of frame_count of them; its [n_mels, frames] of features
 // begin at out + n_mels * cu_frames[c]. An empty clip has no frames by Whisper's rule and, as 479 zeros, two
 // by Step-Audio's. Offsets lie on the device and are not read before the launch: that they never fall is the
@@ -33,6 +37,7 @@ struct Clips {
   int n_mels = 80;
   Padding padding = Padding::kWhisper;
   bool normalized = true;  // by each clip's own maximum; or raw
+  ClipsPath path = ClipsPath::kBest;
   float* out = nullptr;
   // workspace_size(clips) bytes, unused if raw: zeros before the first launch, and left so by every launch.
   // Two launches at a time need two.
@@ -42,9 +47,12 @@ struct Clips {
 };
 
 // No more than these at a time.
-constexpr int64_t kMostClips = int64_t{1} << 24, kMostFrames = int64_t{1} << 34;
+constexpr int64_t kMostClips = int64_t{1} << 24, kMostFrames = (int64_t{1} << 32) - 1;
 
 int64_t workspace_size(int64_t clips);
+
+// The path that runs.
+ClipsPath clips_path(const Clips& clips);
 
 // Refused samples may leave anything in their clip's features, and nothing elsewhere.
 Status run(const Clips& clips);

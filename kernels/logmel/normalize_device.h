@@ -16,6 +16,18 @@ struct Progress {
   } clips[1];                      // as many as there are
 };
 
+__device__ __forceinline__ uint32_t highest_of_warp(uint32_t key) {
+#if defined(__CUDA_ARCH__)
+  return __reduce_max_sync(simt::kFullWarp, key);
+#else
+  for (int apart = simt::kWarpSize / 2; apart > 0; apart /= 2) {
+    const uint32_t other = __shfl_xor_sync(simt::kFullWarp, key, apart);
+    key = other > key ? other : key;
+  }
+  return key;
+#endif
+}
+
 // What a block is to do: a tile of a clip, or (tile < 0) one of the parts of its normalising, once so many
 // tiles are done.
 struct Work {
@@ -64,12 +76,7 @@ __device__ __forceinline__ void publish(Progress* progress, int64_t clip, float 
   EARNEST_SHARED(uint32_t, of_block, 1);
   if (threadIdx.x == 0) of_block[0] = 0;
   __syncthreads();
-  uint32_t key = key_of(highest);
-#pragma unroll
-  for (int apart = simt::kWarpSize / 2; apart > 0; apart /= 2) {
-    const uint32_t other = __shfl_xor_sync(simt::kFullWarp, key, apart);
-    key = other > key ? other : key;
-  }
+  const uint32_t key = highest_of_warp(key_of(highest));
   if (lane_index() == 0) atomicMax(&of_block[0], key);
   __threadfence();  // what this thread has written is seen before the tile counts as done
   __syncthreads();
@@ -87,22 +94,38 @@ __device__ __forceinline__ float normalized(float x, float floor) {
 // One part of a clip's numbers, once all its tiles are done. raw may be out.
 __device__ __forceinline__ void normalize_part(Progress* progress, const Work& work, const float* raw,
                                                float* out, int64_t count) {
+  struct Part {
+    int64_t begin;  // in fours
+    int fours;
+    float floor;
+  };
+  EARNEST_SHARED(Part, part, 1);
+  const int64_t fours = count / 4;
   if (threadIdx.x == 0) {
+    const int64_t each = (fours + work.parts - 1) / work.parts, begin = each * work.part;
     while (simt::load_acquire(&progress->clips[work.clip].tiles_done) != static_cast<uint32_t>(work.tiles))
       simt::pause();
+    const int64_t left = fours - begin;
+    part[0] = {begin,
+               static_cast<int>(left < 0      ? 0
+                                : left < each ? left
+                                              : each),
+               float_of(simt::load_acquire(&progress->clips[work.clip].highest)) - 8.0f};
   }
   __syncthreads();
-  const float floor = float_of(simt::load_acquire(&progress->clips[work.clip].highest)) - 8.0f;
-  const int64_t fours = count / 4, each = (fours + work.parts - 1) / work.parts, begin = each * work.part;
-  const int64_t end = begin + each < fours ? begin + each : fours;
+  const auto [begin, fours_of_part, floor] = part[0];
   if ((reinterpret_cast<uintptr_t>(raw) | reinterpret_cast<uintptr_t>(out)) % sizeof(float4) == 0) {
-    for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) {
-      float4 x = reinterpret_cast<const float4*>(raw)[i];
-      x = {normalized(x.x, floor), normalized(x.y, floor), normalized(x.z, floor), normalized(x.w, floor)};
-      reinterpret_cast<float4*>(out)[i] = x;
+    const float4* from = reinterpret_cast<const float4*>(raw) + begin;
+    float4* to = reinterpret_cast<float4*>(out) + begin;
+#pragma unroll 4
+    for (int i = static_cast<int>(threadIdx.x); i < fours_of_part; i += kThreads) {
+      const float4 x = from[i];
+      to[i] = {normalized(x.x, floor), normalized(x.y, floor), normalized(x.z, floor),
+               normalized(x.w, floor)};
     }
   } else {
-    for (int64_t i = 4 * begin + threadIdx.x; i < 4 * end; i += kThreads) out[i] = normalized(raw[i], floor);
+    for (int64_t i = 4 * begin + threadIdx.x; i < 4 * (begin + fours_of_part); i += kThreads)
+      out[i] = normalized(raw[i], floor);
   }
   if (work.part == 0 && threadIdx.x < count % 4) {
     const int64_t i = 4 * fours + threadIdx.x;
@@ -110,13 +133,14 @@ __device__ __forceinline__ void normalize_part(Progress* progress, const Work& w
   }
 }
 
-// The last block to leave clears the workspace for the next launch.
+// The last block to leave clears the workspace for the next launch. The first warp alone: no other one
+// touches the workspace.
 __device__ __forceinline__ void leave(Progress* progress, int64_t clips) {
-  __syncthreads();
-  const bool last = threadIdx.x == 0 && atomicAdd(&progress->blocks_left, 1u) == gridDim.x - 1;
-  if (!__syncthreads_or(last)) return;
-  if (threadIdx.x == 0) progress->ticket = progress->blocks_left = 0;
-  for (int64_t c = threadIdx.x; c < clips; c += kThreads) progress->clips[c] = {0, 0};
+  if (warp_index() != 0) return;
+  const bool last = lane_index() == 0 && atomicAdd(&progress->blocks_left, 1u) == gridDim.x - 1;
+  if (!__any_sync(simt::kFullWarp, last)) return;
+  if (lane_index() == 0) progress->ticket = progress->blocks_left = 0;
+  for (int64_t c = lane_index(); c < clips; c += simt::kWarpSize) progress->clips[c] = {0, 0};
 }
 
 }  // namespace earnest::logmel

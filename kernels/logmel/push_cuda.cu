@@ -172,9 +172,11 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfMultiprocessor)
       atomicOr(&turns[group].refused, 1u);
     __syncthreads();
     const int64_t frame = begin + lane % kFramesOfStream;
-    const Place place = {frame < of_lane.frames ? of_lane.out + frame : nullptr, of_lane.frames};
-    compute_tile(tables, samples,
-                 kStreamStride * (lane / kFramesOfStream) + kHopStride * (lane % kFramesOfStream), place);
+    const Place place = {frame < of_lane.frames ? of_lane.out + frame : nullptr,
+                         static_cast<uint32_t>(of_lane.frames)};
+    compute_tile<InLoops>(tables, samples,
+                          kStreamStride * (lane / kFramesOfStream) + kHopStride * (lane % kFramesOfStream),
+                          place);
   }
   leave(push, chunk, turns + group);
 }

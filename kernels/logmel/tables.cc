@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernels/logmel/tables.h"
 
-#include <algorithm>
 #include <array>
 #include <cmath>
 #include <memory>
@@ -27,16 +26,11 @@ double highest_mel() { return 15.0 + std::log(8.0) * 27.0 / std::log(6.4); }  //
 void fill_transform(Tables* tables) {
   for (int r = 0; r < 25; ++r) {
     for (int l = 0; l < 16; ++l) {
-      const int sample = (176 * r + 225 * l) % kWindow;
-      tables->window[r][l] = 0.5 - 0.5 * std::cos(kTau * sample / kWindow);
+      tables->window[r][l] = 0.5 - 0.5 * std::cos(kTau * sample_of(r, l) / kWindow);
     }
   }
-  constexpr int kHeld[kRows] = {0, 5, 10, 1, 6, 11, 16, 21, 2, 7, 12, 17, 22};  // c, in transform_25's order
   for (int row = 0; row < kRows; ++row) {
-    for (int d = 0; d < 16; ++d) {
-      const int bin = (16 * kHeld[row] + 25 * d) % kWindow;
-      tables->bin_at[row][d] = std::min(bin, kWindow - bin);
-    }
+    for (int d = 0; d < 16; ++d) tables->bin_at[row][d] = bin_of(row, d);
   }
   const double sin1 = std::sin(kTau / 5);
   for (int b = 0; b < 5; ++b) {
@@ -49,9 +43,9 @@ void fill_transform(Tables* tables) {
 
 void fill_filters(Tables* tables) {
   const double step = highest_mel() / (tables->n_mels + 1);
-  int k = 0;
+  int k = 0;  // the last bin, of 8000 Hz, is where the last filter ends
   for (int m = 0; m <= tables->n_mels; ++m) {
-    for (; k < kBins && 40.0 * k < mel_to_hz(step * (m + 1)); ++k) {
+    for (; k < kBins - 1 && 40.0 * k < mel_to_hz(step * (m + 1)); ++k) {
       const double falling = m > 0 ? slaney_weight(tables->n_mels, m - 1, k) : 0.0;
       const double rising = m < tables->n_mels ? slaney_weight(tables->n_mels, m, k) : 0.0;
       tables->weights[k] = {static_cast<float>(falling), static_cast<float>(rising)};

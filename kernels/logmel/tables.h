@@ -9,16 +9,23 @@ namespace earnest::logmel {
 
 constexpr int kRows = 13;
 
+// The transform is one of 25 x 16 (transform.h). The sample at [r][l], and the bin in column d of a row: of 0
+// .. 200, the other half being its mirror image; of row 0 only columns 0 .. 8 differ.
+constexpr int sample_of(int r, int l) { return (176 * r + 225 * l) % 400; }
+constexpr int bin_of(int row, int d) {
+  constexpr int kHeld[kRows] = {0, 5, 10, 1, 6, 11, 16, 21, 2, 7, 12, 17, 22};  // in transform_25's order
+  const int bin = (16 * kHeld[row] + 25 * d) % 400;
+  return bin <= 200 ? bin : 400 - bin;
+}
+
 // exp(-2 pi i b k / 25) and, with s = sin(72 degrees), s times its imaginary and -s times its real part.
 struct Turn {
   double re, im, sin1_im, minus_sin1_re;
 };
 
-// The transform is one of 25 x 16 (transform.h): sample (176 r + 225 l) mod 400 at [r][l], and bin
-// (16 c + 25 d) mod 400, or 400 less that, in column d of the row that holds c.
 struct Tables {
-  double window[25][16];      // hann
-  int32_t bin_at[kRows][16];  // 0 .. 200; of row 0 only columns 0 .. 8 differ
+  double window[25][16];      // hann, of sample_of(r, l)
+  int32_t bin_at[kRows][16];  // bin_of
   Turn turn_25[5][3];         // [b][k]; k = 1, 2
 
   // Filters are triangles, each from the peak of the one before to that of the one after, so a bin belongs to

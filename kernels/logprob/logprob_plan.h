@@ -5,33 +5,12 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "kernels/common/host_device.h"
+#include "kernels/common/tile_order.h"
 
 namespace earnest::logprob::gpu {
 
-EARNEST_HOST_DEVICE constexpr int64_t blocks_of(int64_t size, int64_t block) {
-  return (size + block - 1) / block;
-}
 EARNEST_HOST_DEVICE constexpr int64_t padded(int64_t size, int64_t block) {
   return blocks_of(size, block) * block;
-}
-
-// ---- the order of units ----
-
-// A unit of work: a block of rows and a block of columns of a product.
-struct Unit {
-  int64_t row, column;
-};
-
-// Units that run at the same time should share what they read. kGroup blocks of rows (2048 rows; of depth
-// 3584 they are 14.7 MB, which stay in the second cache) go through all columns together before the next
-// group begins: each column block is read from memory once per group.
-constexpr int64_t kGroup = 8;
-EARNEST_HOST_DEVICE constexpr Unit unit_at(int64_t index, int64_t row_blocks, int64_t column_blocks) {
-  const int64_t first = index / (kGroup * column_blocks) * kGroup;
-  const int64_t rows = row_blocks - first < kGroup ? row_blocks - first : kGroup;
-  const int64_t within = index - first * column_blocks;
-  return {first + within % rows, within / rows};
 }
 
 // ---- the vocabulary in chunks ----

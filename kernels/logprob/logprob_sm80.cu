@@ -51,7 +51,7 @@ template <typename Job>
 __global__ void __launch_bounds__(kThreads, 1) product(const Product p, const Job job, const Grid grid) {
   const Bytes shared = simt::dynamic_shared<unsigned char>(0, kSharedBytes);
   for (int64_t index = blockIdx.x; index < grid.row_blocks * grid.column_blocks; index += gridDim.x) {
-    const Unit unit = unit_at(index, grid.row_blocks, grid.column_blocks);
+    const TilePlace unit = tile_at(index, grid.row_blocks, grid.column_blocks);
     const int64_t row = unit.row * kTile + warp_row();
     typename Job::State states[kStripsOfWarp];
 #pragma unroll

@@ -73,7 +73,7 @@ __device__ inline void walk_tiles(const Walk& walk, const Tile& tile, const End&
   const int64_t clusters = gridDim.x / kCluster;
   for (int64_t index = blockIdx.x / kCluster; index < walk.row_blocks * walk.column_blocks;
        index += clusters) {
-    const Unit unit = unit_at(index, walk.row_blocks, walk.column_blocks);
+    const TilePlace unit = tile_at(index, walk.row_blocks, walk.column_blocks);
     for (int64_t i = unit.column * walk.tiles; i < (unit.column + 1) * walk.tiles; ++i) {
       if (i * kColumns < walk.columns) tile(unit, i);
     }
@@ -99,7 +99,7 @@ __device__ inline void bring_operands(const hopper::TensorMap& left, const hoppe
   Turn turn;
   walk_tiles(
       walk,
-      [&](const Unit& unit, int64_t tile) {
+      [&](const TilePlace& unit, int64_t tile) {
         const int64_t row = (unit.row * kCluster + rank) * kRows, column = tile * kColumns;
         for (int64_t step = 0; step < walk.steps; ++step, turn.next()) {
           Barrier* const full = &barriers->full[turn.stage];
@@ -121,7 +121,7 @@ __device__ inline void bring_operands(const hopper::TensorMap& left, const hoppe
           }
         }
       },
-      [](const Unit&) {});
+      [](const TilePlace&) {});
 }
 
 // The warpgroup's 64 rows, `first` of them in the block's tile: sums += left right^T over all steps.
@@ -161,7 +161,7 @@ __device__ inline void multiply_and_do(const Job& job, const Walk& walk, unsigne
   const int warpgroup = static_cast<int>(threadIdx.x) / kWarpgroup - 1;
   const int warp = static_cast<int>(threadIdx.x) % kWarpgroup / simt::kWarpSize;
   const int rank = hopper::cluster_rank(), first = warpgroup * kBox;
-  const auto row_of = [&](const Unit& unit) {
+  const auto row_of = [&](const TilePlace& unit) {
     return (unit.row * kCluster + rank) * kRows + first + warp * kStripRows;
   };
   Turn turn;
@@ -169,7 +169,7 @@ __device__ inline void multiply_and_do(const Job& job, const Walk& walk, unsigne
   bool fresh = true;
   walk_tiles(
       walk,
-      [&](const Unit& unit, int64_t tile) {
+      [&](const TilePlace& unit, int64_t tile) {
         const int64_t row = row_of(unit), column = tile * kColumns;
         if (fresh) job.begin(state, row);
         fresh = false;
@@ -178,7 +178,7 @@ __device__ inline void multiply_and_do(const Job& job, const Walk& walk, unsigne
         multiply_all<Job>(walk.steps, first, stages, barriers, &turn, sums);
         job.template tile<kJ>(state, sums, row, column);
       },
-      [&](const Unit& unit) {
+      [&](const TilePlace& unit) {
         job.end(state, row_of(unit), unit.column);
         fresh = true;
       });

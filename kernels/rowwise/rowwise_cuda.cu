@@ -142,14 +142,12 @@ Status rotary_cuda(const Rotary<Fused, Apart>& job) {
 template <typename Stored>
 Status swiglu_cuda(const SwiGlu<Stored>& job) {
   if (job.rows == 0) return {};
-  const int64_t pieces = pieces_of(job.width, kPiece<Stored>);
-  const dim3 threads = threads_for(pieces);
-  const int64_t across = (pieces + threads.x - 1) / threads.x;
-  dim3 grid;
-  if (Status status = row_grid("swiglu", job.rows, across, &grid); !status.ok()) return status;
+  RowLaunch of;
+  if (Status status = piece_launch("swiglu", job.rows, job.width, kPiece<Stored>, &of); !status.ok())
+    return status;
   const bool whole = in_whole_pieces(job.width, kPiece<Stored>, {job.gate_up, job.out});
-  return launch({"swiglu", "gate_rows"}, whole ? gate_rows<Stored, true> : gate_rows<Stored, false>, grid,
-                threads, 0, job.stream, job, static_cast<unsigned>(across));
+  return launch({"swiglu", "gate_rows"}, whole ? gate_rows<Stored, true> : gate_rows<Stored, false>, of.grid,
+                of.threads, 0, job.stream, job, of.across);
 }
 
 template Status rms_norm_cuda(const RmsNorm<float>&);

@@ -26,10 +26,11 @@ def features(
     normalized: bool,
     scratch: _Scratch,
     explain: Callable[[], Any],
+    path: str = "best",
 ) -> list[Tensor] | Tensor:
     """float32 [n_mels, frames] of each clip, float32 [samples] of at least one sample on one device; of a
     tensor [clips, samples] a tensor. scratch: memory between calls, of one caller. explain: as of
-    cuda.launching."""
+    cuda.launching. path: as ClipsPath of kernels/logmel/logmel_batch.h, whose bits are the same."""
     frames = [_native.logmel_frames(len(clip), step_audio) for clip in clips]
     pcm = clips.reshape(-1) if isinstance(clips, Tensor) else torch.cat(list(clips))
     offsets: list[Tensor | None] = [None, None]  # clips of one length need none
@@ -40,7 +41,7 @@ def features(
         workspace = _workspace(scratch, pcm.device, launch.stream, len(clips)) if normalized else None
         call(
             _native.logmel_clips, capsule(pcm), len(clips), *map(capsule, offsets), n_mels, step_audio,
-            normalized, capsule(out), capsule(workspace), *launch,
+            normalized, capsule(out), capsule(workspace), *launch, path,
         )  # fmt: skip
     return out.view(len(clips), n_mels, -1) if isinstance(clips, Tensor) else _parted(out, n_mels, frames)
 

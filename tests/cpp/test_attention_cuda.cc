@@ -10,78 +10,17 @@
 #include <type_traits>
 #include <vector>
 
-#include "kernels/attention/attention.h"
 #include "kernels/attention/attention_plan.h"
+#include "tests/cpp/attention_calls.h"
 #include "tests/cpp/check.h"
 #include "tests/cpp/on_device.h"
-#include "tests/cpp/plain_attention.h"
 
 #if defined(EARNEST_WITH_CUDA)
 namespace {
 
-using namespace earnest;
-using namespace earnest::attention;
-using plain_attention::Case;
-using plain_attention::number_of;
-using plain_attention::run_on_device;
-using plain_attention::run_plain;
+using namespace attention_calls;
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-
-CudaPath path_of_all = CudaPath::kBest;  // of cases that name none
-
-template <typename T>
-void run(Case<T>* c) {
-  if (c->p.path == CudaPath::kBest) c->p.path = path_of_all;
-  const Status status = run_on_device(c);
-  CHECK(status.ok());
-  if (!status.ok()) std::printf("%s\n", status.message().c_str());
-}
-
-double distance(double a, double b) { return a == b ? 0 : std::abs(a - b); }  // of equal infinities 0
-
-template <typename T>
-double largest_error(const std::vector<T>& got, const std::vector<T>& right) {
-  double largest = 0;
-  for (size_t i = 0; i < got.size(); ++i) {
-    double error;
-    if constexpr (sizeof(T) == 2) {
-      error = distance(widen(got[i]), widen(right[i]));
-    } else {
-      error = distance(got[i], right[i]);
-    }
-    largest = std::isnan(error) ? INFINITY : std::max(largest, error);
-  }
-  return largest;
-}
-
-template <typename T>
-bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
-  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
-}
-template <typename T>
-bool same_results(const Case<T>& a, const Case<T>& b) {
-  return same_bits(a.out, b.out) && same_bits(a.lse, b.lse);
-}
-
-// At most twice the error of plain arithmetic, for each result.
-template <typename T>
-void compare(Case<T> c) {
-  Case<T> right = c, plain = c;
-  CHECK(reference_forward(right.on_host(), {right.out.data(), right.lse.data()}).ok());
-  run_plain(&plain);
-  run(&c);
-  const int before = check::failures();
-  CHECK_NEAR(largest_error(c.out, right.out), 0, 2 * largest_error(plain.out, right.out));
-  CHECK_NEAR(largest_error(c.lse, right.lse), 0, 2 * largest_error(plain.lse, right.lse));
-  if (check::failures() != before) {
-    std::printf("  of %lld heads, %lld key heads, dim %lld, %lld sequences, %lld queries, %lld keys, %s\n",
-                static_cast<long long>(c.p.heads), static_cast<long long>(c.p.kv_heads),
-                static_cast<long long>(c.p.dim), static_cast<long long>(c.p.sequences),
-                static_cast<long long>(c.p.tokens_q), static_cast<long long>(c.p.tokens_k),
-                c.p.causal ? "causal" : "full");
-  }
-}
 
 template <typename T>
 void compare_shapes(CudaPath path = CudaPath::kBest) {
@@ -97,33 +36,17 @@ void compare_shapes(CudaPath path = CudaPath::kBest) {
   }
 }
 
-// The case's tokens [begin, end) of sequence 0 as a call of its own: the last queries that the cache knows
-// of.
-template <typename T>
-Case<T> chunk_of(const Case<T>& whole, int begin, int end) {
-  const int ahead = static_cast<int>(whole.p.tokens_k - whole.p.tokens_q);
-  Case<T> chunk({end - begin}, {static_cast<int>(whole.p.tokens_k)}, whole.p.heads, whole.p.kv_heads,
-                whole.p.dim, whole.p.causal);
-  const auto width = static_cast<std::ptrdiff_t>(whole.p.heads * whole.p.dim);
-  chunk.q.assign(whole.q.begin() + begin * width, whole.q.begin() + end * width);
-  chunk.k = whole.k, chunk.v = whole.v;
-  if (whole.p.causal) chunk.used = {end + ahead};
-  return chunk;
-}
-
 template <typename T>
 bool chunks_equal(const Case<T>& whole, const std::vector<int>& ends) {
-  Case<T> joined = whole;
-  joined.out.clear(), joined.lse.clear();
   int begin = 0;
+  bool equal = true;
   for (int end : ends) {
     Case<T> chunk = chunk_of(whole, begin, end);
     run(&chunk);
-    joined.out.insert(joined.out.end(), chunk.out.begin(), chunk.out.end());
-    joined.lse.insert(joined.lse.end(), chunk.lse.begin(), chunk.lse.end());
+    equal = equal && equals_part(chunk, whole, begin);
     begin = end;
   }
-  return same_results(joined, whole);
+  return equal && begin == whole.p.tokens_q;
 }
 
 bool contains(const std::string& text, const std::string& part) {
@@ -166,18 +89,9 @@ TEST(a_sequence_is_the_same_in_any_batch) {
   Case<BFloat16> batch({3, 70, 0, 200, 1}, {3, 140, 9, 200, 65}, 2, 1, 64, true);
   run(&batch);
   for (size_t n = 0; n < 5; ++n) {
-    const int queries = batch.cu_q[n + 1] - batch.cu_q[n], keys = batch.cu_k[n + 1] - batch.cu_k[n];
-    const auto part = [](const auto& x, int begin, int count, int width) {
-      const auto first = x.begin() + begin * width;
-      return std::remove_cvref_t<decltype(x)>(first, first + count * width);
-    };
-    Case<BFloat16> alone({queries}, {keys}, 2, 1, 64, true);
-    alone.q = part(batch.q, batch.cu_q[n], queries, 128);
-    alone.k = part(batch.k, batch.cu_k[n], keys, 64);
-    alone.v = part(batch.v, batch.cu_k[n], keys, 64);
+    Case<BFloat16> alone = sequence_of(batch, n);
     run(&alone);
-    CHECK(same_bits(alone.out, part(batch.out, batch.cu_q[n], queries, 128)));
-    CHECK(same_bits(alone.lse, part(batch.lse, batch.cu_q[n], queries, 2)));
+    CHECK(equals_part(alone, batch, batch.cu_q[n]));
   }
 }
 

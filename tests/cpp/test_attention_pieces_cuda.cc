@@ -9,31 +9,14 @@
 #include <vector>
 
 #include "kernels/attention/attention_pieces.h"
+#include "tests/cpp/attention_calls.h"
 #include "tests/cpp/check.h"
 #include "tests/cpp/on_device.h"
-#include "tests/cpp/plain_attention.h"
 
 #if defined(EARNEST_WITH_CUDA)
 namespace {
 
-using namespace earnest;
-using namespace earnest::attention;
-using plain_attention::Case;
-using plain_attention::number_of;
-using plain_attention::run_on_device;
-using plain_attention::run_plain;
-
-template <typename T>
-void run(Case<T>* c) {
-  const Status status = run_on_device(c);
-  if (!status.ok()) std::printf("%s\n", status.message().c_str());
-  CHECK(status.ok());
-}
-
-template <typename T>
-bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
-  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
-}
+using namespace attention_calls;
 
 template <typename T>
 Case<T> in_pieces(const std::vector<int>& queries, const std::vector<int>& keys, int64_t heads,
@@ -46,51 +29,11 @@ Case<T> in_pieces(const std::vector<int>& queries, const std::vector<int>& keys,
 
 // Tokens [begin, end) of the only sequence as a call of its own, after all before them.
 template <typename T>
-Case<T> chunk_of(const Case<T>& whole, int begin, int end) {
-  Case<T> chunk({end - begin}, {static_cast<int>(whole.p.tokens_k)}, whole.p.heads, whole.p.kv_heads,
-                whole.p.dim, true);
-  const auto width = static_cast<std::ptrdiff_t>(whole.p.heads * whole.p.dim);
-  chunk.q.assign(whole.q.begin() + begin * width, whole.q.begin() + end * width);
-  chunk.k = whole.k, chunk.v = whole.v;
-  chunk.used = {end + static_cast<int>(whole.p.tokens_k - whole.p.tokens_q)};
-  chunk.p.most_keys = chunk.used[0];
-  return chunk;
-}
-
-template <typename T>
 bool chunk_equals(const Case<T>& whole, int begin, int end, int64_t most_keys = 0) {
   Case<T> chunk = chunk_of(whole, begin, end);
-  if (most_keys > 0) chunk.p.most_keys = most_keys;
+  chunk.p.most_keys = most_keys > 0 ? most_keys : chunk.used[0];
   run(&chunk);
-  const auto width = static_cast<std::ptrdiff_t>(whole.p.heads * whole.p.dim);
-  const auto heads = static_cast<std::ptrdiff_t>(whole.p.heads);
-  return same_bits(chunk.out, {whole.out.begin() + begin * width, whole.out.begin() + end * width}) &&
-         same_bits(chunk.lse, {whole.lse.begin() + begin * heads, whole.lse.begin() + end * heads});
-}
-
-template <typename A>
-double largest_error(const std::vector<A>& got, const std::vector<A>& right) {
-  double largest = 0;
-  for (size_t i = 0; i < got.size(); ++i) {
-    double error;
-    if constexpr (sizeof(A) == 2) {
-      error = std::abs(static_cast<double>(widen(got[i])) - static_cast<double>(widen(right[i])));
-    } else {
-      error = got[i] == right[i] ? 0 : std::abs(got[i] - right[i]);
-    }
-    largest = std::isnan(error) ? INFINITY : std::max(largest, error);
-  }
-  return largest;
-}
-
-template <typename T>
-void compare(Case<T> c) {
-  Case<T> right = c, plain = c;
-  CHECK(reference_forward(right.on_host(), {right.out.data(), right.lse.data()}).ok());
-  run_plain(&plain);
-  run(&c);
-  CHECK_NEAR(largest_error(c.out, right.out), 0, 2 * largest_error(plain.out, right.out));
-  CHECK_NEAR(largest_error(c.lse, right.lse), 0, 2 * largest_error(plain.lse, right.lse));
+  return equals_part(chunk, whole, begin);
 }
 
 }  // namespace
@@ -134,16 +77,10 @@ TEST(a_sequence_is_decoded_the_same_in_any_batch) {
   Case<BFloat16> batch = in_pieces<BFloat16>(queries, keys, 2, 1, 64, true);
   run(&batch);
   for (size_t n = 0; n < keys.size(); ++n) {
-    Case<BFloat16> alone = in_pieces<BFloat16>({queries[n]}, {keys[n]}, 2, 1, 64, true);
-    const auto part = [](const auto& x, int begin, int count, int width) {
-      return std::remove_cvref_t<decltype(x)>(x.begin() + begin * width, x.begin() + (begin + count) * width);
-    };
-    alone.q = part(batch.q, batch.cu_q[n], queries[n], 128);
-    alone.k = part(batch.k, batch.cu_k[n], keys[n], 64);
-    alone.v = part(batch.v, batch.cu_k[n], keys[n], 64);
+    Case<BFloat16> alone = sequence_of(batch, n);
+    alone.p.most_keys = std::max(keys[n], 1);
     run(&alone);
-    CHECK(same_bits(alone.out, part(batch.out, batch.cu_q[n], queries[n], 128)));
-    CHECK(same_bits(alone.lse, part(batch.lse, batch.cu_q[n], queries[n], 2)));
+    CHECK(equals_part(alone, batch, batch.cu_q[n]));
   }
 }
 

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // How the CUDA back end of linear layers cuts its work: strands that cover the depth, every tile once, rings
 // that fit.
-#include <set>
-#include <utility>
 
 #include "kernels/common/strands.h"
 #include "kernels/linear/linear_plan.h"
@@ -26,23 +24,6 @@ TEST(strands_cover_the_depth_in_whole_64s) {
   }
   CHECK(strand_length(1536) == 192 && strands_of(1536) == 8);
   CHECK(strand_length(576) == 128 && strands_of(576) == 5);
-}
-
-TEST(every_tile_is_walked_once_and_groups_of_rows_stay_together) {
-  for (int64_t rows : {1, 7, 8, 9, 19}) {
-    for (int64_t columns : {1, 2, 5}) {
-      std::set<std::pair<int64_t, int64_t>> seen;
-      int64_t group = 0;
-      for (int64_t i = 0; i < rows * columns; ++i) {
-        const Tile tile = tile_at(i, rows, columns);
-        CHECK(tile.row >= 0 && tile.row < rows && tile.column >= 0 && tile.column < columns);
-        CHECK(tile.row / kGroup >= group);  // never back to an earlier group
-        group = tile.row / kGroup;
-        seen.insert({tile.row, tile.column});
-      }
-      CHECK(seen.size() == static_cast<size_t>(rows * columns));
-    }
-  }
 }
 
 TEST(few_rows_fit_in_the_shared_memory_of_the_chip) {

@@ -104,6 +104,28 @@ TEST(a_batch_gives_each_clip_the_bits_it_has_alone) {
   }
 }
 
+TEST(paths_have_the_same_bits) {
+  const std::vector<Pcm> clips = {noise(1, 1), noise(0), noise(5400, 2), speechlike(6000)};
+  for (const int n_mels : {80, 128}) {
+    Batch batch(clips, n_mels, Padding::kStepAudio, true);
+    CHECK(logmel::clips_path(batch.call) == logmel::ClipsPath::kUnrolledBands);
+    batch.call.path = logmel::ClipsPath::kLoops;
+    CHECK(logmel::run(batch.call).ok());
+    const std::vector<float> expected = batch.out();
+    for (const auto path : {logmel::ClipsPath::kUnrolledBands, logmel::ClipsPath::kUnrolled}) {
+      Batch other(clips, n_mels, Padding::kStepAudio, true);
+      other.call.path = path;
+      CHECK(logmel::run(other.call).ok());
+      CHECK(same_bits(other.out(), expected));
+    }
+  }
+  Batch batch({noise(500)}, 81, Padding::kWhisper, true);
+  CHECK(logmel::clips_path(batch.call) == logmel::ClipsPath::kLoops);
+  batch.call.path = logmel::ClipsPath::kUnrolled;
+  CHECK(logmel::run(batch.call).message() ==
+        "[logmel] n_mels: expected 80 or 128 of an unrolled path, got 81");
+}
+
 TEST(a_batch_of_equal_lengths_needs_no_offsets) {
   for (const int64_t samples : {0, 100, 5120, 7001}) {
     for (const Padding padding : kPaddings) {

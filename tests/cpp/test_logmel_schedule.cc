@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which block does what in log-mel's launches: numbers alone, no device.
+// Which block does what in log-mel's launches, and their constants: numbers alone, no device.
 #include <random>
 #include <set>
 #include <utility>
 #include <vector>
 
+#include "kernels/logmel/constants.h"
 #include "kernels/logmel/push_grid.h"
 #include "kernels/logmel/schedule.h"
+#include "kernels/logmel/tables.h"
 #include "tests/cpp/check.h"
 
 namespace {
@@ -47,7 +49,26 @@ void check_schedule(const Schedule& schedule, const std::vector<int64_t>& frames
   }
 }
 
+template <int kMels>
+void check_filters() {
+  constexpr Filters<kMels> kFilters;
+  const Tables& tables = *tables_for(kMels);
+  for (int m = 0; m <= kMels; ++m) CHECK(kFilters.end[m] == tables.end[m]);
+  for (int k = 0; k < kBins; ++k) {
+    CHECK(kFilters.falling[k] == tables.weights[k].falling);
+    CHECK(kFilters.rising[k] == tables.weights[k].rising);
+  }
+}
+
 }  // namespace
+
+TEST(constants_of_the_compiler_are_the_tables) {
+  check_filters<80>();
+  check_filters<128>();
+  for (int r = 0; r < 25; ++r)
+    for (int l = 0; l < 16; ++l)
+      CHECK(window_at(sample_of(r, l)) == static_cast<float>(tables_for(80)->window[r][l]));
+}
 
 TEST(every_frame_has_one_tile_and_parts_come_after_tiles) {
   std::mt19937 random(1);

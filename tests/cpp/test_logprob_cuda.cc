@@ -37,6 +37,16 @@ struct Options {
 
 CudaPath path_of_all = CudaPath::kBest;  // of cases that name none, where it takes them
 
+template <typename Stored>
+bool takes_path_of_all(const Case<Stored>& c) {
+  return sizeof(Stored) == 2 && c.problem.depth % 8 == 0;
+}
+// It would only run as it has before.
+template <typename Stored>
+bool is_repeated(const Case<Stored>& c) {
+  return path_of_all != CudaPath::kBest && !takes_path_of_all(c);
+}
+
 // `values` on the device, `shift` elements past where memory begins.
 template <typename T>
 class Array {
@@ -94,8 +104,7 @@ FaultWord run_on_device(Case<Stored>* c, const Options& options = {}) {
   f.problem.device = Device::kCuda;
   f.problem.fault = fault.data();
   f.problem.path = options.path;
-  const bool taken = sizeof(Stored) == 2 && c->problem.depth % 8 == 0 && shift == 0;
-  if (options.path == CudaPath::kBest && taken) f.problem.path = path_of_all;
+  if (options.path == CudaPath::kBest && takes_path_of_all(*c) && shift == 0) f.problem.path = path_of_all;
   f.logp = logp.data();
   f.entropy = entropy.data();
   f.lse = lse.data();
@@ -158,6 +167,7 @@ void check_budget(const Case<Stored>& got, const Case<double>& oracle, const Cas
 
 template <typename Stored>
 void compare(Case<Stored> c, const Options& options = {}) {
+  if (is_repeated(c)) return;
   Case<Stored> plain = c;
   run_plain(&plain);
   CHECK(run_on_device(&c, options) == kNoFault);
@@ -189,7 +199,7 @@ const std::vector<Shape> kTiles = {{1, 1, 1},      {3, 5, 2},    {127, 31, 129},
 TEST(bfloat16_is_within_twice_plain_arithmetic) {
   compare_shapes<BFloat16>(kTiles);
   compare_shapes<BFloat16>({{128, 64, 128}, {257, 136, 300}});
-  compare_shapes<BFloat16>({{3, 33, 2048}, {1, 13, 2049}, {5, 8, 4099}});  // parts of 2048 columns
+  compare_shapes<BFloat16>({{3, 33, 2048}, {5, 8, 4099}});  // parts of 2048 columns
 }
 TEST(float32_is_within_twice_plain_arithmetic) { compare_shapes<float>(kTiles); }
 TEST(float64_is_within_twice_plain_arithmetic) { compare_shapes<double>(kTiles); }
@@ -205,18 +215,17 @@ TEST(every_path_that_can_run_is_within_twice_plain_arithmetic) {
     const bool runs = which(any.problem, &name).ok();
     CHECK(runs == (path == CudaPath::kSm80 || device.runs_sm90a));
     if (!runs) continue;
-    // The ends of sm90a's tiles (256 by 256 in steps of 64) and parts (1024).
-    for (const Shape& s : {Shape{257, 72, 260}, Shape{130, 64, 255}, Shape{1, 8, 1025}}) {
-      compare(Case<BFloat16>(s.rows, s.depth, s.vocabulary, 0.7), {.path = path});
-    }
+    // The ends of sm90a's tiles (256 by 256 in steps of 64) and parts (1024); others come with all tests.
+    compare(Case<BFloat16>(130, 64, 255, 0.7), {.path = path});
     compare(Case<BFloat16>(9, 136, 1040, 0.7), {.scratch = 0, .path = path});
   }
 }
 
 TEST(chunks_change_no_bit) {
-  // Of 20 rows, grad_weight has room for chunks of 1280 and 512 columns, and 256 and 28 go to the workspace;
+  // Of 25 rows grad_weight has room for two chunks of 512 columns, and 256, 256 and 29 go to the workspace;
   // without grad_weight all go there, 256 at a time.
   const auto compare_chunks = [](auto whole) {
+    if (is_repeated(whole)) return;
     auto in_gradient = whole, in_workspace = whole;
     run_on_device(&whole);
     run_on_device(&in_gradient, {.scratch = 0});
@@ -224,16 +233,18 @@ TEST(chunks_change_no_bit) {
     CHECK(same_gradients(whole, in_gradient));
     CHECK(same_bits(whole.grad_hidden, in_workspace.grad_hidden));
   };
-  compare_chunks(Case<BFloat16>(20, 64, 2076, 1.0));
-  compare_chunks(Case<BFloat16>(20, 61, 2076, 1.0));
-  compare_chunks(Case<float>(20, 61, 2076, 1.0));
+  compare_chunks(Case<BFloat16>(25, 24, 1565, 1.0));
+  // 768 in grad_weight, 150 in the workspace.
+  compare_chunks(Case<BFloat16>(10, 61, 918, 1.0));
+  compare_chunks(Case<float>(10, 61, 918, 1.0));
 }
 
 TEST(a_row_alone_equals_the_row_in_a_batch) {
   const auto compare_rows = [](auto batch) {
+    if (is_repeated(batch)) return;
     using C = decltype(batch);
     const auto depth = static_cast<size_t>(batch.problem.depth);
-    run_on_device(&batch, {.scratch = 0});
+    run_on_device(&batch, {.scratch = 0, .weight_wanted = false});
     for (size_t row : {8u, 127u, 130u}) {
       C alone(1, batch.problem.depth, batch.problem.vocabulary, batch.problem.temperature);
       alone.weight = batch.weight;
@@ -242,7 +253,7 @@ TEST(a_row_alone_equals_the_row_in_a_batch) {
       alone.grad_logp[0] = batch.grad_logp[row];
       alone.grad_entropy[0] = batch.grad_entropy[row];
       alone.grad_lse[0] = batch.grad_lse[row];
-      run_on_device(&alone);
+      run_on_device(&alone, {.weight_wanted = false});
       CHECK(alone.logp[0] == batch.logp[row] && alone.entropy[0] == batch.entropy[row]);
       CHECK(alone.lse[0] == batch.lse[row]);
       CHECK(std::memcmp(alone.grad_hidden.data(), batch.grad_hidden.data() + row * depth,
@@ -288,8 +299,7 @@ TEST(targets_at_edges_and_shared_by_rows) {
     Case<BFloat16> c(24, 16, vocabulary, 1.0);
     const int64_t edges[] = {0, vocabulary - 1, 63, 64, 127, 128, 255, 256, 7, 8, 0, 0};
     for (size_t n = 0; n < c.targets.size(); ++n) c.targets[n] = edges[n % std::size(edges)];
-    compare(c);
-    compare(c, {.scratch = 0});
+    compare(c, {.scratch = vocabulary > 300 ? 0 : int64_t{64} << 20});
   }
 }
 
@@ -322,19 +332,19 @@ TEST(the_temperature_and_the_size_of_logits) {
 
 TEST(one_hot_and_uniform_rows_have_entropy_0_and_log_v) {
   for (double temperature : {1.0, 0.3}) {
-    Case<float> c(2, 4, 3000, temperature);
+    Case<float> c(2, 4, 2100, temperature);
     std::fill(c.hidden.begin(), c.hidden.end(), 0.0f);
     std::fill(c.weight.begin(), c.weight.end(), 0.0f);
     c.hidden[0] = 100;                             // row 0 sees the first column of weight, row 1 nothing
-    c.weight[static_cast<size_t>(2999 * 4)] = 50;  // 5000 before the temperature
-    c.targets = {2999, 17};
+    c.weight[static_cast<size_t>(2099 * 4)] = 50;  // 5000 before the temperature
+    c.targets = {2099, 17};
     c.grad_entropy.clear();
     c.grad_lse.clear();
     run_on_device(&c);
     CHECK(c.logp[0] == 0 && c.entropy[0] == 0 && c.lse[0] == 5000 * static_cast<float>(1 / temperature));
     CHECK(c.grad_hidden[0] == 0);  // the probability is 1, not nearly 1
-    CHECK_NEAR(c.logp[1], -std::log(3000.0), 1e-6);
-    CHECK_NEAR(c.entropy[1], std::log(3000.0), 1e-6);
+    CHECK_NEAR(c.logp[1], -std::log(2100.0), 1e-6);
+    CHECK_NEAR(c.entropy[1], std::log(2100.0), 1e-6);
   }
 }
 

@@ -2,8 +2,6 @@
 // How the CUDA back end of log-probabilities cuts its work: every unit once, neighbours together, chunks that
 // fit.
 #include <cstdint>
-#include <set>
-#include <utility>
 #include <vector>
 
 #include "kernels/logprob/logprob_plan.h"
@@ -26,23 +24,6 @@ std::vector<Chunk> chunks_of(const Sizes& sizes, bool weight_wanted) {
 }
 
 }  // namespace
-
-TEST(every_unit_is_walked_once_and_groups_of_rows_stay_together) {
-  for (int64_t rows : {1, 7, 8, 9, 16, 19}) {
-    for (int64_t columns : {1, 2, 5, 78}) {
-      std::set<std::pair<int64_t, int64_t>> seen;
-      int64_t group = 0;
-      for (int64_t i = 0; i < rows * columns; ++i) {
-        const Unit unit = unit_at(i, rows, columns);
-        CHECK(unit.row >= 0 && unit.row < rows && unit.column >= 0 && unit.column < columns);
-        CHECK(unit.row / kGroup >= group);  // never back to an earlier group
-        group = unit.row / kGroup;
-        seen.insert({unit.row, unit.column});
-      }
-      CHECK(static_cast<int64_t>(seen.size()) == rows * columns);
-    }
-  }
-}
 
 TEST(chunks_cover_the_vocabulary_in_steps) {
   for (const Sizes& s :

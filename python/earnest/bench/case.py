@@ -133,11 +133,14 @@ def largest_difference(got: Sequence[Any], expected: Sequence[Any]) -> float:
 def share_off(got: Sequence[Any], expected: Sequence[Any]) -> float:
     """The size of the differences in units of the values' own, each array's as one vector: for what a few
     numbers much larger than all others would hide, or be off in."""
-    sizes = [np.linalg.norm(as_float64(b)) or 1.0 for b in expected]
-    lengths = [np.linalg.norm(as_float64(a) - as_float64(b)) if np.shape(a) == np.shape(b) else float("inf")
-               for a, b in zip(got, expected, strict=True)]  # fmt: skip
-    worst = max((float(a / b) for a, b in zip(lengths, sizes, strict=True)), default=0.0)
-    return worst if worst == worst else float("inf")
+    if len(got) != len(expected):
+        return float("inf")
+    worst = 0.0
+    for a, b in zip(map(as_float64, got), map(as_float64, expected), strict=True):
+        if a.shape != b.shape:
+            return float("inf")
+        worst = max(worst, _or_infinite(np.linalg.norm(a - b) / (np.linalg.norm(b) or 1.0)))
+    return worst
 
 
 def _worst(got: Sequence[Any], expected: Sequence[Any], unit: Callable[[np.ndarray], float]) -> float:
@@ -147,9 +150,13 @@ def _worst(got: Sequence[Any], expected: Sequence[Any], unit: Callable[[np.ndarr
         if a.shape != b.shape:
             return float("inf")
         if a.size:
-            error = float(np.abs(a - b).max()) / unit(b)
-            worst = max(worst, error if error == error else float("inf"))
+            worst = max(worst, _or_infinite(np.abs(a - b).max() / unit(b)))
     return worst
+
+
+def _or_infinite(error: Any) -> float:
+    """NaN counts as infinite: max() would pass over it."""
+    return float(error) if error == error else float("inf")
 
 
 def as_float64(x: Any) -> np.ndarray:

@@ -153,14 +153,9 @@ def _ours(
 
         def run(q: Any, k: Any, v: Any, grad: Any) -> Any:
             out, lse = _forward_on_cuda(q, k, v, *rest, with_lse=True)
-            try:
-                return _backward(grad, None, q, k, v, out, lse, *rest, **variant)
-            except RuntimeError as error:
-                if "] path: expected" in str(error):
-                    raise Absent(str(error)) from None
-                raise
+            return _backward(grad, None, q, k, v, out, lse, *rest, **variant)
 
-        return run
+        return peers.unless_refused(run)
 
     def prepare(*inputs: Any) -> tuple:
         ready = tuple(x.unflatten(0, (-1, shape.lengths[0])) if equal else x for x in inputs)

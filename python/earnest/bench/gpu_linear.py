@@ -101,17 +101,8 @@ def _ours(
             if path != "best":
                 raise Absent("paths are the GPU's")
             return peers.ours("linear") if weights == "bfloat16" else _quantized
-        run = partial(_linear_on_cuda if weights == "bfloat16" else _quantized_on_cuda, path=path)
-
-        def or_absent(x: Any, weight: Any) -> Any:
-            try:
-                return run(x, weight)
-            except RuntimeError as error:
-                if "] path: expected" in str(error):
-                    raise Absent(str(error)) from None
-                raise
-
-        return or_absent
+        run = _linear_on_cuda if weights == "bfloat16" else _quantized_on_cuda
+        return peers.unless_refused(partial(run, path=path))
 
     return Implementation(
         name, build, role, prepare=lambda x, weight, _: (x, weight), outputs=lambda y: [y[checked]]

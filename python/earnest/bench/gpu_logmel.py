@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from earnest.bench import peers
-from earnest.bench.case import OURS, Case, Implementation, Problem, Target, largest_difference
+from earnest.bench.case import ALSO, OURS, Absent, Case, Implementation, Problem, Target, largest_difference
 from earnest.bench.logmel import HOP, RATE, WINDOW, filters, operations
 
 MELS = 128
+PATHS = ("loops", "unrolled bands", "unrolled")  # of one kernel (kernels/logmel/README.md)
 CHECKED_STEPS = 10
 TOLERANCE = 1e-4  # on Whisper's scale: peers' transforms are in float32
 
@@ -62,6 +63,10 @@ def _clips(rng: np.random.Generator, count: int, seconds: int, device: str) -> P
         error=largest_difference,
         implementations=[
             Implementation("earnest", _ours, OURS, tolerance=1e-5),
+            *(
+                Implementation(f"earnest, {path}", partial(_by, path, device), ALSO, tolerance=1e-5)
+                for path in PATHS
+            ),
             Implementation("torch.stft", lambda: _by_stft(device), extra=False),
             Implementation(
                 "torch.compile, torch.stft", lambda: peers.compiled(_by_stft(device)), compiles=True
@@ -83,6 +88,15 @@ def _ours() -> Callable[..., Any]:
     from earnest.features import LogMel
 
     return LogMel(MELS).batch
+
+
+def _by(path: str, device: str) -> Callable[..., Any]:
+    from earnest import logmel_batch
+
+    if device != "cuda":
+        raise Absent("paths are the GPU's")
+    scratch: dict[Any, Any] = {}
+    return lambda pcm: logmel_batch.features(pcm, MELS, False, True, scratch, lambda: None, path)
 
 
 def _streams(rng: np.random.Generator, count: int, milliseconds: int, device: str) -> Problem:

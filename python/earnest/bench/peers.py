@@ -30,6 +30,20 @@ def attention_backends(device: str) -> dict[str, str]:
     }
 
 
+def unless_refused(run: Callable[..., Any]) -> Callable[..., Any]:
+    """A path of ours; Absent where it does not take the call."""
+
+    def tried(*inputs: Any) -> Any:
+        try:
+            return run(*inputs)
+        except RuntimeError as error:
+            if "] path: expected" in str(error):
+                raise Absent(str(error)) from None
+            raise
+
+    return tried
+
+
 def attention_on(name: str, backend: str) -> Callable[..., Any]:
     """torch's scaled_dot_product_attention by that backend alone; Absent where it does not take the call."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
