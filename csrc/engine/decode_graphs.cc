@@ -39,7 +39,8 @@ Status DecodeGraphs::run(const Computed& computed, const std::vector<Segment>& s
   const TextConfig& config = computed.decoder.config();
   const auto asked = static_cast<int64_t>(segments.size());
   EARNEST_RETURN_IF_ERROR(computed.decoder.check(segments));
-  EARNEST_RETURN_IF_ERROR(draws_.send(drawings));
+  draws_arena_.reset();
+  EARNEST_RETURN_IF_ERROR(draws_.send(drawings, &draws_arena_));
   DecoderBatch batch(segments);
   batch.fill_up(power_of_two(asked));
   EARNEST_RETURN_IF_ERROR(batch.turn_by(config));
@@ -61,9 +62,9 @@ Status DecodeGraphs::run(const Computed& computed, const std::vector<Segment>& s
     ++counts_.plain;
   }
 
-  auto* const tokens = reinterpret_cast<int32_t*>(made.there + made.tokens);
-  EARNEST_RETURN_IF_ERROR(
-      draws_.launch(reinterpret_cast<BFloat16*>(made.there + made.logits), config.vocab_size, tokens));
+  auto* const made_logits = reinterpret_cast<BFloat16*>(made.there + made.logits);
+  EARNEST_RETURN_IF_ERROR(draws_.launch(made_logits, config.vocab_size,
+                                        reinterpret_cast<int32_t*>(made.there + made.tokens), &draws_arena_));
   made_.resize(made.bytes);
   EARNEST_RETURN_IF_ERROR(copy(kOp, Device::kCuda, made_.data(), made.there, made.logits));
   FaultWord word = kNoFault;
@@ -72,27 +73,9 @@ Status DecodeGraphs::run(const Computed& computed, const std::vector<Segment>& s
   std::memcpy(hidden, made_.data() + made.hidden,
               static_cast<size_t>(asked * config.hidden_size) * sizeof(BFloat16));
   draws_.take(reinterpret_cast<const int32_t*>(made_.data() + made.tokens), drawings);
-  EARNEST_RETURN_IF_ERROR(bring_logits(made, asked, config.vocab_size, !drawings.empty(), logits));
+  EARNEST_RETURN_IF_ERROR(draws_.bring(made_logits, asked, config.vocab_size,
+                                       reinterpret_cast<BFloat16*>(made_.data() + made.logits), logits));
   Decoder::advance(segments);
-  return {};
-}
-
-// Of the rows that are not drawn there, neighbours in one copy.
-Status DecodeGraphs::bring_logits(const Made& made, int64_t rows, int64_t vocabulary, bool some_drawn,
-                                  float* logits) {
-  const auto comes = [&](int64_t row) { return !some_drawn || !draws_.has(static_cast<size_t>(row)); };
-  for (int64_t row = 0; row < rows;) {
-    int64_t end = row;
-    while (end < rows && comes(end)) ++end;
-    const size_t first = static_cast<size_t>(row * vocabulary) * sizeof(BFloat16) + made.logits;
-    const int64_t count = (end - row) * vocabulary;
-    if (count > 0)
-      EARNEST_RETURN_IF_ERROR(copy(kOp, Device::kCuda, made_.data() + first, made.there + first,
-                                   static_cast<size_t>(count) * sizeof(BFloat16)));
-    const auto* rounded = reinterpret_cast<const BFloat16*>(made_.data() + first);
-    for (int64_t i = 0; i < count; ++i) logits[row * vocabulary + i] = widen(rounded[i]);
-    row = end + 1;  // which is drawn, or none
-  }
   return {};
 }
 

@@ -76,7 +76,6 @@ class DecodeGraphs {
   Made take(const Computed& computed, int64_t rows);
   Status launch(const Computed& computed, DecoderBatch* batch, const Made& made);
   Status capture(const Computed& computed, const DecoderBatch& batch, const Made& made, Recording* recording);
-  Status bring_logits(const Made& made, int64_t rows, int64_t vocabulary, bool some_drawn, float* logits);
 
   bool wanted_;
   Status trouble_;
@@ -87,7 +86,8 @@ class DecodeGraphs {
   const void* pool_ = nullptr;                                   // where its keys begin
   int64_t moves_ = 0, version_ = 0;
   DeviceDraws draws_;
-  std::vector<char> made_;  // brought to the host
+  Arena draws_arena_{Device::kCuda};  // apart: draws are no part of a recording
+  std::vector<char> made_;            // brought to the host
 };
 
 }  // namespace earnest::engine

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Tokens of a step of decoding, drawn on the GPU where their logits are (kernels/sampling/draws.h): those of
+// Tokens of many rows, drawn on the GPU where their logits are (kernels/sampling/draws.h): those of
 // samplers that take no penalties off and cut nothing off. Logits of other rows come home and are drawn from
 // there. The same tokens either way.
 #pragma once
@@ -27,20 +27,27 @@ struct Drawing {
 
 class DeviceDraws {
  public:
-  // Sends what the kernels read of these rows; may throw std::bad_alloc, as below.
-  Status send(std::span<const Drawing> rows);
+  // Sends what the kernels read of these rows, or of none; may throw std::bad_alloc, as below. The arena is
+  // the GPU's.
+  Status send(std::span<const Drawing> rows, Arena* arena);
 
   // Puts the draws on the default stream, behind what makes logits [rows, vocabulary], which lose what is
   // suppressed; tokens [rows] lie on the GPU as well.
-  Status launch(BFloat16* logits, int64_t vocabulary, int32_t* tokens);
+  Status launch(BFloat16* logits, int64_t vocabulary, int32_t* tokens, Arena* arena);
 
   // From tokens that have come home.
   void take(const int32_t* tokens, std::span<Drawing> rows) const;
 
-  bool has(size_t row) const { return there_[row]; }  // whether it is drawn there
+  // Logits [rows, vocabulary] of the rows that are not drawn there, neighbours in one copy, by way of
+  // `rounded`, of the same shape in memory of the host.
+  Status bring(const BFloat16* there, int64_t rows, int64_t vocabulary, BFloat16* rounded,
+               float* logits) const;
+
+  bool any() const { return job_.rows > 0; }
 
  private:
-  Arena arena_{Device::kCuda};
+  bool has(int64_t row) const { return any() && there_[static_cast<size_t>(row)]; }
+
   sampling::Draws job_;
   std::vector<bool> there_;
   std::vector<double> temperatures_, uniforms_;

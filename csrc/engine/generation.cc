@@ -54,7 +54,10 @@ class Loop {
     const auto rows = static_cast<int64_t>(live_.size());
     arena_->reset();
     logits_ = arena_->take<float>(rows * model_.config().text.vocab_size);
-    if (!rates_as_it_draws_) return model_.logits(hidden_.data(), rows, logits_, arena_);
+    if (!rates_as_it_draws_) {
+      for (const Live& one : live_) drawings_.push_back({&samplers_[one.index], uniform_of(one)});
+      return model_.logits(hidden_.data(), rows, logits_, arena_, drawings_);
+    }
     norms_.resize(live_.size());
     return model_.scores(hidden_.data(), rows, logits_, norms_.data(), arena_);
   }

@@ -34,29 +34,40 @@ logprob::ScoreMatrix Head::score_matrix() const {
 
 Status Head::refresh() { return packed_ == nullptr ? Status() : logprob::pack(score_matrix(), packed_); }
 
-Status Head::logits(const void* hidden, int64_t rows, float* logits, Arena* arena) const {
+Status Head::logits(const void* hidden, int64_t rows, float* logits, Arena* arena,
+                    std::span<Drawing> drawings) const {
   const Arena::Scope scope(arena);
   if (has_scores()) return scores(hidden, rows, logits, arena->take<logprob::RowNorm>(rows), arena);
   if (precision_ != Precision::kBFloat16) return matrix_->multiply(hidden, rows, logits, arena);
   const int64_t count = rows * config_.vocab_size;
   BFloat16* rounded = arena->take<BFloat16>(count);
-  EARNEST_RETURN_IF_ERROR(device_ == Device::kCpu ? matrix_->multiply(hidden, rows, rounded, arena)
-                                                  : logits_there(hidden, rows, rounded, arena->on(device_)));
+  if (device_ == Device::kCuda)
+    return logits_there(hidden, rows, drawings, rounded, logits, arena->on(device_));
+  EARNEST_RETURN_IF_ERROR(matrix_->multiply(hidden, rows, rounded, arena));
   for (int64_t i = 0; i < count; ++i) logits[i] = widen(rounded[i]);
   return {};
 }
 
-Status Head::logits_there(const void* hidden, int64_t rows, BFloat16* logits, Arena* arena) const {
+Status Head::logits_there(const void* hidden, int64_t rows, std::span<Drawing> drawings, BFloat16* rounded,
+                          float* logits, Arena* arena) const {
   const Arena::Scope scope(arena);
   const char* sent = nullptr;
   Parcel parcel;
   parcel.add(static_cast<const char*>(hidden),
              rows * config_.hidden_size * static_cast<int64_t>(size_of(precision_)), &sent);
   EARNEST_RETURN_IF_ERROR(parcel.send("logits", arena));
-  const int64_t count = rows * config_.vocab_size;
-  BFloat16* made = arena->take<BFloat16>(count);
+  DeviceDraws draws;
+  EARNEST_RETURN_IF_ERROR(draws.send(drawings, arena));
+  BFloat16* made = arena->take<BFloat16>(rows * config_.vocab_size);
   EARNEST_RETURN_IF_ERROR(matrix_->multiply(sent, rows, made, arena));
-  return copy("logits", device_, logits, made, static_cast<size_t>(count) * sizeof(BFloat16));
+  if (draws.any()) {
+    int32_t* const tokens = arena->take<int32_t>(rows);
+    std::vector<int32_t> drawn(static_cast<size_t>(rows));
+    EARNEST_RETURN_IF_ERROR(draws.launch(made, config_.vocab_size, tokens, arena));
+    EARNEST_RETURN_IF_ERROR(copy("logits", device_, drawn.data(), tokens, drawn.size() * sizeof(int32_t)));
+    draws.take(drawn.data(), drawings);
+  }
+  return draws.bring(made, rows, config_.vocab_size, rounded, logits);
 }
 
 Status Head::scores(const void* hidden, int64_t rows, float* logits, logprob::RowNorm* norms,

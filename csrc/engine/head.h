@@ -5,9 +5,11 @@
 #pragma once
 
 #include <memory>
+#include <span>
 
 #include "csrc/engine/arena.h"
 #include "csrc/engine/config.h"
+#include "csrc/engine/device_draws.h"
 #include "csrc/engine/weight_memory.h"
 #include "csrc/engine/weights.h"
 #include "kernels/common/status.h"
@@ -24,8 +26,10 @@ class Head {
   Status refresh();
 
   // hidden [rows, hidden_size] of the model's precision -> logits [rows, vocab_size], rounded to the model's
-  // precision. May throw std::bad_alloc, as all below.
-  Status logits(const void* hidden, int64_t rows, float* logits, Arena* arena) const;
+  // precision, but for rows of `drawings` [rows, or none] that a GPU draws where they are. May throw
+  // std::bad_alloc, as all below.
+  Status logits(const void* hidden, int64_t rows, float* logits, Arena* arena,
+                std::span<Drawing> drawings = {}) const;
 
   // On a GPU, of hidden states there: the product alone, on the arena's stream.
   Status launch(const void* hidden, int64_t rows, BFloat16* logits, Arena* arena) const {
@@ -47,7 +51,8 @@ class Head {
  private:
   Status logprob_of_logits(const void* hidden, int64_t rows, const int64_t* targets, double temperature,
                            float* logp, float* entropy, Arena* arena) const;
-  Status logits_there(const void* hidden, int64_t rows, BFloat16* logits, Arena* arena) const;
+  Status logits_there(const void* hidden, int64_t rows, std::span<Drawing> drawings, BFloat16* rounded,
+                      float* logits, Arena* arena) const;
   Status logprob_there(logprob::Forward job, Arena* arena) const;
   logprob::ScoreMatrix score_matrix() const;
 

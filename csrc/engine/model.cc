@@ -116,8 +116,9 @@ Status Model::forward(const std::vector<Segment>& segments, void* hidden, Arena*
   return at(place(), "decoder", [&] { return decoder_.run(segments, hidden, arena->on(device())); });
 }
 
-Status Model::logits(const void* hidden, int64_t rows, float* logits, Arena* arena) const {
-  return at(place(), "logits", [&] { return head_.logits(hidden, rows, logits, arena); });
+Status Model::logits(const void* hidden, int64_t rows, float* logits, Arena* arena,
+                     std::span<Drawing> drawings) const {
+  return at(place(), "logits", [&] { return head_.logits(hidden, rows, logits, arena, drawings); });
 }
 
 Status Model::decode(const std::vector<Segment>& segments, std::span<Drawing> drawings, void* hidden,
@@ -126,7 +127,7 @@ Status Model::decode(const std::vector<Segment>& segments, std::span<Drawing> dr
     return at(place(), "decoder",
               [&] { return graphs->run({decoder_, head_, refreshed_}, segments, drawings, hidden, logits); });
   EARNEST_RETURN_IF_ERROR(forward(segments, hidden, arena));
-  return this->logits(hidden, static_cast<int64_t>(segments.size()), logits, arena);
+  return this->logits(hidden, static_cast<int64_t>(segments.size()), logits, arena, drawings);
 }
 
 Status Model::scores(const void* hidden, int64_t rows, float* logits, logprob::RowNorm* norms,

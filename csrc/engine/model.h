@@ -52,7 +52,8 @@ class Model {
   bool has_scores() const { return head_.has_scores(); }
   Status scores(const void* hidden, int64_t rows, float* logits, logprob::RowNorm* norms, Arena* arena) const;
   Status forward(const std::vector<Segment>& segments, void* hidden, Arena* arena) const;
-  Status logits(const void* hidden, int64_t rows, float* logits, Arena* arena) const;
+  Status logits(const void* hidden, int64_t rows, float* logits, Arena* arena,
+                std::span<Drawing> drawings = {}) const;
   Status logprob(const void* hidden, int64_t rows, const int64_t* targets, double temperature, float* logp,
                  float* entropy, Arena* arena) const;
 

@@ -94,6 +94,21 @@ void sample(const float* logits, int64_t vocabulary, std::span<StepRow* const> r
   });
 }
 
+std::vector<Drawing> drawings_of(std::span<StepRow* const> rows) {
+  std::vector<Drawing> drawings;
+  for (const StepRow* row : rows)
+    drawings.push_back({&row->answer->sampler, uniform(row->answer->options.seed, row->index)});
+  return drawings;
+}
+
+void take_drawn(const std::vector<Drawing>& drawings, std::span<StepRow* const> rows) {
+  for (size_t i = 0; i < rows.size(); ++i) {
+    rows[i]->drawn = drawings[i].drawn;
+    rows[i]->token = drawings[i].token;
+    if (rows[i]->status.ok()) rows[i]->status = drawings[i].status;
+  }
+}
+
 // A token of each row, from its hidden state.
 Status draw(const Model& model, Arena* arena, std::span<StepRow*> rows) {
   const size_t row_bytes = row_bytes_of(model);
@@ -105,17 +120,11 @@ Status draw(const Model& model, Arena* arena, std::span<StepRow*> rows) {
   for (size_t i = 0; i < rows.size(); ++i) {
     std::copy(rows[i]->hidden.begin(), rows[i]->hidden.end(), hidden + i * row_bytes);
   }
-  EARNEST_RETURN_IF_ERROR(model.logits(hidden, count, logits, arena));
+  std::vector<Drawing> drawings = drawings_of(rows);
+  EARNEST_RETURN_IF_ERROR(model.logits(hidden, count, logits, arena, drawings));
+  take_drawn(drawings, rows);
   sample(logits, vocabulary, rows);
   return {};
-}
-
-void take_drawn(const std::vector<Drawing>& drawings, const std::vector<StepRow*>& rows) {
-  for (size_t i = 0; i < rows.size(); ++i) {
-    rows[i]->drawn = drawings[i].drawn;
-    rows[i]->token = drawings[i].token;
-    if (rows[i]->status.ok()) rows[i]->status = drawings[i].status;
-  }
 }
 
 // Both at once, where every row is a token of an answer: a step that a GPU can record.
@@ -126,11 +135,8 @@ Status decode(const Model& model, Arena* arena, DecodeGraphs* graphs, const std:
   return guarded("decoder", [&]() -> Status {
     arena->reset();
     std::vector<Segment> segments;
-    std::vector<Drawing> drawings;
-    for (StepRow* row : rows) {
-      segments.push_back(segment_of(row, row_bytes));
-      drawings.push_back({&row->answer->sampler, uniform(row->answer->options.seed, row->index)});
-    }
+    for (StepRow* row : rows) segments.push_back(segment_of(row, row_bytes));
+    std::vector<Drawing> drawings = drawings_of(rows);
     float* logits = arena->take<float>(count * vocabulary);
     char* hidden = arena->take<char>(count * static_cast<int64_t>(row_bytes));
     EARNEST_RETURN_IF_ERROR(model.decode(segments, drawings, hidden, logits, arena, graphs));

@@ -81,6 +81,13 @@ class World {
     CHECK(pool_->write(caches_.back()->start(), length, fill).ok());
     CHECK(caches_.back()->extend(length).ok());
   }
+  // All sequences go, and keys and values come to lie elsewhere.
+  void move(int64_t tokens) {
+    caches_.clear();
+    std::shared_ptr<KVPool> next;  // made while the other one is still there
+    CHECK(KVPool::create(model_.config().text, Precision::kBFloat16, tokens, &next, Device::kCuda).ok());
+    pool_ = std::move(next);
+  }
   void leave(size_t i) { caches_.erase(caches_.begin() + static_cast<std::ptrdiff_t>(i)); }
   void fork(size_t i, int64_t room) {
     caches_.push_back(std::make_unique<KVCache>());
@@ -267,6 +274,21 @@ TEST(a_recording_is_made_once_for_each_size_and_again_when_addresses_change) {
   CHECK(steps(3).recorded == of_three.recorded);  // as many rows as three have been filled up to
   CHECK(model->refresh().ok());
   CHECK(steps(2).recorded == of_three.recorded + 1 && steps(2).plain == of_three.plain);
+}
+
+TEST(a_recording_goes_with_the_keys_that_it_reads) {
+  World moved(loaded()->model(), true, 100), stays(loaded()->model(), true, 100);
+  for (int pool = 0; pool < 2; ++pool) {
+    for (int step = 0; step < 3; ++step) {
+      for (World* world : {&moved, &stays}) {
+        if (step == 0 && pool == 1) world == &moved ? world->move(100) : world->leave(0);
+        if (step == 0) world->join(some_ids(3, static_cast<uint32_t>(pool)), 20);
+      }
+      const auto ids = some_ids(1, 20 + static_cast<uint32_t>(step));
+      CHECK(moved.step(ids, true) == stays.step(ids, true));
+    }
+  }
+  CHECK(moved.graphs().counts().recorded == 2 && stays.graphs().counts().recorded == 1);
 }
 
 TEST(answers_are_the_same_with_graphs_and_without) {
