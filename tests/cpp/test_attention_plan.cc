@@ -173,7 +173,8 @@ TEST(the_workspace_holds_numbers_and_the_lists_that_there_are) {
 
 TEST(rows_that_stay_are_as_many_as_shared_memory_holds) {
   const auto rows = [](int64_t dim, int64_t shared_bytes, int asked) {
-    Params p = Case({700}, {700}, 2, 2, true).p;
+    const Case one({700}, {700}, 2, 2, true);
+    Params p = one.p;
     p.dim = dim, p.tile_rows = asked;
     return backward_plan_of(p, shared_bytes).rows.tile_rows;
   };

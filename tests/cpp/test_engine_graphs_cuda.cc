@@ -199,6 +199,30 @@ TEST(a_recording_goes_with_the_keys_that_it_reads) {
   CHECK(moved.graphs().counts().recorded == 2 && stays.graphs().counts().recorded == 1);
 }
 
+// Logits of 64 rows want more memory than a step of one row leaves, so that all of it moves.
+TEST(a_recording_goes_with_the_memory_that_it_writes) {
+  Config sizes = small_config();
+  sizes.text.vocab_size = 8200;
+  std::shared_ptr<Model> model;
+  CHECK(Model::create(sizes, tensors_of(sizes, 3, true), Precision::kBFloat16, &model, Quantization::kNone,
+                      Device::kCuda)
+            .ok());
+  World recorded(*model, true, 400), plain(*model, false, 400);
+  const auto both_step = [&](uint32_t seed) {
+    const auto ids = some_ids(static_cast<int64_t>(plain.size()), seed);
+    CHECK(recorded.step(ids, true) == plain.step(ids, false));
+  };
+  for (World* world : {&recorded, &plain}) world->join(some_ids(3, 1), 10);
+  for (uint32_t step = 0; step < 3; ++step) both_step(step);
+  for (int i = 0; i < 32; ++i)
+    for (World* world : {&recorded, &plain}) world->fork(0, 10);
+  both_step(3);
+  for (int i = 0; i < 32; ++i)
+    for (World* world : {&recorded, &plain}) world->leave(1);
+  both_step(4);
+  CHECK(recorded.graphs().counts().recorded == 2);
+}
+
 TEST(answers_are_the_same_with_graphs_and_without) {
   EngineStats replayed;
   const auto recorded = talk({}, &replayed);
@@ -231,8 +255,9 @@ class Speakers {
     for (int i = 0; i < count; ++i) {
       StepRow row;
       row.prefix = std::make_shared<Prefix>();
-      row.answer =
-          std::make_shared<AnswerState>(*loaded(), endless(*loaded(), static_cast<uint64_t>(i), 20), false);
+      AnswerOptions options = endless(*loaded(), static_cast<uint64_t>(i), 20);
+      if (i % 2 == 0) options.sampling.top_p = 1;  // drawn where logits are
+      row.answer = std::make_shared<AnswerState>(*loaded(), options, false);
       row.draws = true;
       KVCache* const cache = &row.prefix->cache;
       const auto prompt = some_ids(kPrompt + i, static_cast<uint32_t>(i));
@@ -271,6 +296,26 @@ bool same(const StepRow& a, const StepRow& b) {
 }
 
 }  // namespace
+
+TEST(a_step_says_what_is_drawn_from_its_logits) {
+  const Model& model = loaded()->model();
+  std::vector<float> logits(static_cast<size_t>(model.config().text.vocab_size));
+  Speakers speakers(3);
+  Sampler::Scratch scratch;
+  Arena arena;
+  for (int step = 0; step < 3; ++step) {
+    speakers.step();
+    for (size_t i = 0; i < 3; ++i) {
+      const StepRow& row = speakers.row(i);
+      arena.reset();
+      CHECK(model.logits(row.hidden.data(), 1, logits.data(), &arena).ok());
+      int32_t token = -1;
+      CHECK(row.answer->sampler.draw(logits, uniform(row.answer->options.seed, row.index), &scratch, &token)
+                .ok());
+      CHECK(row.drawn == (i % 2 == 0) && row.token == token);
+    }
+  }
+}
 
 TEST(a_recorded_step_that_fails_is_done_again_without_its_graph) {
   constexpr int kSteps = 4, kFails = 2;
