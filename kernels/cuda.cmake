@@ -72,7 +72,7 @@ function(earnest_add_kernels suffix architectures)
     return()
   endif()
   foreach(file IN LISTS files)
-    if(file MATCHES "/sampling/")  # whose bits are the CPU's
+    if(file MATCHES "^kernels/sampling/|/kernels/sampling/[^/]*$")  # whose bits are the CPU's
       set_source_files_properties(${file} PROPERTIES COMPILE_OPTIONS -fmad=false)
     endif()
   endforeach()

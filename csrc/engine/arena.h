@@ -56,7 +56,10 @@ class Arena {
       ++moves_;
       blocks_.push_back(Block(device_, total));
     }
-    if (beside_ != nullptr) beside_->reset();
+    if (beside_ == nullptr) return;
+    const CurrentPlace current({beside_->device(), gpu_beside_});  // where its new block is to lie
+    if (!current.status().ok()) throw AllocationFailed(current.status());
+    beside_->reset();
   }
 
   // What is taken while a scope stands is free again when it ends.

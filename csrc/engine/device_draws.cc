@@ -10,8 +10,9 @@ namespace earnest::engine {
 
 Status DeviceDraws::send(std::span<const Drawing> rows, Arena* arena) {
   there_.clear(), temperatures_.clear(), uniforms_.clear(), suppressed_.clear();
+  const bool few = static_cast<int64_t>(rows.size()) <= sampling::kMostDraws;
   for (const Drawing& row : rows) {
-    const bool there = row.sampler != nullptr && row.sampler->is_plain();
+    const bool there = row.sampler != nullptr && row.sampler->is_plain() && few;
     there_.push_back(there);
     temperatures_.push_back(there ? row.sampler->temperature() : 0);  // the least work for nothing
     uniforms_.push_back(row.uniform);

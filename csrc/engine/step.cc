@@ -76,7 +76,7 @@ Status forward(const Model& model, Arena* arena, const std::vector<StepRow*>& ro
 }
 
 // A token of each row that has numbers, from its logits.
-void sample(const float* logits, int64_t vocabulary, std::span<StepRow* const> rows) {
+Status sample(const float* logits, int64_t vocabulary, std::span<StepRow* const> rows) {
   const auto count = static_cast<int64_t>(rows.size());
   const int64_t lanes = std::min<int64_t>(count, num_threads());
   std::vector<Sampler::Scratch> scratch(static_cast<size_t>(lanes));
@@ -92,6 +92,7 @@ void sample(const float* logits, int64_t vocabulary, std::span<StepRow* const> r
       });
     }
   });
+  return {};
 }
 
 std::vector<Drawing> drawings_of(std::span<StepRow* const> rows) {
@@ -123,8 +124,7 @@ Status draw(const Model& model, Arena* arena, std::span<StepRow*> rows) {
   std::vector<Drawing> drawings = drawings_of(rows);
   EARNEST_RETURN_IF_ERROR(model.logits(hidden, count, logits, arena, drawings));
   take_drawn(drawings, rows);
-  sample(logits, vocabulary, rows);
-  return {};
+  return sample(logits, vocabulary, rows);
 }
 
 // Both at once, where every row is a token of an answer: a step that a GPU can record.
@@ -139,10 +139,14 @@ Status decode(const Model& model, Arena* arena, DecodeGraphs* graphs, const std:
     std::vector<Drawing> drawings = drawings_of(rows);
     float* logits = arena->take<float>(count * vocabulary);
     char* hidden = arena->take<char>(count * static_cast<int64_t>(row_bytes));
+    for (StepRow* row : rows)
+      row->hidden.resize(row_bytes);  // as nothing may fail once tokens have been read
     EARNEST_RETURN_IF_ERROR(model.decode(segments, drawings, hidden, logits, arena, graphs));
     take_hidden(hidden, row_bytes, model.precision(), rows);
     take_drawn(drawings, rows);
-    sample(logits, vocabulary, rows);
+    const Status sampled = guarded("generate", [&] { return sample(logits, vocabulary, rows); });
+    for (StepRow* row : rows)
+      if (!sampled.ok() && !row->drawn && row->status.ok()) row->status = sampled;
     return {};
   });
 }

@@ -11,7 +11,7 @@ namespace earnest::sampling {
 namespace {
 
 constexpr char kOp[] = "generate";
-constexpr int64_t kMostRows = 65535, kMostOfARow = std::numeric_limits<int32_t>::max();
+constexpr int64_t kMostOfARow = std::numeric_limits<int32_t>::max();
 
 Status in_range(const char* name, int64_t value, int64_t least, int64_t most) {
   if (value >= least && value <= most) return {};
@@ -28,7 +28,7 @@ Status there(const char* name, const void* array, bool needed) {
 size_t workspace_size(const Draws& job) { return DrawsWorkspace::bytes(job); }
 
 Status run(const Draws& job, void* workspace) {
-  Status status = in_range("rows", job.rows, 0, kMostRows);
+  Status status = in_range("rows", job.rows, 0, kMostDraws);
   if (status.ok()) status = in_range("count", job.count, 1, kMostOfARow);
   if (status.ok()) status = in_range("ranges", job.ranges, 0, kMostOfARow);
   if (!status.ok() || job.rows == 0) return status;

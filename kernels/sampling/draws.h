@@ -19,9 +19,11 @@ struct Suppressed {
   int32_t row, first, count;
 };
 
+constexpr int64_t kMostDraws = 65'535;  // rows at a time
+
 // All arrays lie on the device. The call puts work on the stream, waits for nothing and allocates nothing.
 struct Draws {
-  int64_t rows = 0;                        // at most 65,535
+  int64_t rows = 0;                        // at most kMostDraws
   int64_t count = 0;                       // logits of a row: 1 to 2^31 - 1
   BFloat16* logits = nullptr;              // [rows, count]; lowered where suppressed
   const double* temperatures = nullptr;    // [rows], finite, 0 or more

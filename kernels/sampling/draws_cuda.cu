@@ -23,7 +23,7 @@ __device__ inline int lane() { return static_cast<int>(threadIdx.x % kWarpSize);
 __global__ void __launch_bounds__(kSuppressThreads) suppress(const Draws job) {
   const Suppressed range = job.suppressed[blockIdx.x];
   BFloat16* const logits = job.logits + range.row * job.count + range.first;
-  for (int i = static_cast<int>(threadIdx.x); i < range.count; i += kSuppressThreads)
+  for (int64_t i = threadIdx.x; i < range.count; i += kSuppressThreads)
     if (!std::isnan(widen(logits[i]))) logits[i] = BFloat16{0xff80};
 }
 

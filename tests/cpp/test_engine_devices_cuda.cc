@@ -202,6 +202,26 @@ TEST(passes_and_caches_from_any_thread_go_to_the_models_gpu) {
         "[kv_cache] other: expected a cache on the same device, got one on another");
 }
 
+// More of it than a first block holds, so that the second pass makes one block of two.
+TEST(scratch_memory_that_grows_lies_on_the_models_gpu) {
+  Config sizes = small_config();
+  sizes.text.vocab_size = 8200;
+  const Machine machine;
+  std::shared_ptr<Model> model;
+  CHECK(Model::create(sizes, tensors_of(sizes, 3, true), Precision::kBFloat16, &model, Quantization::kNone,
+                      {Device::kCuda, kMeant})
+            .ok());
+  constexpr int64_t kRows = 64;
+  const std::vector<char> hidden(static_cast<size_t>(kRows * sizes.text.hidden_size) * 2);
+  std::vector<float> logits(static_cast<size_t>(kRows * sizes.text.vocab_size));
+  Arena arena;
+  for (int pass = 0; pass < 2; ++pass) {
+    arena.reset();
+    CHECK(model->logits(hidden.data(), kRows, logits.data(), &arena).ok());
+    CHECK(machine.untouched());
+  }
+}
+
 TEST(the_emulator_refuses_what_belongs_to_another_device) {
   const Machine machine;
   void *memory = nullptr, *stream = nullptr, *graph = nullptr;

@@ -42,6 +42,7 @@ def working(model: AudioLM) -> Iterator[AudioLM]:
         yield _copy_of(model)
 
 
+@torch.inference_mode(False)  # the copy outlives whoever asks first
 @torch.no_grad()
 def _copy_of(model: AudioLM) -> AudioLM:
     copy = _copies.get(model)
