@@ -28,8 +28,8 @@ void compare_shapes(CudaPath path = CudaPath::kBest) {
     for (Case<T> c :
          {Case<T>({1, 0, 63, 64, 65}, {1, 5, 63, 64, 65}, 2, 2, 64, causal),
           Case<T>({7, 0, 19, 1}, {7, 0, 19, 129}, 14, 2, 64, causal),
-          Case<T>({11, 37}, {130, 37}, 7, 7, 128, causal), Case<T>({5, 13}, {5, 67}, 28, 4, 128, causal),
-          Case<T>({129}, {191}, 1, 1, 128, causal)}) {
+          Case<T>({11, 37}, {130, 37}, 10, 2, 128, causal), Case<T>({5, 13}, {5, 67}, 28, 4, 128, causal),
+          Case<T>({129, 3, 2}, {191, 127, 128}, 1, 1, 128, causal)}) {
       c.p.path = path;
       compare(c);
     }
@@ -128,29 +128,35 @@ TEST(a_row_that_sees_no_key_is_0) {
 
 // NaN and Inf in keys and values reach the rows that see them, in the number where they are, and no bit of
 // another.
-TEST(what_a_row_does_not_see_does_not_reach_it) {
-  const float nan = std::numeric_limits<float>::quiet_NaN(),
-              infinity = std::numeric_limits<float>::infinity();
-  for (const int key : {0, 20, 63, 64, 100}) {
-    for (const float bad : {nan, infinity, -infinity}) {
-      Case<BFloat16> clean({101}, {101}, 2, 1, 64, true), in_values = clean, in_keys = clean;
-      *(in_values.value(key, 0) + 5) = number_of<BFloat16>(bad);
-      for (int d = 0; d < 64; ++d) in_keys.key(key, 0)[d] = number_of<BFloat16>(nan);
-      for (Case<BFloat16>* c : {&clean, &in_values, &in_keys}) run(c);
-      for (int token = 0; token < 101; ++token) {
-        for (int d = 0; d < 64; ++d) {
-          const uint16_t bits = clean.result(token, 1)[d].bits;
-          CHECK(token >= key ? std::isnan(widen(in_keys.result(token, 1)[d]))
-                             : in_keys.result(token, 1)[d].bits == bits);
-          const float got = widen(in_values.result(token, 1)[d]);
-          CHECK(token >= key && d == 5 ? (std::isnan(bad) ? std::isnan(got) : got == bad)
-                                       : in_values.result(token, 1)[d].bits == bits);
-        }
-      }
-      CHECK(same_bits(clean.lse, in_values.lse));
-      if (!std::isnan(bad)) CHECK(chunks_equal(in_values, {key == 0 ? 1 : key, 101}));
+template <typename T>
+static void check_who_sees(int64_t dim, int key, float bad) {
+  Case<T> clean({101}, {101}, 2, 1, dim, true), in_values = clean, in_keys = clean;
+  *(in_values.value(key, 0) + 5) = number_of<T>(bad);
+  for (int64_t d = 0; d < dim; ++d)
+    in_keys.key(key, 0)[d] = number_of<T>(std::numeric_limits<float>::quiet_NaN());
+  for (Case<T>* c : {&clean, &in_values, &in_keys}) run(c);
+  for (int token = 0; token < 101; ++token) {
+    for (int64_t d = 0; d < dim; ++d) {
+      const uint16_t bits = clean.result(token, 1)[d].bits;
+      CHECK(token >= key ? std::isnan(widen(in_keys.result(token, 1)[d]))
+                         : in_keys.result(token, 1)[d].bits == bits);
+      const float got = widen(in_values.result(token, 1)[d]);
+      CHECK(token >= key && d == 5 ? (std::isnan(bad) ? std::isnan(got) : got == bad)
+                                   : in_values.result(token, 1)[d].bits == bits);
     }
   }
+  CHECK(same_bits(clean.lse, in_values.lse));
+  if (!std::isnan(bad)) CHECK(chunks_equal(in_values, {key == 0 ? 1 : key, 101}));
+}
+
+TEST(what_a_row_does_not_see_does_not_reach_it) {
+  constexpr float kNan = std::numeric_limits<float>::quiet_NaN(),
+                  kInf = std::numeric_limits<float>::infinity();
+  for (const int key : {0, 20, 63, 64, 100})
+    for (const float bad : {kNan, kInf, -kInf}) check_who_sees<BFloat16>(64, key, bad);
+  check_who_sees<BFloat16>(128, 64, -kInf);
+  check_who_sees<Float16>(128, 20, kNan);
+  check_who_sees<Float16>(128, 63, kInf);
 }
 
 // Again and again: the emulator draws other orders of the threads each time. On path sm90a the two keys are
