@@ -2,6 +2,8 @@
 """attention on cuda: who runs, the definition in float64 with its gradients, a row that stands alone, bounds
 that are wrong, and what torch does with an operator: compiling, checkpoints, autocast."""
 
+import sys
+
 import pytest
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from earnest import _native
 from earnest.errors import InvalidInput
 from earnest.ops import attention, attention_torch
 from earnest.ops.attention import _attention_op, _backward, _forward_on_cuda
+from model_cases import Batch, packed, toy_model
 from reference import attention as reference
 
 LENGTHS_Q, LENGTHS_K = [5, 0, 33, 1], [5, 2, 70, 64]
@@ -296,6 +299,28 @@ def test_which_says_who_runs(device, monkeypatch: pytest.MonkeyPatch) -> None:
         assert earnest.which("attention", device="cuda", **details) == name
     with pytest.raises(RuntimeError, match=r"\[attention\] q: expected a head size of 64 or 128 on cuda"):
         _native.attention_which("cuda", "bfloat16", 80)
+
+
+def test_every_layer_of_the_model_reaches_the_kernel(
+    device, by_torch: list, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dims = []
+
+    def forward(q: Tensor, *rest, **named):
+        dims.append(q.shape[-1])
+        return _forward_on_cuda(q, *rest, **named)
+
+    monkeypatch.setattr(sys.modules[attention.__module__], "_forward_on_cuda", forward)
+    model = toy_model(
+        hidden_size=256, num_attention_heads=2, num_key_value_heads=1, n_audio_state=128, n_audio_head=2
+    )
+    model = model.to(device, torch.bfloat16).requires_grad_(False)
+    batch = packed(model, [(6, [40]), (9, [])])
+    here = {name: x.to(device) for name, x in vars(batch).items() if name != "mel"}
+    hidden = model(Batch(**here, mel=[x.to(device, torch.bfloat16) for x in batch.mel]))
+    assert bool(hidden.isfinite().all())
+    assert dims == [64] * 2 + [128] * 3  # the encoder's layers, then the decoder's
+    assert by_torch == []
 
 
 def test_wrong_bounds_are_refused_in_the_words_of_the_cpu(device) -> None:
