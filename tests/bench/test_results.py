@@ -214,9 +214,41 @@ def test_a_report_is_a_page_and_a_plot_and_the_block_of_the_readme(
     assert text.endswith("\nend\n")
     assert "old" not in text
     assert report.block_in(text) == report.block([Path("bench/results/here.jsonl")])
-    assert "3.00x" in report.block_in(text)
+    assert "| toy/doubling | 1 | 3.00x | slow |" in report.block_in(text)
     assert cli.main(["bench", "report"]) == 0  # the same again: the same bytes
     assert (readme.read_text(), (folder / "here.svg").read_text()) == (text, svg)
+
+
+@pytest.mark.parametrize(
+    ("case", "kind"),
+    [
+        ("ppo/gae-16x1024", "ppo/gae"),
+        ("logmel/30s-80-bins", "logmel"),
+        ("engine/first-token-turn-50", "engine/first-token-turn"),
+        ("engine/memory-bf16", "engine/memory"),
+        ("toy/doubling", "toy/doubling"),
+    ],
+)
+def test_a_case_is_of_a_kind(case: str, kind: str):
+    assert report.kind_of(case) == kind
+
+
+def test_the_readme_has_a_row_for_each_kind_with_the_least_and_the_most(measured: dict, tmp_path: Path):
+    path = tmp_path / "here.jsonl"
+    fast = with_times(measured, "toy/sum-1", slow=3.0, earnest=1.0) | {"fraction": 0.5}
+    slow = with_times(measured, "toy/sum-2", slow=1.5, earnest=1.0) | {"fraction": 0.25, "met": False}
+    other = with_times(measured, "toy/product-2x2", slow=2.0, earnest=1.0) | {
+        "ratio": None,
+        "met": None,
+        "fraction": 0.25,
+    }
+    unasked = with_times(measured, "toy/sum-3", slow=9.0, earnest=1.0) | {"target": {}}
+    write(path, fast, slow, other, unasked)
+    rows = report.block([path]).splitlines()[-2:]
+    assert rows == [
+        "| toy/sum | 2 | 1.50x to 3.00x | slow | 25% to 50% | 1 of 2 |",
+        "| toy/product | 1 | - | - | 25% | 0 of 0 |",
+    ]
 
 
 def test_no_results_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

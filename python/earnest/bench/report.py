@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from earnest.bench.results import Record
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 NOTHING_YET = "No measurements are committed yet: `make bench`."
 _TITLES = ("case", "earnest", "best peer", "", "times faster", "target", "of the limit", "error", "memory")
+_KIND_TITLES = ("kind", "cases", "times faster", "than the best of", "of the limit", "targets met")
 
 
 def write(paths: Sequence[Path], readme: Path | None = None) -> list[Path]:
@@ -35,14 +36,51 @@ def write(paths: Sequence[Path], readme: Path | None = None) -> list[Path]:
 
 
 def block(paths: Sequence[Path]) -> str:
-    """What stands between the marks of the README: for each file, where it was measured and every case that
-    has a target."""
+    """What stands between the marks of the README: for each file where it was measured, and a row for each
+    kind of case that has a target; the file's own page has every case."""
     parts = []
     for path in paths:
         records = [r for r in results.read(path).values() if r["target"]]
         if records:
-            parts.append(f"{heading(records)} ([{path.as_posix()}]({path.as_posix()})):\n\n{_table(records)}")
+            page = path.with_suffix(".md").as_posix()
+            parts.append(f"{heading(records)}. [Every case]({page}):\n\n{_kinds(records)}")
     return "\n\n".join(parts) or NOTHING_YET
+
+
+def kind_of(case: str) -> str:
+    """The words before the sizes: "ppo/gae" of "ppo/gae-16x1024", and "logmel" of "logmel/30s-80-bins"."""
+    family, _, name = case.partition("/")
+    word = re.match(r"[a-z]+(-[a-z]+)*(?=-|$)", name)
+    return f"{family}/{word.group()}" if word else family
+
+
+def _kinds(records: Iterable[Record]) -> str:
+    kinds: dict[str, list[Record]] = {}
+    for record in records:
+        kinds.setdefault(kind_of(record["case"]), []).append(record)
+    ours = [_kind(kind, some) for kind, some in kinds.items()]
+    rows = [_KIND_TITLES, ("---", "---:", "---:", "---", "---:", "---:"), *ours]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _kind(kind: str, records: Sequence[Record]) -> tuple[str, ...]:
+    peers = Counter(record["best_peer"] for record in records if record["ratio"])
+    judged = [record["met"] for record in records if record["met"] is not None]
+    return (
+        kind,
+        str(len(records)),
+        _range([record["ratio"] for record in records], lambda ratio: f"{ratio:.2f}x"),
+        "; ".join(name for name, _ in peers.most_common()) or "-",
+        _range([record["fraction"] for record in records], lambda fraction: f"{100 * fraction:.0f}%"),
+        f"{sum(judged)} of {len(judged)}",
+    )
+
+
+def _range(values: Iterable[float | None], words: Callable[[float], str]) -> str:
+    """The least and the most of those that there are."""
+    found = sorted(value for value in values if value is not None)
+    ends = list(dict.fromkeys(words(value) for value in (found[:1] + found[-1:])))
+    return " to ".join(ends) or "-"
 
 
 def with_block(text: str, inside: str) -> str:
