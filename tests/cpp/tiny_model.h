@@ -85,11 +85,12 @@ inline Tensors tensors_of(const Config& sizes, uint32_t seed, bool rounded = fal
 
 inline std::shared_ptr<const LoadedModel> model_of(const Config& sizes, uint32_t seed, Precision precision,
                                                    const Place& place = {}, bool rounded = false,
-                                                   Quantization codes = Quantization::kNone) {
+                                                   Quantization codes = Quantization::kNone,
+                                                   Products products = Products::kOurs) {
   Tensors tensors = tensors_of(sizes, seed, rounded);
   const Digest fingerprint = fingerprint_of(sizes, precision, codes, tensors);
   std::shared_ptr<Model> weights;
-  CHECK(Model::create(sizes, std::move(tensors), precision, &weights, codes, place).ok());
+  CHECK(Model::create(sizes, std::move(tensors), precision, &weights, codes, place, products).ok());
   auto tokenizer = std::make_shared<Tokenizer>();
   const std::vector<small::Merge> merges = {{"a", "n"}, {"t", "h"}, {"th", "e"}, {" ", "the"}, {"o", "u"}};
   CHECK(Tokenizer::parse(small::definition(merges), "tiny", tokenizer.get()).ok());
