@@ -45,7 +45,7 @@ class Engine:
     computing, of the whole process (None: as they are, at first all cores). weights: "as-stored", "float32",
     "bfloat16", "int8" or "int4".
     products: who multiplies on a GPU by weights that are not quantised. With "ours" an answer does not depend
-    on what runs beside it, nor on the pieces that a dialogue is read in, to the last bit; with "vendor", which
+    on what runs beside it, nor on the pieces that a dialogue is read in, to the last bit; with "vendor", that
     is NVIDIA's cuBLASLt, it may. "vendor" is refused on the CPU, and where no cuBLASLt can be loaded.
     kv_bytes: memory for keys and values (None: room for 4 full contexts, or a quarter of the machine's; on a
     GPU taken at once, at most half of what is free there).
