@@ -36,8 +36,7 @@ Config small_config() {
   return sizes;
 }
 
-Status make(const Place& place, Products products, std::shared_ptr<Model>* model) {
-  const Config sizes = small_config();
+Status make(const Config& sizes, const Place& place, Products products, std::shared_ptr<Model>* model) {
   return Model::create(sizes, tensors_of(sizes, 3, true), Precision::kBFloat16, model, Quantization::kNone,
                        place, products);
 }
@@ -46,10 +45,11 @@ Status make(const Place& place, Products products, std::shared_ptr<Model>* model
 
 TEST(the_vendors_products_are_refused_on_the_cpu) {
   std::shared_ptr<Model> model;
-  const Status status = make(Device::kCpu, Products::kVendor, &model);
+  const Status status = make(small_config(), Device::kCpu, Products::kVendor, &model);
   CHECK(status.code() == StatusCode::kUnsupported && model == nullptr);
   CHECK(status.message() == "[engine] products: expected ours on cpu, got vendor");
-  CHECK(make(Device::kCpu, Products::kOurs, &model).ok() && model->products() == Products::kOurs);
+  CHECK(make(small_config(), Device::kCpu, Products::kOurs, &model).ok() &&
+        model->products() == Products::kOurs);
 }
 
 #if defined(EARNEST_WITH_CUDA)
@@ -58,7 +58,7 @@ TEST(the_vendors_products_are_refused_where_its_library_is_not) {
   require_device();
   std::shared_ptr<Model> model;
   setenv("EARNEST_CUBLASLT", "/of/no/such/name.so", 1);
-  const Status status = make(Device::kCuda, Products::kVendor, &model);
+  const Status status = make(small_config(), Device::kCuda, Products::kVendor, &model);
   unsetenv("EARNEST_CUBLASLT");
   CHECK(status.code() == StatusCode::kUnsupported && model == nullptr);
   CHECK(status.message().find("[engine] products: expected ours (vendor needs cuBLASLt: libcublasLt.so.13 or "
@@ -259,6 +259,22 @@ TEST(graphs_hold_the_vendors_products_and_look_for_no_algorithm_while_they_are_r
   }
   const auto counts = recorded.graphs().counts();
   CHECK(counts.recorded == 2 && counts.replayed == 6 && recorded.graphs().trouble().ok());
+}
+
+// Whose memory lies in pieces the first time, so that arrays begin on other boundaries than they will.
+TEST(a_step_has_the_algorithms_that_it_had_when_its_memory_lay_elsewhere) {
+  Config sizes = small_config();
+  sizes.text.vocab_size = 8200;  // logits of 64 rows are more than the first piece of an arena
+  std::shared_ptr<Model> model;
+  CHECK(make(sizes, Device::kCuda, Products::kVendor, &model).ok());
+  World world(*model, true, 400);
+  world.join(some_ids(3, 1), 10);
+  for (int i = 0; i < 32; ++i) world.fork(0, 10);
+  const auto ids = some_ids(33, 2);
+  world.step(ids, true);
+  const int64_t searches = fake().searches;
+  world.step(ids, true);
+  CHECK(world.graphs().counts().recorded == 1 && fake().searches == searches);
 }
 
 // A library whose numbers do depend on the batch; the test of ours, above, would see it.
