@@ -184,7 +184,8 @@ TEST(what_the_vendors_products_give_is_near_to_what_ours_give) {
   EngineStats stats;
   const Said wanted = ask(Products::kOurs, &stats), found = ask(Products::kVendor, &stats);
   CHECK(found.status.ok() && found.ids.size() == 8 && stats.graph_trouble.ok() && stats.graph_steps == 6);
-  const auto [differs, other] = std::mismatch(wanted.ids.begin(), wanted.ids.end(), found.ids.begin());
+  const auto [differs, other] =
+      std::mismatch(wanted.ids.begin(), wanted.ids.end(), found.ids.begin(), found.ids.end());
   const auto same = differs - wanted.ids.begin();
   CHECK(same >= 1);
   for (std::ptrdiff_t i = 0; i < same; ++i)

@@ -146,7 +146,7 @@ def _bytes(shape: Shape) -> int:
 def _with_vendor(held: gpu_weights.Drawn) -> Any:
     try:
         return held.vendor
-    except ValueError as error:
+    except RuntimeError as error:
         if "] products: expected" in str(error):
             raise Absent(str(error)) from None
         raise

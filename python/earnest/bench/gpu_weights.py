@@ -39,7 +39,7 @@ class Drawn:
 
     @cached_property
     def vendor(self) -> Any:
-        """The same with the vendor's products; ValueError where there are none."""
+        """The same with the vendor's products; RuntimeError where there are none."""
         return self._over("vendor")
 
     def _over(self, products: str) -> Any:
