@@ -27,14 +27,7 @@ using earnest::Device;
 
 namespace {
 
-Config small_config() {
-  Config sizes = config(600);
-  sizes.text.hidden_size = sizes.audio.llm_dim = 128;
-  sizes.text.num_attention_heads = 2;
-  sizes.text.num_key_value_heads = 1;
-  sizes.audio.n_audio_state = 128;
-  return sizes;
-}
+Config small_config() { return narrow_config_for_gpu(600); }
 
 Status make(const Config& sizes, const Place& place, Products products, std::shared_ptr<Model>* model) {
   return Model::create(sizes, tensors_of(sizes, 3, true), Precision::kBFloat16, model, Quantization::kNone,
