@@ -89,7 +89,7 @@ def test_the_cases_of_the_targets_are_there_once() -> None:
         "torch, flash, deterministic",
         {"torch, cudnn": 0.9},
     )
-    assert "attention/cuda-pieces-1x256-of-8192-28/4x128" in targets
+    assert "engine/cuda-pieces-1x256-of-8192-28/4x128" in targets
     assert targets["logmel/cuda-1x30s-128-bins"].seconds == 12e-6
     assert targets["logmel/cuda-64x30s-128-bins"].fraction == 0.6
     assert targets["logmel/cuda-512-streams-80ms-128-bins"].seconds == 20e-6

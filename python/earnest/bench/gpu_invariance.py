@@ -55,11 +55,12 @@ def cases() -> list[Case]:
 
 def case(shape: Shape, device: str = "cuda") -> Case:
     return Case(
-        name=f"attention/cuda-pieces-{shape.name}",
+        name=f"engine/cuda-pieces-{shape.name}",
         problem=partial(_problem, shape=shape, device=device),
         shape=vars(shape),
         dtype="bfloat16",
         device=device,
+        kernel="attention",
     )
 
 

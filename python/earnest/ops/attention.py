@@ -181,12 +181,11 @@ _bounds = Known(16)
 def _forward_on_cuda(
     q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor | None, cu_k: Tensor | None, seqused_k: Tensor | None,
     causal: bool, scale: float, tile_rows: int = 0, path: str = "best", schedule: str = "best", *,
-    with_lse: bool = False, most_keys: int = 0,
+    most_keys: int = 0, with_lse: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """As above. Bounds that come again, as from layer to layer, are not waited for again. tile_rows:
     its choice of 64 or 128, which changes no bit, if 0; path: "best", "sm80" or "sm90a"; schedule, of the
-    last: "best", "series", "turns", "ahead", "both" or "wide". most_keys: of a sequence, where keys are to go
-    in pieces of 512, as the engine asks for."""
+    last: "best", "series", "turns", "ahead", "both" or "wide"."""
     bounds, sizes = (cu_q, cu_k, seqused_k), (q.shape[:-2], k.shape[:-2])
 
     def explain() -> None:
