@@ -14,7 +14,6 @@ from earnest.bench import (
     gpu_attention,
     gpu_attention_backward,
     gpu_decode,
-    gpu_invariance,
     gpu_linear,
     gpu_logmel,
     gpu_logprob,
@@ -48,8 +47,6 @@ SMALL = {
     "decoding, 3 queries over e4m3": gpu_decode.case(
         gpu_decode.Shape(2, 70, 4, 2, 64, queries=3, float8=True), "float16", device="cpu"
     ),
-    "keys in pieces": gpu_invariance.case(gpu_invariance.Shape(2, 70, 70, 4, 2, 64), device="cpu"),
-    "keys in pieces, a step": gpu_invariance.case(gpu_invariance.Shape(2, 1, 70, 4, 2, 64), device="cpu"),
     "rotary write": gpu_write.case(gpu_write.Shape(20, 4, 2, 64), device="cpu"),
     "rotary write, e4m3": gpu_write.case(gpu_write.Shape(5, 4, 2, 64, float8=True), device="cpu"),
 }
@@ -89,7 +86,6 @@ def test_the_cases_of_the_targets_are_there_once() -> None:
         "torch, flash, deterministic",
         {"torch, cudnn": 0.9},
     )
-    assert "engine/cuda-pieces-1x256-of-8192-28/4x128" in targets
     assert targets["logmel/cuda-1x30s-128-bins"].seconds == 12e-6
     assert targets["logmel/cuda-64x30s-128-bins"].fraction == 0.6
     assert targets["logmel/cuda-512-streams-80ms-128-bins"].seconds == 20e-6
