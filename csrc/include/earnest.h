@@ -263,7 +263,7 @@ EARNEST_API earnest_status earnest_session_truncate(earnest_session* session, si
 EARNEST_API earnest_status earnest_session_warm(earnest_session* session);
 
 /* The dialogue with everything that was computed for it; loaded, it goes on with the same bits over the same
- * weights. A file of another model is refused. */
+ * weights (but see earnest_products). A file of another model is refused. */
 EARNEST_API earnest_status earnest_session_save(earnest_session* session, const char* path);
 EARNEST_API earnest_status earnest_session_load(earnest_engine* engine, const char* path,
                                                 earnest_session** session);
