@@ -47,8 +47,8 @@ test-emulated: $(VENV)/.installed-dev
 	$(BIN)/cmake -S . -B build/emulated-python -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DEARNEST_PYTHON=ON \
 	  -DEARNEST_CUDA=EMULATED -DCMAKE_CXX_FLAGS_RELEASE=-O1 -DPython_EXECUTABLE=$(abspath $(BIN))/python \
 	  -Dnanobind_DIR="$$($(BIN)/python -m nanobind --cmake_dir)"
-	$(BIN)/cmake --build build/emulated-python --target _native
-	EARNEST_EMULATED="$$(echo build/emulated-python/_native*.so)" OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) tests/cuda
+	$(BIN)/cmake --build build/emulated-python --target _native fake_cublaslt
+	EARNEST_EMULATED="$$(echo build/emulated-python/_native*.so)" EARNEST_CUBLASLT=$(CURDIR)/build/emulated-python/libfake_cublaslt.so OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) tests/cuda
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/earnest bench --peers --json $(or $(RESULTS),bench/results/cpu.jsonl) $(ARGS)

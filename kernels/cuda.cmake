@@ -101,6 +101,12 @@ if(EARNEST_CUDA)
   endif()
 endif()
 
+# In the emulator stands for the vendor's products, where tests ask for them.
+if(EARNEST_EMULATED)
+  add_library(fake_cublaslt SHARED EXCLUDE_FROM_ALL tests/cpp/fake_cublaslt.cc)
+  target_include_directories(fake_cublaslt PRIVATE ${CMAKE_SOURCE_DIR})
+endif()
+
 # Tests that a build with CUDA has: those with kernels of their own, tests/cpp/test_*.cu (named _emulator: only
 # without a GPU), and those of the families that have CUDA code, whose cases run on both devices. They are built by
 # the target cuda_tests and run by ctest -L cuda.
@@ -138,12 +144,12 @@ function(earnest_add_cuda_tests)
       list(APPEND tests test_${family})
     endif()
   endforeach()
-  if(EARNEST_EMULATED)  # stands for the vendor's products
-    add_library(fake_cublaslt SHARED tests/cpp/fake_cublaslt.cc)
-    target_include_directories(fake_cublaslt PRIVATE ${CMAKE_SOURCE_DIR})
-    target_compile_definitions(test_linear_cuda PRIVATE EARNEST_FAKE_CUBLASLT="$<TARGET_FILE:fake_cublaslt>")
-    add_dependencies(test_linear_cuda fake_cublaslt)
-    foreach(name test_engine_graphs_cuda test_engine_devices_cuda)  # which set it (cuda_emulated.h)
+  if(EARNEST_EMULATED)
+    foreach(name test_linear_cuda test_engine_products_cuda)
+      target_compile_definitions(${name} PRIVATE EARNEST_FAKE_CUBLASLT="$<TARGET_FILE:fake_cublaslt>")
+      add_dependencies(${name} fake_cublaslt)
+    endforeach()
+    foreach(name test_engine_graphs_cuda test_engine_devices_cuda test_engine_products_cuda)  # which set it (cuda_emulated.h)
       target_compile_definitions(${name} PRIVATE EARNEST_WITH_EMULATOR)
     endforeach()
   endif()

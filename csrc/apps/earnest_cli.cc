@@ -33,6 +33,9 @@ the standard input, one each.
   --seed N            the same seed, the same answer (0)
   --weights W         float32, bfloat16, int8 or int4 (as stored)
   --device D          cpu, cuda or cuda:N (cpu)
+  --products P        ours or vendor (ours): who multiplies on a GPU by weights that are not quantised. With
+                      vendor, cuBLASLt, an answer may depend on what runs beside it, and on the pieces that the
+                      dialogue is read in; with ours it does not, to the last bit
   --threads N         for computing (all cores)
   --quiet             the reply alone
   --stats             counts and times of each answer, on stderr
@@ -101,6 +104,12 @@ earnest_weights weights_of(const std::string& name) {
   refuse("[--weights] value: expected float32, bfloat16, int8 or int4, got " + name);
 }
 
+earnest_products products_of(const std::string& name) {
+  if (name == "ours") return EARNEST_PRODUCTS_OURS;
+  if (name == "vendor") return EARNEST_PRODUCTS_VENDOR;
+  refuse("[--products] value: expected ours or vendor, got " + name);
+}
+
 // One option; true where it took the value behind it.
 bool read_option(const std::string& option, const char* value, Settings* settings) {
   if (option == "--think") return settings->generation.thinking = EARNEST_THINKING_ON, false;
@@ -110,7 +119,7 @@ bool read_option(const std::string& option, const char* value, Settings* setting
   const bool known = option == "--text" || option == "--wav" || option == "--system" ||
                      option == "--max-tokens" || option == "--temperature" || option == "--top-p" ||
                      option == "--seed" || option == "--weights" || option == "--threads" ||
-                     option == "--device";
+                     option == "--device" || option == "--products";
   if (!known) refuse("[arguments] option: expected one of those of --help, got " + option);
   if (!value) refuse("[" + option + "] value: expected one, got none");
   if (option == "--text" || option == "--wav") settings->first.push_back({option == "--wav", value});
@@ -121,6 +130,7 @@ bool read_option(const std::string& option, const char* value, Settings* setting
   if (option == "--seed") settings->generation.seed = number_of<uint64_t>(option, value);
   if (option == "--weights") settings->model.weights = weights_of(value);
   if (option == "--device") settings->model.device = value;
+  if (option == "--products") settings->model.products = products_of(value);
   if (option == "--threads") settings->engine.threads = number_of<uint32_t>(option, value);
   return true;
 }

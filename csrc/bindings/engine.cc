@@ -154,13 +154,16 @@ Quantization quantization_named(const std::string& name) {
 }
 
 std::unique_ptr<LoadedModel> load(const std::string& folder, const std::string& precision,
-                                  const std::string& quantization, const std::string& device) {
+                                  const std::string& quantization, const std::string& device,
+                                  const std::string& products) {
   auto loaded = std::make_unique<LoadedModel>();
   const Precision chosen = precision_named(precision);
   const Quantization weights = quantization_named(quantization);
   engine::Place place;
+  engine::Products who;
   raise_if_error(engine::read_place(device, &place));
-  without_gil([&] { return engine::Model::load(folder, chosen, &loaded->model, weights, place); });
+  raise_if_error(engine::read_products(products, &who));
+  without_gil([&] { return engine::Model::load(folder, chosen, &loaded->model, weights, place, who); });
   return loaded;
 }
 
@@ -204,11 +207,14 @@ engine::TensorView view_of(const std::string& name, const ReadAnywhere& array) {
 
 // The model computes where its tensors lie.
 std::unique_ptr<LoadedModel> from_memory(const std::string& config, const nb::dict& tensors,
-                                         const std::string& precision, const std::string& quantization) {
+                                         const std::string& precision, const std::string& quantization,
+                                         const std::string& products) {
   auto loaded = std::make_unique<LoadedModel>();
   const Precision chosen = precision_named(precision);
   const Quantization weights = quantization_named(quantization);
   const engine::Config parsed = parse_config(config);
+  engine::Products who;
+  raise_if_error(engine::read_products(products, &who));
   engine::Tensors views;
   engine::Place place;
   for (const auto& [key, value] : tensors) {
@@ -225,7 +231,7 @@ std::unique_ptr<LoadedModel> from_memory(const std::string& config, const nb::di
     loaded->kept.push_back(array);
   }
   without_gil([&] {
-    return engine::Model::create(parsed, std::move(views), chosen, &loaded->model, weights, place);
+    return engine::Model::create(parsed, std::move(views), chosen, &loaded->model, weights, place, who);
   });
   return loaded;
 }
@@ -442,8 +448,10 @@ void bind_engine(nb::module_& top) {
   module.def("read_safetensors", &read_safetensors, "path"_a);
   module.def("read_checkpoint", &read_checkpoint, "folder"_a);
   module.def("config_fields", &config_fields, "text"_a);
-  module.def("load", &load, "folder"_a, "precision"_a, "quantization"_a = "none", "device"_a = "cpu");
-  module.def("from_memory", &from_memory, "config"_a, "tensors"_a, "precision"_a, "quantization"_a = "none");
+  module.def("load", &load, "folder"_a, "precision"_a, "quantization"_a = "none", "device"_a = "cpu",
+             "products"_a = "ours");
+  module.def("from_memory", &from_memory, "config"_a, "tensors"_a, "precision"_a, "quantization"_a = "none",
+             "products"_a = "ours");
   module.def(
       "quantize",
       [](const std::string& in, const std::string& out, const std::string& weights) {

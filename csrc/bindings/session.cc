@@ -95,8 +95,8 @@ struct Answer : Handle<earnest_generation, earnest_generation_destroy> {};
 // ---- engine ----
 
 std::unique_ptr<Engine> make_engine(const std::string& folder, const std::string& device, int weights,
-                                    uint64_t kv_bytes, uint32_t max_generations, uint32_t max_waiting,
-                                    uint32_t threads, uint32_t prefill_tokens,
+                                    int products, uint64_t kv_bytes, uint32_t max_generations,
+                                    uint32_t max_waiting, uint32_t threads, uint32_t prefill_tokens,
                                     std::optional<bool> cuda_graphs) {
   earnest_model_params model_params;
   earnest_model_params_default(&model_params, sizeof model_params);
@@ -104,6 +104,7 @@ std::unique_ptr<Engine> make_engine(const std::string& folder, const std::string
   Handle<earnest_model, earnest_model_destroy> model;
   const char* path = c_text(folder);
   model_params.device = c_text(device);
+  model_params.products = static_cast<earnest_products>(products);
   run([&] { return earnest_model_load(path, &model_params, model.place()); });
   earnest_engine_params params;
   earnest_engine_params_default(&params, sizeof params);
@@ -302,8 +303,8 @@ std::pair<std::vector<int32_t>, std::vector<float>> tokens(Answer& answer) {
 void bind_session(nb::module_& top) {
   nb::module_ module = top.def_submodule("session");
   nb::class_<Engine>(module, "Engine")
-      .def(nb::new_(&make_engine), "folder"_a, "device"_a, "weights"_a, "kv_bytes"_a, "max_generations"_a,
-           "max_waiting"_a, "threads"_a, "prefill_tokens"_a, "cuda_graphs"_a.none())
+      .def(nb::new_(&make_engine), "folder"_a, "device"_a, "weights"_a, "products"_a, "kv_bytes"_a,
+           "max_generations"_a, "max_waiting"_a, "threads"_a, "prefill_tokens"_a, "cuda_graphs"_a.none())
       .def_ro("info", &Engine::info)
       .def("stats", &stats_of)
       .def("chat", &chat, "request"_a)

@@ -60,6 +60,18 @@ Outcome choose_arithmetic(int weights, Quantization saved, const engine::Tensors
                  std::string(engine::name_of(saved)) + ", as these are saved", "others");
 }
 
+// Those that this build and machine have there.
+Outcome read_products(const earnest_model_params& params, const engine::Place& place,
+                      engine::Products* products) {
+  const int asked = number_of(params.products);
+  if (asked < EARNEST_PRODUCTS_OURS || asked > EARNEST_PRODUCTS_VENDOR)
+    return invalid(kOp, "products", "one of earnest_products", std::to_string(asked));
+  if (params.reserved != 0)
+    return failure(EARNEST_UNSUPPORTED, kOp, "reserved", "0", std::to_string(params.reserved));
+  *products = asked == EARNEST_PRODUCTS_VENDOR ? engine::Products::kVendor : engine::Products::kOurs;
+  return engine::check_products(*products, place);
+}
+
 // Loading in steps, between which somebody may give up.
 class Loading {
  public:
@@ -73,6 +85,7 @@ class Loading {
                      folder_.empty() ? "\"\"" : folder_);
     }
     EARNEST_RETURN_IF_FAILED(read_device(params_.device, &place_));
+    EARNEST_RETURN_IF_FAILED(read_products(params_, place_, &products_));
     EARNEST_RETURN_IF_FAILED(report(0.0));
     engine::Config config;
     EARNEST_RETURN_IF_FAILED(read_config(&config));
@@ -123,7 +136,7 @@ class Loading {
     *fingerprint = engine::fingerprint_of(config, chosen.precision, chosen.quantization, tensors);
     EARNEST_RETURN_IF_FAILED(report(0.2));
     return Outcome(engine::Model::create(config, std::move(tensors), chosen.precision, model,
-                                         chosen.quantization, place_))
+                                         chosen.quantization, place_, products_))
         .instead_of(EARNEST_INVALID_ARGUMENT, EARNEST_CORRUPT_MODEL);
   }
 
@@ -147,6 +160,7 @@ class Loading {
   const std::string folder_;
   const earnest_model_params& params_;
   engine::Place place_;
+  engine::Products products_ = engine::Products::kOurs;
 };
 
 std::string last_part(const char* folder) {

@@ -10,8 +10,11 @@ constexpr size_t kMostPieces = 4;  // queries, keys and values are three
 
 }  // namespace
 
-DeviceMatrix::DeviceMatrix(std::vector<Piece> pieces, int64_t inputs, linear::Type type)
-    : pieces_(std::move(pieces)), inputs_(inputs), type_(type) {
+DeviceMatrix::DeviceMatrix(std::vector<Piece> pieces, int64_t inputs, linear::Type type, Products products)
+    : pieces_(std::move(pieces)),
+      inputs_(inputs),
+      type_(type),
+      path_(products == Products::kVendor ? linear::CudaPath::kVendor : linear::CudaPath::kBest) {
   for (const Piece& piece : pieces_) outputs_ += piece.outputs;
 }
 
@@ -33,6 +36,7 @@ Status DeviceMatrix::multiply(const void* x, int64_t rows, void* y, Arena* arena
   product.parts = parts.data();
   product.count = static_cast<int64_t>(pieces_.size());
   product.output = y;
+  product.path = path_;
   return linear::run(product, arena->take<char>(static_cast<int64_t>(linear::workspace_size(product))));
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // A matrix in a GPU's memory for kernels/linear, which takes weights there as they lie: one below the other
-// by name only.
+// by name only. Who multiplies by it (products.h) is decided when it is made.
 #pragma once
 
 #include <utility>
@@ -17,7 +17,7 @@ class DeviceMatrix : public Matrix {
     const Array *weight = nullptr, *bias = nullptr;  // bias null: none
     int64_t outputs = 0;
   };
-  DeviceMatrix(std::vector<Piece> pieces, int64_t inputs, linear::Type type);
+  DeviceMatrix(std::vector<Piece> pieces, int64_t inputs, linear::Type type, Products products);
 
   int64_t inputs() const override { return inputs_; }
   int64_t outputs() const override { return outputs_; }
@@ -29,6 +29,7 @@ class DeviceMatrix : public Matrix {
   std::vector<Piece> pieces_;
   int64_t inputs_, outputs_ = 0;
   linear::Type type_;
+  linear::CudaPath path_;
 };
 
 }  // namespace earnest::engine

@@ -185,6 +185,7 @@ std::string LoadedModel::describe() const {
   info.add("kv_heads", text.num_key_value_heads);
   info.add("context", context());
   info.add("device", json::quoted(name_of(model_->place())));
+  info.add("products", json::quoted(earnest::engine::name_of(model_->products())));
   info.add("precision", json::quoted(name_of(model_->precision())));
   info.add("quantization", json::quoted(earnest::engine::name_of(model_->quantization())));
   info.add("weight_bytes", static_cast<int64_t>(model_->weight_bytes()));

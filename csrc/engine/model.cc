@@ -49,16 +49,17 @@ Status at(const Place& place, const char* op, const Body& body) {
 }  // namespace
 
 Status Model::load(const std::string& folder, Precision precision, std::shared_ptr<Model>* model,
-                   Quantization quantization, const Place& place) {
+                   Quantization quantization, const Place& place, Products products) {
   Config config;
   Tensors tensors;
   EARNEST_RETURN_IF_ERROR(Config::load(folder, &config));
   EARNEST_RETURN_IF_ERROR(read_checkpoint(folder, &tensors));
-  return create(config, std::move(tensors), precision, model, quantization, place);
+  return create(config, std::move(tensors), precision, model, quantization, place, products);
 }
 
 Status Model::create(const Config& config, Tensors tensors, Precision precision,
-                     std::shared_ptr<Model>* model, Quantization quantization, const Place& place) {
+                     std::shared_ptr<Model>* model, Quantization quantization, const Place& place,
+                     Products products) {
   const bool saved_so = config.quantization != Quantization::kNone;
   if (saved_so && quantization != Quantization::kNone && quantization != config.quantization) {
     return invalid_argument("load", "quantization",
@@ -70,11 +71,13 @@ Status Model::create(const Config& config, Tensors tensors, Precision precision,
     return unsupported("load", "precision", "float32 or bfloat16 with quantised weights", "mixed");
   }
   EARNEST_RETURN_IF_ERROR(check_on(place, config, precision));
+  EARNEST_RETURN_IF_ERROR(check_products(products, place));
   EARNEST_RETURN_IF_ERROR(check_where(tensors, place.device));
   return at(place, "load", [&]() -> Status {
     EARNEST_RETURN_IF_ERROR(check_tensors(config, tensors));
     if (config.text.tie_word_embeddings) EARNEST_RETURN_IF_ERROR(check_tied(tensors));
-    std::shared_ptr<Model> made(new Model(config, std::move(tensors), precision, quantization, place));
+    std::shared_ptr<Model> made(
+        new Model(config, std::move(tensors), precision, quantization, place, products));
     EARNEST_RETURN_IF_ERROR(made->encoder_.create(config.audio, &made->weights_));
     EARNEST_RETURN_IF_ERROR(made->adaptor_.create(config.audio, &made->weights_));
     EARNEST_RETURN_IF_ERROR(made->decoder_.create(config.text, &made->weights_));

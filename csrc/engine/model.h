@@ -25,14 +25,15 @@ class Model {
  public:
   // A folder in the published format. quantization: of plain weights, as they are loaded; a folder that
   // `earnest quantize` wrote has its own. place: where weights lie and forward passes run, whichever thread
-  // asks.
+  // asks. products: who multiplies there by weights that are no codes.
   static Status load(const std::string& folder, Precision precision, std::shared_ptr<Model>* model,
-                     Quantization quantization = Quantization::kNone, const Place& place = {});
+                     Quantization quantization = Quantization::kNone, const Place& place = {},
+                     Products products = Products::kOurs);
 
   // The same from tensors that lie in memory, such as a trainer's. They stay there as long as the model does.
   static Status create(const Config& config, Tensors tensors, Precision precision,
                        std::shared_ptr<Model>* model, Quantization quantization = Quantization::kNone,
-                       const Place& place = {});
+                       const Place& place = {}, Products products = Products::kOurs);
 
   // Reads all tensors again, after they have changed where they lie. No forward pass may run meanwhile.
   Status refresh();
@@ -41,6 +42,7 @@ class Model {
   Precision precision() const { return weights_.precision(); }
   const Place& place() const { return weights_.place(); }
   Device device() const { return weights_.device(); }
+  Products products() const { return weights_.products(); }
   Quantization quantization() const { return quantization_; }  // of the decoder's weights
   size_t weight_bytes() const { return weights_.bytes() + head_.bytes(); }
 
@@ -65,10 +67,10 @@ class Model {
 
  private:
   Model(const Config& config, Tensors tensors, Precision precision, Quantization quantization,
-        const Place& place)
+        const Place& place, Products products)
       : config_(config),
         quantization_(quantization),
-        weights_(std::move(tensors), precision, config, quantization, place) {}
+        weights_(std::move(tensors), precision, config, quantization, place, products) {}
 
   Config config_;
   Quantization quantization_;

@@ -177,10 +177,11 @@ Status Table::copy_row(int64_t index, void* out) const {
 }
 
 Weights::Weights(Tensors tensors, Precision precision, const Config& config, Quantization quantization,
-                 const Place& place)
+                 const Place& place, Products products)
     : tensors_(std::move(tensors)),
       precision_(precision),
       place_(place),
+      products_(products),
       shapes_(tensor_shapes(config)),
       quantized_(quantized_tensors(config.text, quantization)) {}
 Weights::~Weights() = default;
@@ -228,7 +229,7 @@ Status Weights::device_matrix(const MatrixNames& names, Precision precision, con
     const bool has_bias = i < names.biases.size() && !names.biases[i].empty();
     if (has_bias) EARNEST_RETURN_IF_ERROR(array(names.biases[i], &pieces[i].bias));
   }
-  auto made = std::make_unique<DeviceMatrix>(std::move(pieces), inputs, type_of(precision));
+  auto made = std::make_unique<DeviceMatrix>(std::move(pieces), inputs, type_of(precision), products_);
   *matrix = made.get();
   matrices_.push_back(std::move(made));
   return {};

@@ -15,6 +15,7 @@
 #include "csrc/engine/config.h"
 #include "csrc/engine/device_memory.h"
 #include "csrc/engine/place.h"
+#include "csrc/engine/products.h"
 #include "csrc/engine/tensor.h"
 #include "csrc/engine/weight_memory.h"
 #include "kernels/common/status.h"
@@ -101,7 +102,7 @@ class Weights {
  public:
   // The matrices that quantized_tensors() lists are kept in codes. place: where all that is made lies.
   Weights(Tensors tensors, Precision precision, const Config& config, Quantization quantization,
-          const Place& place = {});
+          const Place& place = {}, Products products = Products::kOurs);
   ~Weights();
   Weights(const Weights&) = delete;
   Weights& operator=(const Weights&) = delete;
@@ -109,6 +110,7 @@ class Weights {
   Precision precision() const { return precision_; }
   const Place& place() const { return place_; }
   Device device() const { return place_.device; }
+  Products products() const { return products_; }
   bool has(const std::string& name) const { return tensors_.views.count(name) > 0; }
   const TensorView& view(const std::string& name) const { return tensors_.views.at(name); }
 
@@ -137,6 +139,7 @@ class Weights {
   Tensors tensors_;
   Precision precision_;
   Place place_;
+  Products products_;
   std::map<std::string, std::vector<int64_t>> shapes_;
   std::map<std::string, quantized::Codes> quantized_;
   using Where = std::pair<std::string, Device>;

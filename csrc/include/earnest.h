@@ -120,6 +120,16 @@ typedef enum earnest_weights {
   EARNEST_WEIGHTS_INT4  /* groups of 32 inputs; the output matrix int8 */
 } earnest_weights;
 
+/* Who multiplies on a GPU by weights that are not quantised. With OURS a row of numbers depends on that row
+ * alone, to the last bit: an answer does not depend on what runs beside it, nor on the pieces that a dialogue
+ * is read in. With VENDOR, for speed, it may: the same seed and dialogue may then have another answer. */
+typedef enum earnest_products {
+  EARNEST_PRODUCTS_OURS = 0,
+  EARNEST_PRODUCTS_VENDOR /* cuBLASLt, which is loaded here: libcublasLt.so.13 or .12, or the file that the
+                             environment's EARNEST_CUBLASLT names. EARNEST_UNSUPPORTED where there is none,
+                             and on the CPU. */
+} earnest_products;
+
 /* How far loading has come, 0 to 1; returning non-zero gives up: EARNEST_CANCELLED. */
 typedef int (*earnest_progress_callback)(double fraction, void* user_data);
 
@@ -131,6 +141,8 @@ typedef struct earnest_model_params {
   const char* device; /* where its weights lie and computing is done: NULL or "cpu"; "cuda" (the first GPU) or
                          "cuda:1" and so on where the build has it and that GPU is there, for all weights but
                          float32 and heads of 64 or 128. No call changes which GPU is its thread's. */
+  earnest_products products;
+  uint32_t reserved; /* 0 */
 } earnest_model_params;
 
 /* This and its like below fill a struct with the defaults, and its struct_size with the one given:
@@ -144,8 +156,8 @@ EARNEST_API earnest_status earnest_model_load(const char* folder, const earnest_
 EARNEST_API void earnest_model_retain(earnest_model* model); /* one more reference */
 EARNEST_API void earnest_model_destroy(earnest_model* model);
 
-/* JSON: sizes, context, special tokens, device, precision, bytes of weights. Valid as long as the model; NULL
- * of NULL. */
+/* JSON: sizes, context, special tokens, device, products, precision, bytes of weights. Valid as long as the
+ * model; NULL of NULL. */
 EARNEST_API const char* earnest_model_info(const earnest_model* model);
 
 /* Both write at most `capacity` and set *count (*bytes) to what there is; more than capacity:
@@ -251,7 +263,7 @@ EARNEST_API earnest_status earnest_session_truncate(earnest_session* session, si
 EARNEST_API earnest_status earnest_session_warm(earnest_session* session);
 
 /* The dialogue with everything that was computed for it; loaded, it goes on with the same bits over the same
- * weights. A file of another model is refused. */
+ * weights (but see earnest_products). A file of another model is refused. */
 EARNEST_API earnest_status earnest_session_save(earnest_session* session, const char* path);
 EARNEST_API earnest_status earnest_session_load(earnest_engine* engine, const char* path,
                                                 earnest_session** session);
@@ -301,7 +313,8 @@ typedef struct earnest_generation_params {
   double min_p;
   double repetition_penalty; /* 0 or 1: off */
   double presence_penalty, frequency_penalty;
-  uint64_t seed;           /* the same seed and dialogue: the same answer, whatever else runs */
+  uint64_t seed;           /* the same seed and dialogue: the same answer, whatever else runs (but see
+                              earnest_products) */
   const char* const* stop; /* the answer ends before the first of these in the reply */
   size_t stop_count;
   const int32_t* stop_ids; /* beside the model's own */

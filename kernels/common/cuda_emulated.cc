@@ -121,6 +121,12 @@ void fail_graph_after(int count) { graph_fails_after = count; }
 void spoil_copy_after(int count) { copy_is_spoiled_after = count; }
 void set_captures(bool can) { can_capture = can; }
 void set_devices(int count) { devices = count; }
+Status put(const char* op, void* stream, std::function<void()> work) {
+  return cuda::put(op, stream, [work = std::move(work)]() -> Status {
+    work();
+    return {};
+  });
+}
 Given given(int device) {
   Given found = {work_of[static_cast<size_t>(device)], 0};
   const std::lock_guard<std::mutex> lock(memory_of_device().mutex);

@@ -4,6 +4,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+
+#include "kernels/common/status.h"
 
 namespace earnest::cuda::emulated {
 
@@ -29,6 +32,9 @@ void fail_allocation_after(int count);
 // brings zeros, once, as no word of faults may be. -1: none.
 void fail_graph_after(int count);
 void spoil_copy_after(int count);
+
+// Work of somebody else's library on the stream, such as a kernel's: kept where that is captured.
+Status put(const char* op, void* stream, std::function<void()> work);
 
 // Whether the device can capture: one that cannot says so when asked to.
 void set_captures(bool can);

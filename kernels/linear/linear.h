@@ -111,4 +111,8 @@ Status run_reference(const WeightGradient& gradient);
 Status which(Device device, std::string* name);
 Status which(const Product& product, std::string* name);
 
+// Whether there is a library for kVendor. If not, the sentence of whoever asks: "[op] argument: expected
+// `others` (vendor needs cuBLASLt: ...), got vendor (...)".
+Status find_vendor(const char* op, const char* argument, const char* others);
+
 }  // namespace earnest::linear

@@ -23,7 +23,7 @@ Status choose_path(const Product& p, const cuda::Properties& device, CudaPath* p
   if (p.type == Type::kFloat64) return unsupported(kOp, "type", "float32 or bfloat16 on cuda", "float64");
   *path = p.path;
   if (p.path == CudaPath::kFew) return check_few(p);
-  if (p.path == CudaPath::kVendor) return vendor::available();
+  if (p.path == CudaPath::kVendor) return find_vendor(kOp, "path", "best, sm80 or few");
   if (p.path == CudaPath::kSm80) return {};
   const bool few = p.type == Type::kBFloat16 && is_few(p.rows, p.columns, device.multiprocessors);
   *path = few ? CudaPath::kFew : CudaPath::kSm80;
@@ -63,6 +63,10 @@ Operands operands_of(const Product& p) {
 }
 
 }  // namespace
+
+Status find_vendor(const char* op, const char* argument, const char* others) {
+  return vendor::available(op, argument, others);
+}
 
 Status which_cuda(const Product& p, std::string* name) {
   cuda::Properties device;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The seam to the CUDA back end. Without CUDA each of these says so.
+// The seam to the CUDA back end, beside find_vendor. Without CUDA each of these says so.
 #pragma once
 
 #include "kernels/linear/linear.h"

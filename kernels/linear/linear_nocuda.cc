@@ -10,6 +10,7 @@ Status none() { return unsupported("linear", "device", "cpu (this is built witho
 }  // namespace
 
 Status which_cuda(const Product&, std::string*) { return none(); }
+Status find_vendor(const char*, const char*, const char*) { return none(); }
 size_t workspace_size_cuda(const Product&) { return 0; }
 Status run_cuda(const Product&, void*) { return none(); }
 

@@ -91,7 +91,7 @@ Library& library() {
   return one;
 }
 
-Status open(Library* l) {
+Status open(Library* l, const char* op, const char* argument, const char* others) {
   if (l->open) return {};
   std::string reason;
   const char* named = std::getenv("EARNEST_CUBLASLT");
@@ -107,10 +107,11 @@ Status open(Library* l) {
     if (found != nullptr) dlclose(found);
     if (name == named) break;  // who names one wants no other
   }
-  return unsupported(
-      "linear", "path",
-      "best, sm80 or few (vendor needs cuBLASLt: libcublasLt.so.13 or .12, or as EARNEST_CUBLASLT names it)",
-      "vendor (" + reason + ")");
+  return unsupported(op, argument,
+                     std::string(others) +
+                         " (vendor needs cuBLASLt: libcublasLt.so.13 or .12, or as "
+                         "EARNEST_CUBLASLT names it)",
+                     "vendor (" + reason + ")");
 }
 
 Status status_of(const char* what, int code) {
@@ -119,8 +120,12 @@ Status status_of(const char* what, int code) {
                                      " to succeed, got status " + std::to_string(code)};
 }
 
+// No more than the scratch memory of the engine promises, so that a step that comes again, in a graph too,
+// has the algorithms that it had. 16 bytes are the most that an instruction, or TMA, asks for.
+constexpr uintptr_t kMostAlignment = 64;
+
 int64_t alignment_of(const void* array) {
-  const auto address = reinterpret_cast<uintptr_t>(array) | kAlignment;
+  const auto address = reinterpret_cast<uintptr_t>(array) | kMostAlignment;
   return static_cast<int64_t>(address & (~address + 1));
 }
 
@@ -213,16 +218,15 @@ Status run(Library* l, int device, Handle handle, const Job& job, void* workspac
 
 }  // namespace
 
-Status available() {
+Status available(const char* op, const char* argument, const char* others) {
   Library& l = library();
   const std::lock_guard<std::mutex> lock(l.mutex);
-  return open(&l);
+  return open(&l, op, argument, others);
 }
 
 Status run(const gpu::Operands& p, Type of, const cuda::Properties& device, void* workspace, void* stream) {
   Library& l = library();
   const std::lock_guard<std::mutex> lock(l.mutex);
-  if (Status status = open(&l); !status.ok()) return status;
   Handle& handle = l.handles[device.index];
   if (handle == nullptr) {
     if (Status status = status_of("cublasLtCreate", l.functions.create(&handle)); !status.ok()) return status;

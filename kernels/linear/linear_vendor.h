@@ -15,12 +15,12 @@ namespace earnest::linear::vendor {
 constexpr size_t kWorkspaceBytes = size_t{32} << 20;  // what NVIDIA advises for Hopper
 constexpr size_t kAlignment = 256;
 
-// Whether there is one; if not, why.
-Status available();
+// Linear's find_vendor.
+Status available(const char* op, const char* argument, const char* others);
 
-// The first product on a device opens a handle there, and one of a new shape, type or alignment asks for an
-// algorithm; both are kept. So what a CUDA graph is to hold must have run once before. `workspace`:
-// kWorkspaceBytes, aligned.
+// Where there is one. The first product on a device opens a handle there, and one of a new shape, type or
+// alignment asks for an algorithm; both are kept. So what a CUDA graph is to hold must have run once before.
+// `workspace`: kWorkspaceBytes, aligned.
 Status run(const gpu::Operands& operands, Type type, const cuda::Properties& device, void* workspace,
            void* stream);
 

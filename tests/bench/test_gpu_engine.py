@@ -55,12 +55,14 @@ def test_ours_is_right_beside_its_peer(loop: bool, monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     else:
         pytest.importorskip("transformers", reason="a peer of the extra bench")
-    record = measure(gpu_engine.case(shape(), "cpu"), settings(peers=True), FakeLimits())
-    assert record["wrong"] == record["absent"] == {}
-    errors = {result["name"]: result["error"] for result in record["results"]}
-    assert errors.keys() == {"earnest", name}
-    assert min(errors.values()) > 0
-    assert record["per"] == [30, "token"]
+    for timed, tokens in ((shape(), 30), (gpu_engine.Shape(TINY, "bf16", 2, prompt=7, tokens=0), 14)):
+        record = measure(gpu_engine.case(timed, "cpu"), settings(peers=True), FakeLimits())
+        assert record["wrong"] == {}
+        assert record["absent"] == {"earnest, vendor": "[engine] products: expected ours on cpu, got vendor"}
+        errors = {result["name"]: result["error"] for result in record["results"]}
+        assert errors.keys() == {"earnest", name}
+        assert min(errors.values()) > 0
+        assert record["per"] == [tokens, "token"]
 
 
 @pytest.mark.parametrize("kind", [gpu_peers.PythonLoop, gpu_peers.Transformers])
@@ -103,4 +105,7 @@ def test_the_cases_are_all_sizes_and_make_no_weights_twice():
     for size, sequences, weights in itertools.product(("1.5b", "7b"), (1, 8, 64), engine.WEIGHTS):
         (one,) = [c for c in cases if c.name == f"engine/cuda-decode-{size}-{sequences}x8-{weights}"]
         assert one.target.fraction == (0.8 if sequences == 1 else None)
+    for size in ("1.5b", "7b"):
+        (prompt,) = [c for c in cases if c.name == f"engine/cuda-prompt-{size}-1x2048-bf16"]
+        assert prompt.per == (2048, "token")
     assert [case.name for case in cases if case.quick] == ["engine/cuda-decode-1.5b-1x8-bf16"]

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // A library with cuBLASLt's names that multiplies by plain loops in the host's memory, where the emulator's
-// arrays lie: for test_linear_cuda.cc. It takes what cublasLt.h says of a product in bfloat16 or
-// float32, and answers CUBLAS_STATUS_INVALID_VALUE to anything else.
+// arrays lie: for tests of kernels/linear and of the engine. It takes what cublasLt.h says of a product in
+// bfloat16 or float32, and answers CUBLAS_STATUS_INVALID_VALUE to anything else.
+#include "tests/cpp/fake_cublaslt.h"
+
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -14,7 +16,9 @@ namespace {
 
 using earnest::BFloat16;
 
-constexpr int kSuccess = 0, kInvalid = 7, kNotSupported = 15;
+constexpr int kSuccess = 0, kInvalid = 7, kFailed = 13, kNotSupported = 15;
+
+FakeCublasLt told;
 
 struct Operation {
   int32_t transposed_a = 0;
@@ -53,10 +57,12 @@ int set(T* value, const void* from, size_t size) {
 template <typename T>
 void multiply(const Operation& o, const Layout& a, const Layout& b, const Layout& d, const void* left,
               const void* right, void* out) {
+  ++told.done;
+  const double planted = told.depends_on_batch ? static_cast<double>(d.columns) / 16 : 0;
   const auto *x = static_cast<const T*>(left), *y = static_cast<const T*>(right);
   for (uint64_t j = 0; j < d.columns; ++j) {
     for (uint64_t i = 0; i < d.rows; ++i) {
-      double sum = 0;
+      double sum = planted;
       for (uint64_t k = 0; k < a.rows; ++k)
         sum += static_cast<double>(earnest::widen(x[i * static_cast<uint64_t>(a.leading) + k])) *
                static_cast<double>(earnest::widen(y[j * static_cast<uint64_t>(b.leading) + k]));
@@ -73,6 +79,8 @@ bool fit(const Operation& o, const Layout& a, const Layout& b, const Layout& d) 
 }
 
 }  // namespace
+
+EXPORT FakeCublasLt* fake_cublaslt() { return &told; }
 
 EXPORT int cublasLtCreate(void** handle) {
   static int one;
@@ -121,6 +129,7 @@ EXPORT int cublasLtMatmulPreferenceSetAttribute(void* one, int attribute, const 
 EXPORT int cublasLtMatmulAlgoGetHeuristic(void*, void* operation, void* a, void* b, void* c, void* d,
                                           void* preference, int wanted, Heuristic* results, int* found) {
   const auto* p = static_cast<const Preference*>(preference);
+  ++told.searches;
   *found = 0;
   if (c != d || wanted != 1 ||
       !fit(*static_cast<Operation*>(operation), *static_cast<Layout*>(a), *static_cast<Layout*>(b),
@@ -136,7 +145,7 @@ EXPORT int cublasLtMatmulAlgoGetHeuristic(void*, void* operation, void* a, void*
 }
 EXPORT int cublasLtMatmul(void*, void* operation, const void* alpha, const void* a, void* of_a, const void* b,
                           void* of_b, const void* beta, const void* c, void* of_c, void* d, void* of_d,
-                          const Algorithm* algorithm, void* workspace, size_t workspace_bytes, void*) {
+                          const Algorithm* algorithm, void* workspace, size_t workspace_bytes, void* stream) {
   const auto& o = *static_cast<const Operation*>(operation);
   const auto &la = *static_cast<const Layout*>(of_a), &lb = *static_cast<const Layout*>(of_b),
              &ld = *static_cast<const Layout*>(of_d);
@@ -146,11 +155,20 @@ EXPORT int cublasLtMatmul(void*, void* operation, const void* alpha, const void*
   if (!fit(o, la, lb, ld) || one != 1 || zero != 0 || c != d || of_c != of_d || algorithm->data[0] != kChosen)
     return kInvalid;
   if (reinterpret_cast<uintptr_t>(workspace) % 256 != 0) return kInvalid;
-  std::memset(workspace, 0xab, workspace_bytes);  // all of it is there
-  if (la.type == 14) {
-    multiply<BFloat16>(o, la, lb, ld, a, b, d);
-  } else {
-    multiply<float>(o, la, lb, ld, a, b, d);
-  }
+  if (told.fails) return kFailed;
+  ++told.products;
+  const auto work = [=] {  // descriptors may be gone when it is done
+    constexpr size_t kPage = 4096;
+    auto* const bytes = static_cast<unsigned char*>(workspace);
+    for (size_t i = 0; i < workspace_bytes; i += kPage) bytes[i] = 0xab;  // all of it is there
+    bytes[workspace_bytes - 1] = 0xab;
+    if (la.type == 14) {
+      multiply<BFloat16>(o, la, lb, ld, a, b, d);
+    } else {
+      multiply<float>(o, la, lb, ld, a, b, d);
+    }
+  };
+  if (told.put) return told.put(stream, work) ? kSuccess : kFailed;
+  work();
   return kSuccess;
 }

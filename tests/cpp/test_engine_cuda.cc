@@ -31,13 +31,7 @@ const std::shared_ptr<const LoadedModel>& on(Device device) {
 }
 
 // Half as wide, for what one head of keys shows as well.
-Config narrow_config() {
-  Config sizes = config_for_gpu(kContext);
-  sizes.text.hidden_size = sizes.audio.llm_dim = 128;
-  sizes.text.num_attention_heads = 2;
-  sizes.text.num_key_value_heads = 1;
-  return sizes;
-}
+Config narrow_config() { return narrow_config_for_gpu(kContext); }
 const std::shared_ptr<const LoadedModel>& narrow(Device device = Device::kCuda) {
   require_device();
   static const auto here = model_of(narrow_config(), 3, Precision::kBFloat16, Device::kCpu, true);

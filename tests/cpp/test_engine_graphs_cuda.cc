@@ -29,15 +29,7 @@ namespace {
 
 constexpr int64_t kContext = 1100;
 
-// As small as heads of 64 allow: the emulator runs a thread of the GPU at a time.
-Config small_config() {
-  Config sizes = config(kContext);
-  sizes.text.hidden_size = sizes.audio.llm_dim = 128;
-  sizes.text.num_attention_heads = 2;
-  sizes.text.num_key_value_heads = 1;
-  sizes.audio.n_audio_state = 128;
-  return sizes;
-}
+Config small_config() { return narrow_config_for_gpu(kContext); }
 
 const std::shared_ptr<const LoadedModel>& loaded(Quantization codes = Quantization::kNone) {
   require_device();

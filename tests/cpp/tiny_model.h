@@ -56,6 +56,15 @@ inline Config config_for_gpu(int64_t context) {
   return wide;
 }
 
+// The same, as small as heads of 64 allow: the emulator runs a thread of the GPU at a time.
+inline Config narrow_config_for_gpu(int64_t context) {
+  Config narrow = config_for_gpu(context);
+  narrow.text.hidden_size = narrow.audio.llm_dim = 128;
+  narrow.text.num_attention_heads = 2;
+  narrow.text.num_key_value_heads = 1;
+  return narrow;
+}
+
 // rounded: to bfloat16, so that weights of every precision are the same numbers.
 inline Tensors tensors_of(const Config& sizes, uint32_t seed, bool rounded = false) {
   std::mt19937 random(seed);
@@ -85,11 +94,12 @@ inline Tensors tensors_of(const Config& sizes, uint32_t seed, bool rounded = fal
 
 inline std::shared_ptr<const LoadedModel> model_of(const Config& sizes, uint32_t seed, Precision precision,
                                                    const Place& place = {}, bool rounded = false,
-                                                   Quantization codes = Quantization::kNone) {
+                                                   Quantization codes = Quantization::kNone,
+                                                   Products products = Products::kOurs) {
   Tensors tensors = tensors_of(sizes, seed, rounded);
   const Digest fingerprint = fingerprint_of(sizes, precision, codes, tensors);
   std::shared_ptr<Model> weights;
-  CHECK(Model::create(sizes, std::move(tensors), precision, &weights, codes, place).ok());
+  CHECK(Model::create(sizes, std::move(tensors), precision, &weights, codes, place, products).ok());
   auto tokenizer = std::make_shared<Tokenizer>();
   const std::vector<small::Merge> merges = {{"a", "n"}, {"t", "h"}, {"th", "e"}, {" ", "the"}, {"o", "u"}};
   CHECK(Tokenizer::parse(small::definition(merges), "tiny", tokenizer.get()).ok());

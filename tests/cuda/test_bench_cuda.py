@@ -3,12 +3,14 @@
 
 import numpy as np
 import pytest
+import torch
 
 from earnest.bench import (
     digest,
     gpu_attention,
     gpu_attention_backward,
     gpu_decode,
+    gpu_invariance,
     gpu_linear,
     gpu_logmel,
     gpu_logprob,
@@ -74,6 +76,20 @@ def test_each_schedule_of_path_sm90a_is_right_in_small(device) -> None:
             pytest.skip(str(reason))
         assert problem.error(found[-1], wanted) <= problem.tolerance
     assert len(found) == 1 + len(gpu_attention.SCHEDULES)
+
+
+@pytest.mark.parametrize("queries", [1, 30, 600])
+def test_keys_in_pieces_and_one_softmax_are_right_in_small(device, queries: int) -> None:
+    case = gpu_invariance.case(gpu_invariance.Shape(2, queries, 600, 2, 1, 64), device=device.type)
+    problem = case.problem(np.random.default_rng(0))
+    wanted, found = problem.reference(*problem.inputs[0]), []
+    for one in problem.implementations:
+        if one.role in (OURS, ALSO):
+            (out,) = one.outputs(one.build()(*problem.inputs[0]))
+            found.append(out)
+            assert problem.error([out], wanted) <= problem.tolerance
+    assert len(found) == 2
+    assert not torch.equal(*found)  # rows that see more than 512 keys
 
 
 def test_digests_of_two_runs_are_equal(device) -> None:

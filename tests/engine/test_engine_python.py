@@ -12,7 +12,7 @@ import pytest
 import soundfile
 import torch
 
-from earnest import Engine
+from earnest import Engine, _native
 from earnest.cli import main
 from earnest.dialogue import Audio, Message, Text, Tokenizer
 from earnest.dialogue.tokenizer import FAMILY_SPECIALS
@@ -128,6 +128,17 @@ def test_on_the_cpu_graphs_can_only_be_off(folder):
             stats = engine.stats()
         assert stats["recorded_graphs"] == stats["graph_steps"] == stats["plain_steps"] == 0
         assert stats["graph_trouble"] is None
+
+
+def test_on_the_cpu_products_are_ours(folder):
+    with pytest.raises(ValueError, match=r"\[engine\] products: expected ours on cpu, got vendor"):
+        Engine(folder, products="vendor")
+    with pytest.raises(InvalidInput, match="products: expected ours or vendor, got 'cublas'"):
+        Engine(folder, products="cublas")
+    with pytest.raises(ValueError, match="products: expected ours or vendor, got cublas"):
+        _native.engine.load(str(folder), "float32", products="cublas")
+    with Engine(folder) as engine:
+        assert engine.info["products"] == "ours"
 
 
 def test_tokens_come_with_their_log_probabilities(engine):

@@ -44,6 +44,7 @@ def families(device: str) -> tuple[str, ...]:
 
 def all_cases(device: str = "cpu") -> list[Case]:
     modules = [f"gpu_{name}" if device == "cuda" else name for name in families(device)]
+    modules = (["gpu_invariance"] if device == "cuda" else []) + modules  # whose cases are the engine's
     return [case for name in modules for case in importlib.import_module(f"earnest.bench.{name}").cases()]
 
 

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cases of the engine on a GPU: tokens given one after the other to one sequence and to many, with random
-weights of a 1.5B and of a 7B decoder in bfloat16, int8 and int4. The limit is what weights, keys and values
-take at the rate of a copy; in each step ids go to the GPU and a token that was drawn there comes back, as in
-an answer, but in the last one logits. What they end with is compared with the definition in float32 on the
-same numbers: it may be off by twice as much as the definition in bfloat16 is."""
+"""Cases of the engine on a GPU: tokens given one after the other to one sequence and to many, and prompts,
+with random weights of a 1.5B and of a 7B decoder in bfloat16, int8 and int4. The limit is what weights, keys
+and values take at the rate of a copy, of prompts the products; in each step ids go to the GPU and a token
+that was drawn there comes back, as in an answer, but in the last one logits. What they end with is compared
+with the definition in float32 on the same numbers: it may be off by twice as much as the definition in
+bfloat16 is.
+
+In bfloat16 the engine with the vendor's products stands beside the one with ours: what that is faster, batch
+invariance costs."""
 
 from __future__ import annotations
 
@@ -16,11 +20,12 @@ from typing import Any
 import numpy as np
 
 from earnest.bench import engine, engine_peers, gpu_peers, gpu_weights, qwen2
-from earnest.bench.case import OURS, PEER, Case, Implementation, Problem, Target, share_off
+from earnest.bench.case import ALSO, OURS, PEER, Absent, Case, Implementation, Problem, Target, share_off
 from earnest.bench.engine_weights import QWEN2, QWEN2_7B, Decoder
 
 SEQUENCES = (1, 8, 64)
 PROMPT, TOKENS = 128, 8
+LONG_PROMPT = 2048
 CHECKED_SEQUENCES = 4
 SIZES = {QWEN2.name: "1.5b", QWEN2_7B.name: "7b"}
 ROUNDING = 2.0  # times the error of torch's own bfloat16
@@ -28,8 +33,8 @@ ROUNDING = 2.0  # times the error of torch's own bfloat16
 
 @dataclass(frozen=True)
 class Shape:
-    """decoder, and what its weights are kept in; tokens of each sequence behind its prompt; whether steps
-    become CUDA graphs."""
+    """decoder, and what its weights are kept in; tokens of each sequence behind its prompt, 0: the prompt is
+    what is timed; whether steps become CUDA graphs."""
 
     decoder: Decoder
     weights: str
@@ -41,25 +46,28 @@ class Shape:
     @property
     def name(self) -> str:
         size = SIZES.get(self.decoder.name, self.decoder.name)
+        if not self.tokens:
+            return f"prompt-{size}-{self.sequences}x{self.prompt}-{self.weights}"
         launched = "" if self.graphs else "-launched"
-        return f"{size}-{self.sequences}x{self.tokens}{launched}-{self.weights}"
+        return f"decode-{size}-{self.sequences}x{self.tokens}{launched}-{self.weights}"
 
 
 def cases() -> list[Case]:
     """Those of one decoder's weights follow each other, so that these are made once; those that take longest
     to make come last, as the script on a GPU has little time."""
-    orders = [(d, w) for w in engine.WEIGHTS for d in (QWEN2, QWEN2_7B)]
-    return [
-        case(Shape(decoder, weights, n, graphs=graphs))
-        for decoder, weights in orders
-        for graphs in ((True, False) if (decoder, weights) == (QWEN2, "bf16") else (True,))
-        for n in SEQUENCES
-    ]
+    found = []
+    for weights in engine.WEIGHTS:
+        for decoder in (QWEN2, QWEN2_7B):
+            both = (True, False) if (decoder, weights) == (QWEN2, "bf16") else (True,)
+            found += [case(Shape(decoder, weights, n, graphs=on)) for on in both for n in SEQUENCES]
+            if weights == "bf16":
+                found.append(case(Shape(decoder, weights, 1, LONG_PROMPT, 0)))
+    return found
 
 
 def case(shape: Shape, device: str = "cuda") -> Case:
     return Case(
-        name=f"engine/cuda-decode-{shape.name}",
+        name=f"engine/cuda-{shape.name}",
         problem=partial(_problem, shape=shape, device=device),
         shape={
             "decoder": shape.decoder.name,
@@ -69,8 +77,8 @@ def case(shape: Shape, device: str = "cuda") -> Case:
             "graphs": shape.graphs,
         },
         dtype="bfloat16",
-        target=Target(fraction=0.8 if shape.sequences == 1 and shape.graphs else None),
-        per=(shape.sequences * shape.tokens, "token"),
+        target=Target(fraction=0.8 if shape.sequences == 1 and shape.graphs and shape.tokens else None),
+        per=(shape.sequences * (shape.tokens or shape.prompt), "token"),
         quick=shape == Shape(QWEN2, "bf16", 1),
         device=device,
     )
@@ -90,7 +98,10 @@ def _problem(rng: np.random.Generator, shape: Shape, device: str) -> Problem:
 
     def fed(make: Callable[[], Any]) -> Callable[[], Callable[..., Any]]:
         def build() -> Callable[..., Any]:
-            run = engine.stepping(make(), ids, shape.prompt)
+            model = make()
+            run = (
+                engine.stepping(model, ids, shape.prompt) if shape.tokens else lambda ids: model.feed(ids, 0)
+            )
             run.waits = True  # type: ignore[attr-defined]  # for ids or logits: no graph can hold it
             return run
 
@@ -99,19 +110,20 @@ def _problem(rng: np.random.Generator, shape: Shape, device: str) -> Problem:
     def implementation(name: str, make: Callable[[], Any], role: str) -> Implementation:
         return Implementation(name, fed(make), role, outputs=lambda found: [found[checked]])
 
-    def ours() -> engine_peers.Ours:
+    def ours(products: str = "ours") -> engine_peers.Ours:
         return engine_peers.Ours(
             decoder,
             shape.weights,
             shape.sequences,
             room,
             graphs=shape.graphs,
-            loaded=held.engine,
+            loaded=held.engine if products == "ours" else _with_vendor(held),
             draws=True,
         )
 
     found = [implementation("earnest", ours, OURS)]
     if shape.weights == "bf16" and shape.graphs:
+        found.append(implementation("earnest, vendor", partial(ours, "vendor"), ALSO))
         name, peer = _peer()
         found.append(implementation(name, partial(peer, held.model, shape.sequences, room), PEER))
     return Problem(
@@ -119,9 +131,25 @@ def _problem(rng: np.random.Generator, shape: Shape, device: str) -> Problem:
         reference=lambda ids: exact,
         implementations=found,
         tolerance=ROUNDING * share_off(logits("bfloat16"), exact),
-        bytes=engine.bytes_of_steps(decoder, shape.weights, shape.sequences, shape.prompt, shape.tokens),
+        bytes=_bytes(shape),
+        operations=0 if shape.tokens else 2 * decoder.layer_weights * shape.sequences * shape.prompt,
         error=share_off,
     )
+
+
+def _bytes(shape: Shape) -> int:
+    if not shape.tokens:
+        return shape.decoder.bytes_read(shape.weights)
+    return engine.bytes_of_steps(shape.decoder, shape.weights, shape.sequences, shape.prompt, shape.tokens)
+
+
+def _with_vendor(held: gpu_weights.Drawn) -> Any:
+    try:
+        return held.vendor
+    except RuntimeError as error:
+        if "] products: expected" in str(error):
+            raise Absent(str(error)) from None
+        raise
 
 
 def _peer() -> tuple[str, Callable[..., Any]]:

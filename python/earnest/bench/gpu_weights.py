@@ -35,6 +35,14 @@ class Drawn:
     def engine(self) -> Any:
         """Ours, over the same tensors or over codes of them, which all threads make, a matrix at a time, in
         the memory of the host: of int4 one makes 22 million a second."""
+        return self._over("ours")
+
+    @cached_property
+    def vendor(self) -> Any:
+        """The same with the vendor's products; RuntimeError where there are none."""
+        return self._over("vendor")
+
+    def _over(self, products: str) -> Any:
         import torch
 
         from earnest import _native
@@ -44,7 +52,7 @@ class Drawn:
         tensors = {name: tensor.detach() for name, tensor in self.model.state_dict().items()}
         config = json.dumps(self.model.config.to_dict())
         with Threads(os.cpu_count() or 1):
-            return _native.engine.from_memory(config, tensors, "bfloat16", CODES[self.weights])
+            return _native.engine.from_memory(config, tensors, "bfloat16", CODES[self.weights], products)
 
 
 def drawn(decoder: Decoder, weights: str, device: str) -> Drawn:

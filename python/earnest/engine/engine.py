@@ -15,6 +15,7 @@ from earnest.engine.checks import OP, switch, whole
 from earnest.engine.session import Session
 from earnest.errors import InvalidInput
 
+PRODUCTS = ("ours", "vendor")
 WEIGHTS = ("as-stored", "float32", "bfloat16", "int8", "int4")
 
 
@@ -43,6 +44,9 @@ class Engine:
     the build has it and that GPU is there (all weights but float32; heads of 64 or 128). threads: for
     computing, of the whole process (None: as they are, at first all cores). weights: "as-stored", "float32",
     "bfloat16", "int8" or "int4".
+    products: who multiplies on a GPU by weights that are not quantised. With "ours" an answer does not depend
+    on what runs beside it, nor on the pieces that a dialogue is read in, to the last bit; with "vendor", that
+    is NVIDIA's cuBLASLt, it may. "vendor" is refused on the CPU, and where no cuBLASLt can be loaded.
     kv_bytes: memory for keys and values (None: room for 4 full contexts, or a quarter of the machine's; on a
     GPU taken at once, at most half of what is free there).
     max_generations, max_waiting: answers that run side by side (64), and that may wait beside them (256).
@@ -60,6 +64,7 @@ class Engine:
         threads: int | None = None,
         *,
         weights: str = "as-stored",
+        products: Literal["ours", "vendor"] = "ours",
         kv_bytes: int | None = None,
         max_generations: int | None = None,
         max_waiting: int | None = None,
@@ -68,10 +73,13 @@ class Engine:
     ) -> None:
         if weights not in WEIGHTS:
             raise InvalidInput(OP, "weights", f"one of {', '.join(WEIGHTS)}", repr(weights))
+        if products not in PRODUCTS:
+            raise InvalidInput(OP, "products", " or ".join(PRODUCTS), repr(products))
         self._native: Any = _native.session.Engine(
             os.fspath(path),
             device,
             WEIGHTS.index(weights),
+            PRODUCTS.index(products),
             whole("kv_bytes", kv_bytes, 2**63 - 1),
             whole("max_generations", max_generations),
             whole("max_waiting", max_waiting),

@@ -109,10 +109,10 @@ class Session:
         """Begins to answer the dialogue as it stands; the events are taken from what this returns.
 
         max_tokens: None for as many as there is room for. temperature 0 takes the likeliest token. The same
-        dialogue and seed (0 to 2^64 - 1) give the same answer whatever else runs. thinking: True opens a
-        thought, False leaves it to the model, None is the template's habit. stop: texts before the first of
-        which the reply ends; stop_ids: tokens that end it, beside the model's own. prefill: how the answer
-        begins, verbatim.
+        dialogue and seed (0 to 2^64 - 1) give the same answer whatever else runs (but see `products` of the
+        Engine). thinking: True opens a thought, False leaves it to the model, None is the template's habit.
+        stop: texts before the first of which the reply ends; stop_ids: tokens that end it, beside the model's
+        own. prefill: how the answer begins, verbatim.
 
         Raises ValueError for numbers out of range, Busy where the queue is full, ContextFull where there is
         no room for a token more."""

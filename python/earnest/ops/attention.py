@@ -181,7 +181,7 @@ _bounds = Known(16)
 def _forward_on_cuda(
     q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor | None, cu_k: Tensor | None, seqused_k: Tensor | None,
     causal: bool, scale: float, tile_rows: int = 0, path: str = "best", schedule: str = "best", *,
-    with_lse: bool = False,
+    most_keys: int = 0, with_lse: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """As above. Bounds that come again, as from layer to layer, are not waited for again. tile_rows:
     its choice of 64 or 128, which changes no bit, if 0; path: "best", "sm80" or "sm90a"; schedule, of the
@@ -202,7 +202,7 @@ def _forward_on_cuda(
     with cuda.launching(_OP, q, None if known else explain) as launch:
         call(
             _native.attention_forward, *map(capsule, (q, k, v, out, lse)), *map(capsule, bounds),
-            _sequences(q, cu_q), causal, scale, *launch, tile_rows, path, schedule,
+            _sequences(q, cu_q), causal, scale, *launch, tile_rows, path, schedule, most_keys,
         )  # fmt: skip
     if not known and not capturing:
         _bounds.add(bounds, *sizes)
