@@ -20,8 +20,8 @@ from earnest.bench import (
     gpu_ppo,
     gpu_write,
 )
-from earnest.bench.attention import Shape
 from earnest.bench.case import OURS
+from earnest.bench.gpu_attention_shape import Shape
 from earnest.bench.harness import measure
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,19 +33,21 @@ SMALL = {
     "groups": gpu_ppo.case("groups", 4096, 256, "cpu"),
     "logprob": gpu_logprob.case(9, 16, 50, gradients=False, device="cpu"),
     "logprob with gradients": gpu_logprob.case(9, 16, 50, gradients=True, device="cpu"),
-    "attention": gpu_attention.case("small", Shape((70, 70), 4, 4, 64), device="cpu"),
-    "attention, ragged": gpu_attention.case("ragged", Shape((9, 70), 4, 2, 64), device="cpu"),
+    "attention": gpu_attention.case(Shape((70, 70), 4, 4, 64), device="cpu"),
+    "attention, ragged": gpu_attention.case(Shape((9, 70), 4, 2, 64), device="cpu"),
+    "chunks": gpu_attention.case(Shape((9, 9), 4, 2, 64, prefixes=(70, 70)), device="cpu"),
+    "chunks, ragged": gpu_attention.case(Shape((9, 3, 5), 4, 2, 64, prefixes=(0, 70, 2)), device="cpu"),
     "linear": gpu_linear.case(9, 40, 24, "bfloat16", device="cpu"),
     "linear, int8": gpu_linear.case(9, 40, 24, "int8", device="cpu"),
     "linear, int4": gpu_linear.case(1, 64, 24, "int4", device="cpu"),
-    "attention with gradients": gpu_attention_backward.case("small", Shape((70, 70), 4, 4, 64), device="cpu"),
-    "attention with gradients, ragged": gpu_attention_backward.case(
-        "ragged", Shape((9, 70), 4, 2, 64), device="cpu"
-    ),
+    "backward": gpu_attention_backward.case(Shape((70, 70), 4, 4, 64), device="cpu"),
+    "backward, full": gpu_attention_backward.case(Shape((40,), 4, 4, 64, causal=False), device="cpu"),
+    "backward, ragged": gpu_attention_backward.case(Shape((9, 70), 4, 2, 64), device="cpu"),
+    "both passes": gpu_attention_backward.case(Shape((9, 70), 4, 2, 64), device="cpu", both=True),
     "clips": gpu_logmel.clips(2, 1, "cpu"),
     "decoding": gpu_decode.case(gpu_decode.Shape(6, 40, 4, 2, 64), device="cpu"),
     "decoding, 3 queries over e4m3": gpu_decode.case(
-        gpu_decode.Shape(2, 70, 4, 2, 64, queries=3, float8=True), "float16", device="cpu"
+        gpu_decode.Shape(2, 70, 4, 2, 64, queries=3, float8=True, dtype="float16"), device="cpu"
     ),
     "rotary write": gpu_write.case(gpu_write.Shape(20, 4, 2, 64), device="cpu"),
     "rotary write, e4m3": gpu_write.case(gpu_write.Shape(5, 4, 2, 64, float8=True), device="cpu"),
@@ -72,20 +74,6 @@ def test_the_cases_of_the_targets_are_there_once() -> None:
     assert len(targets) == len(cases)
     assert {case.device for case in cases} == {"cuda"}
     assert {case.family for case in cases} == set(command.ON_CUDA)
-    causal = targets["attention/cuda-2x8192-causal-16/16x128"]
-    assert (causal.ratio, causal.against) == (1.0, "torch, cudnn")
-    assert targets["attention/cuda-ragged-16x200-8000-causal-28/4x128"].ratio == 1.2
-    full = targets["attention/cuda-sm90a-2x8192-full-16/16x128"]
-    assert full.seconds == 4 * 2 * 8192**2 * 16 * 128 / 620e12
-    decoding = targets["attention/cuda-decode-64x16k-28/4x128-bf16"]
-    assert (decoding.ratio, decoding.fraction) == (1.1, 0.85)
-    assert targets["attention/cuda-decode-256x1k-28/4x128-bf16"].fraction is None  # half a gigabyte
-    both = targets["attention/cuda-2x8192-causal-16/16x128-forward+backward"]
-    assert (both.ratio, both.against, both.also) == (
-        1.0,
-        "torch, flash, deterministic",
-        {"torch, cudnn": 0.9},
-    )
     assert targets["logmel/cuda-1x30s-128-bins"].seconds == 12e-6
     assert targets["logmel/cuda-64x30s-128-bins"].fraction == 0.6
     assert targets["logmel/cuda-512-streams-80ms-128-bins"].seconds == 20e-6

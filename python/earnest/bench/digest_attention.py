@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What attention gives on fixed inputs, for digest.py: both head sizes and types, grouped heads, chunks,
+short sequences, gradients, decoding; and path sm90a by its name, last, as whatever faults or hangs in it ends
+the process: bench/gpu.sh times that path only where these have come to their end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from earnest import ops
+from earnest.ops.attention import _backward, _forward_on_cuda
+
+Results = Iterator[tuple[str, Sequence[Any]]]
+SCHEDULES = ("series", "turns", "ahead", "both", "wide")
+KINDS = ((64, torch.bfloat16), (128, torch.bfloat16), (64, torch.float16), (128, torch.float16))
+
+
+class Batch:
+    """q, k, v of sequences of 1 token, none, and more, and their bounds. keys: of each sequence, so many more
+    than queries."""
+
+    def __init__(
+        self, drawn: Callable[..., Tensor], tokens: int, dim: int, dtype: torch.dtype, keys: int = 0
+    ):
+        lengths = torch.tensor([1, 0, tokens // 8, tokens - 1 - tokens // 8])
+        heads = 14 if dim == 128 else 4
+        self.q = drawn(tokens, heads, dim, dtype=dtype)
+        self.k, self.v = (drawn(tokens + keys * len(lengths), 2, dim, dtype=dtype) for _ in "kv")
+        self.of_q, self.of_k = (
+            torch.cat([x.new_zeros(1), x.cumsum(0)]).int().to(self.q.device)
+            for x in (lengths, lengths + keys)
+        )
+
+    def attended(self, causal: bool) -> Tensor:
+        return ops.attention(
+            self.q, self.k, self.v, causal=causal, cu_seqlens_q=self.of_q, cu_seqlens_k=self.of_k
+        )
+
+    def leaves(self) -> tuple[Tensor, ...]:
+        return tuple(x.requires_grad_() for x in (self.q, self.k, self.v))
+
+
+def results(drawn: Callable[..., Tensor], tokens: int) -> Results:
+    """drawn: normal numbers of a size and type; tokens: 8 or more."""
+    for dim, dtype in KINDS:
+        name = f"attention {dim} {str(dtype).removeprefix('torch.')}"
+        batch = Batch(drawn, tokens, dim, dtype)
+        leaves = batch.leaves()
+        mixed = batch.attended(causal=True)
+        yield name, [mixed]
+        yield f"{name}, gradients", torch.autograd.grad(mixed.float().square().sum(), leaves)
+        yield (
+            f"{name}, full, chunks",
+            [
+                batch.attended(causal=False),
+                Batch(drawn, tokens, dim, dtype, keys=tokens).attended(causal=True),
+            ],
+        )
+        short = 1 + tokens // 8
+        alone = (drawn(1, short, heads, dim, dtype=dtype) for heads in (4, 2, 2))
+        yield f"{name}, one short sequence", [ops.attention(*alone, causal=True)]
+
+
+def decoding(drawn: Callable[..., Tensor], pages: Callable[[], Tensor], sequences: int = 16) -> Results:
+    """pages: a table [sequences, n] of all pages in any order."""
+    for dim, dtype, queries, float8 in (
+        (128, torch.bfloat16, 1, False),
+        (128, torch.float16, 3, False),
+        (64, torch.bfloat16, 8, False),
+        (128, torch.bfloat16, 5, True),
+    ):
+        table = pages()
+        cache = torch.float8_e4m3fn if float8 else dtype
+        k, v = (drawn(table.numel(), 2, 16, dim).to(cache) for _ in "kv")
+        scale = torch.full((2,), 0.5, device=k.device) if float8 else None
+        lengths = torch.full((sequences,), 16 * table.shape[1] - 3, dtype=torch.int32, device=k.device)
+        q = drawn(sequences, queries, 14 if dim == 128 else 4, dim, dtype=dtype)
+        attended = ops.paged_attention(q, k, v, table, lengths, k_scale=scale, v_scale=scale)
+        yield f"paged_attention {dim} {cache}, {queries} queries", [attended]
+
+
+def by_sm90a(drawn: Callable[..., Tensor], tokens: int) -> Results:
+    """Nothing where the device has no such path. Of the larger batches every multiprocessor takes several
+    tiles, and their blocks wait for each other."""
+    for dim, dtype in KINDS:
+        for size in (tokens, 8 * tokens) if dtype == torch.bfloat16 else (tokens,):
+            batch = Batch(drawn, size, dim, dtype)
+            arrays = (batch.q, batch.k, batch.v)
+            rest = (batch.of_q, batch.of_k, None, True, dim**-0.5)
+            try:
+                found = [
+                    _forward_on_cuda(*arrays, *rest, path="sm90a", schedule=name, with_lse=True)
+                    for name in SCHEDULES
+                ]
+            except RuntimeError as error:
+                if "] path: expected" in str(error):
+                    return
+                raise
+            name = f"{dim} {str(dtype).removeprefix('torch.')}, {size} tokens"
+            yield f"attention sm90a {name}", [out for out, _ in found]
+            grads = _backward(torch.ones_like(batch.q), None, *arrays, *found[0], *rest, path="sm90a")
+            yield f"attention sm90a {name}, gradients", grads
