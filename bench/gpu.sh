@@ -7,7 +7,7 @@
 #   bench/gpu.sh --dry-run                                     # names the steps, checks that what they name is there
 #
 # Each step has a time limit of its own, so that one that hangs does not cost the rest. Wheels in .whl/ (soundfile with cffi and
-# pycparser, soxr, nanobind, liger-kernel, espeakng-loader) are used where they are. Exit code: that of the worst step.
+# pycparser, soxr, nanobind, liger-kernel, espeakng-loader, nvidia-cudnn-frontend) are used where they are. Exit code: that of the worst step.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 

@@ -143,6 +143,17 @@ def test_a_lost_gpu_ends_the_run_and_says_what_is_missing(monkeypatch, capsys):
     assert "3 cases not measured: CUDA error: an illegal memory access" in out
 
 
+def test_a_case_that_fails_while_it_is_timed_does_not_cost_the_others(monkeypatch, capsys):
+    class Full(instrument.Instrument):
+        def times(self, *inputs: Any) -> Any:
+            raise RuntimeError("CUDA out of memory")
+
+    assert run(monkeypatch, 2, Full()) == 1
+    out = capsys.readouterr().out
+    assert "toy/0: not measured, CUDA out of memory" in out
+    assert "toy/1: not measured, CUDA out of memory" in out
+
+
 def test_a_wrong_path_of_ours_ends_the_run_with_1(monkeypatch):
     assert run(monkeypatch, 1, instrument.Instrument()) == 0
     assert run(monkeypatch, 1, instrument.Instrument(), ours=lambda x: x) == 1

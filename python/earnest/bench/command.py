@@ -103,10 +103,17 @@ def _measure(options: argparse.Namespace) -> int:
                 print(f"{case.name}: not measured, no time is left of {options.seconds:g} s", file=out)
                 continue
             now = dataclasses.replace(settings, pace=left)
-            record = {"case": case.name, "time": _now(), **shared, **harness.measure(case, now, limits)}
-            failed += any(_is_ours(name) for name in record["wrong"])
-            _keep(record, options.json)
-            print(show.line(record), file=out, flush=True)
+            try:
+                record = {"case": case.name, "time": _now(), **shared, **harness.measure(case, now, limits)}
+            except RuntimeError as error:
+                if options.device != "cuda":
+                    raise
+                failed += 1  # what a GPU says while it is timed, and the others' cases may be fine
+                print(f"{case.name}: not measured, {str(error).strip().splitlines()[0]}", file=out)
+            else:
+                failed += any(_is_ours(name) for name in record["wrong"])
+                _keep(record, options.json)
+                print(show.line(record), file=out, flush=True)
             progress.update(done + 1)
             if reason := instrument.broken():
                 failed += 1

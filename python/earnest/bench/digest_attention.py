@@ -40,6 +40,19 @@ class Batch:
             self.q, self.k, self.v, causal=causal, cu_seqlens_q=self.of_q, cu_seqlens_k=self.of_k
         )
 
+    def forward(self, **variant: Any) -> tuple[Tensor, Tensor]:
+        """The result and its log-sum-exp."""
+        scale = self.q.shape[2] ** -0.5
+        return _forward_on_cuda(
+            self.q, self.k, self.v, self.of_q, self.of_k, None, True, scale, with_lse=True, **variant
+        )
+
+    def backward(self, out: Tensor, lse: Tensor, **variant: Any) -> tuple[Tensor, Tensor, Tensor]:
+        grad, scale = torch.ones_like(out), self.q.shape[2] ** -0.5
+        return _backward(
+            grad, None, self.q, self.k, self.v, out, lse, self.of_q, self.of_k, None, True, scale, **variant
+        )
+
     def leaves(self) -> tuple[Tensor, ...]:
         return tuple(x.requires_grad_() for x in (self.q, self.k, self.v))
 
@@ -89,18 +102,12 @@ def by_sm90a(drawn: Callable[..., Tensor], tokens: int) -> Results:
     for dim, dtype in KINDS:
         for size in (tokens, 8 * tokens) if dtype == torch.bfloat16 else (tokens,):
             batch = Batch(drawn, size, dim, dtype)
-            arrays = (batch.q, batch.k, batch.v)
-            rest = (batch.of_q, batch.of_k, None, True, dim**-0.5)
             try:
-                found = [
-                    _forward_on_cuda(*arrays, *rest, path="sm90a", schedule=name, with_lse=True)
-                    for name in SCHEDULES
-                ]
+                found = [batch.forward(path="sm90a", schedule=name) for name in SCHEDULES]
             except RuntimeError as error:
                 if "] path: expected" in str(error):
                     return
                 raise
             name = f"{dim} {str(dtype).removeprefix('torch.')}, {size} tokens"
             yield f"attention sm90a {name}", [out for out, _ in found]
-            grads = _backward(torch.ones_like(batch.q), None, *arrays, *found[0], *rest, path="sm90a")
-            yield f"attention sm90a {name}, gradients", grads
+            yield f"attention sm90a {name}, gradients", batch.backward(*found[0], path="sm90a")

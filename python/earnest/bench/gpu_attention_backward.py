@@ -138,8 +138,9 @@ def _ours(name: str, path: str, shape: Shape, checked: tuple[int, int], both: bo
 
         return peers.unless_refused(run)
 
-    def _forward(q: Any, k: Any, v: Any, of_q: Any, of_k: Any) -> Any:
-        return peers.ours("attention")(q, k, v, causal=shape.causal, cu_seqlens_q=of_q, cu_seqlens_k=of_k)
+    def _forward(*arrays: Any) -> Any:
+        *three, of_q, of_k = arrays
+        return peers.ours("attention")(*three, causal=shape.causal, cu_seqlens_q=of_q, cu_seqlens_k=of_k)
 
     def _all(q: Any, k: Any, v: Any, of_q: Any, of_k: Any, grad: Any) -> Any:
         return _gradients(_forward(q, k, v, of_q, of_k), (q, k, v), grad)

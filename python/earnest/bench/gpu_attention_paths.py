@@ -69,8 +69,13 @@ def _forward(
             )
         from earnest.ops.attention import _forward_on_cuda
 
-        rest = (None, shape.causal, shape.dim**-0.5)
-        return peers.unless_refused(lambda *x: _forward_on_cuda(*x, *rest, **variant)[0])
+        rest: Any = (None, shape.causal, shape.dim**-0.5)
+
+        def run(*arrays: Any) -> Any:
+            q, k, v, *bounds = arrays
+            return _forward_on_cuda(q, k, v, *bounds, *rest, **variant)[0]
+
+        return peers.unless_refused(run)
 
     return Implementation(
         name,
