@@ -4,6 +4,7 @@
 # a torch that sees the GPU, and nothing to download from:
 #
 #   EARNEST_COMMIT=$(git rev-parse HEAD) bench/gpu.sh OUT      # OUT/log.txt summary.json tests.xml results.jsonl resources.*
+#   bench/gpu.sh OUT logprob engine                            # these steps alone, where an earlier call has built
 #   bench/gpu.sh --dry-run                                     # names the steps, checks that what they name is there
 #
 # Each step has a time limit of its own, so that one that hangs does not cost the rest. Wheels in .whl/ (soundfile with cffi and
@@ -19,19 +20,22 @@ export SYNCED="test_simt test_logprob_cuda test_linear_cuda test_attention_cuda 
 readonly NAMED="CMakeLists.txt kernels/cuda.cmake tests/cuda python/earnest/__main__.py python/earnest/bench/digest.py
   python/earnest/bench/gpu.py .ci/cuda_resources.py kernels/cuda_resources.json"
 
-usage() { sed -n '4,9p' "$0" | cut -c3- >&2; exit 2; }
-[ $# -eq 1 ] || usage
+usage() { sed -n '4,10p' "$0" | cut -c3- >&2; exit 2; }
+[ $# -ge 1 ] || usage
 case $1 in
   --dry-run) dry=1 out="" ;;
   -*) usage ;;
   *) dry=0 out=$1; mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 2 ;;
 esac
-worst=0 planned=0 steps=""
+readonly ONLY=" ${*:2} "
+worst=0 planned=0 steps="" known=""
 
 # step NAME LIMIT FUNCTION...: runs it within its limit and what is left of the whole, and notes how it went.
 step() {
   local name=$1 limit=$2 began=$SECONDS left=$((MOST - SECONDS)) code=0
   shift 2
+  known+="${known:+ }$name"
+  [[ $ONLY == "  " || $ONLY == *" $name "* ]] || return 0
   planned=$((planned + limit))
   if ((dry)); then
     printf '%3d s  %-12s %s\n' "$limit" "$name" "$*"
@@ -155,6 +159,9 @@ step linear 75 measure linear
 step engine 100 measure engine
 step demo 90 demo
 
+for name in $ONLY; do
+  case " $known " in *" $name "*) ;; *) echo "gpu.sh: expected a step ($known), got $name" >&2; worst=2 ;; esac
+done
 if ((dry)); then
   for name in $NAMED; do
     [ -e "$name" ] || { echo "gpu.sh: expected $name, got none" >&2; worst=1; }

@@ -116,12 +116,22 @@ def test_the_gpu_script_is_whole_and_fits_into_nine_minutes() -> None:
         assert family in command.ON_CUDA
 
 
+def test_the_gpu_script_does_the_steps_that_are_named_alone() -> None:
+    done = subprocess.run([SCRIPT, "--dry-run", "engine", "decode"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[2] for line in done.stdout.splitlines()[:-1]] == ["decode", "engine"]
+    done = subprocess.run([SCRIPT, "--dry-run", "engines"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "expected a step (environment build" in done.stderr
+    assert "got engines" in done.stderr
+
+
 def test_a_step_of_the_gpu_script_that_hangs_costs_its_own_time_alone(tmp_path: Path) -> None:
     """The script's own step(), on steps of a second."""
     text = SCRIPT.read_text()
     body = text[text.index("# step NAME LIMIT") : text.index("environment() {")]
     program = f"""
-      set -uo pipefail; MOST=60 dry=0 out={tmp_path} worst=0 planned=0 steps=""
+      set -uo pipefail; MOST=60 dry=0 out={tmp_path} worst=0 planned=0 steps="" known="" ONLY="  "
       hangs() {{ sleep 30; }}; fails() {{ return 3; }}; works() {{ echo "$1 works"; }}
       export -f hangs fails works
       {body}

@@ -97,17 +97,16 @@ def decoding(drawn: Callable[..., Tensor], pages: Callable[[], Tensor], sequence
 
 
 def by_sm90a(drawn: Callable[..., Tensor], tokens: int) -> Results:
-    """Nothing where the device has no such path. Of the larger batches every multiprocessor takes several
-    tiles, and their blocks wait for each other."""
+    """Nothing where the device has no such path. Of the larger batches, in bfloat16, every multiprocessor
+    takes several tiles, and their blocks wait for each other."""
     for dim, dtype in KINDS:
-        for size in (tokens, 8 * tokens) if dtype == torch.bfloat16 else (tokens,):
-            batch = Batch(drawn, size, dim, dtype)
-            try:
-                found = [batch.forward(path="sm90a", schedule=name) for name in SCHEDULES]
-            except RuntimeError as error:
-                if "] path: expected" in str(error):
-                    return
-                raise
-            name = f"{dim} {str(dtype).removeprefix('torch.')}, {size} tokens"
-            yield f"attention sm90a {name}", [out for out, _ in found]
-            yield f"attention sm90a {name}, gradients", batch.backward(*found[0], path="sm90a")
+        batch = Batch(drawn, 8 * tokens if dtype == torch.bfloat16 else tokens, dim, dtype)
+        try:
+            found = [batch.forward(path="sm90a", schedule=name) for name in SCHEDULES]
+        except RuntimeError as error:
+            if "] path: expected" in str(error):
+                return
+            raise
+        name = f"attention sm90a {dim} {str(dtype).removeprefix('torch.')}"
+        yield name, [out for out, _ in found]
+        yield f"{name}, gradients", batch.backward(*found[0], path="sm90a")
