@@ -140,6 +140,7 @@ def packages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def varlen_attn(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, window_size=(-1, -1), enable_gqa=False):
+    assert (max_q, max_k) == (int(cu_seq_q.diff().max()), int(cu_seq_k.diff().max()))
     assert window_size in ((-1, -1), (-1, 0))
     assert enable_gqa == (q.shape[1] != k.shape[1])
     return each(q, k, v, cu_seq_q, cu_seq_k, window_size == (-1, 0))
@@ -183,6 +184,18 @@ def test_a_package_gets_what_it_wants_backward(name: str, both: bool):
             assert error_of(one, problem) <= problem.tolerance, one.name
 
 
+def test_expanded_heads_give_the_gradients_of_those_that_they_stand_for():
+    shape = SHAPES["ragged"]
+    (form,) = gpu_attention_peers._padded("torch, heads expanded", "MATH", shape, expanded=True)
+    problem = gpu_attention.case(shape, device="cpu").problem(np.random.default_rng(0))
+    rows = problem.reference.keywords["rows"]  # type: ignore[attr-defined]
+    assert error_of(gpu_attention._peer(form, rows), problem) <= problem.tolerance
+    problem = gpu_attention_backward.case(shape, device="cpu").problem(np.random.default_rng(0))
+    checked = problem.reference.keywords["checked"]  # type: ignore[attr-defined]
+    one = gpu_attention_backward._peer(form, shape, checked, both=False, deterministic=False)
+    assert error_of(one, problem) <= problem.tolerance
+
+
 def test_a_backward_pass_alone_runs_no_forward_pass(monkeypatch: pytest.MonkeyPatch):
     shape, calls = SHAPES["equal"], []
     monkeypatch.setattr(
@@ -203,10 +216,10 @@ def test_a_backward_pass_alone_runs_no_forward_pass(monkeypatch: pytest.MonkeyPa
 def test_a_peer_is_told_to_be_deterministic_and_torch_is_as_before():
     seen = []
     form = gpu_attention_peers.Form("a", lambda deterministic: lambda q, k, v: Watched.apply(q + k + v, seen))
-    for deterministic in (True, False):
+    for deterministic in (False, True):
         one = gpu_attention_backward._peer(form, SHAPES["equal"], (0, 0), False, deterministic)
         one.build()(*one.prepare(*(torch.randn(80, 2, 64) for _ in range(4))))
-    assert seen == [True, False]
+    assert seen == [False, True]
     assert not torch.are_deterministic_algorithms_enabled()
     assert torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
 

@@ -150,18 +150,13 @@ def _lower_right(shape: Shape) -> Any:
 
 
 def mask(shape: Shape, device: Any) -> Any:
-    """[sequences or 1, 1, queries, keys]: who sees whom, the last query of each the last key of its own. Rows
-    that are padding see the keys that there are."""
+    """[sequences or 1, 1, queries, keys]: who sees whom, the last query of each the last key of its own."""
     import torch
 
     queries = torch.arange(max(shape.lengths), device=device)[:, None]
     keys = torch.arange(max(shape.key_lengths), device=device)
-    sizes = (
-        sorted(set(zip(shape.prefixes, shape.key_lengths, strict=True)))
-        if shape.equal
-        else list(zip(shape.prefixes, shape.key_lengths, strict=True))
-    )
-    return torch.stack([(keys <= queries + before) & (keys < n) for before, n in sizes])[:, None]
+    prefixes = shape.prefixes[:1] if shape.equal else shape.prefixes
+    return torch.stack([keys <= queries + before for before in prefixes])[:, None]
 
 
 def lengths_of(shape: Shape, of_keys: bool) -> Sequence[int]:
