@@ -17,7 +17,9 @@ from earnest.bench import (
     gpu_write,
 )
 from earnest.bench.case import ALSO, OURS, Absent, Case
+from earnest.bench.gpu import QUICK, Gpu, GpuLimits
 from earnest.bench.gpu_attention_shape import Shape
+from earnest.bench.harness import Settings, measure
 
 CASES = {
     "gae": lambda on: gpu_ppo.case("gae", 4096, 256, on),
@@ -82,6 +84,22 @@ def test_each_schedule_and_tile_is_right_in_small(device) -> None:
     of_sm80 = ["earnest, sm80", *(f"earnest, sm80, tiles of {rows}" for rows in gpu_attention_paths.TILES)]
     of_sm90a = ["earnest, sm90a", *(f"earnest, sm90a, {name}" for name in gpu_attention_paths.SCHEDULES)]
     assert sorted(found) in (sorted(of_sm80), sorted(of_sm80 + of_sm90a))
+
+
+def test_on_a_gpu_a_call_is_a_graph_a_backward_pass_alone_too(gpu) -> None:
+    """Also of a peer, whose forward pass ran before on the stream of the captures."""
+    settings = Settings(peers=True, pace=QUICK, instrument=Gpu())
+    limits = GpuLimits()
+    for case in (
+        gpu_attention.case(Shape((256, 256), 4, 4, 64)),
+        gpu_attention_backward.case(Shape((256, 256), 4, 4, 64)),
+        gpu_decode.case(gpu_decode.Shape(4, 1024, 14, 2, 64, queries=2)),
+    ):
+        record = measure(case, settings, limits)
+        captured = {result["name"]: result["captured"] for result in record["results"]}
+        assert record["wrong"] == {}
+        assert captured["torch, flash"] is True
+        assert all(on for name, on in captured.items() if name.startswith("earnest"))
 
 
 def test_digests_of_two_runs_are_equal(device) -> None:

@@ -5,6 +5,7 @@ the process: bench/gpu.sh times that path only where these have come to their en
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from earnest.ops.attention import _backward, _forward_on_cuda
 
 Results = Iterator[tuple[str, Sequence[Any]]]
 SCHEDULES = ("series", "turns", "ahead", "both", "wide")
+PIECES = "most_keys" in inspect.signature(_forward_on_cuda).parameters  # what the engine asks for
 KINDS = ((64, torch.bfloat16), (128, torch.bfloat16), (64, torch.float16), (128, torch.float16))
 
 
@@ -66,13 +68,13 @@ def results(drawn: Callable[..., Tensor], tokens: int) -> Results:
         mixed = batch.attended(causal=True)
         yield name, [mixed]
         yield f"{name}, gradients", torch.autograd.grad(mixed.float().square().sum(), leaves)
-        yield (
-            f"{name}, full, chunks",
-            [
-                batch.attended(causal=False),
-                Batch(drawn, tokens, dim, dtype, keys=tokens).attended(causal=True),
-            ],
-        )
+        chunks = Batch(drawn, tokens, dim, dtype, keys=tokens)
+        yield f"{name}, full, chunks", [batch.attended(causal=False), chunks.attended(causal=True)]
+        if PIECES:
+            yield (
+                f"{name}, pieces",
+                [batch.forward(most_keys=tokens)[0], chunks.forward(most_keys=2 * tokens)[0]],
+            )
         short = 1 + tokens // 8
         alone = (drawn(1, short, heads, dim, dtype=dtype) for heads in (4, 2, 2))
         yield f"{name}, one short sequence", [ops.attention(*alone, causal=True)]
