@@ -102,15 +102,16 @@ sanitizers() {  # all at a time: most of their time is waiting
     echo "left out: compute-sanitizer says that it does not support this device"
     return 0
   fi
-  local -a all=()
+  local -a all=() ids=()
   for name in $CHECKED; do all+=(memcheck:$name racecheck:$name initcheck:$name); done
   for name in $SYNCED; do all+=(synccheck:$name); done
   for name in "${all[@]}"; do
     tool=${name%%:*} name=${name#*:}
     timeout 70 compute-sanitizer --tool "$tool" --error-exitcode 9 "$BUILD/$name" >"$BUILD/$name.$tool" 2>&1 &
+    ids+=($!)
   done
-  for name in "${all[@]}"; do
-    wait -n || failed=1
+  for tool in "${!ids[@]}"; do  # by its id: who has ended before it is waited for is not lost
+    wait "${ids[tool]}" || { echo "${all[tool]} FAILED: exit code $?"; failed=1; }
   done
   tail -n 4 "$BUILD"/*.{memcheck,racecheck,initcheck,synccheck}
   return $failed

@@ -147,3 +147,60 @@ def test_a_step_of_the_gpu_script_that_hangs_costs_its_own_time_alone(tmp_path: 
 
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert [step["code"] for step in summary["steps"]] == [0, 124, 3, 0]
+
+
+def function_of_script(name: str) -> str:
+    text = SCRIPT.read_text()
+    begin = text.index(f"\n{name}() {{")
+    return text[begin : text.index("\n}\n", begin) + 3]
+
+
+def test_the_gpu_script_checks_barriers_of_those_that_have_them_and_sees_a_tool_fail(tmp_path: Path) -> None:
+    """By a tool that writes down how it was called, and finds something in one program."""
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text(f"""#!/bin/sh
+      echo "$@" >> {tmp_path}/calls
+      case "$2 $5" in "synccheck {tmp_path}/b") exit "$(cat {tmp_path}/code)" ;; esac
+    """)
+    tool.chmod(0o755)
+    body = function_of_script("sanitizers")
+    program = f"""
+      set -uo pipefail; PATH={tmp_path}:$PATH BUILD={tmp_path} CHECKED="a b" SYNCED="b"
+      {body}
+      sanitizers
+    """
+    for code in (0, 9):
+        (tmp_path / "code").write_text(str(code))
+        (tmp_path / "calls").write_text("")
+        done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, timeout=50)
+        assert done.returncode == (1 if code else 0), done.stdout
+        assert ("synccheck:b FAILED: exit code 9" in done.stdout) == bool(code)
+        assert done.stdout.count("FAILED") == bool(code)
+        called = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
+        tools = sorted((words[1], Path(words[-1]).name) for words in called if words[0] == "--tool")
+        assert tools == [
+            *((tool, name) for tool in ("initcheck", "memcheck", "racecheck") for name in "ab"),
+            ("synccheck", "b"),
+        ]
+
+
+def test_the_gpu_script_keeps_what_ptxas_gave_kernels_there(tmp_path: Path) -> None:
+    """What is compiled for sm_90 there runs as what the gate compiles for sm_90a."""
+    (tmp_path / "report.txt").write_text("""[1/2] Building CUDA object a.cu.o
+ptxas info    : Compiling entry function '_ZN7earnest3ppo5copy_EPi' for 'sm_90'
+ptxas info    : Function properties for _ZN7earnest3ppo5copy_EPi
+    8 bytes stack frame, 4 bytes spill stores, 4 bytes spill loads
+ptxas info    : Used 77 registers, used 1 barriers, 8 bytes cumulative stack size
+""")
+    program = f"""
+      set -uo pipefail; BUILD={tmp_path} out={tmp_path}
+      {function_of_script("resources")}
+      resources
+    """
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=50)
+    assert done.returncode == 0, done.stderr
+    assert "ppo::copy_ (sm_90a): expected neither spills nor a stack frame" in done.stdout
+    kept = (tmp_path / "resources.json").read_text()
+    assert "ppo::copy_" in kept
+    assert "77" in kept
+    assert "attention::" not in kept  # of another build
