@@ -96,7 +96,7 @@ programs() {  # the kernels' own tests, on the GPU
 }
 
 sanitizers() {  # all at a time: most of their time is waiting
-  local name tool failed=0
+  local name tool i failed=0
   # On some virtual machines the tool cannot reach the GPU: nothing is checked then, and the log says so.
   if timeout 30 compute-sanitizer "$BUILD/test_simt" 2>&1 | grep -q "Device not supported"; then
     echo "left out: compute-sanitizer says that it does not support this device"
@@ -110,8 +110,8 @@ sanitizers() {  # all at a time: most of their time is waiting
     timeout 70 compute-sanitizer --tool "$tool" --error-exitcode 9 "$BUILD/$name" >"$BUILD/$name.$tool" 2>&1 &
     ids+=($!)
   done
-  for tool in "${!ids[@]}"; do  # by its id: who has ended before it is waited for is not lost
-    wait "${ids[tool]}" || { echo "${all[tool]} FAILED: exit code $?"; failed=1; }
+  for i in "${!ids[@]}"; do  # by its id: who has ended before it is waited for is not lost
+    wait "${ids[i]}" || { echo "${all[i]} FAILED: exit code $?"; failed=1; }
   done
   tail -n 4 "$BUILD"/*.{memcheck,racecheck,initcheck,synccheck}
   return $failed
