@@ -35,6 +35,7 @@ SMALL = {
     "logprob with gradients": gpu_logprob.case(9, 16, 50, gradients=True, device="cpu"),
     "attention": gpu_attention.case(Shape((70, 70), 4, 4, 64), device="cpu"),
     "attention, ragged": gpu_attention.case(Shape((9, 70), 4, 2, 64), device="cpu"),
+    "attention, ragged, full": gpu_attention.case(Shape((9, 70), 4, 2, 64, causal=False), device="cpu"),
     "chunks": gpu_attention.case(Shape((9, 9), 4, 2, 64, prefixes=(70, 70)), device="cpu"),
     "chunks, ragged": gpu_attention.case(Shape((9, 3, 5), 4, 2, 64, prefixes=(0, 70, 2)), device="cpu"),
     "linear": gpu_linear.case(9, 40, 24, "bfloat16", device="cpu"),

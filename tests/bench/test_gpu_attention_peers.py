@@ -28,6 +28,7 @@ SHAPES = {
     "full": Shape((40, 40), 4, 4, 64, causal=False),
     "ragged": Shape((9, 40, 1), 4, 2, 64),
     "chunks": Shape((9, 9), 4, 2, 64, prefixes=(30, 30)),
+    "ragged, full": Shape((9, 40), 4, 2, 64, causal=False),
     "ragged chunks": Shape((9, 3), 4, 2, 64, prefixes=(0, 30)),
 }
 

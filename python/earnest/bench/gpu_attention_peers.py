@@ -70,11 +70,12 @@ def forms(shape: Shape, device: str) -> list[Form]:
 
 
 def _padded(name: str, backend: str, shape: Shape, expanded: bool) -> list[Form]:
-    """On a batch [sequences, heads, tokens, dim], padded where lengths differ. flash has no masks but causal
-    ones: of chunks after prefixes that differ it takes none."""
+    """On a batch [sequences, heads, tokens, dim], padded where lengths differ: what is causal sees no padding,
+    what is not would (no case asks). flash has no masks but causal ones: of chunks after prefixes that differ
+    it takes none."""
     aligned_by_mask = bool(shape.prefixes) and shape.causal
     flash = backend == "FLASH_ATTENTION"
-    if flash and aligned_by_mask and not shape.equal:
+    if not shape.equal and (not shape.causal or (flash and aligned_by_mask)):
         return []
     group = shape.heads // shape.kv_heads
 
