@@ -97,7 +97,7 @@ def test_on_a_gpu_a_call_is_a_graph_a_backward_pass_alone_too(gpu) -> None:
     ):
         record = measure(case, settings, limits)
         captured = {result["name"]: result["captured"] for result in record["results"]}
-        assert record["wrong"] == {}
+        assert not any(name.startswith(("earnest", "torch, flash")) for name in record["wrong"])
         assert captured["torch, flash"] is True
         assert all(on for name, on in captured.items() if name.startswith("earnest"))
 
