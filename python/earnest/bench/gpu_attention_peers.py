@@ -70,8 +70,8 @@ def forms(shape: Shape, device: str) -> list[Form]:
 
 
 def _padded(name: str, backend: str, shape: Shape, expanded: bool) -> list[Form]:
-    """On a batch [sequences, heads, tokens, dim], padded where lengths differ: causal rows see no
-    padding; others would, and no case asks for them. flash has no masks but causal ones: it takes no chunks whose
+    """On a batch [sequences, heads, tokens, dim], padded where lengths differ: causal rows see no padding;
+    others would, and no case asks for them. flash has no masks but causal ones: it takes no chunks whose
     prefixes differ."""
     aligned_by_mask = bool(shape.prefixes) and shape.causal
     flash = backend == "FLASH_ATTENTION"
