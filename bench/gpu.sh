@@ -3,11 +3,12 @@
 # Everything that needs a GPU, in one call of under nine minutes, on a machine that has nvcc, cmake, ninja, nanobind and
 # a torch that sees the GPU, and nothing to download from:
 #
-#   EARNEST_COMMIT=$(git rev-parse HEAD) bench/gpu.sh OUT      # OUT/log.txt summary.json tests.xml results.jsonl
+#   EARNEST_COMMIT=$(git rev-parse HEAD) bench/gpu.sh OUT      # OUT/log.txt summary.json tests.xml results.jsonl resources.*
+#   bench/gpu.sh OUT logprob engine                            # these steps alone, where an earlier call has built
 #   bench/gpu.sh --dry-run                                     # names the steps, checks that what they name is there
 #
 # Each step has a time limit of its own, so that one that hangs does not cost the rest. Wheels in .whl/ (soundfile with cffi and
-# pycparser, soxr, nanobind, liger-kernel, espeakng-loader) are used where they are. Exit code: that of the worst step.
+# pycparser, soxr, nanobind, liger-kernel, espeakng-loader, nvidia-cudnn-frontend) are used where they are. Exit code: that of the worst step.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,22 +16,26 @@ readonly MOST=530  # seconds in all
 export BUILD=build/gpu
 export PROGRAMS="test_simt test_mma test_ppo_cuda test_logmel_cuda test_logprob_cuda test_linear_cuda test_quantized_cuda test_attention_cuda test_attention_schedules_cuda test_attention_pieces_cuda test_attention_backward_cuda test_paged_attention_cuda test_rotary_write_cuda test_rowwise test_frames test_draws_cuda test_engine_cuda test_engine_graphs_cuda"
 export CHECKED="test_simt test_ppo_cuda test_logmel_cuda test_logprob_cuda test_linear_cuda test_quantized_cuda test_attention_cuda test_attention_schedules_cuda test_attention_pieces_cuda test_attention_backward_cuda test_paged_attention_cuda test_rotary_write_cuda test_rowwise test_frames test_draws_cuda"  # by compute-sanitizer
+export SYNCED="test_simt test_logprob_cuda test_linear_cuda test_attention_cuda test_attention_schedules_cuda test_attention_pieces_cuda test_attention_backward_cuda test_paged_attention_cuda"  # barriers too
 readonly NAMED="CMakeLists.txt kernels/cuda.cmake tests/cuda python/earnest/__main__.py python/earnest/bench/digest.py
-  python/earnest/bench/gpu.py"
+  python/earnest/bench/gpu.py .ci/cuda_resources.py kernels/cuda_resources.json"
 
-usage() { sed -n '4,9p' "$0" | cut -c3- >&2; exit 2; }
-[ $# -eq 1 ] || usage
+usage() { sed -n '4,10p' "$0" | cut -c3- >&2; exit 2; }
+[ $# -ge 1 ] || usage
 case $1 in
   --dry-run) dry=1 out="" ;;
   -*) usage ;;
   *) dry=0 out=$1; mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 2 ;;
 esac
-worst=0 planned=0 steps=""
+readonly ONLY=" ${*:2} "
+worst=0 planned=0 steps="" known=""
 
 # step NAME LIMIT FUNCTION...: runs it within its limit and what is left of the whole, and notes how it went.
 step() {
   local name=$1 limit=$2 began=$SECONDS left=$((MOST - SECONDS)) code=0
   shift 2
+  known+="${known:+ }$name"
+  [[ $ONLY == "  " || $ONLY == *" $name "* ]] || return 0
   planned=$((planned + limit))
   if ((dry)); then
     printf '%3d s  %-12s %s\n' "$limit" "$name" "$*"
@@ -67,9 +72,19 @@ environment() {  # packages that the machine may lack, and what it is
 build() {
   rm -f python/earnest/_native*.so
   cmake -S . -B "$BUILD" -G Ninja -DEARNEST_PYTHON=ON -DEARNEST_CUDA=ON -DEARNEST_TESTS=ON \
-    -DEARNEST_SM80_TARGETS=90-real -DCMAKE_CXX_FLAGS=-w -DCMAKE_CUDA_FLAGS="-w -Xcompiler=-w" \
+    -DEARNEST_SM80_TARGETS=90-real -DCMAKE_CXX_FLAGS=-w -DCMAKE_CUDA_FLAGS="-w -Xcompiler=-w -Xptxas=-v" \
     -Dnanobind_DIR="$(python3 -m nanobind --cmake_dir)" -DPython_EXECUTABLE="$(command -v python3)" &&
-    cmake --build "$BUILD" --target _native $PROGRAMS && cp "$BUILD"/_native*.so python/earnest/
+    cmake --build "$BUILD" --target _native $PROGRAMS 2>&1 | tee "$BUILD/report.txt" |
+    grep --line-buffered -vE "^ptxas|bytes stack frame" &&
+    cp "$BUILD"/_native*.so python/earnest/ && resources
+}
+
+# What ptxas gave the kernels as they run here, and how many blocks of their launches fit (the gate's own reckoning, for
+# other targets). What differs from the gate's record is said, and is no failure.
+resources() {
+  cp kernels/cuda_resources.json "$out/resources.json"
+  sed "s/ for 'sm_90'/ for 'sm_90a'/" "$BUILD/report.txt" >"$BUILD/ptxas.txt"
+  python3 .ci/cuda_resources.py "$BUILD/ptxas.txt" "$out/resources.json" --write || true
 }
 
 programs() {  # the kernels' own tests, on the GPU
@@ -81,24 +96,24 @@ programs() {  # the kernels' own tests, on the GPU
 }
 
 sanitizers() {  # all at a time: most of their time is waiting
-  local name tool failed=0
+  local name tool i failed=0
   # On some virtual machines the tool cannot reach the GPU: nothing is checked then, and the log says so.
   if timeout 30 compute-sanitizer "$BUILD/test_simt" 2>&1 | grep -q "Device not supported"; then
     echo "left out: compute-sanitizer says that it does not support this device"
     return 0
   fi
-  for name in $CHECKED; do
-    for tool in memcheck racecheck initcheck; do
-      timeout 70 compute-sanitizer --tool "$tool" --error-exitcode 9 "$BUILD/$name" \
-        >"$BUILD/$name.$tool" 2>&1 &
-    done
+  local -a all=() ids=()
+  for name in $CHECKED; do all+=(memcheck:$name racecheck:$name initcheck:$name); done
+  for name in $SYNCED; do all+=(synccheck:$name); done
+  for name in "${all[@]}"; do
+    tool=${name%%:*} name=${name#*:}
+    timeout 70 compute-sanitizer --tool "$tool" --error-exitcode 9 "$BUILD/$name" >"$BUILD/$name.$tool" 2>&1 &
+    ids+=($!)
   done
-  for name in $CHECKED; do
-    for tool in memcheck racecheck initcheck; do
-      wait -n || failed=1
-    done
+  for i in "${!ids[@]}"; do  # by its id: who has ended before it is waited for is not lost
+    wait "${ids[i]}" || { echo "${all[i]} FAILED: exit code $?"; failed=1; }
   done
-  tail -n 4 "$BUILD"/*.{memcheck,racecheck,initcheck}
+  tail -n 4 "$BUILD"/*.{memcheck,racecheck,initcheck,synccheck}
   return $failed
 }
 
@@ -107,7 +122,13 @@ determinism() {  # two processes, the same bits
     cat "$BUILD/first" && cmp "$BUILD/first" "$BUILD/second" && echo "two runs gave the same bits"
 }
 
-measure() { python3 -m earnest bench "$1" --device cuda --peers --json "$out/results.jsonl"; }
+measure() { python3 -m earnest bench "$@" --device cuda --peers --json "$out/results.jsonl"; }
+
+# The digests end with path sm90a: where they did not come to their end, it may fault or hang here too, at the cost of all.
+within() {  # within SECONDS WORDS...
+  tail -n 1 "$BUILD/second" 2>/dev/null | grep -q sm90a || export EARNEST_BENCH_WITHOUT=sm90a
+  measure "${@:2}" --seconds "$1"
+}
 
 demo() {  # needs espeakng-loader to speak with
   python3 -c 'import espeakng_loader' 2>/dev/null || { echo "left out: espeakng-loader is not there"; return 0; }
@@ -121,7 +142,7 @@ tests() {  # a process for each file: a kernel that faults or hangs spoils its o
 
 export out EARNEST_COMMIT="${EARNEST_COMMIT:-$(git rev-parse HEAD 2>/dev/null)}"
 export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD/python:$PWD/tests:$PWD/$BUILD/site"
-export -f environment build programs tests sanitizers determinism measure demo
+export -f environment build resources programs tests sanitizers determinism measure within demo
 ((dry)) || { mkdir -p "$BUILD/site" && : >"$out/log.txt"; }
 
 step environment 60 environment
@@ -132,12 +153,16 @@ step sanitizers 110 sanitizers
 step determinism 45 determinism
 step ppo 90 measure ppo
 step logmel 60 measure logmel
-step attention 120 measure attention
+step attention 85 within 75 attention/cuda-forward attention/cuda-backward attention/cuda-chunks attention/cuda-schedules
+step decode 50 within 40 attention/cuda-decode attention/cuda-rotary-write
 step logprob 110 measure logprob
 step linear 75 measure linear
 step engine 100 measure engine
 step demo 90 demo
 
+for name in $ONLY; do
+  case " $known " in *" $name "*) ;; *) echo "gpu.sh: expected a step ($known), got $name" >&2; worst=2 ;; esac
+done
 if ((dry)); then
   for name in $NAMED; do
     [ -e "$name" ] || { echo "gpu.sh: expected $name, got none" >&2; worst=1; }
@@ -145,7 +170,7 @@ if ((dry)); then
   for name in $PROGRAMS; do
     compgen -G "tests/cpp/$name.c[cu]" >/dev/null || { echo "gpu.sh: expected tests/cpp/$name.cc or .cu, got none" >&2; worst=1; }
   done
-  for name in $CHECKED; do
+  for name in $CHECKED $SYNCED; do
     case " $PROGRAMS " in *" $name "*) ;; *) echo "gpu.sh: expected $name among the programs, got none" >&2; worst=1 ;; esac
   done
   echo "$planned s planned, at most $MOST s in all"

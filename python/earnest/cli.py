@@ -341,6 +341,9 @@ def _add_bench(commands: Any) -> None:
     )
     parser.add_argument("--quick", action="store_true", help="a few cases, shortly: under a minute")
     parser.add_argument(
+        "--seconds", type=float, metavar="S", help="cuda: share so many among the cases, the first ones first"
+    )
+    parser.add_argument(
         "--json",
         nargs="?",
         const="-",

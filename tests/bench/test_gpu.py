@@ -20,8 +20,8 @@ from earnest.bench import (
     gpu_ppo,
     gpu_write,
 )
-from earnest.bench.attention import Shape
 from earnest.bench.case import OURS
+from earnest.bench.gpu_attention_shape import Shape
 from earnest.bench.harness import measure
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,19 +33,22 @@ SMALL = {
     "groups": gpu_ppo.case("groups", 4096, 256, "cpu"),
     "logprob": gpu_logprob.case(9, 16, 50, gradients=False, device="cpu"),
     "logprob with gradients": gpu_logprob.case(9, 16, 50, gradients=True, device="cpu"),
-    "attention": gpu_attention.case("small", Shape((70, 70), 4, 4, 64), device="cpu"),
-    "attention, ragged": gpu_attention.case("ragged", Shape((9, 70), 4, 2, 64), device="cpu"),
+    "attention": gpu_attention.case(Shape((70, 70), 4, 4, 64), device="cpu"),
+    "attention, ragged": gpu_attention.case(Shape((9, 70), 4, 2, 64), device="cpu"),
+    "attention, ragged, full": gpu_attention.case(Shape((9, 70), 4, 2, 64, causal=False), device="cpu"),
+    "chunks": gpu_attention.case(Shape((9, 9), 4, 2, 64, prefixes=(70, 70)), device="cpu"),
+    "chunks, ragged": gpu_attention.case(Shape((9, 3, 5), 4, 2, 64, prefixes=(0, 70, 2)), device="cpu"),
     "linear": gpu_linear.case(9, 40, 24, "bfloat16", device="cpu"),
     "linear, int8": gpu_linear.case(9, 40, 24, "int8", device="cpu"),
     "linear, int4": gpu_linear.case(1, 64, 24, "int4", device="cpu"),
-    "attention with gradients": gpu_attention_backward.case("small", Shape((70, 70), 4, 4, 64), device="cpu"),
-    "attention with gradients, ragged": gpu_attention_backward.case(
-        "ragged", Shape((9, 70), 4, 2, 64), device="cpu"
-    ),
+    "backward": gpu_attention_backward.case(Shape((70, 70), 4, 4, 64), device="cpu"),
+    "backward, full": gpu_attention_backward.case(Shape((40,), 4, 4, 64, causal=False), device="cpu"),
+    "backward, ragged": gpu_attention_backward.case(Shape((9, 70), 4, 2, 64), device="cpu"),
+    "both passes": gpu_attention_backward.case(Shape((9, 70), 4, 2, 64), device="cpu", both=True),
     "clips": gpu_logmel.clips(2, 1, "cpu"),
     "decoding": gpu_decode.case(gpu_decode.Shape(6, 40, 4, 2, 64), device="cpu"),
     "decoding, 3 queries over e4m3": gpu_decode.case(
-        gpu_decode.Shape(2, 70, 4, 2, 64, queries=3, float8=True), "float16", device="cpu"
+        gpu_decode.Shape(2, 70, 4, 2, 64, queries=3, float8=True, dtype="float16"), device="cpu"
     ),
     "rotary write": gpu_write.case(gpu_write.Shape(20, 4, 2, 64), device="cpu"),
     "rotary write, e4m3": gpu_write.case(gpu_write.Shape(5, 4, 2, 64, float8=True), device="cpu"),
@@ -72,20 +75,6 @@ def test_the_cases_of_the_targets_are_there_once() -> None:
     assert len(targets) == len(cases)
     assert {case.device for case in cases} == {"cuda"}
     assert {case.family for case in cases} == set(command.ON_CUDA)
-    causal = targets["attention/cuda-2x8192-causal-16/16x128"]
-    assert (causal.ratio, causal.against) == (1.0, "torch, cudnn")
-    assert targets["attention/cuda-ragged-16x200-8000-causal-28/4x128"].ratio == 1.2
-    full = targets["attention/cuda-sm90a-2x8192-full-16/16x128"]
-    assert full.seconds == 4 * 2 * 8192**2 * 16 * 128 / 620e12
-    decoding = targets["attention/cuda-decode-64x16k-28/4x128-bf16"]
-    assert (decoding.ratio, decoding.fraction) == (1.1, 0.85)
-    assert targets["attention/cuda-decode-256x1k-28/4x128-bf16"].fraction is None  # half a gigabyte
-    both = targets["attention/cuda-2x8192-causal-16/16x128-forward+backward"]
-    assert (both.ratio, both.against, both.also) == (
-        1.0,
-        "torch, flash, deterministic",
-        {"torch, cudnn": 0.9},
-    )
     assert targets["logmel/cuda-1x30s-128-bins"].seconds == 12e-6
     assert targets["logmel/cuda-64x30s-128-bins"].fraction == 0.6
     assert targets["logmel/cuda-512-streams-80ms-128-bins"].seconds == 20e-6
@@ -121,11 +110,21 @@ def test_the_gpu_script_is_whole_and_fits_into_nine_minutes() -> None:
     words = [step.split() for step in steps]
     assert [word[2] for word in words] == [
         "environment", "build", "programs", "tests", "sanitizers", "determinism", "ppo", "logmel",
-        "attention", "logprob", "linear", "engine", "demo",
+        "attention", "decode", "logprob", "linear", "engine", "demo",
     ]  # fmt: skip
     assert total == f"{sum(int(word[0]) for word in words)} s planned, at most 530 s in all"
     for family in ("ppo", "logmel", "attention", "logprob", "linear", "engine"):
         assert family in command.ON_CUDA
+
+
+def test_the_gpu_script_does_the_steps_that_are_named_alone() -> None:
+    done = subprocess.run([SCRIPT, "--dry-run", "engine", "decode"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[2] for line in done.stdout.splitlines()[:-1]] == ["decode", "engine"]
+    done = subprocess.run([SCRIPT, "--dry-run", "engines"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "expected a step (environment build" in done.stderr
+    assert "got engines" in done.stderr
 
 
 def test_a_step_of_the_gpu_script_that_hangs_costs_its_own_time_alone(tmp_path: Path) -> None:
@@ -133,7 +132,7 @@ def test_a_step_of_the_gpu_script_that_hangs_costs_its_own_time_alone(tmp_path: 
     text = SCRIPT.read_text()
     body = text[text.index("# step NAME LIMIT") : text.index("environment() {")]
     program = f"""
-      set -uo pipefail; MOST=60 dry=0 out={tmp_path} worst=0 planned=0 steps=""
+      set -uo pipefail; MOST=60 dry=0 out={tmp_path} worst=0 planned=0 steps="" known="" ONLY="  "
       hangs() {{ sleep 30; }}; fails() {{ return 3; }}; works() {{ echo "$1 works"; }}
       export -f hangs fails works
       {body}
@@ -149,3 +148,60 @@ def test_a_step_of_the_gpu_script_that_hangs_costs_its_own_time_alone(tmp_path: 
 
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert [step["code"] for step in summary["steps"]] == [0, 124, 3, 0]
+
+
+def function_of_script(name: str) -> str:
+    text = SCRIPT.read_text()
+    begin = text.index(f"\n{name}() {{")
+    return text[begin : text.index("\n}\n", begin) + 3]
+
+
+def test_the_gpu_script_checks_barriers_of_those_that_have_them_and_sees_a_tool_fail(tmp_path: Path) -> None:
+    """By a tool that writes down how it was called, and finds something in one program."""
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text(f"""#!/bin/sh
+      echo "$@" >> {tmp_path}/calls
+      case "$2 $5" in "synccheck {tmp_path}/b") exit "$(cat {tmp_path}/code)" ;; esac
+    """)
+    tool.chmod(0o755)
+    body = function_of_script("sanitizers")
+    program = f"""
+      set -uo pipefail; PATH={tmp_path}:$PATH BUILD={tmp_path} CHECKED="a b" SYNCED="b"
+      {body}
+      sanitizers
+    """
+    for code in (0, 9):
+        (tmp_path / "code").write_text(str(code))
+        (tmp_path / "calls").write_text("")
+        done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, timeout=50)
+        assert done.returncode == (1 if code else 0), done.stdout
+        assert ("synccheck:b FAILED: exit code 9" in done.stdout) == bool(code)
+        assert done.stdout.count("FAILED") == bool(code)
+        called = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
+        tools = sorted((words[1], Path(words[-1]).name) for words in called if words[0] == "--tool")
+        assert tools == [
+            *((tool, name) for tool in ("initcheck", "memcheck", "racecheck") for name in "ab"),
+            ("synccheck", "b"),
+        ]
+
+
+def test_the_gpu_script_keeps_what_ptxas_gave_kernels_there(tmp_path: Path) -> None:
+    """What is compiled for sm_90 there runs as what the gate compiles for sm_90a."""
+    (tmp_path / "report.txt").write_text("""[1/2] Building CUDA object a.cu.o
+ptxas info    : Compiling entry function '_ZN7earnest3ppo5copy_EPi' for 'sm_90'
+ptxas info    : Function properties for _ZN7earnest3ppo5copy_EPi
+    8 bytes stack frame, 4 bytes spill stores, 4 bytes spill loads
+ptxas info    : Used 77 registers, used 1 barriers, 8 bytes cumulative stack size
+""")
+    program = f"""
+      set -uo pipefail; BUILD={tmp_path} out={tmp_path}
+      {function_of_script("resources")}
+      resources
+    """
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=50)
+    assert done.returncode == 0, done.stderr
+    assert "ppo::copy_ (sm_90a): expected neither spills nor a stack frame" in done.stdout
+    kept = (tmp_path / "resources.json").read_text()
+    assert "ppo::copy_" in kept
+    assert "77" in kept
+    assert "attention::" not in kept  # of another build

@@ -9,6 +9,7 @@ from earnest.bench import (
     digest,
     gpu_attention,
     gpu_attention_backward,
+    gpu_attention_paths,
     gpu_decode,
     gpu_invariance,
     gpu_linear,
@@ -17,8 +18,10 @@ from earnest.bench import (
     gpu_ppo,
     gpu_write,
 )
-from earnest.bench.attention import Shape
-from earnest.bench.case import ALSO, OURS, Absent
+from earnest.bench.case import ALSO, OURS, Absent, Case
+from earnest.bench.gpu import QUICK, Gpu, GpuLimits
+from earnest.bench.gpu_attention_shape import Shape
+from earnest.bench.harness import Settings, measure
 
 CASES = {
     "gae": lambda on: gpu_ppo.case("gae", 4096, 256, on),
@@ -27,55 +30,78 @@ CASES = {
     "groups": lambda on: gpu_ppo.case("groups", 4096, 256, on),
     "logprob": lambda on: gpu_logprob.case(9, 16, 50, gradients=False, device=on),
     "logprob with gradients": lambda on: gpu_logprob.case(9, 16, 50, gradients=True, device=on),
-    "attention": lambda on: gpu_attention.case("small", Shape((70, 70), 2, 2, 64), device=on),
-    "attention, ragged": lambda on: gpu_attention.case("ragged", Shape((9, 70), 4, 2, 64), device=on),
+    "attention": lambda on: gpu_attention.case(Shape((70, 70), 2, 2, 64), device=on),
+    "attention, ragged": lambda on: gpu_attention.case(Shape((9, 70), 4, 2, 64), device=on),
+    "chunks, ragged": lambda on: gpu_attention.case(
+        Shape((9, 20), 4, 2, 64, prefixes=(70, 0), dtype="float16"), device=on
+    ),
     "linear": lambda on: gpu_linear.case(9, 40, 24, "bfloat16", device=on),
     "linear, int8": lambda on: gpu_linear.case(9, 40, 24, "int8", device=on),
     "linear, int4": lambda on: gpu_linear.case(70, 64, 24, "int4", device=on),
     "decoding": lambda on: gpu_decode.case(gpu_decode.Shape(6, 40, 4, 2, 64), device=on),
     "decoding over e4m3": lambda on: gpu_decode.case(
-        gpu_decode.Shape(2, 70, 4, 2, 64, queries=3, float8=True), "float16", device=on
+        gpu_decode.Shape(2, 70, 4, 2, 64, queries=3, float8=True, dtype="float16"), device=on
     ),
     "rotary write": lambda on: gpu_write.case(gpu_write.Shape(20, 4, 2, 64), device=on),
     "rotary write, e4m3": lambda on: gpu_write.case(gpu_write.Shape(5, 4, 2, 64, float8=True), device=on),
-    "attention with gradients": lambda on: gpu_attention_backward.case(
-        "small", Shape((70, 70), 2, 2, 64), device=on
+    "backward": lambda on: gpu_attention_backward.case(Shape((70, 70), 2, 2, 64), device=on),
+    "backward, ragged": lambda on: gpu_attention_backward.case(
+        Shape((9, 70), 4, 2, 64, causal=False), device=on
     ),
-    "attention with gradients, ragged": lambda on: gpu_attention_backward.case(
-        "ragged", Shape((9, 70), 4, 2, 64, causal=False), device=on
-    ),
+    "both passes": lambda on: gpu_attention_backward.case(Shape((9, 30), 2, 2, 64), device=on, both=True),
     "clips": lambda on: gpu_logmel.clips(2, 1, on),
     "streams": lambda on: gpu_logmel.streams(3, 80, on),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_ours_is_right_in_small(device, name: str) -> None:
-    problem = CASES[name](device.type).problem(np.random.default_rng(0))
-    ours = next(one for one in problem.implementations if one.role == OURS)
+def test_each_path_of_ours_is_right_in_small(device, name: str) -> None:
+    assert right_ones(CASES[name](device.type), OURS)
+
+
+def right_ones(case: Case, *roles: str) -> list[str]:
+    """Who of ours is there, all of them right."""
+    problem, found = case.problem(np.random.default_rng(0)), []
     inputs = problem.inputs[0]
-    if ours.checked is None:
-        prepared = ours.choose(*ours.prepare(*inputs))
-        found = ours.build()(*prepared)
-    else:
-        found = ours.checked(*inputs)
-    error = problem.error(ours.outputs(found), problem.reference_of(ours)(*inputs))
-    assert error <= (problem.tolerance if ours.tolerance is None else ours.tolerance)
-
-
-def test_each_schedule_of_path_sm90a_is_right_in_small(device) -> None:
-    case = gpu_attention.case("small", Shape((70, 200), 2, 2, 64), device=device.type, path="sm90a")
-    problem = case.problem(np.random.default_rng(0))
-    wanted, found = problem.reference(*problem.inputs[0]), []
-    for one in problem.implementations:
-        if one.role not in (OURS, ALSO):
+    for ours in problem.implementations:
+        if ours.role not in roles:
             continue
         try:
-            found.append(one.outputs(one.build()(*one.prepare(*problem.inputs[0]))))
-        except Absent as reason:
-            pytest.skip(str(reason))
-        assert problem.error(found[-1], wanted) <= problem.tolerance
-    assert len(found) == 1 + len(gpu_attention.SCHEDULES)
+            if ours.checked is None:
+                result = ours.build()(*ours.choose(*ours.prepare(*inputs)))
+            else:
+                result = ours.checked(*inputs)
+        except Absent:
+            continue
+        error = problem.error(ours.outputs(result), problem.reference_of(ours)(*inputs))
+        assert error <= (problem.tolerance if ours.tolerance is None else ours.tolerance), ours.name
+        found.append(ours.name)
+    return found
+
+
+def test_each_schedule_and_tile_is_right_in_small(device) -> None:
+    """Of path sm90a where the device has it: everybody computes the same, by a name of their own."""
+    case = gpu_attention.case(Shape((70, 200), 2, 2, 64), device=device.type, kind="schedules")
+    found = right_ones(case, OURS, ALSO)
+    of_sm80 = ["earnest, sm80", *(f"earnest, sm80, tiles of {rows}" for rows in gpu_attention_paths.TILES)]
+    of_sm90a = ["earnest, sm90a", *(f"earnest, sm90a, {name}" for name in gpu_attention_paths.SCHEDULES)]
+    assert sorted(found) in (sorted(of_sm80), sorted(of_sm80 + of_sm90a))
+
+
+def test_on_a_gpu_a_call_is_a_graph_a_backward_pass_alone_too(gpu) -> None:
+    """Also of a peer, whose forward pass ran before on the stream of the captures."""
+    settings = Settings(peers=True, pace=QUICK, instrument=Gpu())
+    limits = GpuLimits()
+    for case in (
+        gpu_attention.case(Shape((256, 256), 4, 4, 64)),
+        gpu_attention_backward.case(Shape((256, 256), 4, 4, 64)),
+        gpu_decode.case(gpu_decode.Shape(4, 1024, 14, 2, 64, queries=2)),
+    ):
+        record = measure(case, settings, limits)
+        captured = {result["name"]: result["captured"] for result in record["results"]}
+        assert not any(name.startswith(("earnest", "torch, flash")) for name in record["wrong"])
+        assert captured["torch, flash"] is True
+        assert all(on for name, on in captured.items() if name.startswith("earnest"))
 
 
 @pytest.mark.parametrize("queries", [1, 30, 600])

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-OURS, PEER, YARDSTICK, ALSO = "ours", "peer", "yardstick", "also"  # the roles of an implementation
+# The roles of an implementation. Ours may be several, paths to one result: the fastest is judged.
+OURS, PEER, YARDSTICK, ALSO = "ours", "peer", "yardstick", "also"
 
 
 class Absent(Exception):
@@ -38,6 +39,7 @@ class Implementation:
     result_bytes: of a result, to be taken off the peak memory of a call.
     extra: needs the extra `bench`, so that it runs only with --peers.
     compiles: takes seconds to start (torch.compile, numba), so that quick runs leave it out.
+    padding: the share of its work that goes into rows which nobody asked for.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Implementation:
     result_bytes: Callable[[Any], int] = lambda result: 0
     extra: bool = True
     compiles: bool = False
+    padding: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -86,11 +89,13 @@ class Problem:
 @dataclass(frozen=True)
 class Target:
     """What this project wants of a case. ratio: so many times faster than the best peer, or than `against`,
-    one implementation by name; also: and than others by theirs. fraction: of this machine's limit. seconds:
-    of one call at most. extra_bytes: of memory beside the results at most. error: against float64 at most."""
+    one implementation by name (where that is not there, than `instead`); also: and than others by theirs.
+    fraction: of this machine's limit. seconds: of one call at most. extra_bytes: of memory beside the results
+    at most. error: against float64 at most."""
 
     ratio: float | None = None
     against: str = ""
+    instead: str = ""
     also: Mapping[str, float] = field(default_factory=dict)
     seconds: float | None = None
     fraction: float | None = None
@@ -102,7 +107,8 @@ class Target:
 class Case:
     """name: family/what-size-dtype. problem: makes it, given a random generator. per: what one call counts,
     for people: (1500, "frame"). quick: belongs to `--quick` too. kernel: what earnest.which is asked about,
-    if that is not the family."""
+    if that is not the family. setup: seconds that all but its timing is predicted to take, where a run has
+    no more than so many (budget.py)."""
 
     name: str
     problem: Callable[[np.random.Generator], Problem]
@@ -114,6 +120,7 @@ class Case:
     quick: bool = False
     device: str = "cpu"
     kernel: str = ""
+    setup: float = 0.0
 
     @property
     def family(self) -> str:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import importlib
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from earnest.bench import compare, gpu, harness, results, show, timing
+from earnest.bench.budget import Budget
 from earnest.bench.case import Case
 from earnest.bench.instrument import Instrument
 from earnest.bench.limits import Limits
@@ -49,9 +51,10 @@ def all_cases(device: str = "cpu") -> list[Case]:
 
 
 def chosen(words: list[str], quick: bool, device: str = "cpu") -> list[Case]:
-    """The cases of the families named, and those whose name contains a word with a slash in it."""
+    """The cases of the families named, and those whose name contains a word with a slash in it, in the order
+    of their families, which is that of their weight."""
     known = all_cases(device)
-    found = []
+    names: set[str] = set()
     for word in words or list(families(device)):
         some = [c for c in known if c.name == word]
         some = some or [c for c in known if c.family == word or ("/" in word and word in c.name)]
@@ -60,7 +63,8 @@ def chosen(words: list[str], quick: bool, device: str = "cpu") -> list[Case]:
                 f"{', '.join(families(device))}, part of a case's name with its slash, report or compare"
             )
             raise InvalidInput(OP, "FAMILY", expected, repr(word))
-        found += [c for c in some if c not in found]
+        names |= {c.name for c in some}
+    found = [c for c in known if c.name in names]
     short = [c for c in found if c.quick]
     return short if quick and short else found
 
@@ -68,6 +72,10 @@ def chosen(words: list[str], quick: bool, device: str = "cpu") -> list[Case]:
 def _measure(options: argparse.Namespace) -> int:
     if options.threads is not None and not 1 <= options.threads <= (os.cpu_count() or 1):
         raise InvalidInput(OP, "--threads", f"1 to {os.cpu_count()}", str(options.threads))
+    if options.seconds is not None and (options.device != "cuda" or not options.seconds > 0):
+        raise InvalidInput(
+            OP, "--seconds", "more than 0, with --device cuda", f"{options.seconds} on {options.device}"
+        )
     if options.json in FAMILIES:
         raise InvalidInput(
             OP, "--json", "a file, or nothing after it", f"the family {options.json}: name it first"
@@ -87,17 +95,39 @@ def _measure(options: argparse.Namespace) -> int:
     print(show.surroundings(shared), file=out)
     print(show.HEAD, file=out, flush=True)
     failed = 0
+    budget = Budget(options.seconds, cases)
     progress = Progress(OP, len(cases))
     try:
-        for done, case in enumerate(cases, 1):
-            record = {"case": case.name, "time": _now(), **shared, **harness.measure(case, settings, limits)}
-            failed += any(name == "earnest" for name in record["wrong"])
-            _keep(record, options.json)
-            print(show.line(record), file=out, flush=True)
-            progress.update(done)
+        for done, case in enumerate(cases):
+            left = budget.pace(pace, done)
+            if left is None:
+                print(f"{case.name}: not measured, no time is left of {options.seconds:g} s", file=out)
+                continue
+            now = dataclasses.replace(settings, pace=left)
+            try:
+                record = {"case": case.name, "time": _now(), **shared, **harness.measure(case, now, limits)}
+            except RuntimeError as error:
+                if options.device != "cuda":
+                    raise
+                failed += 1  # what a GPU says while it is timed, and the others' cases may be fine
+                print(f"{case.name}: not measured, {str(error).strip().splitlines()[0]}", file=out)
+            else:
+                failed += any(_is_ours(name) for name in record["wrong"])
+                _keep(record, options.json)
+                print(show.line(record), file=out, flush=True)
+            progress.update(done + 1)
+            if reason := instrument.broken():
+                failed += 1
+                print(f"{len(cases) - done - 1} cases not measured: {reason}", file=out)
+                break
     finally:
         progress.close()
     return 1 if failed else 0
+
+
+def _is_ours(name: str) -> bool:
+    """Our implementation, or one path of it: "earnest, sm80"."""
+    return name.partition(",")[0] == "earnest"
 
 
 def _measured_with(device: str, quick: bool) -> tuple[timing.Pace, Instrument, Limits]:

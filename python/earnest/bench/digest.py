@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from earnest import ops
+from earnest.bench import digest_attention
 from earnest.features import LogMel
 from earnest.ops.linear import _forward_on_cuda
 from earnest.ops.quantized import quantize, quantized_linear
@@ -44,11 +45,7 @@ def results(device: str, tokens: int = 1 << 20) -> Iterator[tuple[str, Sequence[
             f"logprob {dtype}",
             [*found, *torch.autograd.grad(sum(x.sum() for x in found), (hidden, weight))],
         )
-    bounds = torch.tensor([0, 5, 5, 5 + (tokens >> 12), tokens >> 10], dtype=torch.int32).to(device)
-    packed = [normal(tokens >> 10, n, 64, dtype=torch.bfloat16).requires_grad_() for n in (4, 2, 2)]
-    mixed = ops.attention(*packed, causal=True, cu_seqlens_q=bounds)
-    yield "attention", [mixed]
-    yield "attention's gradients", torch.autograd.grad(mixed.float().square().sum(), packed)
+    yield from digest_attention.results(normal, tokens >> 10)
     yield from _linear(
         normal(tokens >> 10, 256, dtype=torch.bfloat16), normal(509, 256, dtype=torch.bfloat16)
     )
@@ -63,7 +60,11 @@ def results(device: str, tokens: int = 1 << 20) -> Iterator[tuple[str, Sequence[
         yield f"rotary_write {cache}", [q, k, v]
         attended = ops.paged_attention(q, k, v, table, lengths, k_scale=scale, v_scale=scale)
         yield f"paged_attention {cache}", [attended]
+    yield from digest_attention.decoding(
+        normal, lambda: torch.randperm(tokens >> 8, generator=g).int().view(16, -1).to(device)
+    )
     yield "logmel", [LogMel(128).batch(0.1 * normal(8, tokens >> 4))]
+    yield from digest_attention.by_sm90a(normal, tokens >> 10)
 
 
 def _linear(x: Tensor, weight: Tensor) -> Iterator[tuple[str, Sequence[Any]]]:

@@ -8,7 +8,8 @@ Its limits are those of the run: the rate of a copy of 2 GiB, and of a product o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from earnest.bench.instrument import Instrument
@@ -17,8 +18,9 @@ from earnest.bench.timing import Caller, Pace, Times, is_due, turning
 
 PACE = Pace(seconds=0.4, rounds=15, most_rounds=100)
 QUICK = Pace(seconds=0.05, rounds=5, most_rounds=10)
+FEWEST, MOST = 3, 50  # samples of each where time is shared
 FLUSHED = 256 << 20  # bytes: several times the second cache
-WARM = 3
+WARM = 2
 _COPIED = 2 << 30
 _SIDE = 8192
 
@@ -32,18 +34,22 @@ class Gpu(Instrument):
     def times(self, callers: Mapping[str, Caller], pace: Pace, threads: int) -> dict[str, Times]:
         import torch
 
-        ready = {name: _Replayed(caller) for name, caller in callers.items()}
-        flushed = torch.empty(FLUSHED, dtype=torch.uint8, device=self.device)
-        samples: dict[str, list[float]] = {name: [] for name in callers}
-        for order in turning(list(callers), pace.most_rounds):
-            due = [name for name in order if is_due(len(samples[name]), sum(samples[name]), pace)]
-            if not due:
-                break
-            for name in due:
-                flushed.zero_()
-                samples[name].append(ready[name]())
+        with aside():
+            ready = {name: _Replayed(caller) for name, caller in callers.items()}
+            flushed = torch.empty(FLUSHED, dtype=torch.uint8, device=self.device)
+            samples = sampled(ready, pace, flushed.zero_)
         self._check()
         return {name: Times(tuple(samples[name]), 1, ready[name].captured) for name in callers}
+
+    def broken(self) -> str:
+        """A kernel that faulted leaves a context in which every call fails."""
+        import torch
+
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            return str(error).strip().splitlines()[0]
+        return ""
 
     def extra_bytes(self, call: Callable[[], Any]) -> int | None:
         import torch
@@ -63,6 +69,49 @@ class Gpu(Instrument):
         raise_faults()
 
 
+def sampled(
+    ready: Mapping[str, Callable[[], float]], pace: Pace, flush: Callable[[], Any]
+) -> dict[str, list[float]]:
+    """Seconds of each call: as many as `pace` says; where it shares time out, until each has had its part."""
+    part = 0.0 if pace.shared is None else pace.shared / max(len(ready), 1)
+
+    def wanted(taken: list[float]) -> bool:
+        if pace.shared is None:
+            return is_due(len(taken), sum(taken), pace)
+        return len(taken) < FEWEST or sum(taken) < part
+
+    samples: dict[str, list[float]] = {name: [] for name in ready}
+    for order in turning(list(ready), pace.most_rounds if pace.shared is None else MOST):
+        due = [name for name in order if wanted(samples[name])]
+        if not due:
+            break
+        for name in due:
+            flush()
+            samples[name].append(ready[name]())
+    return samples
+
+
+_side: Any = None
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """On the stream on which calls are captured; nothing where there is no GPU. A backward pass runs on the
+    stream of its forward pass: where only the former is timed, the latter must have run here."""
+    import torch
+
+    global _side
+    if not torch.cuda.is_available():
+        yield
+        return
+    _side = _side or torch.cuda.Stream()
+    before = torch.cuda.current_stream()
+    _side.wait_stream(before)
+    with torch.cuda.stream(_side):
+        yield
+    before.wait_stream(_side)
+
+
 class _Replayed:
     """A caller's function on each of its sets of inputs in turn, as a graph where it can be captured."""
 
@@ -72,13 +121,9 @@ class _Replayed:
         self._events = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
         self._next = 0
         calls = [lambda inputs=inputs: caller.function(*inputs) for inputs in caller.inputs]
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for call in calls:
-                for _ in range(WARM):
-                    call()
-        torch.cuda.current_stream().wait_stream(side)
+        for call in calls:
+            for _ in range(WARM):
+                call()
         torch.cuda.synchronize()
         # A capture that fails spoils torch's allocator for all others (before 2.12): who waits is not tried.
         waits = getattr(caller.function, "waits", False)
@@ -98,12 +143,13 @@ class _Replayed:
 
 
 def _captured(call: Callable[[], Any]) -> Any:
-    """The call as a graph; None where something in it cannot be captured, such as a wait."""
+    """The call as a graph, on the current stream, which is not the default one; None where something in it
+    cannot be captured, such as a wait."""
     import torch
 
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     try:
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=stream):
             call()
     except Exception:  # a peer may do whatever it likes; it is then timed as it is
         torch.cuda.set_stream(stream)  # the graph's own would stay current
@@ -152,8 +198,9 @@ class GpuLimits(Limits):
 
 def _least(call: Callable[[], Any], times: int = 10) -> float:
     """Seconds of the fastest of some calls."""
-    timed = _Replayed(Caller(call, [()]))
-    return min(timed() for _ in range(times))
+    with aside():
+        timed = _Replayed(Caller(call, [()]))
+        return min(timed() for _ in range(times))
 
 
 def about() -> dict[str, Any]:

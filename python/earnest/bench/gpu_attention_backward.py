@@ -1,98 +1,87 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cases of attention with its backward pass on a GPU, against every backend that torch has there, each also
-told to be deterministic, as ours always is. Both passes are timed together, so that a CUDA graph can hold
-them; the difference from the forward pass alone (gpu_attention.py) is the backward pass."""
+"""Cases of attention's backward pass on a GPU, by itself: the forward pass, ours and everybody's, has run
+when the clock starts. Beside each peer stands the same one told to be deterministic, as ours always is. One
+case times both passes together; less the forward pass alone (gpu_attention.py) that is the backward pass."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from earnest.bench import peers
-from earnest.bench.attention import DIALOGUES, Shape, _packed, _padded, _short_lengths
-from earnest.bench.case import ALSO, OURS, Absent, Case, Implementation, Problem, Target
+from earnest.bench import gpu, gpu_attention_paths, gpu_cudnn, gpu_forecast, peers
+from earnest.bench.attention import DIALOGUES
+from earnest.bench.case import OURS, Case, Implementation, Problem, Target
+from earnest.bench.gpu_attention_peers import Form, determined, forms
+from earnest.bench.gpu_attention_shape import Shape, batch, drawn, name_of
 
 TOLERANCE = 2e-2  # of each gradient's largest number
-DETERMINISTIC = "torch, flash, deterministic"  # torch's sources refuse cudnn there
+FLASH = "torch, flash, deterministic"  # the field's deterministic one that torch has
+PATHS = ("sm80", "sm90a")
+SLOW = ("torch, efficient", "torch, cudnn, heads expanded")  # on padded batches a second for a few calls
 
 
-def cases() -> list[Case]:
-    found = []
-    target = Target(ratio=1.0, against=DETERMINISTIC, also={peers.CUDNN: 0.9})
-    for tokens in (4096, 8192, 16_384):
-        shape = Shape((tokens,) * (16_384 // tokens), 16, 16, 128)
-        name = f"{len(shape.lengths)}x{tokens}-causal-16/16x128"
-        found.append(case(name, shape, target, quick=tokens == 4096))
-    found.append(case("2x8192-causal-16/16x64", Shape((8192,) * 2, 16, 16, 64)))
-    found.append(case("2x8192-full-16/16x128", Shape((8192,) * 2, 16, 16, 128, causal=False)))
-    ragged = Shape(DIALOGUES, 28, 4, 128)
-    found.append(case("ragged-16x200-8000-causal-28/4x128", ragged))
-    found.append(case("64x1500-full-20/20x64", Shape((1500,) * 64, 20, 20, 64, causal=False)))
-    for dim in (128, 64):  # last: nothing has executed that path yet
-        for tokens in (4096, 8192, 16_384) if dim == 128 else (8192,):
-            shape = Shape((tokens,) * (16_384 // tokens), 16, 16, dim)
-            name = f"sm90a-{len(shape.lengths)}x{tokens}-causal-16/16x{dim}"
-            found.append(case(name, shape, target if dim == 128 else None, path="sm90a"))
-    found.append(case("sm90a-2x8192-full-16/16x128", Shape((8192,) * 2, 16, 16, 128, False), path="sm90a"))
-    found.append(case("sm90a-ragged-16x200-8000-causal-28/4x128", ragged, path="sm90a"))
-    return found
+def promised() -> list[Case]:
+    target = Target(ratio=1.0, against=gpu_cudnn.NAME, instead=FLASH, also={peers.CUDNN: 0.9})
+    return [case(batch(tokens), target, quick=tokens == 4096) for tokens in (8192, 4096, 16_384)]
+
+
+def others() -> list[Case]:
+    return [
+        case(batch(8192, dtype="float16")),
+        case(Shape(DIALOGUES, 28, 4, 128)),
+        case(Shape((1500,) * 64, 20, 20, 64, causal=False)),
+        case(batch(8192, dim=64)),
+        case(batch(8192, causal=False)),
+        case(batch(8192), both=True),
+    ]
 
 
 def case(
-    name: str,
-    shape: Shape,
-    target: Target | None = None,
-    quick: bool = False,
-    device: str = "cuda",
-    path: str = "best",
+    shape: Shape, target: Target | None = None, quick: bool = False, device: str = "cuda", both: bool = False
 ) -> Case:
-    """path: of the backward pass, other than the best, which is by name; it has one tile."""
+    """both: the forward pass is timed with it."""
+    kind = "forward+backward" if both else "backward"
+    entries = _entries(shape, device, (0, 0), both)
     return Case(
-        name=f"attention/cuda-{name}-forward+backward",
-        problem=partial(_problem, shape=shape, device=device, path=path),
-        shape=vars(shape) | {"lengths": _short_lengths(shape.lengths), "pass": "forward+backward"},
-        dtype="bfloat16",
+        name=f"attention/cuda-{kind}-{name_of(shape)}",
+        problem=partial(_problem, shape=shape, device=device, both=both),
+        shape=shape.described() | {"pass": kind},
+        dtype=shape.dtype,
         target=target or Target(),
         quick=quick,
         device=device,
+        setup=gpu_forecast.setup(shape, entries, _operations_of_reference(shape), slower=7 if both else 5),
     )
 
 
-def _problem(rng: np.random.Generator, shape: Shape, device: str, path: str) -> Problem:
-    import torch
+def _operations_of_reference(shape: Shape) -> float:
+    return 14 * max(shape.lengths) ** 2 * shape.dim * shape.heads // shape.kv_heads
 
-    g, tokens = torch.Generator(device).manual_seed(int(rng.integers(1 << 31))), sum(shape.lengths)
-    inputs = tuple(
-        torch.randn(tokens, heads, shape.dim, generator=g, device=device).bfloat16()
-        for heads in (shape.heads, shape.kv_heads, shape.kv_heads, shape.heads)
-    )
+
+def _problem(rng: np.random.Generator, shape: Shape, device: str, both: bool) -> Problem:
     checked = int(rng.integers(len(shape.lengths))), int(rng.integers(shape.kv_heads))
-    if path == "best":
-        entries = [_ours("earnest", OURS, shape, device, checked)]
-        for rows in (64, 128):
-            entries.append(_ours(f"earnest, tiles of {rows}", ALSO, shape, device, checked, tile_rows=rows))
-    else:
-        entries = [_ours(f"earnest, {path} backward", OURS, shape, device, checked, path=path)]
-        entries.append(_ours("earnest", ALSO, shape, device, checked))
-    for name, backend in peers.attention_backends(device).items():
-        for expanded in (False, True) if shape.heads != shape.kv_heads else (False,):
-            more = ", heads expanded" if expanded else ""
-            entries.append(_torch(f"{name}{more}", backend, shape, checked, expanded, deterministic=False))
-            entries.append(
-                _torch(f"{name}{more}, deterministic", backend, shape, checked, expanded, deterministic=True)
-            )
     return Problem(
-        inputs=[inputs],
+        inputs=[drawn(rng, shape, device, more=True)],
         reference=partial(reference, shape=shape, checked=checked),
-        implementations=entries,
+        implementations=_entries(shape, device, checked, both),
         tolerance=TOLERANCE,
-        bytes=2 * tokens * shape.dim * 6 * (shape.heads + shape.kv_heads),
-        operations=shape.operations * 7 // 2,  # five more products backward
+        bytes=shape.bytes * 3 if both else shape.bytes * 2,
+        operations=shape.operations * (7 if both else 5) // 2,
     )
+
+
+def _entries(shape: Shape, device: str, checked: tuple[int, int], both: bool) -> list[Implementation]:
+    paths = PATHS if gpu_attention_paths.has_paths(device) else ("",)
+    found = [_ours(f"earnest, {path}" if path else "earnest", path, shape, checked, both) for path in paths]
+    for form in forms(shape, device):
+        if form.differentiable and not (form.padding and form.name.startswith(SLOW)):
+            found += [_peer(form, shape, checked, both, deterministic) for deterministic in (False, True)]
+    if device == "cuda" and shape.equal and not both:
+        found.append(gpu_cudnn.backward(shape, partial(_parts, shape=shape, checked=checked)))
+    return found
 
 
 def reference(q: Any, k: Any, v: Any, grad: Any, *, shape: Shape, checked: tuple[int, int]) -> list[Any]:
@@ -126,111 +115,106 @@ def _part(x: Any, shape: Shape, checked: tuple[int, int], heads: int) -> Any:
 
 
 def _parts(grads: Any, shape: Shape, checked: tuple[int, int]) -> list[Any]:
+    """Of packed gradients those that are checked."""
     heads = (shape.heads, shape.kv_heads, shape.kv_heads)
     return [_part(x, shape, checked, n) for x, n in zip(grads, heads, strict=True)]
 
 
-def _ours(
-    name: str, role: str, shape: Shape, device: str, checked: tuple[int, int], **variant: Any
-) -> Implementation:
-    """Sequences of equal length by a leading axis, others by their bounds. variant: of the backward pass."""
-    equal = len(set(shape.lengths)) == 1
+def _ours(name: str, path: str, shape: Shape, checked: tuple[int, int], both: bool) -> Implementation:
+    """path: "" where there is one alone, whose backward pass autograd knows."""
 
     def build() -> Callable[..., Any]:
-        import torch
-
-        from earnest.ops import cuda
+        gpu_attention_paths.asked_for(path)
+        if not path:
+            return _all if both else _backward_of
         from earnest.ops.attention import _backward, _forward_on_cuda
 
-        attention = peers.ours("attention")
-        ends = np.cumsum(shape.lengths)
-        bounds = None if equal else torch.tensor([0, *ends], dtype=torch.int32).to(device)
-        if not variant:
-            return _with_gradients(partial(attention, causal=shape.causal, cu_seqlens_q=bounds))
-        if not cuda.takes(torch.empty(0, device=device)):
-            raise Absent("variants are the GPU's")
-        rest = (bounds, bounds, None, shape.causal, shape.dim**-0.5)
+        rest = (None, shape.causal, shape.dim**-0.5)
 
-        def run(q: Any, k: Any, v: Any, grad: Any) -> Any:
-            out, lse = _forward_on_cuda(q, k, v, *rest, with_lse=True)
-            return _backward(grad, None, q, k, v, out, lse, *rest, **variant)
+        def run(q: Any, k: Any, v: Any, of_q: Any, of_k: Any, grad: Any, *known: Any) -> Any:
+            arrays = (q, k, v, of_q, of_k)
+            out, lse = known or _forward_on_cuda(*arrays, *rest, path=path, with_lse=True)
+            return _backward(grad, None, q, k, v, out, lse, of_q, of_k, *rest, path=path)
 
         return peers.unless_refused(run)
 
-    def prepare(*inputs: Any) -> tuple:
-        ready = tuple(x.unflatten(0, (-1, shape.lengths[0])) if equal else x for x in inputs)
-        return ready if variant else _leaves(ready)
+    def _forward(*arrays: Any) -> Any:
+        *three, of_q, of_k = arrays
+        return peers.ours("attention")(*three, causal=shape.causal, cu_seqlens_q=of_q, cu_seqlens_k=of_k)
+
+    def _all(q: Any, k: Any, v: Any, of_q: Any, of_k: Any, grad: Any) -> Any:
+        return _gradients(_forward(q, k, v, of_q, of_k), (q, k, v), grad)
+
+    def prepare(*inputs: Any) -> tuple[Any, ...]:
+        q, k, v, of_q, of_k = gpu_attention_paths.arrays(shape, inputs[:3])
+        grad = inputs[3].unflatten(0, q.shape[:-2])
+        if not path:
+            leaves = _leaves((q, k, v))
+            return (*leaves, of_q, of_k, grad) if both else (_forward(*leaves, of_q, of_k), leaves, grad)
+        if both:
+            return q, k, v, of_q, of_k, grad
+        from earnest.ops.attention import _forward_on_cuda
+
+        rest = (None, shape.causal, shape.dim**-0.5)
+        return q, k, v, of_q, of_k, grad, *_forward_on_cuda(q, k, v, of_q, of_k, *rest, with_lse=True)
 
     return Implementation(
         name,
         build,
-        role,
+        OURS,
         prepare=prepare,
-        outputs=lambda grads: _parts([x.flatten(0, 1) if equal else x for x in grads], shape, checked),
+        outputs=lambda grads: _parts([gpu_attention_paths.packed(shape, x) for x in grads], shape, checked),
     )
 
 
-def _leaves(inputs: tuple) -> tuple:
-    return *(x.detach().requires_grad_() for x in inputs[:3]), inputs[3]
+def _leaves(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(x.detach().requires_grad_() for x in inputs)
 
 
-def _with_gradients(forward: Callable[..., Any]) -> Callable[..., Any]:
+def _gradients(out: Any, leaves: tuple[Any, ...], grad: Any) -> Any:
     import torch
 
-    return lambda q, k, v, grad: torch.autograd.grad(forward(q, k, v), (q, k, v), grad)
+    return torch.autograd.grad(out, leaves, grad)
 
 
-def _torch(
-    name: str, backend: str, shape: Shape, checked: tuple[int, int], expanded: bool, deterministic: bool
+def _backward_of(out: Any, leaves: tuple[Any, ...], grad: Any) -> Any:
+    """Of a forward pass that has run, as often as one likes."""
+    import torch
+
+    return torch.autograd.grad(out, leaves, grad, retain_graph=True)
+
+
+def _peer(
+    form: Form, shape: Shape, checked: tuple[int, int], both: bool, deterministic: bool
 ) -> Implementation:
-    """One backend of scaled_dot_product_attention, on a padded batch where lengths differ."""
-    group = shape.heads // shape.kv_heads
+    name = f"{form.name}, deterministic" if deterministic else form.name
 
     def build() -> Callable[..., Any]:
-        from torch.nn.attention import SDPBackend, sdpa_kernel
-        from torch.nn.functional import scaled_dot_product_attention
+        forward = form.build(deterministic)
 
-        grouped = group > 1 and not expanded
-        both = _with_gradients(
-            partial(scaled_dot_product_attention, is_causal=shape.causal, enable_gqa=grouped)
-        )
+        def backward(out: Any, leaves: tuple[Any, ...], grad: Any) -> Any:
+            with determined(deterministic):
+                return _backward_of(out, leaves, grad)
 
-        def run(*inputs: Any) -> Any:
-            try:
-                with sdpa_kernel(getattr(SDPBackend, backend)), _told_to_be_deterministic(deterministic):
-                    return both(*inputs)
-            except RuntimeError as error:
-                if "No available kernel" in str(error) or "deterministic" in str(error):
-                    raise Absent(f"{name}: {error}") from None
-                raise
+        def all_of_it(grad: Any, *arrays: Any) -> Any:
+            with determined(deterministic):
+                return _gradients(forward(*arrays), arrays[:3], grad)
 
-        return run
+        return peers.unless_nondeterministic(name, all_of_it if both else backward)
+
+    def prepare(q: Any, k: Any, v: Any, grad: Any) -> tuple[Any, ...]:
+        arrays = form.prepare(q, k, v)
+        leaves = _leaves(arrays[:3])
+        wanted = form.laid_out(grad, False)
+        if both:
+            return wanted, *leaves, *arrays[3:]
+        with gpu.aside():
+            out = form.build(deterministic)(*leaves, *arrays[3:])
+        return out, leaves, wanted
 
     def outputs(grads: Any) -> list[Any]:
-        found = list(grads)
-        if expanded:  # what a training step would sum over the group
-            found[1:] = [x.unflatten(1, (shape.kv_heads, group)).float().sum(2) for x in found[1:]]
-        return _parts([_packed(x, shape) for x in found], shape, checked)
+        return _parts([form.packed(x, i > 0) for i, x in enumerate(grads)], shape, checked)
 
     return Implementation(
-        name,
-        build,
-        prepare=lambda *x: _leaves(_padded(x, shape, group if expanded else 1)),
-        outputs=outputs,
-        extra=False,
+        name, build, prepare=prepare, outputs=outputs, extra=form.extra, padding=form.padding
     )
-
-
-@contextmanager
-def _told_to_be_deterministic(on: bool) -> Iterator[None]:
-    import torch
-
-    settings: Any = torch.utils.deterministic
-    before = torch.are_deterministic_algorithms_enabled(), settings.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(on)
-    settings.fill_uninitialized_memory = False  # it would be timed
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0])
-        settings.fill_uninitialized_memory = before[1]

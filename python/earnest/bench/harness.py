@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import platform
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 
 import earnest
 from earnest.bench import gpu, machine
-from earnest.bench.case import OURS, PEER, Absent, Case, Implementation, Problem, Target
+from earnest.bench.case import ALSO, OURS, PEER, Absent, Case, Implementation, Problem, Target
 from earnest.bench.instrument import Instrument
 from earnest.bench.limits import Limits, Threads
 from earnest.bench.timing import Caller, Pace, Times, quartiles
@@ -47,7 +47,7 @@ class Entry:
 
 
 def measure(case: Case, settings: Settings, limits: Limits) -> dict[str, Any]:
-    """Everything about one case, as results.py keeps it. A wrong result of ours gives no times at all."""
+    """Everything about one case, as results.py keeps it. If no result of ours is right, no times at all."""
     threads = settings.threads or case.threads
     with Threads(threads):
         problem = case.problem(np.random.default_rng(settings.seed))
@@ -58,11 +58,13 @@ def measure(case: Case, settings: Settings, limits: Limits) -> dict[str, Any]:
             "clock": settings.instrument.clock(threads),
             "seed": settings.seed, "quick": settings.quick, "per": list(case.per),
             "absent": absent, "wrong": wrong, "results": [],
-            "best_peer": None, "ratio": None, "ratio_quartiles": None, "yardstick_ratio": None,
+            "best_peer": None, "ratio": None, "ratio_quartiles": None,
+            "yardstick": "", "yardstick_ratio": None,
             "limit": None, "fraction": None,
             "target": {k: v for k, v in asdict(case.target).items() if v}, "met": None,
         }  # fmt: skip
-        if any(entry.name in wrong for entry in problem.implementations if entry.role == OURS):
+        ours = [one.name for one in problem.implementations if one.role == OURS]
+        if any(name in wrong for name in ours) and all(name in wrong or name in absent for name in ours):
             return record
         if not entries:
             return record
@@ -70,9 +72,9 @@ def measure(case: Case, settings: Settings, limits: Limits) -> dict[str, Any]:
         callers = {e.implementation.name: e.caller for e in entries}
         times = settings.instrument.times(callers, settings.pace, threads)
         record["others_load"] = load.others()
-        record["results"] = [
-            _result(entry, times[entry.implementation.name], settings.instrument) for entry in entries
-        ]
+        record["results"] = _fastest_of_ours_first(
+            [_result(entry, times[entry.implementation.name], settings.instrument) for entry in entries]
+        )
         record |= _standing(case, problem, record["results"], times, limits, threads)
         complete = settings.peers and not settings.quick
         record["met"] = is_met(case.target, record) if complete else None
@@ -147,8 +149,14 @@ def _result(entry: Entry, times: Times, instrument: Instrument) -> dict[str, Any
         "samples": len(times.samples), "calls": times.repeats, "captured": times.captured,
         "error": entry.error,
         "extra_bytes": extra, "first_call_bytes": entry.first_bytes,
-        "definition": one.definition, "ratio": None,
+        "definition": one.definition, "ratio": None, "padding": one.padding, "to_best_peer": None,
     }  # fmt: skip
+
+
+def _fastest_of_ours_first(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """It is judged, and whoever reads a record finds it as the first of ours."""
+    ours = min((r for r in results if r["role"] == OURS), key=lambda r: r["median"], default=None)
+    return sorted(results, key=lambda r: r is not ours)
 
 
 def _standing(
@@ -177,9 +185,31 @@ def _standing(
         if best:
             found["ratio"] = best["ratio"]
             found["ratio_quartiles"] = list(quartiles(ratios(times[ours["name"]], times[best["name"]])))
+            for result in results:
+                if result["role"] in (OURS, ALSO):
+                    theirs = ratios(times[result["name"]], times[best["name"]])
+                    result["to_best_peer"] = statistics.median(theirs)
         by_name = {result["name"]: result["ratio"] for result in results}
-        found["yardstick_ratio"] = by_name.get(case.target.against)
+        found["yardstick"] = _yardstick(case.target, by_name)
+        found["yardstick_ratio"] = by_name.get(found["yardstick"])
+        found |= _without_padding(peers) if any(peer["padding"] for peer in peers) else {}
     return found
+
+
+def _yardstick(target: Target, timed: Container[str]) -> str:
+    """Whom the target's ratio is to, of those that were timed; "" for the best peer."""
+    return target.instead if target.against not in timed and target.instead in timed else target.against
+
+
+def _without_padding(peers: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The best peer if its time were that of its real work alone: what the padding is worth, apart from what
+    it costs (`ratio` counts it)."""
+
+    def real(peer: dict[str, Any]) -> float:
+        return (1 - peer["padding"]) * peer["ratio"]
+
+    best = min(peers, key=real)
+    return {"best_peer_without_padding": best["name"], "ratio_without_padding": real(best)}
 
 
 def ratios(ours: Times, other: Times) -> list[float]:

@@ -21,6 +21,10 @@ class Instrument:
     def times(self, callers: Mapping[str, Caller], pace: Pace, threads: int) -> dict[str, Times]:
         return interleave(callers, pace, clock_for(threads))
 
+    def broken(self) -> str:
+        """Why nothing more can be measured in this process; "" where it can."""
+        return ""
+
     def extra_bytes(self, call: Callable[[], Any]) -> int | None:
         """The most that the process held during the call beyond what it held before."""
         return memory.peak_extra_bytes(call)

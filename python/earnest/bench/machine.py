@@ -17,6 +17,7 @@ PACKAGES = (
     "torch", "numpy", "asrfront", "kaldi-native-fbank", "librosa", "transformers", "zentorch", "numba",
     "scipy", "praat-parselmouth", "pyworld", "trl", "llama-cpp-python", "openvino", "openvino-genai",
     "ctranslate2", "pywhispercpp", "torchaudio", "triton", "liger-kernel",
+    "flash-attn", "flash-attn-3", "flashinfer-python", "nvidia-cudnn-frontend", "nvidia-cudnn-cu13",
 )  # fmt: skip
 
 

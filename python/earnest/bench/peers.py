@@ -44,6 +44,20 @@ def unless_refused(run: Callable[..., Any]) -> Callable[..., Any]:
     return tried
 
 
+def unless_nondeterministic(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
+    """A peer that was told to be deterministic; Absent where it cannot."""
+
+    def tried(*inputs: Any) -> Any:
+        try:
+            return run(*inputs)
+        except RuntimeError as error:
+            if "deterministic" in str(error):
+                raise Absent(f"{name}: {error}") from None
+            raise
+
+    return tried
+
+
 def attention_on(name: str, backend: str) -> Callable[..., Any]:
     """torch's scaled_dot_product_attention by that backend alone; Absent where it does not take the call."""
     from torch.nn.attention import SDPBackend, sdpa_kernel

@@ -151,6 +151,7 @@ def _everybody(records: Iterable[Record]) -> str:
     lines = []
     for record in records:
         lines.append(f"- {record['case']}: " + "; ".join(_one(r, record) for r in record["results"]))
+        lines += [f"  - {words}" for words in (*show.paths(record), *show.padding(record))]
         for name, reason in {**record["absent"], **record["wrong"]}.items():
             lines.append(f"  - not timed: {name}: {reason}")
     return "\n".join(lines)

@@ -25,8 +25,11 @@ HEAD = row(TITLES)
 
 
 def line(record: Record) -> str:
-    """One line of the terminal, and under it what is wrong or absent."""
+    """One line of the terminal, and under it our paths where there are several, what peers spend on padding,
+    and what is wrong or absent."""
     text = row(cells(record)).rstrip()
+    for words in (*paths(record), *padding(record)):
+        text += f"\n  {words}"
     for name, reason in record["wrong"].items():
         text += f"\n  WRONG {name} {reason}"
     for name, reason in record["absent"].items():
@@ -47,6 +50,27 @@ def cells(record: Record) -> tuple[str, ...]:
         "-" if not ours or ours["error"] is None else f"{ours['error']:.0e}",
         "-" if not ours or ours["extra_bytes"] is None else f"{ours['extra_bytes'] / (1 << 20):.1f} MB",
     )
+
+
+def paths(record: Record) -> list[str]:
+    """Each of ours with its own ratio to the best peer, if there are several."""
+    ours = [result for result in record["results"] if result["role"] == OURS]
+    return [f"{one['name']}: {_beside_the_best(one, record)}" for one in ours] if len(ours) > 1 else []
+
+
+def _beside_the_best(one: Record, record: Record) -> str:
+    ratio = one.get("to_best_peer")
+    return time_of(one, record) + ("" if ratio is None else f", {ratio:.2f}x {record['best_peer']}")
+
+
+def padding(record: Record) -> list[str]:
+    """Of each peer that pads: how many times faster we are as it is, and than its real work alone."""
+    return [
+        f"padding {one['padding']:.2f} of {one['name']}: {one['ratio']:.2f}x as it is, "
+        f"{(1 - one['padding']) * one['ratio']:.2f}x without"
+        for one in record["results"]
+        if one.get("padding") and one["ratio"] is not None
+    ]
 
 
 def where(record: Record) -> str:
@@ -86,9 +110,8 @@ def target(record: Record) -> str:
     parts = []
     if "against" in wanted:
         have = record["yardstick_ratio"]
-        parts.append(
-            f"{wanted['against']} {'-' if have is None else f'{have:.2f}x'} of {wanted['ratio']:.2g}x"
-        )
+        whom = record.get("yardstick") or wanted["against"]
+        parts.append(f"{whom} {'-' if have is None else f'{have:.2f}x'} of {wanted['ratio']:.2g}x")
     elif "ratio" in wanted:
         parts.append(f"{wanted['ratio']:.2g}x")
     ratios = {result["name"]: result["ratio"] for result in record["results"]} if "also" in wanted else {}

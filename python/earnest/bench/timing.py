@@ -20,13 +20,15 @@ class Pace:
     """seconds: for each implementation of a case. sample: the least time of one sample; shorter calls are
     looped. rounds: the fewest samples of each; three will do where they take PATIENCE times the seconds.
     rest: seconds before each turn, or more (`settle`), in which the threads of whoever ran before go to
-    sleep; a call that is not timed then wakes one's own."""
+    sleep; a call that is not timed then wakes one's own. shared: seconds that all of a case have together,
+    where a whole run has no more than so many (a GPU's)."""
 
     seconds: float = 2.0
     sample: float = 0.02
     rounds: int = 5
     most_rounds: int = 200
     rest: float = 0.02
+    shared: float | None = None
 
 
 QUICK = Pace(seconds=0.2, sample=0.004, rounds=3, most_rounds=25, rest=0.0)
