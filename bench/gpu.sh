@@ -14,7 +14,7 @@ cd "$(dirname "$0")/.."
 
 readonly MOST=530  # seconds in all
 export BUILD=build/gpu
-export PROGRAMS="test_simt test_mma test_ppo_cuda test_logmel_cuda test_logprob_cuda test_linear_cuda test_quantized_cuda test_attention_cuda test_attention_schedules_cuda test_attention_pieces_cuda test_attention_backward_cuda test_paged_attention_cuda test_rotary_write_cuda test_rowwise test_frames test_draws_cuda test_engine_cuda test_engine_graphs_cuda"
+export PROGRAMS="test_simt test_mma test_ppo_cuda test_logmel_cuda test_logprob_cuda test_linear_cuda test_quantized_cuda test_attention_cuda test_attention_schedules_cuda test_attention_pieces_cuda test_attention_backward_cuda test_paged_attention_cuda test_rotary_write_cuda test_rowwise test_frames test_draws_cuda test_engine_cuda test_engine_graphs_cuda test_engine_products_cuda"
 export CHECKED="test_simt test_ppo_cuda test_logmel_cuda test_logprob_cuda test_linear_cuda test_quantized_cuda test_attention_cuda test_attention_schedules_cuda test_attention_pieces_cuda test_attention_backward_cuda test_paged_attention_cuda test_rotary_write_cuda test_rowwise test_frames test_draws_cuda"  # by compute-sanitizer
 export SYNCED="test_simt test_logprob_cuda test_linear_cuda test_attention_cuda test_attention_schedules_cuda test_attention_pieces_cuda test_attention_backward_cuda test_paged_attention_cuda"  # barriers too
 readonly NAMED="CMakeLists.txt kernels/cuda.cmake tests/cuda python/earnest/__main__.py python/earnest/bench/digest.py
@@ -157,7 +157,7 @@ step attention 85 within 75 attention/cuda-forward attention/cuda-backward atten
 step decode 50 within 40 attention/cuda-decode attention/cuda-rotary-write
 step logprob 110 measure logprob
 step linear 75 measure linear
-step engine 100 measure engine
+step engine 120 measure engine
 step demo 90 demo
 
 for name in $ONLY; do
