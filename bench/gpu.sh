@@ -55,6 +55,22 @@ step() {
     "${EARNEST_COMMIT:-unknown}" "$SECONDS" "$worst" "$steps" >"$out/summary.json"
 }
 
+# Measurements, and the seconds that they would like.
+readonly MEASURED="ppo:35 logmel:22 attention:85 decode:50 logprob:50 linear:35 engine:105 demo:40"
+
+# shared NAME FUNCTION...: a step of MEASURED, within its part of what is left for it and for those behind it: what is
+# late shortens all that follow, and ends none of them unheard. FUNCTION is told how many seconds that is.
+shared() {
+  local name=$1 entry own=0 wanted=0 left=$((MOST - SECONDS))
+  for entry in $MEASURED; do
+    [[ $ONLY == "  " || $ONLY == *" ${entry%:*} "* ]] || continue
+    [[ ${entry%:*} == "$name" ]] && own=${entry#*:}
+    ((own == 0)) || wanted=$((wanted + ${entry#*:}))
+  done
+  ((dry || left >= wanted)) || own=$((own * left / wanted))
+  step "$name" "$own" "$2" "$own" "${@:3}"
+}
+
 environment() {  # packages that the machine may lack, and what it is
   if compgen -G '.whl/*.whl' >/dev/null; then
     python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$BUILD/site" .whl/*.whl
@@ -122,12 +138,11 @@ determinism() {  # two processes, the same bits
     cat "$BUILD/first" && cmp "$BUILD/first" "$BUILD/second" && echo "two runs gave the same bits"
 }
 
-measure() { python3 -m earnest bench "$@" --device cuda --peers --json "$out/results.jsonl"; }
-
+# measure SECONDS WORDS...: ten of them are Python's to start and to end.
 # The digests end with path sm90a: where they did not come to their end, it may fault or hang here too, at the cost of all.
-within() {  # within SECONDS WORDS...
+measure() {
   tail -n 1 "$BUILD/second" 2>/dev/null | grep -q sm90a || export EARNEST_BENCH_WITHOUT=sm90a
-  measure "${@:2}" --seconds "$1"
+  python3 -m earnest bench "${@:2}" --device cuda --peers --json "$out/results.jsonl" --seconds "$(($1 - 10))"
 }
 
 demo() {  # needs espeakng-loader to speak with
@@ -142,23 +157,23 @@ tests() {  # a process for each file: a kernel that faults or hangs spoils its o
 
 export out EARNEST_COMMIT="${EARNEST_COMMIT:-$(git rev-parse HEAD 2>/dev/null)}"
 export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD/python:$PWD/tests:$PWD/$BUILD/site"
-export -f environment build resources programs tests sanitizers determinism measure within demo
+export -f environment build resources programs tests sanitizers determinism measure demo
 ((dry)) || { mkdir -p "$BUILD/site" && : >"$out/log.txt"; }
 
 step environment 60 environment
 step build 240 build
 step programs 75 programs
 step tests 110 tests
-step sanitizers 110 sanitizers
+step sanitizers 80 sanitizers
 step determinism 45 determinism
-step ppo 90 measure ppo
-step logmel 60 measure logmel
-step attention 85 within 75 attention/cuda-forward attention/cuda-backward attention/cuda-chunks attention/cuda-schedules
-step decode 50 within 40 attention/cuda-decode attention/cuda-rotary-write
-step logprob 110 measure logprob
-step linear 75 measure linear
-step engine 120 measure engine
-step demo 90 demo
+shared ppo measure ppo
+shared logmel measure logmel
+shared attention measure attention/cuda-forward attention/cuda-backward attention/cuda-chunks attention/cuda-schedules
+shared decode measure attention/cuda-decode attention/cuda-rotary-write
+shared logprob measure logprob
+shared linear measure linear
+shared engine measure engine
+shared demo demo
 
 for name in $ONLY; do
   case " $known " in *" $name "*) ;; *) echo "gpu.sh: expected a step ($known), got $name" >&2; worst=2 ;; esac

@@ -113,6 +113,7 @@ def test_the_gpu_script_is_whole_and_fits_into_nine_minutes() -> None:
         "attention", "decode", "logprob", "linear", "engine", "demo",
     ]  # fmt: skip
     assert total == f"{sum(int(word[0]) for word in words)} s planned, at most 530 s in all"
+    assert [word[0] for word in words[-2:]] == ["105", "40"]  # as long as they like
     for family in ("ppo", "logmel", "attention", "logprob", "linear", "engine"):
         assert family in command.ON_CUDA
 
@@ -148,6 +149,26 @@ def test_a_step_of_the_gpu_script_that_hangs_costs_its_own_time_alone(tmp_path: 
 
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert [step["code"] for step in summary["steps"]] == [0, 124, 3, 0]
+
+
+@pytest.mark.parametrize(
+    ("only", "left", "seconds"),
+    [
+        ("  ", 200, {"a": 10, "b": 30, "c": 20}),
+        ("  ", 30, {"a": 5, "b": 15, "c": 10}),  # in proportion
+        (" b c ", 30, {"b": 18, "c": 12}),
+    ],
+)
+def test_measurements_of_the_gpu_script_share_what_is_left(only: str, left: int, seconds: dict) -> None:
+    """The script's own shared(), where steps take all that they are given."""
+    program = f"""
+      set -uo pipefail; MOST={left} dry=0 ONLY="{only}" MEASURED="a:10 b:30 c:20"; unset SECONDS; SECONDS=0
+      step() {{ [[ $ONLY == "  " || $ONLY == *" $1 "* ]] || return 0; echo "$@"; SECONDS=$((SECONDS + $2)); }}
+      {function_of_script("shared")}
+      for name in a b c; do shared $name measure some words; done
+    """
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [f"{name} {s} measure {s} some words" for name, s in seconds.items()]
 
 
 def function_of_script(name: str) -> str:
