@@ -176,18 +176,27 @@ struct Hands {
     now.next();
   }
 
+  // Tiles [first, end) of keys, of which those before `whole` are seen whole.
+  __device__ void attend_tiles(int first, int end, int64_t whole) {
+    if (first >= end) return;
+    step<true>(first, first < whole);
+    for (int tile = first + 1; tile < end; ++tile) step<false>(tile, tile < whole);
+    ask<false, true>();
+    hopper::wait_products<0>();
+    sums_are_there();
+  }
+  __device__ void write(const Output& output) {
+    sm80::write_rows<T, kTileRows, kDim, 1>(p, output, rows, warp_row(), states, o, memory.q);
+  }
+  // Behind this the next queries may be brought.
+  __device__ void leave() { hopper::meet(kWarpgroupMeets + multiplying_warpgroup(), kWarpgroup); }
+
   __device__ void attend(const Output& output) {
     const KeyTiles tiles = rows.tiles(F::keys);
     bring_queries();
-    if (tiles.all > 0) {
-      step<true>(0, tiles.whole > 0);
-      for (int tile = 1; tile < static_cast<int>(tiles.all); ++tile) step<false>(tile, tile < tiles.whole);
-      ask<false, true>();
-      hopper::wait_products<0>();
-      sums_are_there();
-    }
-    sm80::write_rows<T, kTileRows, kDim, 1>(p, output, rows, warp_row(), states, o, memory.q);
-    hopper::meet(kWarpgroupMeets + multiplying_warpgroup(), kWarpgroup);  // the next queries are brought
+    attend_tiles(0, static_cast<int>(tiles.all), tiles.whole);
+    write(output);
+    leave();
   }
 };
 

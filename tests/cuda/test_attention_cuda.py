@@ -3,6 +3,7 @@
 that are wrong, and what torch does with an operator: compiling, checkpoints, autocast."""
 
 import sys
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -129,6 +130,44 @@ def test_by_path_sm90a_results_and_gradients_are_those_of_the_definition(device,
         assert share_off(mine, theirs.double()) <= 2 * share_off(honest, theirs.double())
     again = _backward(grad.to(device), None, q, k, v, out, lse, *rest, path="sm90a")
     assert all(torch.equal(a, b) for a, b in zip(again, found[1:], strict=True))
+
+
+@pytest.fixture
+def forced() -> Iterator[Callable[[str], None]]:
+    """Forces a tier as EARNEST_CUDA_TIER does."""
+    yield _native.force_cuda_tier
+    _native.force_cuda_tier("")
+
+
+def test_the_tier_that_is_forced_is_named_and_taken_by_calls_that_name_none(device, by_torch, forced) -> None:
+    inputs = [x.to(device) for x in problem(torch.bfloat16)]
+    rest = (*named(device).values(), None, True, 0.125)
+
+    def bits(**words: str) -> list[Tensor]:
+        out, lse = _forward_on_cuda(*inputs, *rest, **words, with_lse=True)
+        return [out, lse, *_backward(out, None, *inputs, out, lse, *rest, **words)]
+
+    older = bits(path="sm80")
+    forced("sm80")
+    assert earnest.which("attention", device="cuda", dtype="bfloat16", gradients=True) == "cuda/sm80"
+    assert all(map(torch.equal, bits(), older))
+    forced("sm90a")
+    sentence = r"EARNEST_CUDA_TIER: expected sm90a on compute capability 9.0, got compute capability \d"
+    try:
+        newer = bits(path="sm90a")
+    except RuntimeError:  # never torch's operators instead
+        for family, dtype in (("attention", {"dtype": "bfloat16"}), ("logprob", {})):
+            with pytest.raises(ValueError, match=rf"\[{family}\] {sentence}"):
+                earnest.which(family, device="cuda", **dtype)
+        with pytest.raises(InvalidInput, match=rf"\[attention\] {sentence}"):
+            attention(*inputs, causal=True, **named(device))
+    else:
+        assert earnest.which("attention", device="cuda", dtype="float16", dim=128) == "cuda/sm90a"
+        assert earnest.which("logprob", device="cuda") == "cuda/sm90a"
+        assert all(map(torch.equal, bits(), newer)) and not all(map(torch.equal, newer, older))
+    assert all(map(torch.equal, bits(path="sm80"), older)) and not by_torch
+    with pytest.raises(ValueError, match=r"EARNEST_CUDA_TIER: expected sm80 or sm90a, got 'sm70'"):
+        forced("sm70")
 
 
 def test_a_path_or_schedule_that_is_not_there_is_named(device) -> None:
