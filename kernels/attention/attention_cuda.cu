@@ -4,7 +4,7 @@
 
 #include "kernels/attention/attention_cuda.h"
 #include "kernels/attention/attention_paths.h"
-#include "kernels/common/cuda.h"
+#include "kernels/common/cuda_path.h"
 #include "kernels/common/simt.h"
 
 namespace earnest::attention {
