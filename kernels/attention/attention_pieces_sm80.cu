@@ -14,14 +14,14 @@ namespace {
 template <int kDim>
 struct Joined {
   Strips<1, kDim / 8> o = {};
-  float largest[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
+  RowState states[1][2];  // sums of whole rows, in each lane
 
-  __device__ void add(float scale, const RowState (&states)[1][2], const Strips<1, kDim / 8>& piece) {
+  __device__ void add(float scale, const RowState (&of_piece)[1][2], const Strips<1, kDim / 8>& piece) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const Joint joint(scale, largest[half], states[0][half].largest);
-      largest[half] = joint.largest;
-      sum[half] = joint(sum[half], sum_in_quad(states[0][half].sum));
+      RowState& state = states[0][half];
+      const Joint joint(scale, state.largest, of_piece[0][half].largest);
+      state = {joint.largest, joint(state.sum, sum_in_quad(of_piece[0][half].sum))};
 #pragma unroll
       for (int j = 0; j < kDim / 8; ++j) {
 #pragma unroll
@@ -47,15 +47,13 @@ __device__ inline void attend(const Params& p, const Output& output, float scale
     joined.add(scale, states, o);
   }
   if (work.part >= 0) {
-    leave_behind(work, warp() * kStripRows, joined.o[0], joined.largest, joined.sum, parts);
+    leave_behind(work, warp() * kStripRows, joined.o[0], joined.states[0], parts);
     return;
   }
-  RowState states[1][2];
-#pragma unroll
-  for (int half = 0; half < 2; ++half)  // one lane of four has the sum of all
-    states[0][half] = {joined.largest[half], strip_column() == 0 ? joined.sum[half] : 0};
-  write_rows<T, Memory<kDim, 1>::kRows, kDim, 1>(p, output, work.rows, warp() * kStripRows, states, joined.o,
-                                                 memory.q);
+  if (strip_column() != 0)  // one lane of four has the sum of all
+    joined.states[0][0].sum = joined.states[0][1].sum = 0;
+  write_rows<T, Memory<kDim, 1>::kRows, kDim, 1>(p, output, work.rows, warp() * kStripRows, joined.states,
+                                                 joined.o, memory.q);
 }
 
 template <typename T, int kDim>
@@ -71,7 +69,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     const Bounds wrong = index < p.sequences ? wrong_bounds(p, index) : Bounds::kRight;
     if (wrong != Bounds::kRight && p.fault != nullptr)
       record_fault(p.fault, {FaultOp::kAttention, index, static_cast<int>(wrong)});
-    found[0] = find_work(p, plan, order, index, &work[0]);
+    found[0] = find_work(p, plan, order, blockIdx.x, &work[0]);
   }
   __syncthreads();
   if (found[0]) attend<T, kDim>(p, output, scale, work[0], memory, parts);

@@ -17,15 +17,6 @@ namespace {
 constexpr int kTilesOfPiece = kPieceKeys / Wide::keys;
 static_assert(kPieceKeys % Wide::keys == 0);
 
-template <typename Each>
-__device__ inline void walk(const Params& p, const Plan& plan, const Tile* order, int64_t all,
-                            const Each& each) {
-  for (int64_t index = blockIdx.x; index < all; index += gridDim.x) {
-    Work work;
-    if (find_work(p, plan, order, index, &work) && work.rows.count > 0) each(work);
-  }
-}
-
 __device__ inline int end_of(const KeyTiles& tiles, int piece) {
   return static_cast<int>(between(0, (int64_t{piece} + 1) * kTilesOfPiece, tiles.all));
 }
@@ -36,15 +27,20 @@ struct PieceHands : Hands<T, kDim, Wide> {
   using Base::o, Base::scale, Base::states;
 
   const Work& work;
-  Bytes aside;
-  float largest[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};  // of the pieces before, joined
+  // The thread's own of what pieces before have left: sums, and largest score and sum of weights of its two
+  // rows, in place of the warp's queries, which are in registers.
+  Bytes sums, rows_before;
 
   __device__ PieceHands(const Params& params, const Work& of_tile,
                         const PiecesMemory<kDim, Wide::keys>& memory, float factor,
                         const typename Base::Position& position)
       : Base(params, of_tile.rows, memory, factor, position),
         work(of_tile),
-        aside(memory.aside + multiplying_thread() * static_cast<int>(sizeof(float4))) {}
+        sums(memory.aside + multiplying_thread() * kQuad),
+        rows_before(memory.q + Base::warp_row() * sm80::kLineBytes + sm80::lane() * kQuad) {}
+
+  static constexpr int kQuad = sizeof(float4);
+  static __device__ float4& quad_at(Bytes place) { return *reinterpret_cast<float4*>(&place[0]); }
 
   __device__ void begin_piece() {
 #pragma unroll
@@ -57,22 +53,23 @@ struct PieceHands : Hands<T, kDim, Wide> {
 
   // The sums of the piece and of those before, into the former's place, and for the next piece aside.
   __device__ void join(bool is_first, bool is_last) {
-    const Joint joints[2] = {{scale, largest[0], states[0][0].largest},
-                             {scale, largest[1], states[0][1].largest}};
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      largest[half] = joints[half].largest;
-      sum[half] = joints[half](sum[half], sm80::sum_in_quad(states[0][half].sum));
-    }
+    const float4 rows = is_first ? make_float4(-INFINITY, 0, -INFINITY, 0) : quad_at(rows_before);
+    const Joint low(scale, rows.x, states[0][0].largest), high(scale, rows.z, states[0][1].largest);
+    states[0][0] = {low.largest, low(rows.y, sm80::sum_in_quad(states[0][0].sum))};
+    states[0][1] = {high.largest, high(rows.w, sm80::sum_in_quad(states[0][1].sum))};
 #pragma unroll
     for (int j = 0; j < kDim / 8; ++j) {
-      auto& place = *reinterpret_cast<float4*>(&aside[j * kMultiplying * static_cast<int>(sizeof(float4))]);
+      float4& place = quad_at(sums + j * kMultiplying * kQuad);
       const float4 before = is_first ? make_float4(0, 0, 0, 0) : place;
       float (&piece)[4] = o[0][j];
-      piece[0] = joints[0](before.x, piece[0]), piece[1] = joints[0](before.y, piece[1]);
-      piece[2] = joints[1](before.z, piece[2]), piece[3] = joints[1](before.w, piece[3]);
+      piece[0] = low(before.x, piece[0]), piece[1] = low(before.y, piece[1]);
+      piece[2] = high(before.z, piece[2]), piece[3] = high(before.w, piece[3]);
       if (!is_last) place = make_float4(piece[0], piece[1], piece[2], piece[3]);
     }
+    __syncwarp();  // the warp's queries have been read, or what is in their place
+    if (!is_last)
+      quad_at(rows_before) =
+          make_float4(states[0][0].largest, states[0][0].sum, states[0][1].largest, states[0][1].sum);
   }
 
   __device__ void attend(const Output& output, const Parts& parts) {
@@ -85,41 +82,70 @@ struct PieceHands : Hands<T, kDim, Wide> {
       join(piece == work.first_piece, piece + 1 == work.end_piece);
     }
     if (work.part >= 0) {
-      leave_behind(work, this->warp_row(), o[0], largest, sum, parts);
+      leave_behind(work, this->warp_row(), o[0], states[0], parts);
     } else {
-#pragma unroll
-      for (int half = 0; half < 2; ++half)  // one lane of four has the sum of all
-        states[0][half] = {largest[half], sm80::strip_column() == 0 ? sum[half] : 0};
+      if (sm80::strip_column() != 0)
+        states[0][0].sum = states[0][1].sum = 0;  // one lane of four has all of it
       this->write(output);
     }
-    this->leave();
   }
 };
+
+// What a warpgroup is at, in shared memory.
+struct Found {
+  Work work;
+  bool any;
+};
+__device__ inline bool find(const Params& p, const Plan& plan, const Tile* order, unsigned index,
+                            Found* found) {
+  return found->any = find_work(p, plan, order, index, &found->work) && found->work.rows.count > 0;
+}
+
+// By a warpgroup that multiplies.
+template <typename Each>
+__device__ inline void walk(const Params& p, const Plan& plan, const Tile* order, unsigned all, Found* found,
+                            const Each& each) {
+  const auto meet = [] { hopper::meet(kWarpgroupMeets + multiplying_warpgroup(), kWarpgroup); };
+  for (unsigned index = blockIdx.x; index < all; index += gridDim.x) {
+    if (multiplying_thread() % kWarpgroup == 0) find(p, plan, order, index, found);
+    meet();
+    if (found->any) each(found->work);
+    meet();  // the next work and the next queries may be brought
+  }
+}
+
+template <typename Memory>
+__device__ inline void bring_all(const hopper::TensorMap& keys, const hopper::TensorMap& values,
+                                 const Params& p, const Plan& plan, const Tile* order, unsigned all,
+                                 Found* found, const Memory& memory) {
+  Loader<Memory> loader(keys, values, memory);
+  for (unsigned index = blockIdx.x; index < all; index += gridDim.x) {
+    if (!find(p, plan, order, index, found)) continue;
+    const Work& work = found->work;
+    loader.bring(work.rows, work.first_piece * kTilesOfPiece,
+                 end_of(work.rows.tiles(Wide::keys), work.end_piece - 1));
+  }
+}
 
 template <typename T, int kDim>
 __global__ void __launch_bounds__(kForwardThreads, 1)
     forward_pieces(const __grid_constant__ hopper::TensorMap keys,
                    const __grid_constant__ hopper::TensorMap values, const __grid_constant__ Params p,
                    const __grid_constant__ Output output, const __grid_constant__ Plan plan,
-                   const Tile* const order, const __grid_constant__ Parts parts, const int64_t all) {
+                   const Tile* const order, const __grid_constant__ Parts parts, const unsigned all) {
   const PiecesMemory<kDim, Wide::keys> memory;
   using Memory = ForwardMemory<kDim, Wide::keys>;
+  EARNEST_SHARED(Found, found, 3);  // registers are for sums
   begin_block(p, memory);
   if (threadIdx.x < kWarpgroup) {
     hopper::leave_registers<kLoadingRegisters>();
-    if (threadIdx.x == 0) {
-      Loader<Memory> loader(keys, values, memory);
-      walk(p, plan, order, all, [&](const Work& work) {
-        const KeyTiles tiles = work.rows.tiles(Wide::keys);
-        loader.bring(work.rows, work.first_piece * kTilesOfPiece, end_of(tiles, work.end_piece - 1));
-      });
-    }
+    if (threadIdx.x == 0) bring_all<Memory>(keys, values, p, plan, order, all, &found[2], memory);
   } else {
     hopper::take_registers<kMultiplyingRegisters>();
     const auto scale = static_cast<float>(p.scale * 1.4426950408889634);  // log2(e)
     typename Memory::Position position;
     if (multiplying_warpgroup() == 1) give_turn<Wide>();
-    walk(p, plan, order, all, [&](const Work& work) {
+    walk(p, plan, order, all, &found[multiplying_warpgroup()], [&](const Work& work) {
       PieceHands<T, kDim> hands(p, work, memory, scale, position);
       hands.attend(output, parts);
       position = hands.now;
@@ -137,7 +163,7 @@ Status launch(const Params& p, const Output& output, const Plan& plan, const Til
   hopper::TensorMap keys, values;
   if (Status status = map_of(p, p.k, &keys); !status.ok()) return status;
   if (Status status = map_of(p, p.v, &values); !status.ok()) return status;
-  const int64_t all = work_of(p, plan);
+  const auto all = static_cast<unsigned>(work_of(p, plan));
   const auto blocks = static_cast<unsigned>(std::min<int64_t>(all, device.multiprocessors));
   return simt::launch({kOp, "forward_pieces"}, forward_pieces<T, kDim>, dim3(blocks), dim3(kForwardThreads),
                       PiecesMemory<kDim, Wide::keys>::kBytes, p.stream, keys, values, p, output, plan, order,

@@ -35,35 +35,35 @@ struct Work {
   int64_t part;  // of the first; -1: nothing is left behind
 };
 
-// False where there is nothing to do. index: below work_of(p, plan).
-__device__ inline bool find_work(const Params& p, const Plan& plan, const Tile* order, int64_t index,
+// False where there is nothing to do. index: below work_of(p, plan), which as all counts here is below 2^31
+// (check_slots), so that nobody divides numbers of 64 bits for it.
+__device__ inline bool find_work(const Params& p, const Plan& plan, const Tile* order, unsigned index,
                                  Work* work) {
-  const int64_t further = index - plan.slots * p.kv_heads;
-  const bool is_first = further < 0;
-  Tile tile = {0, 0};
-  if (is_first) {
-    tile = order != nullptr ? order[index / p.kv_heads] : tile_of(p, plan, index / p.kv_heads);
-    if (tile.sequence < 0) return false;
-  } else {
-    tile.sequence = further / p.kv_heads % p.sequences;
-  }
+  const auto kv_heads = static_cast<unsigned>(p.kv_heads), sequences = static_cast<unsigned>(p.sequences),
+             slots = static_cast<unsigned>(plan.slots);
+  const unsigned slot = index / kv_heads, head = index % kv_heads;
+  const bool is_first = slot < slots;
+  Tile tile = {(slot - slots) % sequences, 0};
+  if (is_first) tile = order != nullptr ? order[slot] : tile_of(p, plan, slot);
+  if (tile.sequence < 0) return false;
   const Sequence s = sequence_of(p, tile.sequence);
   const bool split = is_split(s, plan);
   if (!is_first && !split) return false;
-  const int64_t piece = is_first ? 0 : 1 + further / p.kv_heads / p.sequences;
-  work->rows = Rows(p, plan, tile, index % p.kv_heads);
-  const int64_t pieces = pieces_of(work->rows.tiles().all * kKeys);
+  const auto piece = static_cast<int>(is_first ? 0 : 1 + (slot - slots) / sequences);
+  work->rows = Rows(p, plan, tile, head);
+  const auto pieces = static_cast<int>(pieces_of(work->rows.tiles().all * kKeys));
   if (piece >= pieces) return false;
-  work->first_piece = static_cast<int>(piece);
-  work->end_piece = static_cast<int>(split ? piece + 1 : pieces);
+  work->first_piece = piece;
+  work->end_piece = split ? piece + 1 : pieces;
   work->part = split && pieces > 1 ? part_of(s.key_begin, tile.sequence, piece) : -1;
   return true;
 }
 
-// Sums of a warp's strip of rows, the tile's from first_row, of one query: a row for each head of the group.
+// Joined sums of a warp's strip of rows, the tile's from first_row, of one query: a row for each head of the
+// group.
 template <int kColumns>
 __device__ inline void leave_behind(const Work& work, int first_row, const float (&o)[kColumns][4],
-                                    const float (&largest)[2], const float (&sum)[2], const Parts& parts) {
+                                    const sm80::RowState (&states)[2], const Parts& parts) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int member = first_row + sm80::strip_row(half);
@@ -75,7 +75,7 @@ __device__ inline void leave_behind(const Work& work, int first_row, const float
           make_float2(o[j][2 * half], o[j][2 * half + 1]);
     }
     if (sm80::strip_column() == 0)
-      *reinterpret_cast<float2*>(parts.sums + 2 * row) = make_float2(largest[half], sum[half]);
+      *reinterpret_cast<float2*>(parts.sums + 2 * row) = make_float2(states[half].largest, states[half].sum);
   }
 }
 
