@@ -34,16 +34,14 @@ struct Joined {
 template <typename T, int kDim>
 __device__ inline void attend(const Params& p, const Output& output, float scale, const Work& work,
                               const Memory<kDim, 1>& memory, const Parts& parts) {
-  const KeyTiles tiles = work.rows.tiles();
   Joined<kDim> joined;
-  if (tiles.all > 0) load_queries<T>(p, work.rows, memory);
+  if (work.tiles > 0) load_queries<T>(p, work.rows, memory);
   for (int piece = work.first_piece; piece < work.end_piece; ++piece) {
     Strips<1, kDim / 8> o = {};
     RowState states[1][2];
-    const int64_t end = (int64_t{piece} + 1) * kPieceTiles;
-    attend_tiles<T, kDim, 1, true>(p, scale, work.rows, piece * kPieceTiles,
-                                   static_cast<int>(end < tiles.all ? end : tiles.all),
-                                   static_cast<int>(tiles.whole), memory, states, o);
+    const int first = piece * kPieceTiles, end = first + kPieceTiles;
+    attend_tiles<T, kDim, 1, true>(p, scale, work.rows, first, end < work.tiles ? end : work.tiles,
+                                   work.whole_tiles, memory, states, o);
     joined.add(scale, states, o);
   }
   if (work.part >= 0) {

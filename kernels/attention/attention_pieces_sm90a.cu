@@ -14,11 +14,13 @@
 namespace earnest::attention::gpu::sm90a {
 namespace {
 
-constexpr int kTilesOfPiece = kPieceKeys / Wide::keys;
-static_assert(kPieceKeys % Wide::keys == 0);
+constexpr int kTilesOfPiece = kPieceKeys / Wide::keys, kHalves = Wide::keys / kKeys;  // of a tile
+static_assert(kPieceKeys % Wide::keys == 0 && Wide::keys % kKeys == 0);
 
-__device__ inline int end_of(const KeyTiles& tiles, int piece) {
-  return static_cast<int>(between(0, (int64_t{piece} + 1) * kTilesOfPiece, tiles.all));
+// Of the tiles of keys of a piece.
+__device__ inline int end_of(const Work& work, int piece) {
+  const int end = (piece + 1) * kTilesOfPiece, all = (work.tiles + kHalves - 1) / kHalves;
+  return end < all ? end : all;
 }
 
 template <typename T, int kDim>
@@ -53,7 +55,7 @@ struct PieceHands : Hands<T, kDim, Wide> {
 
   // The sums of the piece and of those before, into the former's place, and for the next piece aside.
   __device__ void join(bool is_first, bool is_last) {
-    const float4 rows = is_first ? make_float4(-INFINITY, 0, -INFINITY, 0) : quad_at(rows_before);
+    const float4 rows = quad_at(rows_before);
     const Joint low(scale, rows.x, states[0][0].largest), high(scale, rows.z, states[0][1].largest);
     states[0][0] = {low.largest, low(rows.y, sm80::sum_in_quad(states[0][0].sum))};
     states[0][1] = {high.largest, high(rows.w, sm80::sum_in_quad(states[0][1].sum))};
@@ -66,19 +68,18 @@ struct PieceHands : Hands<T, kDim, Wide> {
       piece[2] = high(before.z, piece[2]), piece[3] = high(before.w, piece[3]);
       if (!is_last) place = make_float4(piece[0], piece[1], piece[2], piece[3]);
     }
-    __syncwarp();  // the warp's queries have been read, or what is in their place
-    if (!is_last)
-      quad_at(rows_before) =
-          make_float4(states[0][0].largest, states[0][0].sum, states[0][1].largest, states[0][1].sum);
+    quad_at(rows_before) =
+        make_float4(states[0][0].largest, states[0][0].sum, states[0][1].largest, states[0][1].sum);
   }
 
   __device__ void attend(const Output& output, const Parts& parts) {
-    const KeyTiles tiles = work.rows.tiles(Wide::keys);
     this->bring_queries();
+    __syncwarp();  // queries are in registers, and something else in their place
+    quad_at(rows_before) = make_float4(-INFINITY, 0, -INFINITY, 0);
 #pragma unroll 1
     for (int piece = work.first_piece; piece < work.end_piece; ++piece) {
       begin_piece();
-      this->attend_tiles(piece * kTilesOfPiece, end_of(tiles, piece), tiles.whole);
+      this->attend_tiles(piece * kTilesOfPiece, end_of(work, piece), work.whole_tiles / kHalves);
       join(piece == work.first_piece, piece + 1 == work.end_piece);
     }
     if (work.part >= 0) {
@@ -86,6 +87,7 @@ struct PieceHands : Hands<T, kDim, Wide> {
     } else {
       if (sm80::strip_column() != 0)
         states[0][0].sum = states[0][1].sum = 0;  // one lane of four has all of it
+      __syncwarp();                               // what has been in place of queries has been read
       this->write(output);
     }
   }
@@ -122,8 +124,7 @@ __device__ inline void bring_all(const hopper::TensorMap& keys, const hopper::Te
   for (unsigned index = blockIdx.x; index < all; index += gridDim.x) {
     if (!find(p, plan, order, index, found)) continue;
     const Work& work = found->work;
-    loader.bring(work.rows, work.first_piece * kTilesOfPiece,
-                 end_of(work.rows.tiles(Wide::keys), work.end_piece - 1));
+    loader.bring(work.rows, work.first_piece * kTilesOfPiece, end_of(work, work.end_piece - 1));
   }
 }
 

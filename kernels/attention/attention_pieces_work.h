@@ -31,6 +31,7 @@ struct Joint {
 
 struct Work {
   Rows rows;
+  int tiles, whole_tiles;  // of kKeys keys: that some row sees, and that all see whole
   int first_piece, end_piece;
   int64_t part;  // of the first; -1: nothing is left behind
 };
@@ -51,8 +52,10 @@ __device__ inline bool find_work(const Params& p, const Plan& plan, const Tile* 
   if (!is_first && !split) return false;
   const auto piece = static_cast<int>(is_first ? 0 : 1 + (slot - slots) / sequences);
   work->rows = Rows(p, plan, tile, head);
-  const auto pieces = static_cast<int>(pieces_of(work->rows.tiles().all * kKeys));
+  const KeyTiles tiles = work->rows.tiles();
+  const auto pieces = static_cast<int>(pieces_of(tiles.all * kKeys));
   if (piece >= pieces) return false;
+  work->tiles = static_cast<int>(tiles.all), work->whole_tiles = static_cast<int>(tiles.whole);
   work->first_piece = piece;
   work->end_piece = split ? piece + 1 : pieces;
   work->part = split && pieces > 1 ? part_of(s.key_begin, tile.sequence, piece) : -1;
