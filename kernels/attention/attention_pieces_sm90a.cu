@@ -93,39 +93,24 @@ struct PieceHands : Hands<T, kDim, Wide> {
   }
 };
 
-// What a warpgroup is at, in shared memory.
+// What a warpgroup is at, in shared memory: registers are for sums.
 struct Found {
-  Work work;
+  unsigned next;  // index of work, of the block's
   bool any;
+  Work work;
 };
-__device__ inline bool find(const Params& p, const Plan& plan, const Tile* order, unsigned index,
+// By one thread of the warpgroup. False where nothing is left.
+__device__ inline bool find(const Params& p, const Plan& plan, const Tile* order, unsigned all,
                             Found* found) {
-  return found->any = find_work(p, plan, order, index, &found->work) && found->work.rows.count > 0;
-}
-
-// By a warpgroup that multiplies.
-template <typename Each>
-__device__ inline void walk(const Params& p, const Plan& plan, const Tile* order, unsigned all, Found* found,
-                            const Each& each) {
-  const auto meet = [] { hopper::meet(kWarpgroupMeets + multiplying_warpgroup(), kWarpgroup); };
-  for (unsigned index = blockIdx.x; index < all; index += gridDim.x) {
-    if (multiplying_thread() % kWarpgroup == 0) find(p, plan, order, index, found);
-    meet();
-    if (found->any) each(found->work);
-    meet();  // the next work and the next queries may be brought
+  Plan known = plan;
+  known.tile_rows = kTileRows;  // as it is, so that nobody divides by it
+  found->any = false;
+  while (!found->any && found->next < all) {
+    const unsigned index = found->next;
+    found->next = index + gridDim.x;
+    found->any = find_work(p, known, order, index, &found->work) && found->work.rows.count > 0;
   }
-}
-
-template <typename Memory>
-__device__ inline void bring_all(const hopper::TensorMap& keys, const hopper::TensorMap& values,
-                                 const Params& p, const Plan& plan, const Tile* order, unsigned all,
-                                 Found* found, const Memory& memory) {
-  Loader<Memory> loader(keys, values, memory);
-  for (unsigned index = blockIdx.x; index < all; index += gridDim.x) {
-    if (!find(p, plan, order, index, found)) continue;
-    const Work& work = found->work;
-    loader.bring(work.rows, work.first_piece * kTilesOfPiece, end_of(work, work.end_piece - 1));
-  }
+  return found->any;
 }
 
 template <typename T, int kDim>
@@ -136,21 +121,35 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
                    const Tile* const order, const __grid_constant__ Parts parts, const unsigned all) {
   const PiecesMemory<kDim, Wide::keys> memory;
   using Memory = ForwardMemory<kDim, Wide::keys>;
-  EARNEST_SHARED(Found, found, 3);  // registers are for sums
+  EARNEST_SHARED(Found, of_warpgroup, 3);
+  Found& found = of_warpgroup[threadIdx.x / kWarpgroup];
   begin_block(p, memory);
   if (threadIdx.x < kWarpgroup) {
     hopper::leave_registers<kLoadingRegisters>();
-    if (threadIdx.x == 0) bring_all<Memory>(keys, values, p, plan, order, all, &found[2], memory);
+    if (threadIdx.x == 0) {
+      found.next = blockIdx.x;
+      Loader<Memory> loader(keys, values, memory);
+      while (find(p, plan, order, all, &found)) {
+        const Work& work = found.work;
+        loader.bring(work.rows, work.first_piece * kTilesOfPiece, end_of(work, work.end_piece - 1));
+      }
+    }
   } else {
     hopper::take_registers<kMultiplyingRegisters>();
     const auto scale = static_cast<float>(p.scale * 1.4426950408889634);  // log2(e)
     typename Memory::Position position;
+    const bool is_first = multiplying_thread() % kWarpgroup == 0;  // of the warpgroup
     if (multiplying_warpgroup() == 1) give_turn<Wide>();
-    walk(p, plan, order, all, &found[multiplying_warpgroup()], [&](const Work& work) {
-      PieceHands<T, kDim> hands(p, work, memory, scale, position);
+    if (is_first) found.next = blockIdx.x;
+    for (;;) {
+      if (is_first) find(p, plan, order, all, &found);
+      meet_warpgroup();
+      if (!found.any) break;
+      PieceHands<T, kDim> hands(p, found.work, memory, scale, position);
       hands.attend(output, parts);
       position = hands.now;
-    });
+      meet_warpgroup();  // the next work and the next queries may be brought
+    }
     if (multiplying_warpgroup() == 0) take_turn<Wide>();
   }
   __syncthreads();  // nobody leaves while TMA brings something

@@ -24,6 +24,10 @@ __device__ inline int multiplying_thread() {
 }
 __device__ inline int multiplying_warpgroup() { return multiplying_thread() / kWarpgroup; }
 
+__device__ inline void meet_warpgroup() {
+  hopper::meet(kWarpgroupMeets + multiplying_warpgroup(), kWarpgroup);
+}
+
 // The second warpgroup gives the first turn, and the first takes the last one, which nobody else would.
 template <typename F>
 __device__ inline void take_turn() {
@@ -75,7 +79,7 @@ struct Hands {
     });
     simt::copy_async_commit();
     simt::copy_async_wait<0>();
-    hopper::meet(kWarpgroupMeets + multiplying_warpgroup(), kWarpgroup);
+    meet_warpgroup();
     const sm80::Corner corner;
 #pragma unroll
     for (int step = 0; step < kDim / hopper::kStep; ++step) {
@@ -190,15 +194,12 @@ struct Hands {
   __device__ void write(const Output& output) {
     sm80::write_rows<T, kTileRows, kDim, 1>(p, output, rows, warp_row(), states, o, memory.q);
   }
-  // Behind this the next queries may be brought.
-  __device__ void leave() { hopper::meet(kWarpgroupMeets + multiplying_warpgroup(), kWarpgroup); }
-
   __device__ void attend(const Output& output) {
     const KeyTiles tiles = rows.tiles(F::keys);
     bring_queries();
     attend_tiles(0, static_cast<int>(tiles.all), tiles.whole);
     write(output);
-    leave();
+    meet_warpgroup();  // the next queries are brought
   }
 };
 
