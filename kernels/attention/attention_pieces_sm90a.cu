@@ -113,6 +113,12 @@ __device__ inline bool find(const Params& p, const Plan& plan, const Tile* order
   return found->any;
 }
 
+// Who finds work wants more registers than who only brings keys, where sums leave them.
+template <int kDim>
+constexpr int kLoadingOf = kDim == 64 ? kLoadingRegisters + 16 : kLoadingRegisters;
+template <int kDim>
+constexpr int kMultiplyingOf = kDim == 64 ? kMultiplyingRegisters - 8 : kMultiplyingRegisters;
+
 template <typename T, int kDim>
 __global__ void __launch_bounds__(kForwardThreads, 1)
     forward_pieces(const __grid_constant__ hopper::TensorMap keys,
@@ -125,7 +131,7 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
   Found& found = of_warpgroup[threadIdx.x / kWarpgroup];
   begin_block(p, memory);
   if (threadIdx.x < kWarpgroup) {
-    hopper::leave_registers<kLoadingRegisters>();
+    hopper::leave_registers<kLoadingOf<kDim>>();
     if (threadIdx.x == 0) {
       found.next = blockIdx.x;
       Loader<Memory> loader(keys, values, memory);
@@ -135,7 +141,7 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
       }
     }
   } else {
-    hopper::take_registers<kMultiplyingRegisters>();
+    hopper::take_registers<kMultiplyingOf<kDim>>();
     const auto scale = static_cast<float>(p.scale * 1.4426950408889634);  // log2(e)
     typename Memory::Position position;
     const bool is_first = multiplying_thread() % kWarpgroup == 0;  // of the warpgroup
