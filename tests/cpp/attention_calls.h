@@ -23,7 +23,7 @@ using plain_attention::number_of;
 using plain_attention::run_on_device;
 using plain_attention::run_plain;
 
-inline CudaPath path_of_all = CudaPath::kBest;  // of cases that name none
+inline CudaPath path_of_all = CudaPath::kSm80;  // of cases that name none
 
 template <typename T>
 void run(Case<T>* c) {

@@ -176,7 +176,7 @@ def test_a_path_or_schedule_that_is_not_there_is_named(device) -> None:
     for words, sentence in (
         ({"path": "sm70"}, "path: expected best, sm80 or sm90a, got sm70"),
         ({"path": "sm90a", "schedule": "chaos"}, "schedule: expected best, series, turns, .* got chaos"),
-        ({"schedule": "turns"}, "schedule: expected best on other paths than sm90a"),
+        ({"path": "sm80", "schedule": "turns"}, "schedule: expected best on other paths than sm90a"),
     ):
         with pytest.raises((InvalidInput, RuntimeError), match=rf"\[attention\] {sentence}"):
             _forward_on_cuda(q, k, v, *rest, **words)
@@ -325,7 +325,8 @@ def test_torchs_operators_run_where_our_kernel_does_not(device, by_torch) -> Non
     assert len(by_torch) == 2
 
 
-def test_which_says_who_runs(device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_which_says_who_runs(device, forced, monkeypatch: pytest.MonkeyPatch) -> None:
+    forced("sm80")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for dtype, dim, gradients, name in (
         ("bfloat16", 64, False, "cuda/sm80"),
