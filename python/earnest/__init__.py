@@ -40,8 +40,8 @@ def which(family: str, device: str = "cpu", **details: Any) -> str:
     dim (head size) and gradients (whether a backward pass is wanted). On cuda a family runs kernels of ours
     ("cuda/sm90a") or torch's own operators ("cuda/torch"). What EARNEST_CPU_TIER forces (scalar, avx2, avx512
     or avx512_bf16), or on cuda EARNEST_CUDA_TIER (sm80 or sm90a) where a family has more than one path, is
-    what is named. Raises InvalidInput for a word it does not know, ValueError for what is forced and cannot run
-    here, RuntimeError for a back end that cannot.
+    what is named. Raises InvalidInput for a word it does not know, ValueError for what is forced and cannot
+    run here, RuntimeError for a back end that cannot.
     """
     from earnest.errors import InvalidInput
 

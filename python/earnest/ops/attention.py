@@ -187,8 +187,8 @@ def _forward_on_cuda(
     with_lse: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """As above. Bounds that come again, as from layer to layer, are not waited for again. tile_rows:
-    its choice of 64 or 128, which changes no bit, if 0; path: "best" (what the environment forces, or the
-    choice), "sm80" or "sm90a"; schedule, of the last: "best", "series", "turns", "ahead", "both" or "wide"."""
+    its choice of 64 or 128, which changes no bit, if 0; path: "best" (what is forced, or the choice), "sm80"
+    or "sm90a"; schedule, of the last: "best", "series", "turns", "ahead", "both" or "wide"."""
     bounds, sizes = (cu_q, cu_k, seqused_k), (q.shape[:-2], k.shape[:-2])
 
     def explain() -> None:
