@@ -190,6 +190,18 @@ TEST(path_sm90a_passes_all_of_this_where_it_can_run) {
     if (check::failures() != before) std::printf("  of %s by path sm90a\n", test.name);
   }
   path_of_all = CudaPath::kSm80;
+
+  Case<BFloat16> named = in_pieces<BFloat16>({1, 3}, {600, 520}, 2, 1, 64, true), older = named;
+  named.p.path = CudaPath::kSm90a;
+  Case<BFloat16> forced = named;
+  forced.p.path = CudaPath::kBest;
+  run(&named);
+  run(&older);
+  CHECK(force_cuda_tier("sm90a").ok());
+  CHECK(run_on_device(&forced).ok());
+  CHECK(force_cuda_tier("").ok());
+  CHECK(same_results(forced, named) && !same_results(forced, older));
+
   any.p.schedule = Schedule::kBoth;
   CHECK(run_on_device(&any).message() ==
         "[attention] schedule: expected best or wide where most_keys is given, got another");
