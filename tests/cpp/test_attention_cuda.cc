@@ -85,16 +85,6 @@ TEST(a_row_is_the_same_in_chunks_in_tiles_of_either_size_and_again) {
   CHECK(chunks_equal(wide, {13, 69, 70}));
 }
 
-template <typename T>
-static void check_every_sequence_alone(Case<T> batch) {
-  run(&batch);
-  for (size_t n = 0; n + 1 < batch.cu_q.size(); ++n) {
-    Case<T> alone = sequence_of(batch, n);
-    run(&alone);
-    CHECK(equals_part(alone, batch, batch.cu_q[n]));
-  }
-}
-
 TEST(a_sequence_is_the_same_in_any_batch) {
   check_every_sequence_alone(Case<BFloat16>({3, 70, 0, 200, 1}, {3, 140, 9, 200, 65}, 2, 1, 64, true));
   check_every_sequence_alone(Case<Float16>({3, 50, 1}, {130, 50, 65}, 3, 1, 128, true));
@@ -358,22 +348,9 @@ TEST(nothing_to_do_is_fine) {
 }
 
 TEST(path_sm90a_passes_all_of_this_where_it_can_run) {
-  Case<BFloat16> any({1}, {1}, 1, 1, 64, true);
-  any.p.path = CudaPath::kSm90a;
-  const Status status = run_on_device(&any);
-  if (!status.ok()) {
-    CHECK(contains(status.message(), "path: expected sm90a on compute capability 9.0, got "));
-    return;
-  }
+  if (!can_run_sm90a()) return;
   compare_shapes<BFloat16>(CudaPath::kSm90a);
   compare_shapes<Float16>(CudaPath::kSm90a);
-  path_of_all = CudaPath::kSm90a;
-  for (const check::Test& test : check::tests()) {
-    if (test.name == std::string("path_sm90a_passes_all_of_this_where_it_can_run")) continue;
-    const int before = check::failures();
-    test.body();
-    if (check::failures() != before) std::printf("  of %s by path sm90a\n", test.name);
-  }
-  path_of_all = CudaPath::kSm80;
+  pass_again_by_sm90a("path_sm90a_passes_all_of_this_where_it_can_run");
 }
 #endif

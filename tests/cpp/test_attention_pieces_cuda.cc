@@ -39,17 +39,6 @@ bool chunk_equals(const Case<T>& whole, int begin, int end, int64_t most_keys = 
   return equals_part(chunk, whole, begin);
 }
 
-template <typename T>
-void check_every_sequence_alone(Case<T> batch) {
-  run(&batch);
-  for (size_t n = 0; n + 1 < batch.cu_k.size(); ++n) {
-    Case<T> alone = sequence_of(batch, n);
-    alone.p.most_keys = std::max<int64_t>(alone.p.tokens_k, 1);
-    run(&alone);
-    CHECK(equals_part(alone, batch, batch.cu_q[n]));
-  }
-}
-
 }  // namespace
 
 TEST(pieces_are_within_twice_plain_arithmetic) {
@@ -175,24 +164,13 @@ TEST(more_keys_than_were_promised_are_recorded_and_what_cannot_be_is_named) {
 }
 
 TEST(path_sm90a_passes_all_of_this_where_it_can_run) {
-  Case<BFloat16> any = in_pieces<BFloat16>({1}, {1}, 1, 1, 64, true);
-  any.p.path = CudaPath::kSm90a;
-  const Status status = run_on_device(&any);
-  if (!status.ok()) {
-    CHECK(status.message().find("path: expected sm90a on compute capability 9.0") != std::string::npos);
-    return;
-  }
-  path_of_all = CudaPath::kSm90a;
-  for (const check::Test& test : check::tests()) {
-    if (test.name == std::string("path_sm90a_passes_all_of_this_where_it_can_run")) continue;
-    const int before = check::failures();
-    test.body();
-    if (check::failures() != before) std::printf("  of %s by path sm90a\n", test.name);
-  }
-  path_of_all = CudaPath::kSm80;
+  if (can_run_sm90a()) pass_again_by_sm90a("path_sm90a_passes_all_of_this_where_it_can_run");
+}
 
+TEST(a_forced_tier_is_taken_with_keys_in_pieces_too) {
+  if (!can_run_sm90a()) return;
   Case<BFloat16> named = in_pieces<BFloat16>({1, 3}, {600, 520}, 2, 1, 64, true), older = named;
-  named.p.path = CudaPath::kSm90a;
+  named.p.path = CudaPath::kSm90a, older.p.path = CudaPath::kSm80;
   Case<BFloat16> forced = named;
   forced.p.path = CudaPath::kBest;
   run(&named);
@@ -202,8 +180,8 @@ TEST(path_sm90a_passes_all_of_this_where_it_can_run) {
   CHECK(force_cuda_tier("").ok());
   CHECK(same_results(forced, named) && !same_results(forced, older));
 
-  any.p.schedule = Schedule::kBoth;
-  CHECK(run_on_device(&any).message() ==
+  named.p.schedule = Schedule::kBoth;
+  CHECK(run_on_device(&named).message() ==
         "[attention] schedule: expected best or wide where most_keys is given, got another");
 }
 #endif
