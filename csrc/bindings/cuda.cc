@@ -6,6 +6,7 @@
 
 #include "csrc/bindings/place.h"
 #include "kernels/common/cuda.h"
+#include "kernels/common/cuda_path.h"
 
 namespace earnest::bindings {
 namespace {
@@ -84,6 +85,9 @@ void bind_cuda(nb::module_& module) {
   module.def("emulate_cuda", &emulate_cuda, nb::arg("on"));
   module.def("cuda_fault", &fault, nb::arg("word"));
   module.def("lasting_fault_word", &lasting_fault_word);
+  module.def(
+      "force_cuda_tier", [](const std::string& name) { raise_if_error(force_cuda_tier(name)); },
+      nb::arg("name"));
 }
 
 }  // namespace earnest::bindings

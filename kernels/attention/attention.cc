@@ -281,16 +281,39 @@ size_t partial_bytes(Type type, int64_t dim, int64_t rows) {
   return static_cast<size_t>((padded_dim(dim) + 2) * lanes * size_of(type) + 3 * 64);
 }
 
-size_t workspace_size(const Params& p) {
-  return p.device == Device::kCuda && check(p).ok() ? workspace_size_cuda(p) : 0;  // run tells the reason
+namespace {
+
+// What is asked for, checked; on CUDA with the path that it takes.
+template <typename... Arrays>
+Status settle(const Params& asked, Params* p, const Arrays&... arrays) {
+  *p = asked;
+  if (p->device == Device::kCuda) {
+    if (Status status = settle_path(p); !status.ok()) return status;
+  }
+  return check(*p, arrays...);
 }
 
-size_t backward_workspace_size(const Params& p) {
-  return p.device == Device::kCuda && check(p).ok() ? backward_workspace_size_cuda(p) : 0;
+}  // namespace
+
+size_t workspace_size(const Params& asked) {
+  Params p;
+  return asked.device == Device::kCuda && settle(asked, &p).ok() ? workspace_size_cuda(p)
+                                                                 : 0;  // run tells the reason
+}
+
+size_t backward_workspace_size(const Params& asked) {
+  Params p;
+  return asked.device == Device::kCuda && settle(asked, &p).ok() ? backward_workspace_size_cuda(p) : 0;
 }
 
 Status which(Device device, Type type, int64_t dim, std::string* name) {
-  if (device == Device::kCuda) return which_cuda(type, dim, name);
+  if (device == Device::kCuda) {
+    Params any;
+    any.type = type, any.dim = dim;
+    if (Status status = settle_path(&any); !status.ok()) return status;
+    *name = std::string("cuda/") + name_of(any.path);
+    return {};
+  }
   Backend backend;
   CpuTier tier;
   if (Status status = choose(type, &backend, &tier); !status.ok()) return status;
@@ -298,8 +321,9 @@ Status which(Device device, Type type, int64_t dim, std::string* name) {
   return {};
 }
 
-Status forward(const Params& p, const Output& output) {
-  if (Status status = check(p, output); !status.ok()) return status;
+Status forward(const Params& asked, const Output& output) {
+  Params p;
+  if (Status status = settle(asked, &p, output); !status.ok()) return status;
   if (p.device == Device::kCuda) return forward_cuda(p, output);
   Backend backend;
   CpuTier tier;
@@ -323,8 +347,9 @@ Status forward(const Params& p, const Output& output) {
   return for_each_chunk(units.count(), work, forward_scratch_bytes(p.dim), run);
 }
 
-Status backward(const Params& p, const Gradients& gradients) {
-  if (Status status = check(p, gradients); !status.ok()) return status;
+Status backward(const Params& asked, const Gradients& gradients) {
+  Params p;
+  if (Status status = settle(asked, &p, gradients); !status.ok()) return status;
   if (p.device == Device::kCuda) return backward_cuda(p, gradients);
   Backend backend;
   CpuTier tier;

@@ -21,6 +21,7 @@
 #include <cstdint>
 #include <string>
 
+#include "kernels/common/cuda_path.h"
 #include "kernels/common/device.h"
 #include "kernels/common/device_fault.h"
 #include "kernels/common/status.h"
@@ -32,9 +33,9 @@ namespace earnest::attention {
 // CUDA runs bfloat16 and float16 (float16 on CUDA alone), and rounds likewise.
 enum class Type { kFloat32, kFloat64, kBFloat16, kFloat16 };
 
-// CUDA's ways to a result. Their bits differ, as those of CPU tiers do. kBest is kSm80, until a GPU has run
-// and timed kSm90a.
-enum class CudaPath { kBest, kSm80, kSm90a };
+// CUDA's ways to a result. kBest: what EARNEST_CUDA_TIER forces, or else the choice of cuda_path.h, by the
+// device alone, so that no bit of a row depends on what else is in the call.
+using earnest::CudaPath;
 
 // What path sm90a does beside a softmax, forward; kBest is the one predicted to be fastest
 // (attention_plan.h).
@@ -72,12 +73,12 @@ struct Params {
   // content
   void* workspace = nullptr;
   CudaPath path = CudaPath::kBest;
-  Schedule schedule = Schedule::kBest;  // of path sm90a
+  Schedule schedule = Schedule::kBest;  // of path sm90a; where keys go in pieces kWide alone
   int tile_rows = 0;  // rows that a block takes at a time, 64 or 128; 0: the rule's. No bit depends on it
   // On CUDA. 0: one softmax over all keys of a row. Else no sequence uses more keys than this, and every 512
   // of them (attention_pieces.h) are a softmax of their own, joined in ascending order, so that many blocks
   // can share a sequence of one query. Bits are others where a row sees more than 512 keys; they do not
-  // depend on this number. On the CPU keys always go in pieces.
+  // depend on this number, nor on which queries are computed together. On the CPU keys always go in pieces.
   int64_t most_keys = 0;
 };
 

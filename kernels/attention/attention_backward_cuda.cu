@@ -100,7 +100,6 @@ size_t backward_workspace_size_cuda(const Params& p) {
 }
 
 Status backward_cuda(const Params& p, const Gradients& g) {
-  if (Status status = check_path(p); !status.ok()) return status;
   cuda::Properties device;
   if (Status found = cuda::properties(kOp, &device); !found.ok()) return found;
   const BackwardPlan plan = backward_plan_of(p, device.shared_bytes);

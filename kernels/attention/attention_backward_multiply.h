@@ -9,19 +9,11 @@
 
 namespace earnest::attention::gpu::sm90a {
 
+using sm80::afresh;
 using sm80::Strips;
 
 constexpr int kAllMeet = 1;  // barrier of those who multiply
 constexpr double kLog2E = 1.4426950408889634;
-
-// The same number, as if nobody had known it: what is computed from it is not kept in registers through all
-// tiles.
-__device__ inline int afresh(int x) {
-#if defined(__CUDA_ARCH__)
-  asm volatile("" : "+r"(x));
-#endif
-  return x;
-}
 
 // Keys or values of the tile, those behind the last used one 0, by all who multiply.
 template <typename T, int kDim>

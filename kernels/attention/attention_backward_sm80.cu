@@ -21,15 +21,6 @@ constexpr double kLog2E = 1.4426950408889634;
 
 __device__ inline int warp() { return static_cast<int>(threadIdx.x) / simt::kWarpSize; }
 
-// The same number, as if nobody had known it: what is computed from it is not kept in registers, of which
-// there are not enough, through all tiles.
-__device__ inline int afresh(int x) {
-#if defined(__CUDA_ARCH__)
-  asm volatile("" : "+r"(x));
-#endif
-  return x;
-}
-
 template <int kDim, int S, bool kKeysStay>
 struct Memory {  // shared, in bytes; first operands are q or k, second ones grad_out or v
   static constexpr int kStaying = kWarps * S * kStripRows;

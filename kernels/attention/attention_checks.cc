@@ -91,16 +91,14 @@ Status check_cuda(const Params& p) {
     return wrong("tile_rows", "0, 64 or 128", std::to_string(p.tile_rows));
   if (p.schedule != Schedule::kBest && p.path != CudaPath::kSm90a)
     return wrong("schedule", "best on other paths than sm90a", "another");
+  if (p.most_keys > 0 && p.path == CudaPath::kSm90a && gpu::schedule_of(p) != Schedule::kWide)
+    return wrong("schedule", "best or wide where most_keys is given", "another");
   return {};
 }
 
 }  // namespace
 
 Status check(const Params& p) {
-  if (p.device == Device::kCuda) {
-    std::string name;
-    if (Status status = which_cuda(p.type, p.dim, &name); !status.ok()) return status;
-  }
   if (p.sequences < 0 || p.tokens_q < 0 || p.tokens_k < 0)
     return wrong("q, k", "sizes of at least 0", "less");
   if (p.dim < 8 || p.dim > kMaxDim || p.dim % 8 != 0)

@@ -4,7 +4,7 @@
 
 #include "kernels/attention/attention_cuda.h"
 #include "kernels/attention/attention_paths.h"
-#include "kernels/common/cuda.h"
+#include "kernels/common/cuda_path.h"
 #include "kernels/common/simt.h"
 
 namespace earnest::attention {
@@ -87,15 +87,6 @@ Status order_keys(const Params& p, const Plan& plan, Tile* order) {
                       with_keys_as_rows(p), plan, order);
 }
 
-Status check_path(const Params& p) {
-  if (p.path != CudaPath::kSm90a) return {};
-  if (p.most_keys > 0) return unsupported(kOp, "most_keys", "0 on path sm90a", std::to_string(p.most_keys));
-  cuda::Properties device;
-  if (Status status = cuda::properties(kOp, &device); !status.ok()) return status;
-  if (device.runs_sm90a) return {};
-  return unsupported(kOp, "path", "sm90a on compute capability 9.0", "another device");
-}
-
 Status check_slots(const char* argument, const Params& p, const Plan& plan) {
   constexpr int64_t kMostBlocks = (int64_t{1} << 31) - 1;  // of a grid: of 64 rows, 2^37 numbers at the least
   const int64_t most = kMostBlocks / p.kv_heads, further = p.most_keys > 0 ? most_pieces(p) - 1 : 0;
@@ -106,15 +97,14 @@ Status check_slots(const char* argument, const Params& p, const Plan& plan) {
 
 }  // namespace gpu
 
-Status which_cuda(Type type, int64_t dim, std::string* name) {
-  cuda::Properties device;
-  if (Status status = cuda::properties(kOp, &device); !status.ok()) return status;
-  if (type != Type::kBFloat16 && type != Type::kFloat16)
+// Whatever either path takes the other one takes too.
+Status settle_path(Params* p) {
+  if (Status status = cuda::choose_path(kOp, {.asked = p->path}, &p->path); !status.ok()) return status;
+  if (p->type != Type::kBFloat16 && p->type != Type::kFloat16)
     return unsupported(kOp, "q", "bfloat16 or float16 on cuda",
-                       type == Type::kFloat32 ? "float32" : "float64");
-  if (dim != 64 && dim != 128)
-    return unsupported(kOp, "q", "a head size of 64 or 128 on cuda", std::to_string(dim));
-  *name = "cuda/sm80";
+                       p->type == Type::kFloat32 ? "float32" : "float64");
+  if (p->dim != 64 && p->dim != 128)
+    return unsupported(kOp, "q", "a head size of 64 or 128 on cuda", std::to_string(p->dim));
   return {};
 }
 
@@ -132,7 +122,6 @@ size_t workspace_size_cuda(const Params& p) {
 }
 
 Status forward_cuda(const Params& p, const Output& output) {
-  if (Status status = check_path(p); !status.ok()) return status;
   const Plan plan = plan_of(p);
   if (plan.slots == 0) return {};
   if (Status status = check_slots("q", p, plan); !status.ok()) return status;
@@ -140,10 +129,13 @@ Status forward_cuda(const Params& p, const Output& output) {
   if (plan.ordered) {
     if (Status status = order_rows(p, plan, order); !status.ok()) return status;
   }
-  if (p.path == CudaPath::kSm90a && p.tokens_k > 0) return sm90a::forward(p, output, plan, order);
-  if (p.most_keys == 0) return sm80::forward(p, output, plan, order);
+  const bool by_sm90a = p.path == CudaPath::kSm90a && p.tokens_k > 0;  // TMA has a key to bring
+  if (p.most_keys == 0 || p.tokens_k == 0)
+    return (by_sm90a ? sm90a::forward : sm80::forward)(p, output, plan, order);
   const Parts parts = parts_at(p, static_cast<char*>(p.workspace) + order_bytes(plan));
-  return sm80::forward_in_pieces(p, output, plan, order, parts);
+  const auto forward_in_pieces = by_sm90a ? sm90a::forward_in_pieces : sm80::forward_in_pieces;
+  if (Status status = forward_in_pieces(p, output, plan, order, parts); !status.ok()) return status;
+  return join_parts(p, output, plan, parts);
 }
 
 }  // namespace earnest::attention

@@ -6,9 +6,11 @@
 
 namespace earnest::attention {
 
-Status which_cuda(Type type, int64_t dim, std::string* name);
+// Makes of the path that is asked for the one that the call takes: kSm80 or kSm90a. An error where the device
+// has none for it.
+Status settle_path(Params* params);
 
-// The parameters have been checked.
+// The parameters have been checked, and their path settled.
 size_t workspace_size_cuda(const Params& params);
 Status forward_cuda(const Params& params, const Output& output);
 size_t backward_workspace_size_cuda(const Params& params);

@@ -9,7 +9,7 @@ Status none() { return unsupported("attention", "device", "cpu (this is built wi
 
 }  // namespace
 
-Status which_cuda(Type, int64_t, std::string*) { return none(); }
+Status settle_path(Params*) { return none(); }
 size_t workspace_size_cuda(const Params&) { return 0; }
 Status forward_cuda(const Params&, const Output&) { return none(); }
 size_t backward_workspace_size_cuda(const Params&) { return 0; }

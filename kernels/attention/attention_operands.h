@@ -32,6 +32,15 @@ __device__ inline int lane() { return static_cast<int>(threadIdx.x) % simt::kWar
 __device__ inline int strip_row(int half) { return lane() / 4 + 8 * half; }
 __device__ inline int strip_column() { return lane() % 4 * 2; }
 
+// The same number, as if nobody had known it: what is computed from it is not kept in registers, of which
+// there are not enough, through all tiles.
+__device__ inline int afresh(int x) {
+#if defined(__CUDA_ARCH__)
+  asm volatile("" : "+r"(x));
+#endif
+  return x;
+}
+
 // ---- numbers of 16 bits ----
 
 __device__ inline uint32_t pack(float low, float high, BFloat16) { return simt::pack_bfloat16(low, high); }

@@ -16,16 +16,16 @@ constexpr const char* kOp = "attention";
 Status order_rows(const Params& params, const Plan& plan, Tile* order);
 Status order_keys(const Params& params, const Plan& plan, Tile* order);
 
-// Whether the device has the path that is asked for.
-Status check_path(const Params& params);
-
 // Whether a grid can have a block for each slot and key head.
 Status check_slots(const char* argument, const Params& params, const Plan& plan);
+
+// Joins what pieces of sequences of one query have left behind, where there can be any.
+Status join_parts(const Params& params, const Output& output, const Plan& plan, const Parts& parts);
 
 namespace sm80 {
 // `order` lists plan.slots tiles, or is null: slots are taken as tile_of lays them out.
 Status forward(const Params& params, const Output& output, const Plan& plan, const Tile* order);
-// The same of a plan with most_keys. `parts`: of parts_floats(params).
+// The same of a plan with most_keys, up to what join_parts does. `parts`: of parts_floats(params).
 Status forward_in_pieces(const Params& params, const Output& output, const Plan& plan, const Tile* order,
                          const Parts& parts);
 // The same of both plans. `numbers`: of every row.
@@ -36,6 +36,8 @@ Status backward(const Params& params, const Gradients& gradients, const Backward
 namespace sm90a {
 // The same of a plan with kTileRows, where there are keys.
 Status forward(const Params& params, const Output& output, const Plan& plan, const Tile* order);
+Status forward_in_pieces(const Params& params, const Output& output, const Plan& plan, const Tile* order,
+                         const Parts& parts);
 // Of the plan's tiles of keys.
 Status backward(const Params& params, const Gradients& gradients, const BackwardPlan& plan,
                 const RowNumbers* numbers, const Tile* key_order);

@@ -24,6 +24,11 @@ inline int64_t most_pieces(const Params& p) {
   return pieces_of(p.most_keys < p.tokens_k ? p.most_keys : p.tokens_k);
 }
 
+// Tiles of rows, and behind them the further pieces of each sequence, of each key head.
+inline int64_t work_of(const Params& p, const Plan& plan) {
+  return (plan.slots + p.sequences * (most_pieces(p) - 1)) * p.kv_heads;
+}
+
 // Whether each piece is a block's: the rows of one query are one tile.
 EARNEST_HOST_DEVICE inline bool is_split(const Sequence& s, const Plan& plan) {
   return s.queries == 1 && plan.group <= plan.tile_rows;

@@ -1,22 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // Path sm90a, forward: a block of three warpgroups goes through listed tiles of 128 rows. One warpgroup (one
-// thread of it) brings keys and values by TMA, two multiply by wgmma, 64 rows each
+// thread of it) brings keys and values by TMA (attention_sm90a_block.h), two multiply by wgmma, 64 rows each
 // (attention_sm90a_multiply.h). Softmax, hidden keys and the way out are those of path sm80.
-//
-// TMA brings a whole tile of keys whatever the sequence's length: those of the next sequence behind its last,
-// 0 behind the last of all. They are hidden like keys that causal rows do not see.
 #include <algorithm>
 
 #include "kernels/attention/attention_paths.h"
+#include "kernels/attention/attention_sm90a_block.h"
 #include "kernels/attention/attention_sm90a_multiply.h"
 #include "kernels/common/cuda.h"
-#include "kernels/common/record_fault.h"
 
 namespace earnest::attention::gpu::sm90a {
 namespace {
-
-constexpr int kForwardThreads = 3 * kWarpgroup;
-constexpr int kLoadingRegisters = 40, kMultiplyingRegisters = 232;
 
 template <typename Each>
 __device__ inline void walk(const Params& p, const Plan& plan, const Tile* order, const Each& each) {
@@ -29,47 +23,6 @@ __device__ inline void walk(const Params& p, const Plan& plan, const Tile* order
   }
 }
 
-// A tile to its place in the ring. at(panel, part): where a box of it belongs.
-template <typename Memory, typename At>
-__device__ inline void bring_tile(const hopper::TensorMap& from, Bytes to, int column, int row,
-                                  Barrier* there, Barrier* read, int parity, const At& at) {
-  hopper::wait(read, parity ^ 1);
-  hopper::arrive_expecting(there, Memory::kTile);
-#pragma unroll
-  for (int panel = 0; panel < Memory::kPanels; ++panel) {
-#pragma unroll
-    for (int part = 0; part < Memory::kParts; ++part)
-      hopper::load_box(&to[at(panel, part)], from, column + panel * kBox, row + part * kBox, there);
-  }
-}
-
-// The keys of a tile before the values of the tile before it: the order in which they are multiplied.
-template <typename Memory>
-__device__ inline void bring_tiles(const hopper::TensorMap& keys, const hopper::TensorMap& values,
-                                   const Params& p, const Plan& plan, const Tile* order,
-                                   const Memory& memory) {
-  const auto of_keys = [](int panel, int part) { return Memory::box_of_keys(panel, part); };
-  const auto of_values = [](int panel, int part) { return Memory::box_of_values(panel, part); };
-  typename Memory::Position now, before;
-  walk(p, plan, order, [&](const Rows& rows) {
-    const int column = static_cast<int>(rows.kv_head) * Memory::kPanels * kBox;
-    const int row = static_cast<int>(rows.sequence.key_begin);
-    const int tiles = static_cast<int>(rows.tiles(Memory::kKeysOfTile).all);
-    for (int tile = 0; tile <= tiles; ++tile) {
-      Stage &of_tile = memory.stages[now.stage], &of_last = memory.stages[before.stage];
-      if (tile < tiles)
-        bring_tile<Memory>(keys, memory.keys(now.stage), column, row + tile * Memory::kKeysOfTile,
-                           &of_tile.keys, &of_tile.keys_read, now.parity, of_keys);
-      if (tile > 0)
-        bring_tile<Memory>(values, memory.values(before.stage), column,
-                           row + (tile - 1) * Memory::kKeysOfTile, &of_last.values, &of_last.values_read,
-                           before.parity, of_values);
-      before = now;
-      if (tile < tiles) now.next();
-    }
-  });
-}
-
 template <typename T, int kDim, typename F>
 __global__ void __launch_bounds__(kForwardThreads, 1)
     forward_tiles(const __grid_constant__ hopper::TensorMap keys,
@@ -77,19 +30,14 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
                   const __grid_constant__ Output output, const __grid_constant__ Plan plan,
                   const Tile* const order) {
   const ForwardMemory<kDim, F::keys> memory;
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < memory.kStages; ++i) memory.stages[i].init();
-    hopper::fence_init();
-    hopper::fence_shared();
-    for (int64_t n = blockIdx.x; p.fault != nullptr && n < p.sequences; n += gridDim.x) {
-      const Bounds wrong = wrong_bounds(p, n);
-      if (wrong != Bounds::kRight) record_fault(p.fault, {FaultOp::kAttention, n, static_cast<int>(wrong)});
-    }
-  }
-  __syncthreads();
+  begin_block(p, memory);
   if (threadIdx.x < kWarpgroup) {
     hopper::leave_registers<kLoadingRegisters>();
-    if (threadIdx.x == 0) bring_tiles(keys, values, p, plan, order, memory);
+    if (threadIdx.x == 0) {
+      Loader loader(keys, values, memory);
+      walk(p, plan, order,
+           [&](const Rows& rows) { loader.bring(rows, 0, static_cast<int>(rows.tiles(F::keys).all)); });
+    }
   } else {
     hopper::take_registers<kMultiplyingRegisters>();
     const auto scale = static_cast<float>(p.scale * 1.4426950408889634);  // log2(e)
@@ -110,11 +58,8 @@ Status launch(const Params& p, const Output& output, const Plan& plan, const Til
   cuda::Properties device;
   if (Status status = cuda::properties(kOp, &device); !status.ok()) return status;
   hopper::TensorMap keys, values;
-  const int64_t width = p.kv_heads * kDim;
-  if (Status status = hopper::tensor_map(kOp, p.k, width, p.tokens_k, width, &keys); !status.ok())
-    return status;
-  if (Status status = hopper::tensor_map(kOp, p.v, width, p.tokens_k, width, &values); !status.ok())
-    return status;
+  if (Status status = map_of(p, p.k, &keys); !status.ok()) return status;
+  if (Status status = map_of(p, p.v, &values); !status.ok()) return status;
   const auto blocks =
       static_cast<unsigned>(std::min<int64_t>(plan.slots * p.kv_heads, device.multiprocessors));
   return simt::launch({kOp, "forward_tiles"}, forward_tiles<T, kDim, F>, dim3(blocks), dim3(kForwardThreads),

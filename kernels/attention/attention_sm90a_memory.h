@@ -59,4 +59,17 @@ struct ForwardMemory {  // in bytes
   static constexpr int box_of_values(int panel, int part) { return (part * kPanels + panel) * kBoxBytes; }
 };
 
+// The same with room for one more set of sums, each thread's own: what earlier pieces of keys have left.
+template <int kDim, int kTileKeys>
+struct PiecesMemory : ForwardMemory<kDim, kTileKeys> {
+  using Forward = ForwardMemory<kDim, kTileKeys>;
+  static constexpr int kAside = kMultiplying * kDim / 2 * static_cast<int>(sizeof(float));
+  static constexpr size_t kBytes = Forward::kBytes + kAside;
+  static_assert(kBytes <= 227 * 1024);
+  Bytes aside;
+  __device__ PiecesMemory()
+      : Forward(simt::dynamic_shared<unsigned char>(0, kBytes)),
+        aside(this->tiles + 2 * Forward::kStages * Forward::kTile + Forward::kStages * int{sizeof(Stage)}) {}
+};
+
 }  // namespace earnest::attention::gpu::sm90a

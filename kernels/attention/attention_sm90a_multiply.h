@@ -19,8 +19,14 @@ namespace earnest::attention::gpu::sm90a {
 // Barriers of the block: all who multiply, each of their warpgroups, and whose turn it is.
 constexpr int kAllMeet = 1, kWarpgroupMeets = 2, kTurnOf = 4;
 
-__device__ inline int multiplying_thread() { return static_cast<int>(threadIdx.x) - kWarpgroup; }
+__device__ inline int multiplying_thread() {
+  return sm80::afresh(static_cast<int>(threadIdx.x)) - kWarpgroup;
+}
 __device__ inline int multiplying_warpgroup() { return multiplying_thread() / kWarpgroup; }
+
+__device__ inline void meet_warpgroup() {
+  hopper::meet(kWarpgroupMeets + multiplying_warpgroup(), kWarpgroup);
+}
 
 // The second warpgroup gives the first turn, and the first takes the last one, which nobody else would.
 template <typename F>
@@ -73,7 +79,7 @@ struct Hands {
     });
     simt::copy_async_commit();
     simt::copy_async_wait<0>();
-    hopper::meet(kWarpgroupMeets + multiplying_warpgroup(), kWarpgroup);
+    meet_warpgroup();
     const sm80::Corner corner;
 #pragma unroll
     for (int step = 0; step < kDim / hopper::kStep; ++step) {
@@ -176,18 +182,24 @@ struct Hands {
     now.next();
   }
 
+  // Tiles [first, end) of keys, of which those before `whole` are seen whole.
+  __device__ void attend_tiles(int first, int end, int64_t whole) {
+    if (first >= end) return;
+    step<true>(first, first < whole);
+    for (int tile = first + 1; tile < end; ++tile) step<false>(tile, tile < whole);
+    ask<false, true>();
+    hopper::wait_products<0>();
+    sums_are_there();
+  }
+  __device__ void write(const Output& output) {
+    sm80::write_rows<T, kTileRows, kDim, 1>(p, output, rows, warp_row(), states, o, memory.q);
+  }
   __device__ void attend(const Output& output) {
     const KeyTiles tiles = rows.tiles(F::keys);
     bring_queries();
-    if (tiles.all > 0) {
-      step<true>(0, tiles.whole > 0);
-      for (int tile = 1; tile < static_cast<int>(tiles.all); ++tile) step<false>(tile, tile < tiles.whole);
-      ask<false, true>();
-      hopper::wait_products<0>();
-      sums_are_there();
-    }
-    sm80::write_rows<T, kTileRows, kDim, 1>(p, output, rows, warp_row(), states, o, memory.q);
-    hopper::meet(kWarpgroupMeets + multiplying_warpgroup(), kWarpgroup);  // the next queries are brought
+    attend_tiles(0, static_cast<int>(tiles.all), tiles.whole);
+    write(output);
+    meet_warpgroup();  // the next queries are brought
   }
 };
 

@@ -23,6 +23,7 @@
 #include <cstdint>
 #include <string>
 
+#include "kernels/common/cuda_path.h"
 #include "kernels/common/device.h"
 #include "kernels/common/device_fault.h"
 #include "kernels/common/status.h"
@@ -33,8 +34,8 @@ namespace earnest::logprob {
 // multiplies bfloat16 as it is, and rounds dz to it; others widen it first.
 enum class Type { kFloat32, kFloat64, kBFloat16 };
 
-// CUDA's ways to a product. Their bits differ, as those of CPU tiers do. kBest: the fastest that can run.
-enum class CudaPath { kBest, kSm80, kSm90a };
+// CUDA's ways to a product. kBest: what EARNEST_CUDA_TIER forces, or else the choice of cuda_path.h.
+using earnest::CudaPath;
 
 struct Problem {
   Type type = Type::kFloat32;        // of hidden, weight and their gradients

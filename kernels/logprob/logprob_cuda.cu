@@ -15,11 +15,8 @@ using namespace gpu;
 
 constexpr const char* kOp = "logprob";
 
-// Why path sm90a cannot run this problem; null if it can. `gradients` are those that backward writes.
-const char* trouble_for_sm90a(const Problem& p, const cuda::Properties& device,
-                              std::initializer_list<const void*> gradients) {
-  if (!device.runs_sm90a) return "a device of another compute capability";
-  if (p.type != Type::kBFloat16) return "another type than bfloat16";
+// What of this problem path sm90a cannot do; null if nothing. `gradients` are those that backward writes.
+const char* beyond_sm90a(const Problem& p, std::initializer_list<const void*> gradients) {
   if (p.depth % 8 != 0) return "a depth that is no multiple of 8";
   const auto aligned = [](const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; };
   const bool all =
@@ -28,17 +25,8 @@ const char* trouble_for_sm90a(const Problem& p, const cuda::Properties& device,
 }
 
 Status choose_path(const Problem& p, std::initializer_list<const void*> gradients, CudaPath* path) {
-  cuda::Properties device;
-  if (Status status = cuda::properties(kOp, &device); !status.ok()) return status;
-  const char* trouble = trouble_for_sm90a(p, device, gradients);
-  if (p.path == CudaPath::kSm90a && trouble != nullptr) {
-    return unsupported(kOp, "path", "sm90a with bfloat16 rows of whole 16 bytes on compute capability 9.0",
-                       trouble);
-  }
-  *path = p.path;
-  const bool best = device.major == 9 && trouble == nullptr;  // the emulator takes it by name alone
-  if (p.path == CudaPath::kBest) *path = best ? CudaPath::kSm90a : CudaPath::kSm80;
-  return {};
+  const CudaPath highest = p.type == Type::kBFloat16 ? CudaPath::kSm90a : CudaPath::kSm80;
+  return cuda::choose_path(kOp, {p.path, highest, beyond_sm90a(p, gradients)}, path);
 }
 
 template <typename Job>
@@ -272,7 +260,7 @@ using Pointee = std::remove_pointer_t<Pointer>;
 Status which_cuda(const Problem& p, std::string* name) {
   CudaPath path;
   if (Status status = choose_path(p, {}, &path); !status.ok()) return status;
-  *name = path == CudaPath::kSm90a ? "cuda/sm90a" : "cuda/sm80";
+  *name = std::string("cuda/") + name_of(path);
   return {};
 }
 

@@ -38,8 +38,10 @@ def which(family: str, device: str = "cpu", **details: Any) -> str:
     "quantized", "rotary_write" or "rowwise".
     device: "cpu" or "cuda". attention also takes dtype ("float32", "float64", "bfloat16"; on cuda "float16"),
     dim (head size) and gradients (whether a backward pass is wanted). On cuda a family runs kernels of ours
-    ("cuda/sm90a") or torch's own operators ("cuda/torch"). A tier forced by EARNEST_CPU_TIER is the one
-    named. Raises InvalidInput for a word it does not know, RuntimeError for a back end that cannot run here.
+    ("cuda/sm90a") or torch's own operators ("cuda/torch"). What EARNEST_CPU_TIER forces (scalar, avx2, avx512
+    or avx512_bf16), or on cuda EARNEST_CUDA_TIER (sm80 or sm90a) where a family has more than one path, is
+    what is named. Raises InvalidInput for a word it does not know, ValueError for what is forced and cannot
+    run here, RuntimeError for a back end that cannot.
     """
     from earnest.errors import InvalidInput
 

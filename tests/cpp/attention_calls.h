@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <string>
 #include <type_traits>
 #include <vector>
 
@@ -23,7 +24,7 @@ using plain_attention::number_of;
 using plain_attention::run_on_device;
 using plain_attention::run_plain;
 
-inline CudaPath path_of_all = CudaPath::kBest;  // of cases that name none
+inline CudaPath path_of_all = CudaPath::kSm80;  // of cases that name none
 
 template <typename T>
 void run(Case<T>* c) {
@@ -119,6 +120,41 @@ bool equals_part(const Case<T>& alone, const Case<T>& whole, int64_t begin) {
   const int64_t count = alone.p.tokens_q, width = whole.p.heads * whole.p.dim;
   return same_bits(alone.out, rows_of(whole.out, begin, count, width)) &&
          same_bits(alone.lse, rows_of(whole.lse, begin, count, whole.p.heads));
+}
+
+template <typename T>
+void check_every_sequence_alone(Case<T> batch) {
+  run(&batch);
+  for (size_t n = 0; n + 1 < batch.cu_q.size(); ++n) {
+    Case<T> alone = sequence_of(batch, n);
+    if (batch.p.most_keys > 0) alone.p.most_keys = std::max<int64_t>(alone.p.tokens_k, 1);
+    run(&alone);
+    CHECK(equals_part(alone, batch, batch.cu_q[n]));
+  }
+}
+
+// ---- by the other path ----
+
+inline bool can_run_sm90a() {
+  Case<BFloat16> any({1}, {1}, 1, 1, 64, true);
+  any.p.path = CudaPath::kSm90a;
+  const Status status = run_on_device(&any);
+  const bool lacks_it =
+      status.message().find("path: expected sm90a on compute capability 9.0, got ") != std::string::npos;
+  CHECK(status.ok() || lacks_it);
+  return !lacks_it;
+}
+
+// All tests but the one that asks for it.
+inline void pass_again_by_sm90a(const std::string& asker) {
+  path_of_all = CudaPath::kSm90a;
+  for (const check::Test& test : check::tests()) {
+    if (test.name == asker) continue;
+    const int before = check::failures();
+    test.body();
+    if (check::failures() != before) std::printf("  of %s by path sm90a\n", test.name);
+  }
+  path_of_all = CudaPath::kSm80;
 }
 
 }  // namespace attention_calls

@@ -86,13 +86,10 @@ TEST(a_row_is_the_same_in_chunks_in_tiles_of_either_size_and_again) {
 }
 
 TEST(a_sequence_is_the_same_in_any_batch) {
-  Case<BFloat16> batch({3, 70, 0, 200, 1}, {3, 140, 9, 200, 65}, 2, 1, 64, true);
-  run(&batch);
-  for (size_t n = 0; n < 5; ++n) {
-    Case<BFloat16> alone = sequence_of(batch, n);
-    run(&alone);
-    CHECK(equals_part(alone, batch, batch.cu_q[n]));
-  }
+  check_every_sequence_alone(Case<BFloat16>({3, 70, 0, 200, 1}, {3, 140, 9, 200, 65}, 2, 1, 64, true));
+  check_every_sequence_alone(Case<Float16>({3, 50, 1}, {130, 50, 65}, 3, 1, 128, true));
+  check_every_sequence_alone(Case<BFloat16>({40, 2}, {40, 129}, 4, 2, 128, false));
+  check_every_sequence_alone(Case<Float16>({2, 66}, {5, 66}, 2, 2, 64, true));
 }
 
 TEST(sequences_of_equal_length_need_no_bounds) {
@@ -248,6 +245,7 @@ TEST(tiles_are_listed_once_and_the_longest_first) {
   compare(c);
   Params p = c.on_host();
   p.device = Device::kCuda;
+  p.path = CudaPath::kSm80;
   const gpu::Plan plan = gpu::plan_of(p);
   CHECK(plan.ordered && workspace_size(p) == static_cast<size_t>(plan.slots) * sizeof(gpu::Tile));
   OnDevice<gpu::Tile> workspace(std::vector<gpu::Tile>(static_cast<size_t>(plan.slots), {-7, -7}));
@@ -334,7 +332,8 @@ TEST(what_cuda_does_not_take_is_named) {
   CHECK(contains(forward(p, {c.out.data(), &lse}).message(),
                  "q: expected fewer than 2^31 tiles and key heads on cuda, got 16777216 x 1024"));
   std::string name;
-  CHECK(which(Device::kCuda, Type::kFloat16, 128, &name).ok() && name == "cuda/sm80");
+  CHECK(which(Device::kCuda, Type::kFloat16, 128, &name).ok() &&
+        (name == "cuda/sm80" || name == "cuda/sm90a"));
   CHECK(!which(Device::kCuda, Type::kBFloat16, 80, &name).ok());
 }
 
@@ -349,22 +348,9 @@ TEST(nothing_to_do_is_fine) {
 }
 
 TEST(path_sm90a_passes_all_of_this_where_it_can_run) {
-  Case<BFloat16> any({1}, {1}, 1, 1, 64, true);
-  any.p.path = CudaPath::kSm90a;
-  const Status status = run_on_device(&any);
-  if (!status.ok()) {
-    CHECK(contains(status.message(), "path: expected sm90a on compute capability 9.0, got another device"));
-    return;
-  }
+  if (!can_run_sm90a()) return;
   compare_shapes<BFloat16>(CudaPath::kSm90a);
   compare_shapes<Float16>(CudaPath::kSm90a);
-  path_of_all = CudaPath::kSm90a;
-  for (const check::Test& test : check::tests()) {
-    if (test.name == std::string("path_sm90a_passes_all_of_this_where_it_can_run")) continue;
-    const int before = check::failures();
-    test.body();
-    if (check::failures() != before) std::printf("  of %s by path sm90a\n", test.name);
-  }
-  path_of_all = CudaPath::kBest;
+  pass_again_by_sm90a("path_sm90a_passes_all_of_this_where_it_can_run");
 }
 #endif

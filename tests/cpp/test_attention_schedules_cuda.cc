@@ -125,7 +125,7 @@ TEST(a_weight_of_0_makes_nan_of_infinity_behind_64_keys_too) {
 
 TEST(a_schedule_belongs_to_path_sm90a) {
   Case<BFloat16> c({1}, {1}, 1, 1, 64, true);
-  c.p.schedule = Schedule::kTurns;
+  c.p.path = CudaPath::kSm80, c.p.schedule = Schedule::kTurns;
   CHECK(run_on_device(&c).message() ==
         "[attention] schedule: expected best on other paths than sm90a, got another");
 }

@@ -3,6 +3,7 @@
 that are wrong, and what torch does with an operator: compiling, checkpoints, autocast."""
 
 import sys
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -131,13 +132,53 @@ def test_by_path_sm90a_results_and_gradients_are_those_of_the_definition(device,
     assert all(torch.equal(a, b) for a, b in zip(again, found[1:], strict=True))
 
 
+@pytest.fixture
+def forced() -> Iterator[Callable[[str], None]]:
+    """Forces a tier as EARNEST_CUDA_TIER does."""
+    yield _native.force_cuda_tier
+    _native.force_cuda_tier("")
+
+
+def test_the_tier_that_is_forced_is_named_and_taken_by_calls_that_name_none(device, by_torch, forced) -> None:
+    inputs = [x.to(device) for x in problem(torch.bfloat16)]
+    rest = (*named(device).values(), None, True, 0.125)
+
+    def bits(**words: str) -> list[Tensor]:
+        out, lse = _forward_on_cuda(*inputs, *rest, **words, with_lse=True)
+        return [out, lse, *_backward(out, None, *inputs, out, lse, *rest, **words)]
+
+    older = bits(path="sm80")
+    forced("sm80")
+    assert earnest.which("attention", device="cuda", dtype="bfloat16", gradients=True) == "cuda/sm80"
+    assert all(map(torch.equal, bits(), older))
+    forced("sm90a")
+    sentence = r"EARNEST_CUDA_TIER: expected sm90a on compute capability 9.0, got compute capability \d"
+    try:
+        newer = bits(path="sm90a")
+    except RuntimeError:  # never torch's operators instead
+        for family, dtype in (("attention", {"dtype": "bfloat16"}), ("logprob", {})):
+            with pytest.raises(ValueError, match=rf"\[{family}\] {sentence}"):
+                earnest.which(family, device="cuda", **dtype)
+        with pytest.raises(InvalidInput, match=rf"\[attention\] {sentence}"):
+            attention(*inputs, causal=True, **named(device))
+    else:
+        assert earnest.which("attention", device="cuda", dtype="float16", dim=128) == "cuda/sm90a"
+        assert earnest.which("logprob", device="cuda") == "cuda/sm90a"
+        assert all(map(torch.equal, bits(), newer))
+        assert not all(map(torch.equal, newer, older))
+    assert all(map(torch.equal, bits(path="sm80"), older))
+    assert not by_torch
+    with pytest.raises(ValueError, match=r"EARNEST_CUDA_TIER: expected sm80 or sm90a, got 'sm70'"):
+        forced("sm70")
+
+
 def test_a_path_or_schedule_that_is_not_there_is_named(device) -> None:
     q, k, v = (x.to(device) for x in problem(torch.bfloat16))
     rest = (*named(device).values(), None, True, 0.125)
     for words, sentence in (
         ({"path": "sm70"}, "path: expected best, sm80 or sm90a, got sm70"),
         ({"path": "sm90a", "schedule": "chaos"}, "schedule: expected best, series, turns, .* got chaos"),
-        ({"schedule": "turns"}, "schedule: expected best on other paths than sm90a"),
+        ({"path": "sm80", "schedule": "turns"}, "schedule: expected best on other paths than sm90a"),
     ):
         with pytest.raises((InvalidInput, RuntimeError), match=rf"\[attention\] {sentence}"):
             _forward_on_cuda(q, k, v, *rest, **words)
@@ -286,7 +327,8 @@ def test_torchs_operators_run_where_our_kernel_does_not(device, by_torch) -> Non
     assert len(by_torch) == 2
 
 
-def test_which_says_who_runs(device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_which_says_who_runs(device, forced, monkeypatch: pytest.MonkeyPatch) -> None:
+    forced("sm80")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for dtype, dim, gradients, name in (
         ("bfloat16", 64, False, "cuda/sm80"),

@@ -50,7 +50,9 @@ def attention(
     the bits of a row depend neither on the batch, nor on the threads, nor on whether its keys come from a
     cache. On cuda float32 is computed in the precision of autocast. There our kernels run in bfloat16 and
     float16 and for a dim of 64 or 128, with the same promise, of gradients too: theirs depend on their own
-    sequence alone. Elsewhere torch's own operators do ("cuda/torch"), without it.
+    sequence alone. Elsewhere torch's own operators do ("cuda/torch"), without it. EARNEST_CUDA_TIER=sm80 or
+    sm90a forces one of the kernels' two paths, whose bits differ, forward and backward; it never comes to
+    torch's operators where the GPU lacks the path.
 
     Raises InvalidInput. On cuda the call waits for the kernel to say that bounds were right, once for those
     that are passed again and again (in a CUDA graph: ops.raise_faults).
@@ -90,9 +92,10 @@ def which(device: str = "cpu", dtype: str = "float32", dim: int = 64, gradients:
 
 @torch.compiler.assume_constant_result
 def _kernel_on_cuda(dtype: str, dim: int) -> str | None:
-    """The name of our kernel; None where it does not take these, or cannot run."""
+    """The name of our kernel; None where it does not take these, or cannot run. InvalidInput where the path
+    that the environment forces cannot."""
     try:
-        return _native.attention_which("cuda", dtype, dim)
+        return call(_native.attention_which, "cuda", dtype, dim)
     except RuntimeError:
         return None
 
@@ -184,8 +187,8 @@ def _forward_on_cuda(
     most_keys: int = 0, with_lse: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """As above. Bounds that come again, as from layer to layer, are not waited for again. tile_rows:
-    its choice of 64 or 128, which changes no bit, if 0; path: "best", "sm80" or "sm90a"; schedule, of the
-    last: "best", "series", "turns", "ahead", "both" or "wide"."""
+    its choice of 64 or 128, which changes no bit, if 0; path: "best" (what is forced, or the choice), "sm80"
+    or "sm90a"; schedule, of the last: "best", "series", "turns", "ahead", "both" or "wide"."""
     bounds, sizes = (cu_q, cu_k, seqused_k), (q.shape[:-2], k.shape[:-2])
 
     def explain() -> None:
