@@ -117,7 +117,7 @@ void forward(const Read& q, const Read& k, const Read& v, const Write& out,
              const std::optional<WriteLse>& lse, const Lengths& cu_seqlens_q, const Lengths& cu_seqlens_k,
              const Lengths& seqused_k, int64_t sequences, bool causal, double scale, uintptr_t stream,
              const std::optional<nb::callable>& allocate, const FaultArray& fault, int tile_rows,
-             const std::string& path, const std::string& schedule) {
+             const std::string& path, const std::string& schedule, int64_t most_keys) {
   const Place place("attention", q, {stream, allocate, fault});
   Params p = params_of(place, q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, sequences, causal, scale);
   expect_like("out", Read(out), q);
@@ -126,6 +126,7 @@ void forward(const Read& q, const Read& k, const Read& v, const Write& out,
   p.tile_rows = tile_rows;
   p.path = path_of(path);
   p.schedule = schedule_of(schedule);
+  p.most_keys = most_keys;
   Workspace workspace(place, attention::workspace_size(p));
   p.workspace = workspace.data();
   Status status;
@@ -190,7 +191,7 @@ void bind_attention(nb::module_& module) {
              nb::arg("seqused_k").none().noconvert(), nb::arg("sequences"), nb::arg("causal"),
              nb::arg("scale"), nb::arg("stream") = 0, nb::arg("allocate") = nb::none(),
              nb::arg("fault").noconvert() = nb::none(), nb::arg("tile_rows") = 0, nb::arg("path") = "best",
-             nb::arg("schedule") = "best");
+             nb::arg("schedule") = "best", nb::arg("most_keys") = 0);
   module.def("attention_backward", &backward, nb::arg("q").noconvert(), nb::arg("k").noconvert(),
              nb::arg("v").noconvert(), nb::arg("out").noconvert(), nb::arg("lse").noconvert(),
              nb::arg("grad_out").noconvert(), nb::arg("grad_lse").none().noconvert(),

@@ -31,6 +31,7 @@ def attention(
     cu_seqlens_k: Any = None,
     seqused_k: Any = None,
     scale: float | None = None,
+    most_keys: int = 0,
 ) -> Any:
     """softmax(scale * q k^T) v per head and per sequence; differentiable in q, k and v.
 
@@ -52,6 +53,12 @@ def attention(
     float16 and for a dim of 64 or 128, with the same promise, of gradients too: theirs depend on their own
     sequence alone. Elsewhere torch's own operators do ("cuda/torch"), without it.
 
+    most_keys is for steps of decoding by our kernels on cuda, and changes nothing elsewhere. Above 0 it says
+    that no sequence uses more keys; every 512 of them, counted from the sequence's first, are then a softmax
+    of their own (as always on the CPU), so that many blocks share the keys of a sequence of one query. Rows
+    that see more than 512 keys get other bits than without it, which depend on the batch as little; prompts
+    take longer.
+
     Raises InvalidInput. On cuda the call waits for the kernel to say that bounds were right, once for those
     that are passed again and again (in a CUDA graph: ops.raise_faults).
     """
@@ -60,14 +67,16 @@ def attention(
     if cu_seqlens_k is None:
         cu_seqlens_k = cu_seqlens_q
     _check_tensors(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k)
+    if most_keys < 0:
+        _wrong("most_keys", "at least 0", most_keys)
     factor = q.shape[-1] ** -0.5 if scale is None else float(scale)
     rest = (cu_seqlens_q, cu_seqlens_k, seqused_k, causal, factor)
     if cuda.takes(q):
         precision = attention_torch.precision_of(q)
         if not _kernel_takes(precision, q.shape[-1]):
             return attention_torch.attention(q, k, v, *rest)
-        return _dispatch(*(x.to(precision) for x in (q, k, v)), *rest).to(q.dtype)
-    return _dispatch(q, k, v, *rest)
+        return _dispatch(*(x.to(precision) for x in (q, k, v)), *rest, most_keys).to(q.dtype)
+    return _dispatch(q, k, v, *rest, most_keys)
 
 
 def _dispatch(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
@@ -161,11 +170,12 @@ def _sequences(q: Any, cu_seqlens_q: Any) -> int:
 
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor | None, cu_k: Tensor | None, seqused_k: Tensor | None,
-    causal: bool, scale: float, *, with_lse: bool,
+    causal: bool, scale: float, most_keys: int = 0, *, with_lse: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(out, log-sum-exp); without the latter out again."""
     if cuda.takes(q):
-        return _forward_on_cuda(q, k, v, cu_q, cu_k, seqused_k, causal, scale, with_lse=with_lse)
+        bounds = (cu_q, cu_k, seqused_k)
+        return _forward_on_cuda(q, k, v, *bounds, causal, scale, most_keys=most_keys, with_lse=with_lse)
     out = torch.empty(q.shape, dtype=q.dtype)
     lse = torch.empty(q.shape[:-1], dtype=torch.float64) if with_lse else None
     call(
@@ -181,18 +191,21 @@ _bounds = Known(16)
 def _forward_on_cuda(
     q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor | None, cu_k: Tensor | None, seqused_k: Tensor | None,
     causal: bool, scale: float, tile_rows: int = 0, path: str = "best", schedule: str = "best", *,
-    with_lse: bool = False,
+    most_keys: int = 0, with_lse: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """As above. Bounds that come again, as from layer to layer, are not waited for again. tile_rows:
     its choice of 64 or 128, which changes no bit, if 0; path: "best", "sm80" or "sm90a"; schedule, of the
     last: "best", "series", "turns", "ahead", "both" or "wide"."""
-    bounds, sizes = (cu_q, cu_k, seqused_k), (q.shape[:-2], k.shape[:-2])
+    bounds, sizes = (cu_q, cu_k, seqused_k), (q.shape[:-2], k.shape[:-2], most_keys)
 
     def explain() -> None:
         """What the CPU says of these bounds."""
         wide_q, wide_k, wide_v = (x.cpu().float() for x in (q, k, v))
         cpu_q, cpu_k, used = (None if x is None else x.cpu() for x in bounds)
         _forward(wide_q, wide_k, wide_v, cpu_q, cpu_k, used, causal, scale, with_lse=False)
+        counts = used if used is not None else None if cpu_k is None else cpu_k.diff()
+        most = wide_k[..., 0, 0].shape[-1] if counts is None else int(counts.max())
+        _wrong("most_keys", f"at least the {most} keys of the longest sequence", most_keys)
 
     capturing = cuda.is_capturing(q)
     given = any(x is not None for x in bounds)
@@ -202,7 +215,7 @@ def _forward_on_cuda(
     with cuda.launching(_OP, q, None if known else explain) as launch:
         call(
             _native.attention_forward, *map(capsule, (q, k, v, out, lse)), *map(capsule, bounds),
-            _sequences(q, cu_q), causal, scale, *launch, tile_rows, path, schedule,
+            _sequences(q, cu_q), causal, scale, *launch, tile_rows, path, schedule, most_keys,
         )  # fmt: skip
     if not known and not capturing:
         _bounds.add(bounds, *sizes)
@@ -235,7 +248,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         out, lse = _forward(*inputs, with_lse=True)
-        q, k, v, cu_q, cu_k, seqused_k, ctx.causal, ctx.scale = inputs
+        q, k, v, cu_q, cu_k, seqused_k, ctx.causal, ctx.scale, _ = inputs
         ctx.save_for_backward(q, k, v, out, lse, cu_q, cu_k, seqused_k)
         return out
 
@@ -244,16 +257,16 @@ class _Attention(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise NotImplementedError("[attention] create_graph: expected first derivatives only, got True")
         arguments: tuple[Any, ...] = (grad_out, None, *ctx.saved_tensors, ctx.causal, ctx.scale)
-        return *_backward(*arguments), *(None,) * 5
+        return *_backward(*arguments), *(None,) * 6
 
 
 @torch.library.custom_op("earnest::attention", mutates_args=(), device_types=("cpu", "cuda"))
 def _attention_op(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None,
-    seqused_k: Tensor | None, causal: bool, scale: float,
+    seqused_k: Tensor | None, causal: bool, scale: float, most_keys: int = 0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(out, log-sum-exp): what tracers see."""
-    return _forward(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, causal, scale, with_lse=True)
+    return _forward(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, causal, scale, most_keys, with_lse=True)
 
 
 @torch.library.custom_op("earnest::attention_backward", mutates_args=(), device_types=("cpu", "cuda"))
@@ -279,18 +292,18 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-    q, k, v, cu_q, cu_k, seqused_k, ctx.causal, ctx.scale = inputs
+    q, k, v, cu_q, cu_k, seqused_k, ctx.causal, ctx.scale, _ = inputs
     ctx.save_for_backward(q, k, v, *output, cu_q, cu_k, seqused_k)
     ctx.set_materialize_grads(False)
 
 
 def _backward_of_op(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple:
     if grad_out is None and grad_lse is None:
-        return (None,) * 8
+        return (None,) * 9
     if grad_out is None:
         grad_out = torch.zeros_like(ctx.saved_tensors[0])
     grads = _attention_backward_op(grad_out, grad_lse, *ctx.saved_tensors, ctx.causal, ctx.scale)
-    return *grads, None, None, None, None, None
+    return *grads, *(None,) * 6
 
 
 _attention_op.register_autograd(_backward_of_op, setup_context=_setup_context)
