@@ -8,6 +8,7 @@ EARNEST_LAUNCHES names (kernels/common/launches_emulated.cc). A kernel of the re
 ways than it says, or that no test launches, is an error.
 """
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +19,10 @@ from cuda_record import Launch, Record
 
 def kernels_of(program: str) -> dict[int, list[str]]:
     """Offset in the program -> the functions there."""
-    lines = subprocess.run(["nm", program], capture_output=True, text=True, check=True).stdout.splitlines()
-    functions = [line.split() for line in lines if " t " in line or " T " in line]
+    lines = subprocess.run(
+        ["nm", "--defined-only", program], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    functions = [line.split() for line in lines if re.search(r" [tTwW] ", line)]
     names = cuda_record.demangled([name for _, _, name in functions])
     found: dict[int, list[str]] = {}
     for (offset, _, _), name in zip(functions, names, strict=True):

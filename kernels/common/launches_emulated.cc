@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Lists what kernels are launched with, for the record of what they take of a multiprocessor
-// (.ci/cuda_launches.py): where the environment's EARNEST_LAUNCHES names a file, a line for each way that is new
-// to the process, "PROGRAM OFFSET THREADS BYTES". A kernel is told by where it lies in the program, whose
-// symbols have its whole name.
+// (.ci/cuda_launches.py): in the file that the environment's EARNEST_LAUNCHES names, a line for each way that
+// is new to the process, "PROGRAM OFFSET THREADS BYTES". A kernel is told by where it lies in the program,
+// whose symbols have its whole name.
 #include <dlfcn.h>
 
 #include <cstdlib>

@@ -59,7 +59,7 @@ Status put(void* stream, const Grid& grid, std::shared_ptr<const void> arguments
 // Ends the launch: "[op] kernel K, block (..), thread (..): expected X, got Y".
 [[noreturn]] void fail(const std::string& expected, const std::string& got);
 [[noreturn]] void fail_at(const Place& place, const std::string& expected, const std::string& got);
-// The same of shared memory's bounds: written out at each place that has some, words would be most of a kernel.
+// The same of shared memory's bounds, which are asked for so often that a kernel would else be mostly words.
 [[noreturn]] void fail_index(const char* name, int64_t index, int64_t size);
 [[noreturn]] void fail_offset(const char* name, int64_t offset, int64_t size);
 [[noreturn]] void fail_part(size_t offset, size_t bytes, size_t all);

@@ -100,7 +100,14 @@ def test_compiled_and_with_gradients_it_has_the_same_bits(device) -> None:
 
 def test_more_keys_than_said_are_refused(device) -> None:
     q, k, v = (torch.randn(n, 2, 64).to(device, torch.bfloat16) for n in (1, 70, 70))
-    with pytest.raises(InvalidInput, match=r"\[attention\] most_keys: expected at least the 70 keys of the"):
-        attention(q, k, v, causal=True, most_keys=69)
+    bounds = {"cu_seqlens_q": torch.tensor([0, 1], dtype=torch.int32, device=device)}
+    bounds["cu_seqlens_k"] = 70 * bounds["cu_seqlens_q"]
+    used = torch.tensor([69], dtype=torch.int32, device=device)
+    for named, most in (({}, 70), (bounds, 70), ({**bounds, "seqused_k": used}, 69)):
+        attention(q, k, v, causal=True, most_keys=most, **named)
+        with pytest.raises(
+            InvalidInput, match=rf"\[attention\] most_keys: expected at least the {most} keys"
+        ):
+            attention(q, k, v, causal=True, most_keys=most - 1, **named)
     with pytest.raises(InvalidInput, match=r"\[attention\] most_keys: expected at least 0, got -1"):
         attention(q, k, v, causal=True, most_keys=-1)

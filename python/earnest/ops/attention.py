@@ -69,6 +69,8 @@ def attention(
     _check_tensors(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k)
     if most_keys < 0:
         _wrong("most_keys", "at least 0", most_keys)
+    if cu_seqlens_k is None and seqused_k is None:
+        _check_most_keys(k.shape[-3], most_keys)
     factor = q.shape[-1] ** -0.5 if scale is None else float(scale)
     rest = (cu_seqlens_q, cu_seqlens_k, seqused_k, causal, factor)
     if cuda.takes(q):
@@ -132,6 +134,11 @@ def _check_tensors(q: Any, k: Any, v: Any, cu_q: Any, cu_k: Any, seqused_k: Any)
             _wrong(name, "an int32 tensor", x.dtype if isinstance(x, Tensor) else type(x).__name__)
         if x is not None and x.device != q.device:
             _wrong(name, f"a tensor on {q.device} as q", x.device)
+
+
+def _check_most_keys(used: int, most_keys: int) -> None:
+    if 0 < most_keys < used:
+        _wrong("most_keys", f"at least the {used} keys of the longest sequence", most_keys)
 
 
 def _check_shapes(q: tuple, k: tuple, v: tuple, cu_q: Any, cu_k: Any, seqused_k: Any) -> None:
@@ -203,9 +210,9 @@ def _forward_on_cuda(
         wide_q, wide_k, wide_v = (x.cpu().float() for x in (q, k, v))
         cpu_q, cpu_k, used = (None if x is None else x.cpu() for x in bounds)
         _forward(wide_q, wide_k, wide_v, cpu_q, cpu_k, used, causal, scale, with_lse=False)
-        counts = used if used is not None else None if cpu_k is None else cpu_k.diff()
-        most = wide_k[..., 0, 0].shape[-1] if counts is None else int(counts.max())
-        _wrong("most_keys", f"at least the {most} keys of the longest sequence", most_keys)
+        counts = used if used is not None else cpu_k.diff() if cpu_k is not None else None
+        if counts is not None and len(counts) > 0:
+            _check_most_keys(int(counts.max()), most_keys)
 
     capturing = cuda.is_capturing(q)
     given = any(x is not None for x in bounds)
