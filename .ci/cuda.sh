@@ -37,7 +37,7 @@ run_emulated() {
     "-DCMAKE_CXX_FLAGS_RELEASE=-O1" > /dev/null
   "$bin/cmake" --build "$build/emulated" --target cuda_tests
   rm -f "$build/emulated/launches.txt"
-  EARNEST_LAUNCHES="$build/emulated/launches.txt" "$bin/ctest" --test-dir "$build/emulated" -L cuda --output-on-failure -j 2
+  "$bin/ctest" --test-dir "$build/emulated" -L cuda --output-on-failure -j 2
   "$bin/python" .ci/cuda_launches.py "$build/emulated/launches.txt" $record "${write[@]}"
 }
 

@@ -126,7 +126,7 @@ def row(name: str, usage: dict[str, Usage], launch: Launch | None) -> str:
     asked = ("", "") if launch is None else (str(launch.threads), f"{launch.shared:,}")
 
     def given(what: str) -> str:
-        values = [str(one[what]) for _, one in sorted(usage.items())]  # type: ignore[literal-required]
+        values = [f"{one[what]:,}" for _, one in sorted(usage.items())]  # type: ignore[literal-required]
         return values[0] if len(set(values)) == 1 else "; ".join(values)
 
     cells = [f"`{name}`", *asked, given("registers"), given("spilled"), given("shared")]
