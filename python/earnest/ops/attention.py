@@ -45,6 +45,12 @@ def attention(
     [sequences, capacity, kv_heads, dim] is passed whole, never sliced, and what lies beyond is never read.
     causal aligns the last query with the last valid key. Rows that see no key give 0, and gradients of 0.
 
+    most_keys is for steps of decoding by our kernels on cuda, and changes nothing elsewhere. Above 0 it says
+    that no sequence uses more keys; every 512 of them, counted from the sequence's first, are then a softmax
+    of their own (as always on the CPU), so that many blocks share the keys of a sequence of one query. Rows
+    that see more than 512 keys get other bits than without it, which depend on the batch as little; prompts
+    take longer.
+
     dim: a multiple of 8 up to 256; scale defaults to 1/sqrt(dim). dtype float32, float64 or bfloat16
     (sums in float32), the same for q, k, v and the result, which has q's shape. Inputs that are not
     contiguous are copied. numpy arrays (float32, float64) give a numpy array, without gradients. On the CPU
@@ -52,12 +58,6 @@ def attention(
     cache. On cuda float32 is computed in the precision of autocast. There our kernels run in bfloat16 and
     float16 and for a dim of 64 or 128, with the same promise, of gradients too: theirs depend on their own
     sequence alone. Elsewhere torch's own operators do ("cuda/torch"), without it.
-
-    most_keys is for steps of decoding by our kernels on cuda, and changes nothing elsewhere. Above 0 it says
-    that no sequence uses more keys; every 512 of them, counted from the sequence's first, are then a softmax
-    of their own (as always on the CPU), so that many blocks share the keys of a sequence of one query. Rows
-    that see more than 512 keys get other bits than without it, which depend on the batch as little; prompts
-    take longer.
 
     Raises InvalidInput. On cuda the call waits for the kernel to say that bounds were right, once for those
     that are passed again and again (in a CUDA graph: ops.raise_faults).
@@ -203,7 +203,7 @@ def _forward_on_cuda(
     """As above. Bounds that come again, as from layer to layer, are not waited for again. tile_rows:
     its choice of 64 or 128, which changes no bit, if 0; path: "best", "sm80" or "sm90a"; schedule, of the
     last: "best", "series", "turns", "ahead", "both" or "wide"."""
-    bounds, sizes = (cu_q, cu_k, seqused_k), (q.shape[:-2], k.shape[:-2], most_keys)
+    bounds, sizes = (cu_q, cu_k, seqused_k), (q.shape[:-2], k.shape[:-2])
 
     def explain() -> None:
         """What the CPU says of these bounds."""
@@ -216,7 +216,7 @@ def _forward_on_cuda(
 
     capturing = cuda.is_capturing(q)
     given = any(x is not None for x in bounds)
-    known = not given or (not capturing and _bounds.holds(bounds, *sizes))
+    known = not given or (not capturing and _bounds.holds(bounds, *sizes, most_keys))
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:-1], dtype=torch.float64, device=q.device) if with_lse else None
     with cuda.launching(_OP, q, None if known else explain) as launch:
@@ -225,7 +225,7 @@ def _forward_on_cuda(
             _sequences(q, cu_q), causal, scale, *launch, tile_rows, path, schedule, most_keys,
         )  # fmt: skip
     if not known and not capturing:
-        _bounds.add(bounds, *sizes)
+        _bounds.add(bounds, *sizes, most_keys)
     return out, out if lse is None else lse
 
 
