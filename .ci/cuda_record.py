@@ -86,6 +86,13 @@ def stale(path: Path) -> list[str]:
     return [f"[cuda] {file}: expected the table of {path.name}, got another ({command} writes it)"]
 
 
+def tell(path: Path, found: list[str], fine: str) -> int:
+    """Prints what was found, or that all is fine; the status to exit with."""
+    found = found + stale(path)
+    print("\n".join(found or [fine]))
+    return 1 if found else 0
+
+
 # ---- the table ----
 
 HEAD = """<!-- SPDX-License-Identifier: Apache-2.0 -->
