@@ -1,36 +1,55 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
 # What keeps CUDA honest on a machine without a GPU: nvcc compiles every kernel for every target and its report of
-# registers, spills and stack frames is held against kernels/cuda_resources.json (--write: writes that file instead);
-# and the same sources run in the emulator, under the address and undefined-behaviour sanitizers (--compile: not now;
-# .ci/run does that within its sanitizer build). Where nvcc is missing the first half is left out, and that is said.
+# registers, spills, stack frames and shared memory is held against kernels/cuda_resources.json; and the same sources run
+# in the emulator, under the address and undefined-behaviour sanitizers, where every launch is held against that file, too.
+#
+#   .ci/cuda.sh [--compile] [--write]
+#
+# --compile: the first half alone; .ci/run does the second within its sanitizer build. --write: writes what it finds to the
+# file and to its table, cuda_resources.md, instead. Where nvcc is missing the first half is left out, and that is said.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 bin="$(cd "${VENV:-.venv}/bin" && pwd)"
 build="${CUDA_BUILD:-build}"
+record=kernels/cuda_resources.json
 options=(-S . -G Ninja "-DCMAKE_MAKE_PROGRAM=$bin/ninja" -DEARNEST_TESTS=ON)
+half=both write=()
+for option in "$@"; do
+  case $option in
+    --compile) half=first ;;
+    --write) write=(--write) ;;
+    *) echo "[cuda.sh] option: expected --compile or --write, got $option" >&2; exit 2 ;;
+  esac
+done
 
-compile_kernels() {  # compile_kernels [--write]
+compile_kernels() {
   "$bin/cmake" "${options[@]}" -B "$build/cuda" -DEARNEST_CUDA=ON "-DCMAKE_CUDA_FLAGS=-Xptxas=-v" > /dev/null
   # From nothing: only what is compiled is reported.
   "$bin/cmake" --build "$build/cuda" --target cuda_kernels -- -t clean > /dev/null
   "$bin/cmake" --build "$build/cuda" --target cuda_kernels > "$build/cuda/report.txt" || { cat "$build/cuda/report.txt"; exit 1; }
-  "$bin/python" .ci/cuda_resources.py "$build/cuda/report.txt" kernels/cuda_resources.json "$@"
+  "$bin/python" .ci/cuda_resources.py "$build/cuda/report.txt" $record "${write[@]}"
+}
+
+run_emulated() {
+  "$bin/cmake" "${options[@]}" -B "$build/emulated" -DEARNEST_CUDA=EMULATED -DEARNEST_SANITIZE=address,undefined \
+    "-DCMAKE_CXX_FLAGS_RELEASE=-O1" > /dev/null
+  "$bin/cmake" --build "$build/emulated" --target cuda_tests
+  rm -f "$build/emulated/launches.txt"
+  "$bin/ctest" --test-dir "$build/emulated" -L cuda --output-on-failure -j 2
+  "$bin/python" .ci/cuda_launches.py "$build/emulated/launches.txt" $record "${write[@]}"
 }
 
 if command -v nvcc > /dev/null; then
   began=$SECONDS
-  if [ "${1:-}" = "--write" ]; then compile_kernels --write; else compile_kernels; fi
+  compile_kernels
   echo "cuda: every kernel compiled by nvcc in $((SECONDS - began)) s"
 else
   echo "cuda: no nvcc here: that the kernels compile, and their registers and spills, have NOT been checked"
 fi
-[ -z "${1:-}" ] || exit 0
+[ $half = both ] || exit 0
 
 began=$SECONDS
-"$bin/cmake" "${options[@]}" -B "$build/emulated" -DEARNEST_CUDA=EMULATED -DEARNEST_SANITIZE=address,undefined \
-  "-DCMAKE_CXX_FLAGS_RELEASE=-O1" > /dev/null
-"$bin/cmake" --build "$build/emulated" --target cuda_tests
-"$bin/ctest" --test-dir "$build/emulated" -L cuda --output-on-failure -j 2
+run_emulated
 echo "cuda: the kernels' own source has passed its tests in the emulator, in $((SECONDS - began)) s"

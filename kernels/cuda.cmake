@@ -155,4 +155,7 @@ function(earnest_add_cuda_tests)
   endif()
   add_custom_target(cuda_tests DEPENDS ${tests})
   set_tests_properties(${tests} PROPERTIES LABELS cuda)
+  if(EARNEST_EMULATED)  # which writes down how they launch kernels, for .ci/cuda_launches.py
+    set_tests_properties(${tests} PROPERTIES ENVIRONMENT EARNEST_LAUNCHES=${CMAKE_BINARY_DIR}/launches.txt)
+  endif()
 endfunction()

@@ -65,7 +65,7 @@ Status DecodeGraphs::run(const Computed& computed, const std::vector<Segment>& s
   auto* const made_logits = reinterpret_cast<BFloat16*>(made.there + made.logits);
   EARNEST_RETURN_IF_ERROR(draws_.launch(made_logits, config.vocab_size,
                                         reinterpret_cast<int32_t*>(made.there + made.tokens), &draws_arena_));
-  made_.resize(made.bytes);
+  if (made_.size() < made.bytes) made_.resize(made.bytes);  // never less: growing again sets zeros
   EARNEST_RETURN_IF_ERROR(copy(kOp, Device::kCuda, made_.data(), made.there, made.logits));
   FaultWord word = kNoFault;
   std::memcpy(&word, made_.data(), sizeof word);

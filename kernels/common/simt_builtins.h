@@ -69,16 +69,13 @@ class Shared {
   }
 
   T& operator[](int64_t i) const {
-    if (i < 0 || i >= size_)
-      emulator::fail("an index in [0, " + std::to_string(size_) + ") of shared " + name_, std::to_string(i));
+    if (i < 0 || i >= size_) emulator::fail_index(name_, i, size_);
     return data_[i];
   }
   T& operator*() const { return (*this)[0]; }
   T* operator->() const { return &(*this)[0]; }
   Shared operator+(int64_t offset) const {
-    if (offset < 0 || offset > size_)
-      emulator::fail("an offset in [0, " + std::to_string(size_) + "] of shared " + name_,
-                     std::to_string(offset));
+    if (offset < 0 || offset > size_) emulator::fail_offset(name_, offset, size_);
     return {name_, data_ + offset, size_ - offset};
   }
 
@@ -93,8 +90,7 @@ Shared<T> dynamic_shared(size_t offset, size_t count) {
   size_t bytes;
   char* data = static_cast<char*>(emulator::dynamic_shared(&bytes));
   if (offset + count * sizeof(T) > bytes || offset % alignof(T) != 0)
-    emulator::fail("aligned parts of the " + std::to_string(bytes) + " bytes of dynamic shared memory",
-                   std::to_string(count * sizeof(T)) + " bytes at " + std::to_string(offset));
+    emulator::fail_part(offset, count * sizeof(T), bytes);
   return {"dynamic memory", reinterpret_cast<T*>(data + offset), static_cast<int64_t>(count)};
 }
 
@@ -116,7 +112,9 @@ Status launch_clusters(unsigned cluster, const Label& label, void (*kernel)(P...
     const auto* one = static_cast<const Call*>(context);
     std::apply(one->kernel, one->arguments);
   };
-  return emulator::put(stream, {label, grid, block, cluster, shared_bytes, as_one_thread, nullptr}, call);
+  const auto* const function = reinterpret_cast<const void*>(kernel);
+  return emulator::put(stream, {label, grid, block, cluster, shared_bytes, function, as_one_thread, nullptr},
+                       call);
 }
 
 template <typename... P, typename... A>

@@ -357,6 +357,17 @@ void fail_at(const Place& place, const std::string& expected, const std::string&
   active->fail(place, expected, got);
 }
 
+void fail_index(const char* name, int64_t index, int64_t size) {
+  fail("an index in [0, " + std::to_string(size) + ") of shared " + name, std::to_string(index));
+}
+void fail_offset(const char* name, int64_t offset, int64_t size) {
+  fail("an offset in [0, " + std::to_string(size) + "] of shared " + name, std::to_string(offset));
+}
+void fail_part(size_t offset, size_t bytes, size_t all) {
+  fail("aligned parts of the " + std::to_string(all) + " bytes of dynamic shared memory",
+       std::to_string(bytes) + " bytes at " + std::to_string(offset));
+}
+
 Status run(const Grid& grid) {
   const auto refuse = [&](const std::string& expected, const std::string& got) {
     return Status(StatusCode::kInvalidArgument, "[" + std::string(grid.label.op) + "] kernel " +
@@ -372,6 +383,7 @@ Status run(const Grid& grid) {
     return refuse("clusters of 1 to 8 blocks that share out the grid", std::to_string(grid.cluster));
   if (grid.shared_bytes > kMostSharedBytes)
     return refuse("at most 232448 bytes of shared memory", std::to_string(grid.shared_bytes));
+  list(grid);
   Launch launch(grid);
   active = &launch;
   const Status status = launch.run();

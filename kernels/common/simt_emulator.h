@@ -46,16 +46,23 @@ struct Grid {
   dim3 grid, block;
   unsigned cluster;  // blocks that run side by side, numbered along x; 1: each for itself
   size_t shared_bytes;
-  void (*call)(const void* arguments);  // the kernel, as one thread
+  const void* kernel;                   // the function
+  void (*call)(const void* arguments);  // the same, as one thread
   const void* arguments;
 };
 Status run(const Grid& grid);
+// Writes down how it is launched, if asked to (launches_emulated.cc).
+void list(const Grid& grid);
 // Runs it now, or where the stream is captured (cuda.h) keeps it, with the arguments.
 Status put(void* stream, const Grid& grid, std::shared_ptr<const void> arguments);
 
 // Ends the launch: "[op] kernel K, block (..), thread (..): expected X, got Y".
 [[noreturn]] void fail(const std::string& expected, const std::string& got);
 [[noreturn]] void fail_at(const Place& place, const std::string& expected, const std::string& got);
+// The same of shared memory's bounds, which are asked for so often that a kernel would else be mostly words.
+[[noreturn]] void fail_index(const char* name, int64_t index, int64_t size);
+[[noreturn]] void fail_offset(const char* name, int64_t offset, int64_t size);
+[[noreturn]] void fail_part(size_t offset, size_t bytes, size_t all);
 
 // Threads meet; when all are there, `combine` (or null) sees the payload of each and writes its result there.
 // In the block different lines of the source are different meetings; in the warp those of `mask` meet, and

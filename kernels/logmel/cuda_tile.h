@@ -29,7 +29,8 @@ struct Place {
 };
 
 // The same place of the next band, in one instruction: told less plainly the compiler multiplies anew for
-// each.
+// each. Where it comes from is then hidden from it, and that it lies in global memory has to be said: else
+// 352 of 892 stores in clips_cuda.cu do not know it (nvcc 13.0).
 __device__ __forceinline__ float* band_after(float* out, uint32_t stride) {
 #if defined(__CUDA_ARCH__)
   float* next;

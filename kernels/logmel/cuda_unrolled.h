@@ -12,6 +12,11 @@
 
 namespace earnest::logmel {
 
+// Once: worked out anew for each band and bin, they are most of what a compiler does here.
+template <int kMels>
+constexpr Filters<kMels> kFilters;
+constexpr BinPlaces kBinPlaces;
+
 // call(kFirst), ..., call(kEnd - 1), each with a constant.
 template <int kFirst, int kEnd, typename Call>
 __device__ __forceinline__ void each(const Call& call) {
@@ -44,13 +49,12 @@ __device__ __forceinline__ float bands_of(const Place& place) {
   float* out = place.out + int64_t{place.stride} * kBegin;
   float highest = -10.0f, sum = 0.0f, rising = 0.0f;
   each<kBegin, kEnd + 1>([&](auto m) {  // what falls from band m - 1, and what rises to m
-    constexpr Filters<kMels> kFilters;
-    constexpr int kFrom = m == 0 ? 0 : kFilters.end[m == 0 ? 0 : m - 1];
+    constexpr int kFrom = m == 0 ? 0 : kFilters<kMels>.end[m == 0 ? 0 : m - 1];
     sum = rising;
     rising = 0.0f;
-    each<kFrom, kFilters.end[m]>([&](auto k) {
-      constexpr int kPlace = BinPlaces().at[k];
-      constexpr float kFalling = kFilters.falling[k], kRising = kFilters.rising[k];
+    each<kFrom, kFilters<kMels>.end[m]>([&](auto k) {
+      constexpr int kPlace = kBinPlaces.at[k];
+      constexpr float kFalling = kFilters<kMels>.falling[k], kRising = kFilters<kMels>.rising[k];
       const float x = at_bytes(powers, kPlace);
       if constexpr (m > kBegin) sum = fmaf(x, kFalling, sum);
       if constexpr (m < kEnd) rising = fmaf(x, kRising, rising);

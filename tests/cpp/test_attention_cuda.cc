@@ -67,6 +67,10 @@ TEST(huge_and_tiny_scores_are_within_twice_plain_arithmetic) {
   }
 }
 
+TEST(tiles_of_128_rows_of_float16_with_heads_of_64_are_within_twice_plain_arithmetic) {
+  compare(Case<Float16>({65}, {66}, 2, 1, 64, true));
+}
+
 TEST(a_row_is_the_same_in_chunks_in_tiles_of_either_size_and_again) {
   for (const bool causal : {true, false}) {
     Case<BFloat16> whole({150}, {163}, 2, 1, 64, causal), again = whole, few = whole, many = whole;

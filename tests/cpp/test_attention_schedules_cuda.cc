@@ -85,6 +85,7 @@ TEST(schedules_are_right_and_those_of_64_keys_have_the_same_bits) {
   if (!can_run()) return;
   expect_right_in_each(Case<BFloat16>({80, 0, 3}, {420, 5, 60}, 2, 1, 64, true));
   expect_right_in_each(Case<Float16>({9, 64}, {9, 200}, 4, 2, 128, false));
+  expect_right_in_each(Case<Float16>({65}, {129}, 2, 1, 64, true));
 }
 
 // In the middle of a row's keys, in the last tile, and in keys that no row sees.

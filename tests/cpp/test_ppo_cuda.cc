@@ -302,6 +302,34 @@ TEST(groups_are_the_cpus_and_depend_on_their_members_alone) {
   }
 }
 
+TEST(many_samples_of_float32_are_the_cpus) {
+  constexpr int64_t kSamples = 5000;  // of groups: too many for one block
+  const Batch<float> batch(kSamples);
+  std::vector<int64_t> groups(kSamples);
+  for (int64_t i = 0; i < kSamples; ++i) groups[i] = i * 7919 % 701;
+  std::vector<float> mine(kSamples, 7.0f), cpu(kSamples);
+  GroupParams<float> params{batch.x[0].data(), groups.data(),        batch.trainable.data(),
+                            kSamples,          GroupBaseline::kMean, true};
+  Moments moments;
+  CHECK(run(MomentsParams<float>{batch.x[0].data(), batch.trainable.data(), kSamples}, &moments, Device::kCpu)
+            .ok());
+  WhitenParams<float> whiten{batch.x[0].data(), batch.trainable.data(), kSamples, moments};
+  const auto compare = [&] {
+    for (int64_t i = 0; i < kSamples; ++i)
+      CHECK_NEAR(mine[i], cpu[i], 1e-6 * std::max(1.0, std::abs(static_cast<double>(cpu[i]))));
+  };
+  params.advantages = mine.data();
+  CHECK(run(params, Device::kCuda).ok());
+  params.advantages = cpu.data();
+  CHECK(run(params, Device::kCpu).ok());
+  compare();
+  whiten.out = mine.data();
+  CHECK(run(whiten, Device::kCuda).ok());
+  whiten.out = cpu.data();
+  CHECK(run(whiten, Device::kCpu).ok());
+  compare();
+}
+
 TEST(groups_of_huge_tiny_and_equal_scores) {
   for (float size : {1e-42f, 1e-20f, 1.0f, 1e20f, 3e38f}) {
     const std::vector<float> scores{size, -size, size / 2, 0.0f, size, size, size, 0.1f * size};

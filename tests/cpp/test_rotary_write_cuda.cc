@@ -243,18 +243,18 @@ TEST(a_token_alone_has_the_bits_it_has_in_a_batch) {
 namespace {
 
 template <typename Number>
-void check_8_bits(Device device) {
-  CaseOf<Number> right(37, 4, 2, 64, 16, true);
-  CaseOf<Number, Float8> c(37, 4, 2, 64, 16, true);
+void check_8_bits(Device device, int tokens, int dim) {
+  CaseOf<Number> right(tokens, 4, 2, dim, 16, true);
+  CaseOf<Number, Float8> c(tokens, 4, 2, dim, 16, true);
   CHECK(right.run(device).empty() && c.run(device).empty());
   CHECK(std::memcmp(c.q.data(), right.q.data(), c.q.size() * 2) == 0);
   const auto k = c.take(c.k), v = c.take(c.v);
   CHECK(untouched(c.k) && untouched(c.v));
   const auto k_right = right.take(right.k), v_right = right.take(right.v);
-  const auto check_nearest = [](const std::vector<Float8>& found, const std::vector<Number>& near,
-                                const std::vector<float>& scales) {
+  const auto check_nearest = [&](const std::vector<Float8>& found, const std::vector<Number>& near,
+                                 const std::vector<float>& scales) {
     for (size_t i = 0; i < found.size(); ++i) {
-      const float scale = scales[i / 64 % 2], wanted = widen(near[i]) / scale;  // but for 16 bits' rounding
+      const float scale = scales[i / dim % 2], wanted = widen(near[i]) / scale;  // but for 16 bits' rounding
       float best = INFINITY;
       for (int bits = 0; bits < 256; ++bits) {
         const float distance = std::abs(widen(Float8{static_cast<uint8_t>(bits)}) - wanted);
@@ -271,7 +271,7 @@ void check_8_bits(Device device) {
         "[rotary_write] k_scale, v_scale: expected finite numbers above 0, got another for key head 1");
   const auto keys = c.take(c.k);
   for (size_t i = 0; i < keys.size(); ++i)  // the CPU has looked before it began
-    CHECK((keys[i].bits == 0xff) == (device == Device::kCpu || i / 64 % 2 == 1));
+    CHECK((keys[i].bits == 0xff) == (device == Device::kCpu || i / dim % 2 == 1));
 
   c.slots.assign(c.slots.size(), -1);  // nobody divides by a scale, but it has been looked at
   CHECK(c.run(device) ==
@@ -282,8 +282,10 @@ void check_8_bits(Device device) {
 
 TEST(a_cache_of_8_bits_holds_the_nearest_numbers) {
   for (Device device : devices()) {
-    check_8_bits<BFloat16>(device);
-    check_8_bits<Float16>(device);
+    check_8_bits<BFloat16>(device, 37, 64);
+    check_8_bits<Float16>(device, 37, 64);
+    check_8_bits<BFloat16>(device, 3, 128);
+    check_8_bits<Float16>(device, 3, 128);
   }
 }
 

@@ -31,6 +31,7 @@ def attention(
     cu_seqlens_k: Any = None,
     seqused_k: Any = None,
     scale: float | None = None,
+    most_keys: int = 0,
 ) -> Any:
     """softmax(scale * q k^T) v per head and per sequence; differentiable in q, k and v.
 
@@ -43,6 +44,12 @@ def attention(
     seqused_k (int32 [sequences]) says how many keys of each sequence are valid, from its start: a KV cache
     [sequences, capacity, kv_heads, dim] is passed whole, never sliced, and what lies beyond is never read.
     causal aligns the last query with the last valid key. Rows that see no key give 0, and gradients of 0.
+
+    most_keys is for steps of decoding by our kernels on cuda, and changes nothing elsewhere. Above 0 it says
+    that no sequence uses more keys; every 512 of them, counted from the sequence's first, are then a softmax
+    of their own (as always on the CPU), so that many blocks share the keys of a sequence of one query. Rows
+    that see more than 512 keys get other bits than without it, which depend on the batch as little; prompts
+    take longer.
 
     dim: a multiple of 8 up to 256; scale defaults to 1/sqrt(dim). dtype float32, float64 or bfloat16
     (sums in float32), the same for q, k, v and the result, which has q's shape. Inputs that are not
@@ -62,14 +69,18 @@ def attention(
     if cu_seqlens_k is None:
         cu_seqlens_k = cu_seqlens_q
     _check_tensors(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k)
+    if most_keys < 0:
+        _wrong("most_keys", "at least 0", most_keys)
+    if cu_seqlens_k is None and seqused_k is None:
+        _check_most_keys(k.shape[-3], most_keys)
     factor = q.shape[-1] ** -0.5 if scale is None else float(scale)
     rest = (cu_seqlens_q, cu_seqlens_k, seqused_k, causal, factor)
     if cuda.takes(q):
         precision = attention_torch.precision_of(q)
         if not _kernel_takes(precision, q.shape[-1]):
             return attention_torch.attention(q, k, v, *rest)
-        return _dispatch(*(x.to(precision) for x in (q, k, v)), *rest).to(q.dtype)
-    return _dispatch(q, k, v, *rest)
+        return _dispatch(*(x.to(precision) for x in (q, k, v)), *rest, most_keys).to(q.dtype)
+    return _dispatch(q, k, v, *rest, most_keys)
 
 
 def _dispatch(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
@@ -128,6 +139,11 @@ def _check_tensors(q: Any, k: Any, v: Any, cu_q: Any, cu_k: Any, seqused_k: Any)
             _wrong(name, f"a tensor on {q.device} as q", x.device)
 
 
+def _check_most_keys(used: int, most_keys: int) -> None:
+    if 0 < most_keys < used:
+        _wrong("most_keys", f"at least the {used} keys of the longest sequence", most_keys)
+
+
 def _check_shapes(q: tuple, k: tuple, v: tuple, cu_q: Any, cu_k: Any, seqused_k: Any) -> None:
     if len(q) not in (3, 4):
         _wrong("q", "[tokens, heads, dim] or [sequences, tokens, heads, dim]", list(q))
@@ -164,11 +180,12 @@ def _sequences(q: Any, cu_seqlens_q: Any) -> int:
 
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor | None, cu_k: Tensor | None, seqused_k: Tensor | None,
-    causal: bool, scale: float, *, with_lse: bool,
+    causal: bool, scale: float, most_keys: int = 0, *, with_lse: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(out, log-sum-exp); without the latter out again."""
     if cuda.takes(q):
-        return _forward_on_cuda(q, k, v, cu_q, cu_k, seqused_k, causal, scale, with_lse=with_lse)
+        bounds = (cu_q, cu_k, seqused_k)
+        return _forward_on_cuda(q, k, v, *bounds, causal, scale, most_keys=most_keys, with_lse=with_lse)
     out = torch.empty(q.shape, dtype=q.dtype)
     lse = torch.empty(q.shape[:-1], dtype=torch.float64) if with_lse else None
     call(
@@ -196,10 +213,13 @@ def _forward_on_cuda(
         wide_q, wide_k, wide_v = (x.cpu().float() for x in (q, k, v))
         cpu_q, cpu_k, used = (None if x is None else x.cpu() for x in bounds)
         _forward(wide_q, wide_k, wide_v, cpu_q, cpu_k, used, causal, scale, with_lse=False)
+        counts = used if used is not None else cpu_k.diff() if cpu_k is not None else None
+        if counts is not None and len(counts) > 0:
+            _check_most_keys(int(counts.max()), most_keys)
 
     capturing = cuda.is_capturing(q)
     given = any(x is not None for x in bounds)
-    known = not given or (not capturing and _bounds.holds(bounds, *sizes))
+    known = not given or (not capturing and _bounds.holds(bounds, *sizes, most_keys))
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:-1], dtype=torch.float64, device=q.device) if with_lse else None
     with cuda.launching(_OP, q, None if known else explain) as launch:
@@ -208,7 +228,7 @@ def _forward_on_cuda(
             _sequences(q, cu_q), causal, scale, *launch, tile_rows, path, schedule, most_keys,
         )  # fmt: skip
     if not known and not capturing:
-        _bounds.add(bounds, *sizes)
+        _bounds.add(bounds, *sizes, most_keys)
     return out, out if lse is None else lse
 
 
@@ -238,7 +258,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         out, lse = _forward(*inputs, with_lse=True)
-        q, k, v, cu_q, cu_k, seqused_k, ctx.causal, ctx.scale = inputs
+        q, k, v, cu_q, cu_k, seqused_k, ctx.causal, ctx.scale, _ = inputs
         ctx.save_for_backward(q, k, v, out, lse, cu_q, cu_k, seqused_k)
         return out
 
@@ -247,16 +267,16 @@ class _Attention(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise NotImplementedError("[attention] create_graph: expected first derivatives only, got True")
         arguments: tuple[Any, ...] = (grad_out, None, *ctx.saved_tensors, ctx.causal, ctx.scale)
-        return *_backward(*arguments), *(None,) * 5
+        return *_backward(*arguments), *(None,) * 6
 
 
 @torch.library.custom_op("earnest::attention", mutates_args=(), device_types=("cpu", "cuda"))
 def _attention_op(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None,
-    seqused_k: Tensor | None, causal: bool, scale: float,
+    seqused_k: Tensor | None, causal: bool, scale: float, most_keys: int = 0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(out, log-sum-exp): what tracers see."""
-    return _forward(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, causal, scale, with_lse=True)
+    return _forward(q, k, v, cu_seqlens_q, cu_seqlens_k, seqused_k, causal, scale, most_keys, with_lse=True)
 
 
 @torch.library.custom_op("earnest::attention_backward", mutates_args=(), device_types=("cpu", "cuda"))
@@ -282,18 +302,18 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-    q, k, v, cu_q, cu_k, seqused_k, ctx.causal, ctx.scale = inputs
+    q, k, v, cu_q, cu_k, seqused_k, ctx.causal, ctx.scale, _ = inputs
     ctx.save_for_backward(q, k, v, *output, cu_q, cu_k, seqused_k)
     ctx.set_materialize_grads(False)
 
 
 def _backward_of_op(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple:
     if grad_out is None and grad_lse is None:
-        return (None,) * 8
+        return (None,) * 9
     if grad_out is None:
         grad_out = torch.zeros_like(ctx.saved_tensors[0])
     grads = _attention_backward_op(grad_out, grad_lse, *ctx.saved_tensors, ctx.causal, ctx.scale)
-    return *grads, None, None, None, None, None
+    return *grads, *(None,) * 6
 
 
 _attention_op.register_autograd(_backward_of_op, setup_context=_setup_context)
