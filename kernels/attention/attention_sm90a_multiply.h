@@ -19,9 +19,7 @@ namespace earnest::attention::gpu::sm90a {
 // Barriers of the block: all who multiply, each of their warpgroups, and whose turn it is.
 constexpr int kAllMeet = 1, kWarpgroupMeets = 2, kTurnOf = 4;
 
-__device__ inline int multiplying_thread() {
-  return sm80::afresh(static_cast<int>(threadIdx.x)) - kWarpgroup;
-}
+__device__ inline int multiplying_thread() { return static_cast<int>(threadIdx.x) - kWarpgroup; }
 __device__ inline int multiplying_warpgroup() { return multiplying_thread() / kWarpgroup; }
 
 __device__ inline void meet_warpgroup() {
