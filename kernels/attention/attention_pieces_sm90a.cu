@@ -85,9 +85,9 @@ struct PieceHands : Hands<T, kDim, Wide> {
     if (work.part >= 0) {
       leave_behind(work, this->warp_row(), o[0], states[0], parts);
     } else {
-      if (sm80::strip_column() != 0)
-        states[0][0].sum = states[0][1].sum = 0;  // one lane of four has all of it
-      __syncwarp();                               // what has been in place of queries has been read
+      // One lane of four has all of the sum; and what has been in place of queries has been read.
+      if (sm80::strip_column() != 0) states[0][0].sum = states[0][1].sum = 0;
+      __syncwarp();
       this->write(output);
     }
   }
