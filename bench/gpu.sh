@@ -138,10 +138,21 @@ determinism() {  # two processes, the same bits
     cat "$BUILD/first" && cmp "$BUILD/first" "$BUILD/second" && echo "two runs gave the same bits"
 }
 
-# measure SECONDS WORDS...: ten of them are Python's to start and to end.
-# The digests end with path sm90a: where they did not come to their end, it may fault or hang here too, at the cost of all.
+# The digests end with path sm90a. Where they came to their end, a whole engine goes by it too.
+sm90a_ends() { tail -n 1 "$BUILD/second" 2>/dev/null | grep -q sm90a; }
+hopper() {
+  sm90a_ends || { echo "left out: path sm90a did not come to its end"; return 0; }
+  local name failed=0
+  for name in test_engine_cuda test_engine_graphs_cuda; do
+    EARNEST_CUDA_TIER=sm90a "$BUILD/$name" || { echo "$name by sm90a FAILED: exit code $?"; failed=1; }
+  done
+  return $failed
+}
+
+# measure SECONDS WORDS...: ten of them are Python's to start and to end. A path that faults or hangs would do so at the
+# cost of all that is measured behind it.
 measure() {
-  tail -n 1 "$BUILD/second" 2>/dev/null | grep -q sm90a || export EARNEST_BENCH_WITHOUT=sm90a
+  sm90a_ends || export EARNEST_BENCH_WITHOUT=sm90a
   python3 -m earnest bench "${@:2}" --device cuda --peers --json "$out/results.jsonl" --seconds "$(($1 - 10))"
 }
 
@@ -157,7 +168,7 @@ tests() {  # a process for each file: a kernel that faults or hangs spoils its o
 
 export out EARNEST_COMMIT="${EARNEST_COMMIT:-$(git rev-parse HEAD 2>/dev/null)}"
 export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD/python:$PWD/tests:$PWD/$BUILD/site"
-export -f environment build resources programs tests sanitizers determinism measure demo
+export -f environment build resources programs tests sanitizers determinism sm90a_ends hopper measure demo
 ((dry)) || { mkdir -p "$BUILD/site" && : >"$out/log.txt"; }
 
 step environment 60 environment
@@ -166,6 +177,7 @@ step programs 75 programs
 step tests 110 tests
 step sanitizers 80 sanitizers
 step determinism 45 determinism
+step hopper 20 hopper
 shared ppo measure ppo
 shared logmel measure logmel
 shared attention measure attention/cuda-forward attention/cuda-backward attention/cuda-chunks attention/cuda-schedules

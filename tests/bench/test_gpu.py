@@ -109,8 +109,8 @@ def test_the_gpu_script_is_whole_and_fits_into_nine_minutes() -> None:
     *steps, total = done.stdout.splitlines()
     words = [step.split() for step in steps]
     assert [word[2] for word in words] == [
-        "environment", "build", "programs", "tests", "sanitizers", "determinism", "ppo", "logmel",
-        "attention", "decode", "logprob", "linear", "engine", "demo",
+        "environment", "build", "programs", "tests", "sanitizers", "determinism", "hopper", "ppo",
+        "logmel", "attention", "decode", "logprob", "linear", "engine", "demo",
     ]  # fmt: skip
     assert total == f"{sum(int(word[0]) for word in words)} s planned, at most 530 s in all"
     assert [word[0] for word in words[-2:]] == ["105", "40"]  # as long as they like
@@ -175,6 +175,21 @@ def function_of_script(name: str) -> str:
     text = SCRIPT.read_text()
     begin = text.index(f"\n{name}() {{")
     return text[begin : text.index("\n}\n", begin) + 3]
+
+
+@pytest.mark.parametrize(("last", "said"), [("sm90a: 1f", "by sm90a, by sm90a,"), ("sm80: 1f", "left out")])
+def test_the_gpu_script_has_an_engine_go_by_sm90a_where_the_digests_came_to_their_end(
+    tmp_path: Path, last: str, said: str
+) -> None:
+    (tmp_path / "second").write_text(f"logmel: 00\n{last}\n")
+    for name in ("test_engine_cuda", "test_engine_graphs_cuda"):
+        (tmp_path / name).write_text('#!/bin/sh\nprintf "by $EARNEST_CUDA_TIER, "\n')
+        (tmp_path / name).chmod(0o755)
+    text = SCRIPT.read_text()
+    body = text[text.index("\nsm90a_ends() {") : text.index("\n# measure SECONDS")]
+    program = f"set -uo pipefail; BUILD={tmp_path}\n{body}\nhopper"
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(said)
 
 
 def test_the_gpu_script_checks_barriers_of_those_that_have_them_and_sees_a_tool_fail(tmp_path: Path) -> None:
