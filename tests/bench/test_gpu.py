@@ -177,19 +177,30 @@ def function_of_script(name: str) -> str:
     return text[begin : text.index("\n}\n", begin) + 3]
 
 
-@pytest.mark.parametrize(("last", "said"), [("sm90a: 1f", "by sm90a, by sm90a,"), ("sm80: 1f", "left out")])
+@pytest.mark.parametrize(("ends", "said"), [(True, "by sm90a, by sm90a, by sm90a, "), (False, "left out")])
 def test_the_gpu_script_has_an_engine_go_by_sm90a_where_the_digests_came_to_their_end(
-    tmp_path: Path, last: str, said: str
+    tmp_path: Path, ends: bool, said: str
 ) -> None:
-    (tmp_path / "second").write_text(f"logmel: 00\n{last}\n")
+    """By digests that print a line, and then end or fault."""
+    (tmp_path / "whole").touch()  # of an earlier call
+    tool = tmp_path / "python3"
+    tool.write_text(f'#!/bin/sh\nprintf "by $EARNEST_CUDA_TIER, "\nexit {int(not ends)}\n')
     for name in ("test_engine_cuda", "test_engine_graphs_cuda"):
-        (tmp_path / name).write_text('#!/bin/sh\nprintf "by $EARNEST_CUDA_TIER, "\n')
-        (tmp_path / name).chmod(0o755)
+        (tmp_path / name).write_text(tool.read_text())
+    for program in tmp_path.iterdir():
+        program.chmod(0o755)
     text = SCRIPT.read_text()
-    body = text[text.index("\nsm90a_ends() {") : text.index("\n# measure SECONDS")]
-    program = f"set -uo pipefail; BUILD={tmp_path}\n{body}\nhopper"
+    body = text[text.index("\ndeterminism() {") : text.index("\n# measure SECONDS")]
+    program = f"""
+      set -uo pipefail; PATH={tmp_path}:$PATH BUILD={tmp_path}
+      {body}
+      determinism >{tmp_path}/log; echo $?
+      hopper
+    """
     done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith(said)
+    code, rest = done.stdout.split("\n", 1)
+    assert (code == "0") == ends
+    assert rest.startswith(said)
 
 
 def test_the_gpu_script_checks_barriers_of_those_that_have_them_and_sees_a_tool_fail(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+import earnest
 from earnest.bench import (
     digest,
     gpu_attention,
@@ -17,6 +18,7 @@ from earnest.bench import (
     gpu_logprob,
     gpu_ppo,
     gpu_write,
+    peers,
 )
 from earnest.bench.case import ALSO, OURS, Absent, Case
 from earnest.bench.gpu import QUICK, Gpu, GpuLimits
@@ -86,6 +88,22 @@ def test_each_schedule_and_tile_is_right_in_small(device) -> None:
     of_sm80 = ["earnest, sm80", *(f"earnest, sm80, tiles of {rows}" for rows in gpu_attention_paths.TILES)]
     of_sm90a = ["earnest, sm90a", *(f"earnest, sm90a, {name}" for name in gpu_attention_paths.SCHEDULES)]
     assert sorted(found) in (sorted(of_sm80), sorted(of_sm80 + of_sm90a))
+
+
+def test_logprob_is_timed_by_each_path_that_the_device_has(device) -> None:
+    before = earnest.which("logprob", device="cuda")
+    found = right_ones(CASES["logprob with gradients"](device.type), OURS)
+    assert found in (["earnest, sm80"], ["earnest, sm80", "earnest, sm90a"])
+    for name in found:
+        path = name.split()[-1]
+        assert peers.forced(path, lambda: earnest.which("logprob", device="cuda"))() == f"cuda/{path}"
+    with pytest.raises(Absent, match="EARNEST_CUDA_TIER: expected sm90a on"):
+        peers.forced("sm90a", refused)()
+    assert earnest.which("logprob", device="cuda") == before  # nothing is forced any more
+
+
+def refused() -> None:
+    raise ValueError("[logprob] EARNEST_CUDA_TIER: expected sm90a on compute capability 9.0, got another")
 
 
 def test_on_a_gpu_a_call_is_a_graph_a_backward_pass_alone_too(gpu) -> None:

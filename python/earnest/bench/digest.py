@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from earnest import ops
-from earnest.bench import digest_attention
+from earnest.bench import digest_attention, peers
+from earnest.bench.case import Absent
 from earnest.features import LogMel
 from earnest.ops.linear import _forward_on_cuda
 from earnest.ops.quantized import quantize, quantized_linear
@@ -40,11 +41,7 @@ def results(device: str, tokens: int = 1 << 20) -> Iterator[tuple[str, Sequence[
         hidden = normal(tokens >> 10, 256, dtype=dtype).requires_grad_()
         weight = normal(5003, 256, dtype=dtype).requires_grad_()
         targets = torch.randint(5003, (tokens >> 10,), generator=g).to(device)
-        found = ops.logprob(hidden, weight, targets)
-        yield (
-            f"logprob {dtype}",
-            [*found, *torch.autograd.grad(sum(x.sum() for x in found), (hidden, weight))],
-        )
+        yield f"logprob {dtype}", _logprob(hidden, weight, targets)
     yield from digest_attention.results(normal, tokens >> 10)
     yield from _linear(
         normal(tokens >> 10, 256, dtype=torch.bfloat16), normal(509, 256, dtype=torch.bfloat16)
@@ -64,7 +61,16 @@ def results(device: str, tokens: int = 1 << 20) -> Iterator[tuple[str, Sequence[
         normal, lambda: torch.randperm(tokens >> 8, generator=g).int().view(16, -1).to(device)
     )
     yield "logmel", [LogMel(128).batch(0.1 * normal(8, tokens >> 4))]
+    try:
+        yield "logprob sm90a", peers.forced("sm90a", _logprob)(hidden, weight, targets)
+    except Absent:
+        return
     yield from digest_attention.by_sm90a(normal, tokens >> 10)
+
+
+def _logprob(hidden: Tensor, weight: Tensor, targets: Tensor) -> Sequence[Any]:
+    found = ops.logprob(hidden, weight, targets)
+    return [*found, *torch.autograd.grad(sum(x.sum() for x in found), (hidden, weight))]
 
 
 def _linear(x: Tensor, weight: Tensor) -> Iterator[tuple[str, Sequence[Any]]]:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cases of token log-probabilities on a GPU. The yardstick is the bare product through torch, which writes
-the logits that we never hold; three of them with gradients."""
+the logits that we never hold; three of them with gradients. Of our paths the fastest is judged."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from earnest.bench import peers
+from earnest.bench import gpu_attention_paths, peers
 from earnest.bench.case import ALSO, OURS, YARDSTICK, Case, Implementation, Problem, Target
 from earnest.bench.logprob import Check, leaves, logits_at_once, row_chunks, with_gradients
 
@@ -66,10 +66,17 @@ def _problem(
     check = Check(rng, rows, words, gradients)
     products = 3 if gradients else 1
 
-    def entry(name: str, build: Callable[[], Callable[..., Any]], **rest: Any) -> Implementation:
+    def entry(
+        name: str, build: Callable[[], Callable[..., Any]], path: str = "", **rest: Any
+    ) -> Implementation:
+        def whole() -> Callable[..., Any]:
+            gpu_attention_paths.asked_for(path)
+            run = with_gradients(build()) if gradients else build()
+            return peers.forced(path, run) if path else run
+
         return Implementation(
             name,
-            lambda: with_gradients(build()) if gradients else build(),
+            whole,
             prepare=(lambda *x: (*leaves(*x[:2]), *x[2:])) if gradients else (lambda *x: x[:3]),
             outputs=check.outputs,
             result_bytes=check.result_bytes,
@@ -81,7 +88,10 @@ def _problem(
         inputs=[inputs],
         reference=check.reference,
         implementations=[
-            entry("earnest", lambda: peers.ours("logprob"), role=OURS, tolerance=OURS_TOLERANCE[dtype]),
+            *(
+                entry(name, lambda: peers.ours("logprob"), path, role=OURS, tolerance=OURS_TOLERANCE[dtype])
+                for name, path in _paths(device)
+            ),
             entry("torch, chunks", lambda: row_chunks(logits_at_once, gradients, CHUNK), extra=False),
             entry(
                 "torch.compile, chunks",
@@ -102,6 +112,13 @@ def _problem(
         bytes=inputs[0].element_size() * hidden * (rows + words) * products,
         operations=2 * rows * hidden * words * products,
     )  # fmt: skip
+
+
+def _paths(device: str) -> list[tuple[str, str]]:
+    """(name, path): both where there are two."""
+    if not gpu_attention_paths.has_paths(device):
+        return [("earnest", "")]
+    return [(f"earnest, {path}", path) for path in ("sm80", "sm90a")]
 
 
 def _products(hidden: Any, weight: Any, logits: Any, count: int) -> None:

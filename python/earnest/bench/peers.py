@@ -44,6 +44,24 @@ def unless_refused(run: Callable[..., Any]) -> Callable[..., Any]:
     return tried
 
 
+def forced(path: str, run: Callable[..., Any]) -> Callable[..., Any]:
+    """The same by that path of ours, in whichever thread; Absent on a device that has none."""
+    from earnest import _native
+
+    def by_path(*inputs: Any) -> Any:
+        _native.force_cuda_tier(path)
+        try:
+            return run(*inputs)
+        except ValueError as error:
+            if "EARNEST_CUDA_TIER: expected" in str(error):
+                raise Absent(str(error)) from None
+            raise
+        finally:
+            _native.force_cuda_tier("")
+
+    return by_path
+
+
 def unless_nondeterministic(name: str, run: Callable[..., Any]) -> Callable[..., Any]:
     """A peer that was told to be deterministic; Absent where it cannot."""
 
