@@ -31,6 +31,8 @@ SMALL = {
     "losses": gpu_ppo.case("losses", 4096, 256, "cpu"),
     "whiten": gpu_ppo.case("whiten", 4096, 256, "cpu"),
     "groups": gpu_ppo.case("groups", 4096, 256, "cpu"),
+    "groups, deviation": gpu_ppo.case("groups-deviation", 4096, 256, "cpu"),
+    "groups, leave-one-out": gpu_ppo.case("groups-leave-one-out", 4096, 256, "cpu"),
     "logprob": gpu_logprob.case(9, 16, 50, gradients=False, device="cpu"),
     "logprob with gradients": gpu_logprob.case(9, 16, 50, gradients=True, device="cpu"),
     "attention": gpu_attention.case(Shape((70, 70), 4, 4, 64), device="cpu"),
@@ -81,8 +83,12 @@ def test_the_cases_of_the_targets_are_there_once() -> None:
     assert targets[f"ppo/cuda-gae-{1 << 20}"].seconds == 15e-6
     assert targets[f"ppo/cuda-gae-{1 << 26}"].fraction == 0.6
     assert targets[f"ppo/cuda-losses-{1 << 24}"].fraction == 0.8
+    assert targets[f"ppo/cuda-whiten-{1 << 24}"].fraction == 0.6
+    for ending in ("", "-deviation", "-leave-one-out"):
+        assert targets[f"ppo/cuda-groups{ending}-{1 << 24}"].fraction == 0.6
     large = targets["logprob/cuda-16384x3584x158720-forward+backward"]
     assert (large.ratio, large.extra_bytes) == (1 / 1.3, 200 << 20)
+    assert large.also == {"torch.compile, chunks": 1.3}
     assert targets["linear/cuda-1x3584x18944-int4"].fraction == 0.8
     assert targets["engine/cuda-decode-7b-1x8-int4"].fraction == 0.8
     assert targets["engine/cuda-decode-7b-64x8-bf16"].fraction is None

@@ -30,6 +30,8 @@ CASES = {
     "losses": lambda on: gpu_ppo.case("losses", 4096, 256, on),
     "whiten": lambda on: gpu_ppo.case("whiten", 4096, 256, on),
     "groups": lambda on: gpu_ppo.case("groups", 4096, 256, on),
+    "groups, deviation": lambda on: gpu_ppo.case("groups-deviation", 4096, 256, on),
+    "groups, leave-one-out": lambda on: gpu_ppo.case("groups-leave-one-out", 4096, 256, on),
     "logprob": lambda on: gpu_logprob.case(9, 16, 50, gradients=False, device=on),
     "logprob with gradients": lambda on: gpu_logprob.case(9, 16, 50, gradients=True, device=on),
     "attention": lambda on: gpu_attention.case(Shape((70, 70), 2, 2, 64), device=on),
@@ -124,16 +126,22 @@ def test_on_a_gpu_a_call_is_a_graph_a_backward_pass_alone_too(gpu) -> None:
 
 @pytest.mark.parametrize("queries", [1, 30, 600])
 def test_keys_in_pieces_and_one_softmax_are_right_in_small(device, queries: int) -> None:
+    """By each path that the device has, whose bits differ too."""
     case = gpu_invariance.case(gpu_invariance.Shape(2, queries, 600, 2, 1, 64), device=device.type)
     problem = case.problem(np.random.default_rng(0))
-    wanted, found = problem.reference(*problem.inputs[0]), []
+    wanted, found = problem.reference(*problem.inputs[0]), {}
     for one in problem.implementations:
-        if one.role in (OURS, ALSO):
+        if one.role not in (OURS, ALSO):
+            continue
+        try:
             (out,) = one.outputs(one.build()(*problem.inputs[0]))
-            found.append(out)
-            assert problem.error([out], wanted) <= problem.tolerance
-    assert len(found) == 2
-    assert not torch.equal(*found)  # rows that see more than 512 keys
+        except Absent:
+            continue
+        assert problem.error([out], wanted) <= problem.tolerance, one.name
+        assert not any(torch.equal(out, other) for other in found.values())  # some rows see over 512 keys
+        found[one.name] = out
+    every = [f"earnest, {path}{ending}" for path in ("sm80", "sm90a") for ending in ("", ", one softmax")]
+    assert list(found) in (every[:2], every)
 
 
 def test_digests_of_two_runs_are_equal(device) -> None:

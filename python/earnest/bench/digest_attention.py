@@ -112,3 +112,7 @@ def by_sm90a(drawn: Callable[..., Tensor], tokens: int) -> Results:
         name = f"attention sm90a {dim} {str(dtype).removeprefix('torch.')}"
         yield name, [out for out, _ in found]
         yield f"{name}, gradients", batch.backward(*found[0], path="sm90a")
+        if PIECES:  # of one schedule alone
+            chunks = Batch(drawn, tokens, dim, dtype, keys=tokens)
+            asked = {"path": "sm90a", "schedule": "wide", "most_keys": 8 * tokens}
+            yield f"{name}, pieces", [one.forward(**asked)[0] for one in (batch, chunks)]

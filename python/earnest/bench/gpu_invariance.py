@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What attention pays on a GPU for batch invariance: the engine's prompts, pieces of prompts and steps, with
 keys in pieces of 512, each a softmax of its own, as it asks for (attention::Params::most_keys), beside one
-softmax over all keys. With pieces a prompt has the bits that its tokens would have one by one, and many
-blocks share the keys of a step; what they cost a prompt is what stands here. What matrix products pay is in
-gpu_engine.py and gpu_linear.py."""
+softmax over all keys, by each of our paths. With pieces a prompt has the bits that its tokens would have one
+by one, and many blocks share the keys of a step; what they cost a prompt is what stands here. What matrix
+products pay is in gpu_engine.py and gpu_linear.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from earnest.bench import peers
+from earnest.bench import gpu_attention_paths, peers
 from earnest.bench.case import ALSO, OURS, Absent, Case, Implementation, Problem
 from earnest.bench.gpu_attention import CHECKED_ROWS, TOLERANCE
 
@@ -82,8 +82,7 @@ def _problem(rng: np.random.Generator, shape: Shape, device: str) -> Problem:
         inputs=[inputs],
         reference=partial(reference, rows=rows),
         implementations=[
-            _ours("earnest", OURS, shape, rows, device, most_keys=shape.keys),
-            _ours("earnest, one softmax", ALSO, shape, rows, device, most_keys=0),
+            *_ours(shape, rows, device),
             _torch(shape, rows),
         ],
         tolerance=TOLERANCE,
@@ -108,26 +107,36 @@ def reference(q: Any, k: Any, v: Any, *, rows: np.ndarray) -> list[Any]:
     return [torch.stack(found)]
 
 
-def _ours(
-    name: str, role: str, shape: Shape, rows: np.ndarray, device: str, most_keys: int
-) -> Implementation:
-    """On the CPU keys always go in pieces, so that there is no other way."""
+def _ours(shape: Shape, rows: np.ndarray, device: str) -> list[Implementation]:
+    """By each path with pieces and without. Of path sm90a one schedule alone has pieces, wide, so that it is
+    the one without them too. On the CPU keys always go in pieces, and there is no other way."""
+    if not gpu_attention_paths.has_paths(device):
+        return [
+            _entry("earnest", OURS, lambda: partial(peers.ours("attention"), causal=True), rows),
+            _entry("earnest, one softmax", ALSO, _refused, rows),
+        ]
+    found = []
+    for path, schedule in (("sm80", "best"), ("sm90a", "wide")):
+        for ending, role, most_keys in (("", OURS, shape.keys), (", one softmax", ALSO, 0)):
+            build = partial(_by_path, shape, path=path, schedule=schedule, most_keys=most_keys)
+            found.append(_entry(f"earnest, {path}{ending}", role, build, rows))
+    return found
 
-    def build() -> Callable[..., Any]:
-        import torch
 
-        from earnest.ops import cuda
-        from earnest.ops.attention import _forward_on_cuda
-
-        attention = peers.ours("attention")
-        if cuda.takes(torch.empty(0, device=device)):
-            rest = (None, None, None, True, shape.dim**-0.5)
-            return lambda q, k, v: _forward_on_cuda(q, k, v, *rest, most_keys=most_keys)[0]
-        if role == ALSO:
-            raise Absent("variants are the GPU's")
-        return lambda q, k, v: attention(q, k, v, causal=True)
-
+def _entry(name: str, role: str, build: Callable[[], Callable[..., Any]], rows: np.ndarray) -> Implementation:
     return Implementation(name, build, role, outputs=partial(_chosen, rows=rows), extra=False)
+
+
+def _by_path(shape: Shape, *, path: str, **asked: Any) -> Callable[..., Any]:
+    from earnest.ops.attention import _forward_on_cuda
+
+    gpu_attention_paths.asked_for(path)
+    rest: Any = (None, None, None, True, shape.dim**-0.5)
+    return peers.unless_refused(lambda q, k, v: _forward_on_cuda(q, k, v, *rest, path=path, **asked)[0])
+
+
+def _refused() -> Callable[..., Any]:
+    raise Absent("variants are the GPU's")
 
 
 def _torch(shape: Shape, rows: np.ndarray) -> Implementation:

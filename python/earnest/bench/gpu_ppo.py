@@ -30,8 +30,19 @@ TARGETS = {
     ("gae", 1 << 20): Target(seconds=15e-6),
     ("gae", 1 << 26): Target(fraction=0.6),
     ("losses", 1 << 24): Target(fraction=0.8, ratio=1.5),
+    ("whiten", 1 << 24): Target(fraction=0.6),  # our reading of "bandwidth-bound", of groups too
+    ("groups", 1 << 24): Target(fraction=0.6),
+    ("groups-deviation", 1 << 24): Target(fraction=0.6),
+    ("groups-leave-one-out", 1 << 24): Target(fraction=0.6),
 }
-SIZES = {"gae": (1 << 20, 1 << 26), "losses": (1 << 20, 1 << 24), "whiten": (1 << 24,), "groups": (1 << 20,)}
+SIZES = {
+    "gae": (1 << 20, 1 << 26),
+    "losses": (1 << 20, 1 << 24),
+    "whiten": (1 << 24,),
+    "groups": (1 << 20, 1 << 24),
+    "groups-deviation": (1 << 24,),
+    "groups-leave-one-out": (1 << 24,),
+}
 LENGTHS = (8, 1 << 20)  # of sequences, beside TOKENS: many to a warp, and one that all blocks work on
 SAMPLES = 16  # replies to a prompt
 
@@ -42,7 +53,14 @@ def cases() -> list[Case]:
 
 
 def case(kind: str, size: int, tokens: int = TOKENS, device: str = "cuda") -> Case:
-    problem = {"gae": _gae, "losses": _losses, "whiten": _whiten, "groups": _groups}[kind]
+    problem: Any = {
+        "gae": _gae,
+        "losses": _losses,
+        "whiten": _whiten,
+        "groups": _groups,
+        "groups-deviation": partial(_groups, normalize_std=True),
+        "groups-leave-one-out": partial(_groups, baseline="leave_one_out"),
+    }[kind]
     return Case(
         name=f"ppo/cuda-{kind}-{size}" + (f"-of-{tokens}" if tokens in LENGTHS else ""),
         problem=partial(problem, size=size, tokens=tokens, device=device),
@@ -192,23 +210,51 @@ def _white(x: Any, trainable: Any) -> Any:
     return centred * torch.rsqrt((centred * centred).sum() / count + 1e-8)
 
 
-def _groups(rng: np.random.Generator, size: int, tokens: int, device: str) -> Problem:
+def _groups(rng: np.random.Generator, size: int, tokens: int, device: str, **asked: Any) -> Problem:
+    """asked: of group_advantage. No group is of equal scores, so that peers need no rule for those."""
     import torch
 
     draw, _ = _draw(rng, size, tokens, device)
     groups = torch.arange(size // SAMPLES, device=device).repeat_interleave(SAMPLES)
-
-    def by_group(scores: Any, _: Any) -> Any:
-        rows = scores.view(-1, SAMPLES)
-        return (rows - rows.mean(1, keepdim=True)).view(-1)
-
+    side_by_side, indexed = (partial(found, **asked) for found in (_side_by_side, _indexed))
     return Problem(
         inputs=[(draw(), groups)],
-        reference=lambda scores, g: [by_group(scores.double(), g)],
+        reference=lambda scores, groups: [side_by_side(scores.double(), groups)],
         implementations=[
-            Implementation("earnest", lambda: peers.ours("group_advantage"), OURS),
-            Implementation("torch, groups side by side", lambda: by_group, extra=False),
+            Implementation("earnest", lambda: partial(peers.ours("group_advantage"), **asked), OURS),
+            Implementation("torch, groups side by side", lambda: side_by_side, extra=False),
+            Implementation("torch, index_add", lambda: indexed, extra=False),
+            Implementation("torch.compile, index_add", lambda: peers.compiled(indexed), compiles=True),
         ],
         tolerance=1e-5,
         bytes=size * (4 + 8 + 4),
     )
+
+
+def _side_by_side(scores: Any, _: Any, baseline: str = "mean", normalize_std: bool = False) -> Any:
+    """Where it is known that groups are rows of a matrix."""
+    import torch
+
+    rows = scores.view(-1, SAMPLES)
+    centred = rows - rows.mean(1, keepdim=True)
+    if baseline == "leave_one_out":
+        centred = centred * (SAMPLES / (SAMPLES - 1))
+    if normalize_std:
+        centred = centred * torch.rsqrt(rows.var(1, keepdim=True) + 1e-8)
+    return centred.view(-1)
+
+
+def _indexed(scores: Any, groups: Any, baseline: str = "mean", normalize_std: bool = False) -> Any:
+    """Of groups anywhere, numbered from 0, where it is known how many there are: no wait to learn it."""
+    import torch
+
+    def sums(x: Any) -> Any:
+        return x.new_zeros(len(scores) // SAMPLES).index_add(0, groups, x)
+
+    count = sums(torch.ones_like(scores))
+    if baseline == "leave_one_out":
+        return scores - (sums(scores)[groups] - scores) / (count - 1)[groups]
+    centred = scores - (sums(scores) / count)[groups]
+    if normalize_std:
+        centred = centred * torch.rsqrt(sums(centred * centred) / (count - 1) + 1e-8)[groups]
+    return centred
