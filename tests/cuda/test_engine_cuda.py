@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+import earnest
 from earnest import Engine, _native
-from earnest.bench import engine, engine_peers, gpu_engine, gpu_weights, qwen2
-from earnest.bench.case import ALSO, OURS
+from earnest.bench import engine, engine_peers, gpu_attention_paths, gpu_engine, gpu_weights, qwen2
+from earnest.bench.case import ALSO, OURS, Absent
 from earnest.dialogue import Tokenizer
 from earnest.model import AudioLM, AudioLMConfig
 from model_cases import HEADS_OF_64 as TINY
@@ -190,6 +191,38 @@ def test_the_benchs_prompts_are_right_in_small_with_either_products(device, grap
     for one in both:
         error = problem.error(one.outputs(one.build()(ids)), problem.reference(ids))
         assert 0 < error <= problem.tolerance
+
+
+@pytest.mark.parametrize("tokens", [0, TOKENS])
+def test_the_bench_steps_an_engine_of_its_own_by_path_sm90a(device, tokens: int, monkeypatch):
+    """In turns with the other one: no engine is ever fed by a path that is not its own, as a step that it has
+    recorded would have another."""
+    feed, fed = engine_peers.Ours.feed, {}
+
+    def watched(model, *rest):
+        fed.setdefault(model, set()).add(earnest.which("attention", "cuda", dtype="bfloat16", dim=64))
+        return feed(model, *rest)
+
+    monkeypatch.setattr(engine_peers.Ours, "feed", watched)
+    shape = gpu_engine.Shape(TINY, "bf16", 1, PROMPT, tokens)
+    problem = gpu_engine.case(shape, device.type).problem(np.random.default_rng(0))
+    entries = {one.name: one for one in problem.implementations}
+    (ids,) = problem.inputs[0]
+    try:
+        both = [(entries[name], entries[name].build()) for name in ("earnest", "earnest, sm90a")]
+        found = [run(ids).clone() for _, run in both]
+    except Absent:
+        pytest.skip("needs a device that has path sm90a")
+    for one, run in both:
+        assert run.waits
+        again = run(ids)
+        assert torch.equal(again, found.pop(0))
+        assert 0 < problem.error(one.outputs(again), problem.reference(ids)) <= problem.tolerance
+    usual = earnest.which("attention", "cuda", dtype="bfloat16", dim=64)
+    assert list(fed.values()) == [{usual}, {"cuda/sm90a"}]
+    monkeypatch.setenv(gpu_attention_paths.WITHOUT, "sm90a")
+    with pytest.raises(Absent, match="sm90a: EARNEST_BENCH_WITHOUT says so"):
+        both[1][0].build()
 
 
 def test_it_hears_and_answers_as_on_the_cpu(device, talking_model):

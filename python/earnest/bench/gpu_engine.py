@@ -7,7 +7,7 @@ with the definition in float32 on the same numbers: it may be off by twice as mu
 bfloat16 is.
 
 In bfloat16 the engine with the vendor's products stands beside the one with ours: what that is faster, batch
-invariance costs."""
+invariance costs. Of one sequence, an engine that goes by path sm90a whole stands there too."""
 
 from __future__ import annotations
 
@@ -19,7 +19,15 @@ from typing import Any
 
 import numpy as np
 
-from earnest.bench import engine, engine_peers, gpu_peers, gpu_weights, qwen2
+from earnest.bench import (
+    engine,
+    engine_peers,
+    gpu_attention_paths,
+    gpu_peers,
+    gpu_weights,
+    peers,
+    qwen2,
+)
 from earnest.bench.case import ALSO, OURS, PEER, Absent, Case, Implementation, Problem, Target, share_off
 from earnest.bench.engine_weights import QWEN2, QWEN2_7B, Decoder
 
@@ -28,6 +36,7 @@ PROMPT, TOKENS = 128, 8
 LONG_PROMPT = 2048
 CHECKED_SEQUENCES = 4
 SIZES = {QWEN2.name: "1.5b", QWEN2_7B.name: "7b"}
+PATH = "sm90a"  # that is no choice yet
 ROUNDING = 2.0  # times the error of torch's own bfloat16
 
 
@@ -96,19 +105,24 @@ def _problem(rng: np.random.Generator, shape: Shape, device: str) -> Problem:
 
     exact = logits("float32")
 
-    def fed(make: Callable[[], Any]) -> Callable[[], Callable[..., Any]]:
-        def build() -> Callable[..., Any]:
+    def fed(make: Callable[[], Any], path: str) -> Callable[[], Callable[..., Any]]:
+        def begun() -> Callable[..., Any]:
             model = make()
-            run = (
+            return (
                 engine.stepping(model, ids, shape.prompt) if shape.tokens else lambda ids: model.feed(ids, 0)
             )
+
+        def build() -> Callable[..., Any]:
+            gpu_attention_paths.asked_for(path)
+            run = peers.forced(path, peers.forced(path, begun)()) if path else begun()
             run.waits = True  # type: ignore[attr-defined]  # for ids or logits: no graph can hold it
             return run
 
         return build
 
-    def implementation(name: str, make: Callable[[], Any], role: str) -> Implementation:
-        return Implementation(name, fed(make), role, outputs=lambda found: [found[checked]])
+    def implementation(name: str, make: Callable[[], Any], role: str, path: str = "") -> Implementation:
+        """path: that it takes from its prompt on, as what is recorded of a step has one for good."""
+        return Implementation(name, fed(make, path), role, outputs=lambda found: [found[checked]])
 
     def ours(products: str = "ours") -> engine_peers.Ours:
         return engine_peers.Ours(
@@ -124,6 +138,8 @@ def _problem(rng: np.random.Generator, shape: Shape, device: str) -> Problem:
     found = [implementation("earnest", ours, OURS)]
     if shape.weights == "bf16" and shape.graphs:
         found.append(implementation("earnest, vendor", partial(ours, "vendor"), ALSO))
+        if shape.sequences == 1 and gpu_attention_paths.has_paths(device):
+            found.append(implementation(f"earnest, {PATH}", ours, ALSO, PATH))
         name, peer = _peer()
         found.append(implementation(name, partial(peer, held.model, shape.sequences, room), PEER))
     return Problem(

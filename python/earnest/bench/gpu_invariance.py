@@ -131,8 +131,12 @@ def _by_path(shape: Shape, *, path: str, **asked: Any) -> Callable[..., Any]:
     from earnest.ops.attention import _forward_on_cuda
 
     gpu_attention_paths.asked_for(path)
-    rest: Any = (None, None, None, True, shape.dim**-0.5)
-    return peers.unless_refused(lambda q, k, v: _forward_on_cuda(q, k, v, *rest, path=path, **asked)[0])
+    asked |= {"path": path}
+
+    def run(q: Any, k: Any, v: Any) -> Any:
+        return _forward_on_cuda(q, k, v, None, None, None, True, shape.dim**-0.5, **asked)[0]
+
+    return peers.unless_refused(run)
 
 
 def _refused() -> Callable[..., Any]:
