@@ -7,6 +7,7 @@ import subprocess
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from bench_cases import FakeLimits, settings
 
@@ -16,11 +17,12 @@ from earnest.bench import (
     gpu_attention_backward,
     gpu_attention_paths,
     gpu_cudnn,
+    gpu_decode,
     gpu_forecast,
     peers,
 )
 from earnest.bench.budget import LEAST, MOST, Budget
-from earnest.bench.case import OURS, Case, Target
+from earnest.bench.case import ALSO, OURS, Case, Target
 from earnest.bench.gpu_attention_shape import Shape
 from earnest.bench.harness import measure
 from earnest.bench.timing import Pace
@@ -83,6 +85,43 @@ def test_the_backward_pass_is_there_alone_and_once_with_the_forward_pass(cases):
     assert len(names) == len(set(names))
 
 
+def test_tiles_of_the_backward_pass_are_timed_of_both_head_sizes(cases):
+    timed = [
+        name
+        for name, case in cases.items()
+        if name.startswith("backward") and case.problem.keywords["tiles"]  # type: ignore[attr-defined]
+    ]
+    assert timed == ["backward-2x8192-causal-16/16x128-bf16", "backward-2x8192-causal-16/16x64-bf16"]
+    entries = gpu_attention_backward._entries(shape_of(cases[timed[0]]), "cuda", (0, 0), False, True)
+    assert [one.name for one in entries if one.role == ALSO] == [
+        "earnest, sm80, tiles of 64",
+        "earnest, sm80, tiles of 128",
+    ]
+
+
+def test_torchs_plain_attention_stands_beside_small_cases_alone(cases):
+    """Those whose scores, and keys and values for each head, are no gigabytes."""
+    small = {name for name, case in cases.items() if "torch, math" in peers_of(case)}
+    brief = {
+        f"forward-1x{n}-{ending}-bf16"
+        for n in (128, 256, 512)
+        for ending in ("causal-28/4x128", "full-20/20x64")
+    }
+    assert small == brief | {"decode-1x1k-28/4x128-bf16", "decode-1x8k-28/4x128-bf16"}
+
+
+def peers_of(case: Case) -> list[str]:
+    shape = case.problem.keywords["shape"]  # type: ignore[attr-defined]
+    if case.name.startswith("attention/cuda-decode"):
+        return [one.name for one in gpu_decode._entries(shape, "cuda", np.zeros(0, int))]
+    if case.name.startswith("attention/cuda-rotary"):
+        return []
+    if "backward" in case.name:
+        return [one.name for one in gpu_attention_backward._entries(shape, "cuda", (0, 0), False)]
+    every = case.name.startswith("attention/cuda-schedules")
+    return [one.name for one in gpu_attention._entries(shape, "cuda", every, np.zeros(0, int))]
+
+
 def test_decoding_is_there_from_1_to_256_sequences_and_from_1k_to_64k_keys(cases):
     found = {name: case for name, case in cases.items() if name.startswith("decode")}
     for size in ("1x1k", "1x64k", "256x1k", "256x64k", "64x16k"):
@@ -117,7 +156,11 @@ def test_what_is_promised_comes_first_and_schedules_last(cases):
     ]
     first = list(cases)
     assert all(promised[:28])
-    assert [name for name in first if name.startswith("schedules")] == first[-3:]
+    assert [name for name in first if name.startswith("schedules")] == first[-5:]
+    assert first[-2:] == [
+        "schedules-ragged-16x200-8000-causal-28/4x128-bf16",
+        "schedules-1x256-causal-28/4x128-bf16",
+    ]
     assert first.index("backward-2x8192-causal-16/16x128-bf16") < first.index(
         "forward-64x1500-full-20/20x64-bf16"
     )

@@ -92,6 +92,12 @@ def test_each_schedule_and_tile_is_right_in_small(device) -> None:
     assert sorted(found) in (sorted(of_sm80), sorted(of_sm80 + of_sm90a))
 
 
+def test_each_tile_of_the_backward_pass_is_right_in_small(device) -> None:
+    case = gpu_attention_backward.case(Shape((70, 200), 2, 2, 64), device=device.type, tiles=True)
+    tiles = [f"earnest, sm80, tiles of {rows}" for rows in gpu_attention_paths.TILES]
+    assert right_ones(case, ALSO) == tiles
+
+
 def test_logprob_is_timed_by_each_path_that_the_device_has(device) -> None:
     before = earnest.which("logprob", device="cuda")
     found = right_ones(CASES["logprob with gradients"](device.type), OURS)

@@ -64,7 +64,9 @@ def chunks() -> list[Case]:
 
 
 def schedules() -> list[Case]:
-    shapes = (batch(8192, causal=False), batch(8192), batch(8192, dim=64, causal=False))
+    """Of equal sequences, of dialogues, and of one that few blocks have something of."""
+    alike = [batch(8192, causal=False), batch(8192), batch(8192, dim=64, causal=False)]
+    shapes = [*alike, Shape(DIALOGUES, 28, 4, 128), Shape((256,), 28, 4, 128)]
     return [case(shape, kind="schedules") for shape in shapes]
 
 

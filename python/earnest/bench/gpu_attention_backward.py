@@ -13,7 +13,7 @@ import numpy as np
 
 from earnest.bench import gpu, gpu_attention_paths, gpu_cudnn, gpu_forecast, peers
 from earnest.bench.attention import DIALOGUES
-from earnest.bench.case import OURS, Case, Implementation, Problem, Target
+from earnest.bench.case import ALSO, OURS, Case, Implementation, Problem, Target
 from earnest.bench.gpu_attention_peers import Form, determined, forms
 from earnest.bench.gpu_attention_shape import Shape, batch, drawn, name_of
 
@@ -25,7 +25,10 @@ SLOW = ("torch, efficient", "torch, cudnn, heads expanded")  # on padded batches
 
 def promised() -> list[Case]:
     target = Target(ratio=1.0, against=gpu_cudnn.NAME, instead=FLASH, also={peers.CUDNN: 0.9})
-    return [case(batch(tokens), target, quick=tokens == 4096) for tokens in (8192, 4096, 16_384)]
+    return [
+        case(batch(tokens), target, quick=tokens == 4096, tiles=tokens == 8192)
+        for tokens in (8192, 4096, 16_384)
+    ]
 
 
 def others() -> list[Case]:
@@ -33,21 +36,26 @@ def others() -> list[Case]:
         case(batch(8192, dtype="float16")),
         case(Shape(DIALOGUES, 28, 4, 128)),
         case(Shape((1500,) * 64, 20, 20, 64, causal=False)),
-        case(batch(8192, dim=64)),
+        case(batch(8192, dim=64), tiles=True),
         case(batch(8192, causal=False)),
         case(batch(8192), both=True),
     ]
 
 
 def case(
-    shape: Shape, target: Target | None = None, quick: bool = False, device: str = "cuda", both: bool = False
+    shape: Shape,
+    target: Target | None = None,
+    quick: bool = False,
+    device: str = "cuda",
+    both: bool = False,
+    tiles: bool = False,
 ) -> Case:
-    """both: the forward pass is timed with it."""
+    """both: the forward pass is timed with it. tiles: each tile that path sm80 has is, too."""
     kind = "forward+backward" if both else "backward"
-    entries = _entries(shape, device, (0, 0), both)
+    entries = _entries(shape, device, (0, 0), both, tiles)
     return Case(
         name=f"attention/cuda-{kind}-{name_of(shape)}",
-        problem=partial(_problem, shape=shape, device=device, both=both),
+        problem=partial(_problem, shape=shape, device=device, both=both, tiles=tiles),
         shape=shape.described() | {"pass": kind},
         dtype=shape.dtype,
         target=target or Target(),
@@ -61,21 +69,29 @@ def _operations_of_reference(shape: Shape) -> float:
     return 14 * max(shape.lengths) ** 2 * shape.dim * shape.heads // shape.kv_heads
 
 
-def _problem(rng: np.random.Generator, shape: Shape, device: str, both: bool) -> Problem:
+def _problem(rng: np.random.Generator, shape: Shape, device: str, both: bool, tiles: bool) -> Problem:
     checked = int(rng.integers(len(shape.lengths))), int(rng.integers(shape.kv_heads))
     return Problem(
         inputs=[drawn(rng, shape, device, more=True)],
         reference=partial(reference, shape=shape, checked=checked),
-        implementations=_entries(shape, device, checked, both),
+        implementations=_entries(shape, device, checked, both, tiles),
         tolerance=TOLERANCE,
         bytes=shape.bytes * 3 if both else shape.bytes * 2,
         operations=shape.operations * (7 if both else 5) // 2,
     )
 
 
-def _entries(shape: Shape, device: str, checked: tuple[int, int], both: bool) -> list[Implementation]:
-    paths = PATHS if gpu_attention_paths.has_paths(device) else ("",)
+def _entries(
+    shape: Shape, device: str, checked: tuple[int, int], both: bool, tiles: bool = False
+) -> list[Implementation]:
+    has_paths = gpu_attention_paths.has_paths(device)
+    paths = PATHS if has_paths else ("",)
     found = [_ours(f"earnest, {path}" if path else "earnest", path, shape, checked, both) for path in paths]
+    if tiles and has_paths:
+        found += [
+            _ours(f"earnest, sm80, tiles of {rows}", "sm80", shape, checked, both, ALSO, rows)
+            for rows in gpu_attention_paths.TILES
+        ]
     for form in forms(shape, device):
         if form.differentiable and not (form.padding and form.name.startswith(SLOW)):
             found += [_peer(form, shape, checked, both, deterministic) for deterministic in (False, True)]
@@ -120,8 +136,16 @@ def _parts(grads: Any, shape: Shape, checked: tuple[int, int]) -> list[Any]:
     return [_part(x, shape, checked, n) for x, n in zip(grads, heads, strict=True)]
 
 
-def _ours(name: str, path: str, shape: Shape, checked: tuple[int, int], both: bool) -> Implementation:
-    """path: "" where there is one alone, whose backward pass autograd knows."""
+def _ours(
+    name: str,
+    path: str,
+    shape: Shape,
+    checked: tuple[int, int],
+    both: bool,
+    role: str = OURS,
+    tile_rows: int = 0,
+) -> Implementation:
+    """path: "" where there is one alone, whose backward pass autograd knows. tile_rows: 0 for its choice."""
 
     def build() -> Callable[..., Any]:
         gpu_attention_paths.asked_for(path)
@@ -134,7 +158,7 @@ def _ours(name: str, path: str, shape: Shape, checked: tuple[int, int], both: bo
         def run(q: Any, k: Any, v: Any, of_q: Any, of_k: Any, grad: Any, *known: Any) -> Any:
             arrays = (q, k, v, of_q, of_k)
             out, lse = known or _forward_on_cuda(*arrays, *rest, path=path, with_lse=True)
-            return _backward(grad, None, q, k, v, out, lse, of_q, of_k, *rest, path=path)
+            return _backward(grad, None, q, k, v, out, lse, of_q, of_k, *rest, tile_rows, path)
 
         return peers.unless_refused(run)
 
@@ -161,7 +185,7 @@ def _ours(name: str, path: str, shape: Shape, checked: tuple[int, int], both: bo
     return Implementation(
         name,
         build,
-        OURS,
+        role,
         prepare=prepare,
         outputs=lambda grads: _parts([gpu_attention_paths.packed(shape, x) for x in grads], shape, checked),
     )

@@ -51,7 +51,8 @@ class Form:
 def forms(shape: Shape, device: str) -> list[Form]:
     found = []
     grouped = shape.heads != shape.kv_heads
-    for name, backend in peers.attention_backends(device).items():
+    sizes = (len(shape.lengths), shape.heads, max(shape.lengths), max(shape.key_lengths), shape.dim)
+    for name, backend in peers.attention_backends(device, *sizes).items():
         if not (grouped and backend == "EFFICIENT_ATTENTION"):
             found += _padded(name, backend, shape, expanded=False)
         if grouped and backend in EXPANDED:

@@ -48,9 +48,10 @@ class Shape:
 def implementations(shape: Shape, device: str, rows: np.ndarray) -> list[Implementation]:
     """rows: the sequences that are checked."""
     gather = _Gathered(shape)
+    sizes = (shape.sequences, shape.heads, shape.queries, shape.keys, shape.dim)
     found = [
         _torch(name, backend, shape, rows, gather)
-        for name, backend in peers.attention_backends(device).items()
+        for name, backend in peers.attention_backends(device, *sizes).items()
         if backend != "EFFICIENT_ATTENTION" or shape.heads == shape.kv_heads  # it takes no grouped heads
     ]
     if device == "cuda":

@@ -19,15 +19,22 @@ from earnest.bench.case import Absent
 CUDNN = "torch, cudnn"
 
 
-def attention_backends(device: str) -> dict[str, str]:
-    """Those of torch's scaled_dot_product_attention there, by our names for them."""
+MOST_HELD = 1 << 26  # numbers by torch's plain attention
+
+
+def attention_backends(
+    device: str, sequences: int, heads: int, queries: int, keys: int, dim: int
+) -> dict[str, str]:
+    """Those of torch's scaled_dot_product_attention there, by our names for them. Its plain one holds all
+    scores, and keys and values once for each head: beyond small cases that is gigabytes, and no contest."""
     if device != "cuda":
         return {"torch": "MATH"}
+    held = sequences * heads * keys * (queries + 2 * dim)
     return {
         CUDNN: "CUDNN_ATTENTION",
         "torch, flash": "FLASH_ATTENTION",
         "torch, efficient": "EFFICIENT_ATTENTION",
-    }
+    } | ({"torch, math": "MATH"} if held <= MOST_HELD else {})
 
 
 def unless_refused(run: Callable[..., Any]) -> Callable[..., Any]:
