@@ -214,26 +214,32 @@ def test_the_gpu_script_checks_barriers_of_those_that_have_them_and_sees_a_tool_
     tool = tmp_path / "compute-sanitizer"
     tool.write_text(f"""#!/bin/sh
       echo "$@" >> {tmp_path}/calls
-      case "$2 $5" in "synccheck {tmp_path}/b") exit "$(cat {tmp_path}/code)" ;; esac
+      case "$2 $5" in
+        "synccheck {tmp_path}/b" | "memcheck {tmp_path}/whole") exit "$(cat {tmp_path}/code)" ;;
+      esac
     """)
     tool.chmod(0o755)
     body = function_of_script("sanitizers")
     program = f"""
-      set -uo pipefail; PATH={tmp_path}:$PATH BUILD={tmp_path} CHECKED="a b" SYNCED="b"
+      set -uo pipefail; PATH={tmp_path}:$PATH BUILD={tmp_path} CHECKED="a b" SYNCED="b" MEMCHECKED="whole"
       {body}
       sanitizers
     """
-    for code in (0, 9):
+    for code in (0, 9, 124):
         (tmp_path / "code").write_text(str(code))
         (tmp_path / "calls").write_text("")
         done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, timeout=50)
         assert done.returncode == (1 if code else 0), done.stdout
-        assert ("synccheck:b FAILED: exit code 9" in done.stdout) == bool(code)
-        assert done.stdout.count("FAILED") == bool(code)
+        for failed in ("synccheck:b", "memcheck:whole"):
+            assert (f"{failed} FAILED: exit code {code}" in done.stdout) == bool(code)
+            assert (f"{failed} had not ended after 70 s" in done.stdout) == (code == 124)
+        assert done.stdout.count("FAILED") == 2 * bool(code)
         called = [line.split() for line in (tmp_path / "calls").read_text().splitlines()]
         tools = sorted((words[1], Path(words[-1]).name) for words in called if words[0] == "--tool")
         assert tools == [
-            *((tool, name) for tool in ("initcheck", "memcheck", "racecheck") for name in "ab"),
+            *(("initcheck", name) for name in "ab"),
+            *(("memcheck", name) for name in ("a", "b", "whole")),
+            *(("racecheck", name) for name in "ab"),
             ("synccheck", "b"),
         ]
 

@@ -129,6 +129,9 @@ def test_decoding_is_there_from_1_to_256_sequences_and_from_1k_to_64k_keys(cases
     for case in found.values():
         shape = case.problem.keywords["shape"]
         assert case.target.fraction == (0.85 if shape.cache_bytes >= 2e9 else None)
+        by_whom = ("flashinfer", "torch, flash") if shape.float8 else ("", "")
+        assert (case.target.ratio, case.target.against, case.target.instead) == (1.1, *by_whom)
+        assert {*by_whom} - {""} <= {*peers_of(case)}
     large = [c.problem.keywords["shape"] for c in found.values() if c.target.fraction]
     assert set(range(1, 9)) == {shape.queries for shape in large}
     assert found["decode-256x1k-28/4x128-bf16"].target.fraction is None  # half a gigabyte

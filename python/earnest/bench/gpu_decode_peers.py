@@ -16,6 +16,7 @@ from earnest.bench.case import Implementation
 from earnest.bench.gpu_attention_peers import FLASH_ATTN, ROOM, first
 
 SCALES = (0.5, 2.0)  # of keys and of values in e4m3
+FLASHINFER = "flashinfer"
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def _flashinfer(shape: Shape, rows: np.ndarray) -> Implementation:
         return lambda wrapper, q, k, v: wrapper.run(q, (k, v), **scales)
 
     return Implementation(
-        "flashinfer",
+        FLASHINFER,
         build,
         prepare=prepare,
         outputs=lambda out: [out.unflatten(0, (shape.sequences, shape.queries))[rows]],
