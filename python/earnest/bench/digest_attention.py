@@ -113,6 +113,5 @@ def by_sm90a(drawn: Callable[..., Tensor], tokens: int) -> Results:
         yield name, [out for out, _ in found]
         yield f"{name}, gradients", batch.backward(*found[0], path="sm90a")
         if PIECES:  # of one schedule alone
-            chunks = Batch(drawn, tokens, dim, dtype, keys=tokens)
-            asked = {"path": "sm90a", "schedule": "wide", "most_keys": 8 * tokens}
-            yield f"{name}, pieces", [one.forward(**asked)[0] for one in (batch, chunks)]
+            pieces = batch.forward(path="sm90a", schedule="wide", most_keys=8 * tokens)
+            yield f"{name}, pieces", [pieces[0]]
