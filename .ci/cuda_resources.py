@@ -3,9 +3,10 @@
 
 python .ci/cuda_resources.py REPORT RECORD [--write]
 
-A kernel must not spill or have a stack frame unless the record says why under "may_spill"; its registers must
-not rise by more than a tenth and more than four, nor so that fewer of its blocks fit on a multiprocessor; a
-kernel that the record does not know, or that is gone, is an error too.
+A kernel must not spill or have a stack frame unless the record says why under "may_spill", and then it must
+not spill more than the record has; its registers must not rise by more than a tenth and more than four, nor so
+that fewer of its blocks fit on a multiprocessor; a kernel that the record does not know, or that is gone, is an
+error too.
 """
 
 import re
@@ -86,6 +87,11 @@ def complaints(reports: Reports, record: Record) -> list[str]:
             if before is None:
                 found.append(f"{what}: expected a kernel of the record, got a new one (--write adds it)")
             else:
+                if kernel in record["may_spill"] and report["spilled"] > before["spilled"]:
+                    found.append(
+                        f"{what}: expected at most {before['spilled']} bytes spilled,"
+                        f" got {report['spilled']} (--write records it)"
+                    )
                 launches = record["launches"].get(kernel, [])
                 found += of_kernel(what, architecture, report, before, launches)
     for kernel, of_record in sorted(record["kernels"].items()):

@@ -99,8 +99,20 @@ def test_other_static_shared_memory_is_seen():
 def test_spills_and_frames_are_seen_unless_the_record_says_why(more: dict[str, int]):
     [complaint] = complaints(report_of(60, **more))
     assert "expected neither spills nor a stack frame" in complaint
-    explained = {**RECORD, "may_spill": {"ppo::scan_pieces<float>": "a reason"}}
+    explained = copy.deepcopy({**RECORD, "may_spill": {"ppo::scan_pieces<float>": "a reason"}})
+    explained["kernels"]["ppo::scan_pieces<float>"]["sm_80"]["spilled"] = 8
     assert complaints(report_of(60, **more), explained) == []
+
+
+def test_more_spilled_than_recorded_is_seen_also_where_the_record_says_why():
+    record = copy.deepcopy({**RECORD, "may_spill": {"ppo::scan_pieces<float>": "a reason"}})
+    record["kernels"]["ppo::scan_pieces<float>"]["sm_80"]["spilled"] = 240
+    assert complaints(report_of(60, stores=120, loads=120), record) == []
+    assert complaints(report_of(60, stores=8, loads=8), record) == []  # less
+    assert complaints(report_of(60, stores=120, loads=124), record) == [
+        "[cuda] ppo::scan_pieces<float> (sm_80): expected at most 240 bytes spilled, got 244"
+        " (--write records it)"
+    ]
 
 
 def test_kernels_that_come_and_go_are_seen():

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from earnest.errors import InvalidInput
 from earnest.features import LogMel
+from made_up_cupy import Array, Cupy
 from reference import logmel as reference
 from tolerances import FACTOR, LOGMEL
 
@@ -129,3 +130,18 @@ def test_a_refused_chunk_leaves_its_stream_and_the_others_go_on(device) -> None:
     streams.push([clips[0].to(device)], ids=[0])
     with pytest.raises(InvalidInput, match="different streams of 3"):
         streams.push([clips[0].to(device)] * 2, ids=[0, 0])
+
+
+def test_streams_take_chunks_of_cupy_and_give_such(device, monkeypatch: pytest.MonkeyPatch) -> None:
+    cupy = Cupy(monkeypatch)
+    mel, whole = LogMel(80), clip(1000).to(device)
+    streams, theirs = (mel.streams(2, device) for _ in range(2))
+    for chunk in (whole[:400], whole[400:]):
+        last = len(chunk) > 400
+        wanted = streams.push([chunk, -chunk], last=last)
+        found = theirs.push([Array(chunk), Array(-chunk)], last=last)
+        assert all(torch.equal(x.values, y) for x, y in zip(found, wanted, strict=True))
+    theirs.reset()
+    both = theirs.push(Array(torch.stack([whole, -whole])), last=True)
+    assert torch.equal(both[0].values, mel.raw(whole))
+    assert cupy.streams == [("external", 77)] * 3
