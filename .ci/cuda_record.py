@@ -12,7 +12,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple, NotRequired, TypedDict
 
 import occupancy
 
@@ -21,6 +21,7 @@ class Usage(TypedDict):
     registers: int
     spilled: int  # bytes stored and loaded
     shared: int  # bytes, static
+    frame: NotRequired[int]  # bytes of a stack, where there is one
 
 
 class Launch(NamedTuple):

@@ -3,9 +3,10 @@
 
 python .ci/cuda_resources.py REPORT RECORD [--write]
 
-A kernel must not spill or have a stack frame unless the record says why under "may_spill"; its registers must
-not rise by more than a tenth and more than four, nor so that fewer of its blocks fit on a multiprocessor; a
-kernel that the record does not know, or that is gone, is an error too.
+A kernel must not spill or have a stack frame unless the record says why under "may_spill", and then neither
+may be larger than recorded; its registers must not rise by more than a tenth and more than four, nor so that
+fewer of its blocks fit on a multiprocessor; a kernel that the record does not know, or that is gone, is an
+error too.
 """
 
 import re
@@ -21,20 +22,17 @@ USED = re.compile(r"Used (\d+) registers")
 SHARED = re.compile(r"(\d+) bytes smem")
 
 
-class Report(Usage):
-    frame: int
-
-
-Reports = dict[str, dict[str, Report]]  # kernel -> architecture -> what it uses
+Reports = dict[str, dict[str, Usage]]  # kernel -> architecture -> what it uses
 
 
 def read_report(text: str) -> Reports:
-    found: list[tuple[str, str, Report]] = []
+    found: list[tuple[str, str, Usage]] = []
     for line in text.splitlines():
         if entry := ENTRY.search(line):
-            found.append((entry[1], entry[2], Report(registers=0, spilled=0, shared=0, frame=0)))
+            found.append((entry[1], entry[2], Usage(registers=0, spilled=0, shared=0)))
         elif found and (frame := FRAME.search(line)):
-            found[-1][2]["frame"] = int(frame[1])
+            if int(frame[1]):
+                found[-1][2]["frame"] = int(frame[1])
             found[-1][2]["spilled"] = int(frame[2]) + int(frame[3])
         elif found and (used := USED.search(line)):
             found[-1][2]["registers"] = int(used[1])
@@ -49,7 +47,7 @@ def read_report(text: str) -> Reports:
 
 
 def of_kernel(
-    what: str, architecture: str, report: Report, before: Usage, launches: list[Launch]
+    what: str, architecture: str, report: Usage, before: Usage, launches: list[Launch]
 ) -> list[str]:
     """What is worse than, or no longer as, it was."""
     found, registers = [], before["registers"]
@@ -77,15 +75,22 @@ def complaints(reports: Reports, record: Record) -> list[str]:
             what = f"[cuda] {kernel} ({architecture})"
             if report["registers"] == 0:
                 found.append(f"{what}: expected a number of registers in ptxas's report, got none")
-            if (report["frame"] or report["spilled"]) and kernel not in record["may_spill"]:
+            spilled, frame = report["spilled"], report.get("frame", 0)
+            if (frame or spilled) and kernel not in record["may_spill"]:
                 found.append(
                     f"{what}: expected neither spills nor a stack frame,"
-                    f" got {report['spilled']} bytes spilled and a frame of {report['frame']}"
+                    f" got {spilled} bytes spilled and a frame of {frame}"
                 )
             before = record["kernels"].get(kernel, {}).get(architecture)
             if before is None:
                 found.append(f"{what}: expected a kernel of the record, got a new one (--write adds it)")
             else:
+                most = (before["spilled"], before.get("frame", 0))
+                if kernel in record["may_spill"] and (spilled > most[0] or frame > most[1]):
+                    found.append(
+                        f"{what}: expected at most {most[0]} bytes spilled and a frame of {most[1]},"
+                        f" got {spilled} and {frame} (--write records it)"
+                    )
                 launches = record["launches"].get(kernel, [])
                 found += of_kernel(what, architecture, report, before, launches)
     for kernel, of_record in sorted(record["kernels"].items()):
@@ -99,15 +104,7 @@ def complaints(reports: Reports, record: Record) -> list[str]:
 
 def written(reports: Reports, record: Record) -> Record:
     """The record with what is reported now; launches and reasons stay with the kernels that there are."""
-    kernels = {
-        kernel: {
-            architecture: Usage(
-                registers=report["registers"], spilled=report["spilled"], shared=report["shared"]
-            )
-            for architecture, report in sorted(of.items())
-        }
-        for kernel, of in sorted(reports.items())
-    }
+    kernels = {kernel: dict(sorted(of.items())) for kernel, of in sorted(reports.items())}
     return Record(
         kernels=kernels,
         launches={kernel: of for kernel, of in record["launches"].items() if kernel in kernels},

@@ -99,8 +99,21 @@ def test_other_static_shared_memory_is_seen():
 def test_spills_and_frames_are_seen_unless_the_record_says_why(more: dict[str, int]):
     [complaint] = complaints(report_of(60, **more))
     assert "expected neither spills nor a stack frame" in complaint
-    explained = {**RECORD, "may_spill": {"ppo::scan_pieces<float>": "a reason"}}
+    explained = copy.deepcopy({**RECORD, "may_spill": {"ppo::scan_pieces<float>": "a reason"}})
+    explained["kernels"]["ppo::scan_pieces<float>"]["sm_80"] |= {"spilled": 8, "frame": 256}
     assert complaints(report_of(60, **more), explained) == []
+
+
+def test_more_than_recorded_is_seen_also_where_the_record_says_why():
+    record = copy.deepcopy({**RECORD, "may_spill": {"ppo::scan_pieces<float>": "a reason"}})
+    record["kernels"]["ppo::scan_pieces<float>"]["sm_80"] |= {"spilled": 240, "frame": 88}
+    assert complaints(report_of(60, frame=88, stores=120, loads=120), record) == []
+    assert complaints(report_of(60, stores=8, loads=8), record) == []  # less
+    what = "[cuda] ppo::scan_pieces<float> (sm_80): expected at most 240 bytes spilled and a frame of 88,"
+    assert complaints(report_of(60, frame=88, stores=120, loads=124), record) == [
+        f"{what} got 244 and 88 (--write records it)"
+    ]
+    assert complaints(report_of(60, frame=96), record) == [f"{what} got 0 and 96 (--write records it)"]
 
 
 def test_kernels_that_come_and_go_are_seen():
@@ -117,7 +130,7 @@ def test_what_is_written_passes_and_keeps_reasons_and_launches():
     record = resources.written(report, before)
     assert record["may_spill"] == {"ppo::scan_pieces<float>": "a reason"}
     assert record["launches"] == RECORD["launches"]
-    assert record["kernels"]["ppo::scan_pieces<float>"] == {"sm_80": usage(70, 400)}
+    assert record["kernels"]["ppo::scan_pieces<float>"] == {"sm_80": usage(70, 400) | {"frame": 8}}
     assert resources.complaints(report, record) == []
 
 

@@ -36,7 +36,8 @@ from earnest.dialogue import (
 )
 from earnest.errors import InvalidInput
 from earnest.features import LogMel
-from earnest.model import AudioLM, chunk_audio
+from earnest.model import AudioLM
+from earnest.model.features import hear
 from earnest.model.weights import find_folder
 
 OP = "chat"
@@ -120,8 +121,7 @@ class Session:
         yield from stream.finish()
 
     def _hear(self, audio: Audio) -> None:
-        pcm = read_audio(audio)
-        self._heard[id(audio)] = [torch.as_tensor(self._log_mel(chunk)) for chunk in chunk_audio(pcm)]
+        self._heard[id(audio)] = hear(read_audio(audio), self._log_mel, self.model.device)
 
     def _audio_tokens(self, audio: Audio) -> list[int]:
         counts = self.model.config.audio_encoder_config.audio_tokens

@@ -60,18 +60,20 @@ class LogMel:
         _native.logmel_normalize(raw, raw)
         return _like(pcm, raw)
 
+    @accepts_cupy
     def raw(self, pcm: Any, sample_rate: int = 16000) -> Any:
         """The same before the normaliser: log10 of the mel powers, at least -10, float32 [n_mels, frames]."""
         if _on_cuda(pcm):
             return self._clips_on_cuda([pcm], sample_rate, normalized=False)[0]
         return _like(pcm, self._raw(pcm, sample_rate))
 
+    @accepts_cupy
     def batch(self, pcm: Sequence[Any] | Any, sample_rate: int = 16000, *, raw: bool = False) -> Any:
         """The features of many clips, on cuda in one launch.
 
-        Clips [samples] in a list -> a list of float32 [n_mels, frames]; tensor [clips, samples] -> tensor
-        [clips, n_mels, frames]. Each as `__call__` (or `raw`) gives it, bit for bit. InvalidInput names the
-        clip."""
+        Clips [samples] in a list -> a list of float32 [n_mels, frames]; tensor or cupy array [clips, samples]
+        -> its like [clips, n_mels, frames]. Each as `__call__` (or `raw`) gives it, bit for bit. InvalidInput
+        names the clip."""
         if isinstance(pcm, torch.Tensor):
             if pcm.ndim != 2:
                 raise InvalidInput("logmel", "pcm", "[clips, samples], or a list", str(list(pcm.shape)))
@@ -83,6 +85,7 @@ class LogMel:
         return run(clips, sample_rate, normalized=not raw)
 
     @staticmethod
+    @accepts_cupy
     def normalize(raw: Any) -> Any:
         """(max(raw, raw.max() - 8) + 4) / 4 of raw features float32 [n_mels, frames], a whole clip's."""
         if _on_cuda(raw) and raw.dtype == torch.float32 and raw.ndim == 2:

@@ -13,6 +13,7 @@ from torch import Tensor
 from earnest import _native
 from earnest.errors import InvalidInput
 from earnest.ops import cuda
+from earnest.ops.cupy_arrays import accepts_cupy
 from earnest.ops.eager import call, capsule
 
 _OP = "logmel"
@@ -84,15 +85,16 @@ class LogMelStreams:
     def __len__(self) -> int:
         return len(self.pushed)
 
+    @accepts_cupy
     def push(
-        self, chunks: Sequence[Tensor] | Tensor, ids: Sequence[int] | None = None, *, last: bool = False
-    ) -> list[Tensor]:
+        self, chunks: Sequence[Any] | Any, ids: Sequence[int] | None = None, *, last: bool = False
+    ) -> Any:
         """Chunks float32 [samples] at 16 kHz on the streams' device, one for each of the streams `ids` (all,
-        in their order) -> float32 [n_mels, k] of each, the k >= 0 frames now ready; with `last`, all that are
-        left.
+        in their order) -> a list of float32 [n_mels, k] of each, the k >= 0 frames now ready; with `last`,
+        all that are left. Tensors or cupy arrays, in a list or as [streams, samples]; the same kind out.
 
         InvalidInput names a chunk that is refused (see LogMel). Its stream is then as it was; the others have
-        taken theirs, and all frames are in the error's `frames`."""
+        taken theirs, and all frames are in the error's `frames`, which are tensors."""
         ids = range(len(self)) if ids is None else [int(i) for i in ids]
         self._check(chunks, ids, last)
         pcm = chunks.reshape(-1) if isinstance(chunks, Tensor) else torch.cat(list(chunks))
@@ -134,9 +136,11 @@ class LogMelStreams:
         return parts
 
     def finish(self, ids: Sequence[int] | None = None) -> list[Tensor]:
-        """The last frames of these streams; each needs at least one sample, and takes none after."""
+        """The last frames of these streams, as tensors; each needs at least one sample, and takes none
+        after."""
         count = len(self) if ids is None else len(ids)
-        return self.push(torch.zeros(count, 0, device=self._states.device), ids, last=True)
+        last: list[Tensor] = self.push(torch.zeros(count, 0, device=self._states.device), ids, last=True)
+        return last
 
     def reset(self, ids: Sequence[int] | None = None) -> None:
         """These streams begin anew."""

@@ -139,7 +139,8 @@ def test_a_step_of_the_gpu_script_that_hangs_costs_its_own_time_alone(tmp_path: 
     text = SCRIPT.read_text()
     body = text[text.index("# step NAME LIMIT") : text.index("environment() {")]
     program = f"""
-      set -uo pipefail; MOST=60 dry=0 out={tmp_path} worst=0 planned=0 steps="" known="" ONLY="  "
+      set -uo pipefail; MOST=60 dry=0 out={tmp_path} worst=0 planned=0 steps="" known=""
+      ONLY="  " SUMMARY=summary.json
       hangs() {{ sleep 30; }}; fails() {{ return 3; }}; works() {{ echo "$1 works"; }}
       export -f hangs fails works
       {body}
@@ -161,20 +162,24 @@ def test_a_step_of_the_gpu_script_that_hangs_costs_its_own_time_alone(tmp_path: 
     ("only", "left", "seconds"),
     [
         ("  ", 200, {"a": 10, "b": 30, "c": 20}),
-        ("  ", 30, {"a": 5, "b": 15, "c": 10}),  # in proportion
-        (" b c ", 30, {"b": 18, "c": 12}),
+        ("  ", 36, {"a": 5, "b": 15, "c": 10}),  # in proportion, but for what it takes to start
+        (" b c ", 34, {"b": 18, "c": 12}),
+        ("  ", 5, {"a": 0, "b": 0, "c": 3}),  # who gets 0 is left out by step()
     ],
 )
 def test_measurements_of_the_gpu_script_share_what_is_left(only: str, left: int, seconds: dict) -> None:
     """The script's own shared(), where steps take all that they are given."""
     program = f"""
-      set -uo pipefail; MOST={left} dry=0 ONLY="{only}" MEASURED="a:10 b:30 c:20"; unset SECONDS; SECONDS=0
+      set -uo pipefail; MOST={left} START=2 dry=0 ONLY="{only}" MEASURED="a:12 b:32 c:22"
+      unset SECONDS; SECONDS=0
       step() {{ [[ $ONLY == "  " || $ONLY == *" $1 "* ]] || return 0; echo "$@"; SECONDS=$((SECONDS + $2)); }}
       {function_of_script("shared")}
       for name in a b c; do shared $name measure some words; done
     """
     done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == [f"{name} {s} measure {s} some words" for name, s in seconds.items()]
+    assert done.stdout.splitlines() == [
+        f"{name} {s + 2 if s else 0} measure {s} some words" for name, s in seconds.items()
+    ]
 
 
 def function_of_script(name: str) -> str:
@@ -183,16 +188,18 @@ def function_of_script(name: str) -> str:
     return text[begin : text.index("\n}\n", begin) + 3]
 
 
-@pytest.mark.parametrize(("ends", "said"), [(True, "by sm90a, by sm90a, by sm90a, "), (False, "left out")])
+@pytest.mark.parametrize(
+    ("ends", "said"), [(True, "by sm90a, by sm90a, 00  attention sm90a sm90a"), (False, "left out")]
+)
 def test_the_gpu_script_has_an_engine_go_by_sm90a_where_the_digests_came_to_their_end(
     tmp_path: Path, ends: bool, said: str
 ) -> None:
     """By digests that print a line, and then end or fault."""
     (tmp_path / "whole").touch()  # of an earlier call
     tool = tmp_path / "python3"
-    tool.write_text(f'#!/bin/sh\nprintf "by $EARNEST_CUDA_TIER, "\nexit {int(not ends)}\n')
+    tool.write_text(f'#!/bin/sh\necho "00  attention sm90a $EARNEST_CUDA_TIER"\nexit {int(not ends)}\n')
     for name in ("test_engine_cuda", "test_engine_graphs_cuda"):
-        (tmp_path / name).write_text(tool.read_text())
+        (tmp_path / name).write_text('#!/bin/sh\nprintf "by $EARNEST_CUDA_TIER, "\n')
     for program in tmp_path.iterdir():
         program.chmod(0o755)
     text = SCRIPT.read_text()

@@ -147,6 +147,8 @@ def test_the_tier_that_is_forced_is_named_and_taken_by_calls_that_name_none(devi
         out, lse = _forward_on_cuda(*inputs, *rest, **words, with_lse=True)
         return [out, lse, *_backward(out, None, *inputs, out, lse, *rest, **words)]
 
+    named_path = earnest.which("attention", device="cuda", dtype="bfloat16").removeprefix("cuda/")
+    assert all(map(torch.equal, bits(), bits(path=named_path)))  # where nothing is forced
     older = bits(path="sm80")
     forced("sm80")
     assert earnest.which("attention", device="cuda", dtype="bfloat16", gradients=True) == "cuda/sm80"

@@ -6,8 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
+import small_world
+from earnest.dialogue import Audio, Dialogue, DialogueDataset, Message
 from earnest.errors import InvalidInput
 from earnest.features import LogMel
+from earnest.model import features
+from earnest.model.answer import prompt
+from made_up_cupy import Array, Cupy
 from reference import logmel as reference
 from tolerances import FACTOR, LOGMEL
 
@@ -129,3 +134,43 @@ def test_a_refused_chunk_leaves_its_stream_and_the_others_go_on(device) -> None:
     streams.push([clips[0].to(device)], ids=[0])
     with pytest.raises(InvalidInput, match="different streams of 3"):
         streams.push([clips[0].to(device)] * 2, ids=[0, 0])
+
+
+def test_streams_take_chunks_of_cupy_and_give_such(device, monkeypatch: pytest.MonkeyPatch) -> None:
+    cupy = Cupy(monkeypatch)
+    mel, whole = LogMel(80), clip(1000).to(device)
+    streams, theirs = (mel.streams(2, device) for _ in range(2))
+    for chunk in (whole[:400], whole[400:]):
+        last = len(chunk) > 400
+        wanted = streams.push([chunk, -chunk], last=last)
+        found = theirs.push([Array(chunk), Array(-chunk)], last=last)
+        assert all(torch.equal(x.values, y) for x, y in zip(found, wanted, strict=True))
+    theirs.reset()
+    both = theirs.push(Array(torch.stack([whole, -whole])), last=True)
+    assert torch.equal(both[0].values, mel.raw(whole))
+    assert cupy.streams == [("external", 77)] * 3
+
+
+def test_a_dialogue_is_heard_where_the_model_is(device, monkeypatch) -> None:
+    """The chunks of a clip in one launch, by a dataset and by whoever asks a model."""
+    monkeypatch.setattr(features, "MAX_CHUNK_SAMPLES", 1700)
+    monkeypatch.setattr(features, "CHUNK_SAMPLES", 1000)
+    launches = []
+    on_cuda = LogMel._clips_on_cuda
+    monkeypatch.setattr(
+        LogMel, "_clips_on_cuda", lambda *a, **k: launches.append(len(a[1])) or on_cuda(*a, **k)
+    )
+    words = small_world.tokenizer()
+    model = small_world.model(words).to(device)
+    config = model.config.audio_encoder_config
+    pcm = clip(3000).numpy()
+    said = (Message.user(Audio(pcm=pcm)), Message.assistant("yes"))
+    data = DialogueDataset(
+        [Dialogue(said)], words, audio_tokens=config.audio_tokens, n_mels=config.n_mels, device=device
+    )
+    want = LogMel(config.n_mels, padding="step_audio").batch([x.to(device) for x in clip(3000).split(1000)])
+    launches.clear()
+    for mel in (data[0].mel, prompt(model, words, said[:1])[0].mel):
+        assert [one.device.type for one in mel] == [device.type] * 3
+        assert all(map(torch.equal, mel, want))
+    assert launches == [3, 3]

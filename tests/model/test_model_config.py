@@ -2,13 +2,15 @@
 """Sizes, token counts and what config.json may say."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
 import torch
 
 from earnest.errors import InvalidInput
-from earnest.model import AudioLM, AudioLMConfig, chunk_audio
+from earnest.features import LogMel
+from earnest.model import AudioLM, AudioLMConfig, chunk_audio, features
 from earnest.model.features import mel_frames
 from model_cases import toy_config
 from reference.step_audio import published_tensors
@@ -158,3 +160,19 @@ def test_presets_refuse_unknown_names_and_fields():
         AudioLMConfig.preset("huge")
     with pytest.raises(InvalidInput, match="hiden_size"):
         AudioLMConfig.preset("tiny", hiden_size=3)
+
+
+def test_a_clip_is_heard_chunk_by_chunk(monkeypatch):
+    monkeypatch.setattr(features, "MAX_CHUNK_SAMPLES", 1700)
+    monkeypatch.setattr(features, "CHUNK_SAMPLES", 1000)
+    log_mel = LogMel(80, padding="step_audio")
+    pcm = np.random.default_rng(3).standard_normal(2300).astype(np.float32)
+    pcm.flags.writeable = False  # as samples of a message may be
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        heard = features.hear(pcm, log_mel)
+    want = [log_mel(chunk) for chunk in (pcm[:1000], pcm[1000:2000], pcm[2000:])]
+    assert all(np.array_equal(mel.numpy(), one) for mel, one in zip(heard, want, strict=True))
+    assert features.hear(pcm[:0], log_mel) == []
+    with pytest.raises(InvalidInput, match=r"pcm\[1\]"):
+        features.hear(np.where(np.arange(2300) == 1500, np.nan, pcm).astype(np.float32), log_mel)

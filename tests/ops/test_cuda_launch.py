@@ -5,9 +5,8 @@ what stream, memory and fault word a kernel is given."""
 import ctypes
 import types
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
-import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -16,7 +15,7 @@ from torch.utils.dlpack import from_dlpack, to_dlpack
 import earnest
 from earnest import _native, ops
 from earnest.errors import InvalidInput
-from earnest.ops import cuda, cupy_arrays
+from earnest.ops import cuda
 
 DEVICE_TYPE = 8  # bytes into a DLTensor: after its pointer
 KDL_CUDA = 2
@@ -213,47 +212,3 @@ def test_a_device_that_is_not_there_is_refused_by_name(monkeypatch: pytest.Monke
     monkeypatch.setattr(_native, "CUDA_BUILD", "OFF")
     with pytest.raises(InvalidInput, match=r"expected cpu \(earnest was built without CUDA\), got cuda"):
         cuda.require("run")
-
-
-# ---- cupy ----
-
-
-class FakeArray:
-    """What is asked of a cupy array, with numpy's memory."""
-
-    def __init__(self, values: np.ndarray) -> None:
-        self.values, self.device = values, nullcontext()
-
-    def __dlpack__(self, **_: object):
-        return self.values.__dlpack__()
-
-    def __dlpack_device__(self) -> tuple[int, int]:
-        return self.values.__dlpack_device__()
-
-
-def test_cupy_arrays_run_on_cupys_stream_and_come_back_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
-    streams = []
-    pointer = 77
-    cupy = types.ModuleType("cupy")
-    cupy.ndarray = FakeArray
-    cupy.from_dlpack = lambda tensor: FakeArray(tensor.numpy())
-    cupy.cuda = types.SimpleNamespace(get_current_stream=lambda: types.SimpleNamespace(ptr=pointer))
-    monkeypatch.setitem(__import__("sys").modules, "cupy", cupy)
-    monkeypatch.setattr(torch.cuda, "ExternalStream", lambda ptr: ("external", ptr))
-    monkeypatch.setattr(torch.cuda, "default_stream", lambda: "default")
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: streams.append(stream) or nullcontext())
-    arrays = [x.numpy() for x in gae_arrays()]
-    advantages, returns = ops.gae(*map(FakeArray, arrays))
-    assert isinstance(advantages, FakeArray)
-    assert isinstance(returns, FakeArray)
-    out = (FakeArray(np.ones(4, np.float32)), FakeArray(np.ones(4, np.float32)))
-    pointer = 0
-    ops.gae(*map(FakeArray, arrays), out=out)
-    assert bool((out[0].values == 0).all())
-    assert streams == [("external", 77), "default"]
-    loss = ops.ppo_loss(
-        *map(FakeArray, arrays[:2]), FakeArray(arrays[0] + 2), None, None, None, FakeArray(arrays[2])
-    )
-    assert float(loss.loss.values) == float(loss.policy_loss.values) == -2
-    assert float(loss.metrics["tokens"]) == 4
-    assert cupy_arrays.accepts_cupy(lambda x: x)(5) == 5

@@ -107,9 +107,11 @@ def aside() -> Iterator[None]:
     _side = _side or torch.cuda.Stream()
     before = torch.cuda.current_stream()
     _side.wait_stream(before)
-    with torch.cuda.stream(_side):
-        yield
-    before.wait_stream(_side)
+    try:
+        with torch.cuda.stream(_side):
+            yield
+    finally:
+        before.wait_stream(_side)
 
 
 class _Replayed:
@@ -126,14 +128,18 @@ class _Replayed:
                 call()
         torch.cuda.synchronize()
         # A capture that fails spoils torch's allocator for all others (before 2.12): who waits is not tried.
-        waits = getattr(caller.function, "waits", False)
-        graphs = [None if waits else _captured(call) for call in calls]
+        self._waits = getattr(caller.function, "waits", False)
+        graphs = [None if self._waits else _captured(call) for call in calls]
         self.captured = all(graph is not None for graph in graphs)
         self._calls = [graph.replay for graph in graphs if graph] if self.captured else calls
 
     def __call__(self) -> float:
         """Seconds of one call."""
+        import torch
+
         start, end = self._events
+        if self._waits:  # its work may lie on another stream, beside what was put on this one before
+            torch.cuda.synchronize()
         start.record()
         self._calls[self._next]()
         end.record()

@@ -19,7 +19,6 @@ PLAN = 0.4  # seconds in which cudnn plans for a shape, or compiles for it
 DRAWN = 200e9  # bytes a second of normal numbers
 COPIED = 2e12  # bytes a second, where the copy's rate is not reached
 FLOAT64 = 15e12  # operations a second of the references
-REFUSED = "torch, cudnn, deterministic"
 PACKAGES = ("flash-attn", "flashinfer", "cudnn")  # that the machine lacks unless somebody brings them
 
 # Operations a second that are taken for granted, by the first words of a name; the backward pass has half.
@@ -58,7 +57,8 @@ def setup(
 
 
 def _of(one: Implementation, work: Work, slower: float) -> float:
-    if one.name.startswith(PACKAGES) or one.name.startswith(REFUSED):
+    refused = one.name.startswith("torch, cudnn") and one.name.endswith("deterministic")
+    if one.name.startswith(PACKAGES) or refused:
         return ABSENT
     rate = next(rate for words, rate in RATES.items() if one.name.startswith(words))
     call = max(slower * work.operations / rate, work.bytes / COPIED) / (1 - one.padding)

@@ -52,7 +52,8 @@ def unless_refused(run: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def forced(path: str, run: Callable[..., Any]) -> Callable[..., Any]:
-    """The same by that path of ours, in whichever thread; Absent on a device that has none."""
+    """The same by that path of ours, for the whole process while it runs; Absent on a device that has none.
+    Behind it nothing is forced."""
     from earnest import _native
 
     def by_path(*inputs: Any) -> Any:
@@ -60,7 +61,7 @@ def forced(path: str, run: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return run(*inputs)
         except ValueError as error:
-            if "EARNEST_CUDA_TIER: expected" in str(error):
+            if f"EARNEST_CUDA_TIER: expected {path} on" in str(error):
                 raise Absent(str(error)) from None
             raise
         finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from earnest.dialogue.template import render
 from earnest.dialogue.tokenizer import Tokenizer
 from earnest.dialogue.validate import validate_example
 from earnest.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from earnest.features import LogMel
 
 SAMPLE_RATE = 16000
 
@@ -38,6 +41,8 @@ class DialogueDataset:
     audio_tokens    log-mel frames of a chunk -> the model's tokens (``audio_encoder_config.audio_tokens``)
     features        samples [n] of a chunk -> log-mel float32 [n_mels, frames]; default `LogMel`
     n_mels          mel bins of the default features
+    device          where the default features are computed and left, such as the model's: on cuda one launch
+                    does a clip (in this process: worker processes have no CUDA)
     max_length      a dialogue of more tokens is an error, reported with its file and line
     strict          refuse dialogues in which `validate_example` finds a problem
     bad             a list to collect bad lines of the file in; without it the first one is raised
@@ -53,6 +58,7 @@ class DialogueDataset:
         audio_tokens: Callable[[int], int],
         features: Callable[[np.ndarray], Any] | None = None,
         n_mels: int = 128,
+        device: torch.device | str = "cpu",
         max_length: int | None = None,
         strict: bool = False,
         bad: list[BadLine] | None = None,
@@ -68,22 +74,25 @@ class DialogueDataset:
             strict,
         )
         self.render_options = {"empty_think": True, "close_last": True} | render_options
-        self._features, self._n_mels = features, n_mels
+        self._features, self._n_mels, self._device = features, n_mels, torch.device(device)
+        self._log_mel: LogMel | None = None
 
     def __len__(self) -> int:
         return len(self.dialogues)
 
-    def _mel(self, chunk: np.ndarray) -> torch.Tensor:
-        if self._features is None:
+    def _hear(self, audio: Audio) -> list[torch.Tensor]:
+        from earnest.model.features import chunk_audio, hear
+
+        pcm = read_audio(audio)
+        if self._features is not None:
+            return [
+                torch.as_tensor(self._features(np.ascontiguousarray(chunk))) for chunk in chunk_audio(pcm)
+            ]
+        if self._log_mel is None:
             from earnest.features import LogMel
 
-            self._features = LogMel(n_mels=self._n_mels, padding="step_audio")
-        return torch.as_tensor(self._features(np.ascontiguousarray(chunk)))
-
-    def _hear(self, audio: Audio) -> list[torch.Tensor]:
-        from earnest.model.features import chunk_audio
-
-        return [self._mel(chunk) for chunk in chunk_audio(read_audio(audio))]
+            self._log_mel = LogMel(n_mels=self._n_mels, padding="step_audio")
+        return hear(pcm, self._log_mel, self._device)
 
     def _example(self, dialogue: Dialogue) -> Example:
         if self.strict:

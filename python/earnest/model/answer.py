@@ -7,10 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-import torch
-
-from earnest.model.features import chunk_audio
+from earnest.model.features import hear
 
 if TYPE_CHECKING:
     from earnest.dialogue import Message, PackedBatch, Rendered, Tokenizer
@@ -36,9 +33,7 @@ def prompt(
     audio = model.config.audio_encoder_config
     log_mel = LogMel(audio.n_mels, padding="step_audio")
     heard = {
-        id(clip): [torch.as_tensor(log_mel(np.ascontiguousarray(c))) for c in chunk_audio(read_audio(clip))]
-        for turn in turns
-        for clip in turn.audios
+        id(clip): hear(read_audio(clip), log_mel, model.device) for turn in turns for clip in turn.audios
     }
     rendered = render(
         turns,

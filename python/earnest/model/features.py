@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From samples to the lengths that follow from them: chunks, mel frames. No arithmetic on audio happens here.
+"""From samples to what an encoder takes: chunks, the lengths that follow from them, and their features.
 
 Source of the rules: the published helper code of the family (479 zeros on the right, hop 160, last frame
 dropped)."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
 
 from earnest.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from earnest.features import LogMel
 
 SAMPLE_RATE = 16_000
 HOP = 160
@@ -42,3 +48,12 @@ def chunk_audio(pcm: Any) -> list[Any]:
         chunks.append(pcm[start : start + size])
         start += size
     return chunks
+
+
+def hear(pcm: np.ndarray, log_mel: LogMel, device: torch.device | str = "cpu") -> list[torch.Tensor]:
+    """The features of a clip's chunks, float32 [n_mels, frames] each, computed and left on `device`: all
+    samples go there at once, and on cuda one launch does all chunks.
+
+    pcm: float32 [samples], 16 kHz. Raises InvalidInput as `LogMel` does."""
+    samples = torch.from_numpy(np.require(pcm, requirements=["C", "W"])).to(device)
+    return log_mel.batch(chunk_audio(samples))

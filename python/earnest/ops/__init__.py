@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The kernels as operators: torch tensors (with gradients) or numpy arrays in, the same out."""
+"""The kernels as operators: torch tensors in, the same out, with gradients but over pages. linear, attention,
+logprob and those of PPO take numpy and cupy arrays too, the two over pages cupy's; without gradients."""
 
 from earnest._native import num_threads, set_num_threads
 from earnest.ops import cuda

@@ -12,6 +12,7 @@ from torch import Tensor
 from earnest import _native
 from earnest.errors import InvalidInput
 from earnest.ops import attention_torch, cuda
+from earnest.ops.cupy_arrays import accepts_cupy
 from earnest.ops.eager import call, capsule, is_eager, needs_gradient
 from earnest.ops.known import Known
 
@@ -21,6 +22,7 @@ _CUDA_DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16"}  # of the 
 _NUMPY_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
 
+@accepts_cupy
 def attention(
     q: Any,
     k: Any,
@@ -53,15 +55,15 @@ def attention(
 
     dim: a multiple of 8 up to 256; scale defaults to 1/sqrt(dim). dtype float32, float64 or bfloat16
     (sums in float32), the same for q, k, v and the result, which has q's shape. Inputs that are not
-    contiguous are copied. numpy arrays (float32, float64) give a numpy array, without gradients. On the CPU
-    the bits of a row depend neither on the batch, nor on the threads, nor on whether its keys come from a
-    cache. On cuda float32 is computed in the precision of autocast. There our kernels run in bfloat16 and
-    float16 and for a dim of 64 or 128, with the same promise, of gradients too: theirs depend on their own
-    sequence alone. Elsewhere torch's own operators do ("cuda/torch"), without it. EARNEST_CUDA_TIER=sm80 or
-    sm90a forces one of the kernels' two paths, whose bits differ, forward and backward; it never comes to
-    torch's operators where the GPU lacks the path.
+    contiguous are copied. numpy arrays (float32, float64) give a numpy array, and cupy arrays (float16 too)
+    a cupy array, without gradients. On the CPU the bits of a row depend neither on the batch, nor on the
+    threads, nor on whether its keys come from a cache. On cuda float32 is computed in the precision of
+    autocast. There our kernels run in bfloat16 and float16 and for a dim of 64 or 128, with the same promise,
+    of gradients too: theirs depend on their own sequence alone. Elsewhere torch's own operators do
+    ("cuda/torch"), without it. EARNEST_CUDA_TIER=sm80 or sm90a forces one of the kernels' two paths, whose
+    bits differ, forward and backward; it never comes to torch's operators where the GPU lacks the path.
 
-    Raises InvalidInput. On cuda the call waits for the kernel to say that bounds were right, once for those
+    Raises InvalidInput. On cuda the call waits for the kernel to say that bounds were right, once for tensors
     that are passed again and again (in a CUDA graph: ops.raise_faults).
     """
     if isinstance(q, np.ndarray):

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
@@ -18,15 +18,16 @@ _DEFAULT = 0  # CUDA's default stream, as cupy names it and torch's ExternalStre
 
 
 def accepts_cupy(operator: F) -> F:
-    """The operator, which then takes cupy arrays too: where there is one among its arguments, all arrays are
-    cupy's, so are the results, and it runs on cupy's current stream of their device."""
+    """The operator, which then takes cupy arrays too: where there is one among its arguments or in a list of
+    them, all arrays are cupy's, so are the results, and it runs on cupy's current stream of their device. It
+    sees the arrays' own memory: what it writes in place is theirs."""
 
     @functools.wraps(operator)
     def call(*arguments: Any, **named: Any) -> Any:
         cupy = sys.modules.get("cupy")  # nobody has arrays of a package that is not loaded
         if cupy is None:
             return operator(*arguments, **named)
-        first = next((x for x in (*arguments, *named.values()) if isinstance(x, cupy.ndarray)), None)
+        first = _first((*arguments, *named.values()), cupy.ndarray)
         if first is None:
             return operator(*arguments, **named)
 
@@ -42,6 +43,15 @@ def accepts_cupy(operator: F) -> F:
             return _given_back(given, cupy.from_dlpack)
 
     return call  # type: ignore[return-value]
+
+
+def _first(arguments: Iterable[Any], kind: type) -> Any:
+    """The first array of this kind, in lists too; None where there is none."""
+    for x in arguments:
+        found = _first(x, kind) if isinstance(x, tuple | list) else x
+        if isinstance(found, kind):
+            return found
+    return None
 
 
 def _stream(pointer: int) -> AbstractContextManager[Any]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from earnest import _native
 from earnest.errors import InvalidInput
 from earnest.ops import cuda
+from earnest.ops.cupy_arrays import accepts_cupy
 from earnest.ops.eager import call, capsule, needs_gradient, runs_directly
 from earnest.ops.packed_weights import PackedWeights
 
@@ -22,6 +23,7 @@ _NUMPY_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 _packed = PackedWeights()
 
 
+@accepts_cupy
 def linear(x: Any, weight: Any, bias: Any = None) -> Any:
     """x @ weight.T + bias over the last axis of x; differentiable, once, in all three.
 
@@ -30,9 +32,9 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Any:
     result is [..., N]. Several weights [N_i, K], given as a tuple, count as one that has them one below the
     other. Where x is bfloat16, weight and bias may be float32: they are rounded as they are packed, and get
     float32 gradients, which is what training in mixed precision needs. bfloat16 is summed in float32 and
-    rounded once, the bias included. What is not contiguous is copied. numpy arrays (float32, float64) give a
-    numpy array, without gradients. The bits of a row of the result, and of x's gradient, depend on that row,
-    weight and bias alone: not on the other rows, nor on the number of threads.
+    rounded once, the bias included. What is not contiguous is copied. numpy or cupy arrays (float32, float64)
+    give their like, without gradients. The bits of a row of the result, and of x's gradient, depend on that
+    row, weight and bias alone: not on the other rows, nor on the number of threads.
 
     The weight is packed for the kernel when it is first seen, and the packed copy (as large as the weight;
     a second one for x's gradient) is kept as long as the tensor lives. A change of the weight is seen where

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from earnest import _native
 from earnest.ops import cuda, pages
+from earnest.ops.cupy_arrays import accepts_cupy
 from earnest.ops.eager import call, capsule, is_eager
 from earnest.ops.known import Known
 
@@ -17,6 +18,7 @@ _MOST_QUERIES = 8  # of a sequence in one call
 _tables, _scales = Known(16), Known(256)
 
 
+@accepts_cupy
 def paged_attention(
     q: Tensor,
     k: Tensor,
@@ -31,7 +33,8 @@ def paged_attention(
     v_scale: Tensor | None = None,
 ) -> Tensor:
     """softmax(scale * q k^T) v per head and sequence, causal, over keys and values in pages. The result is
-    like q; there are no gradients.
+    like q; there are no gradients. Tensors, or cupy arrays where cupy has the type (pools of e4m3 stay
+    tensors).
 
     q [sequences, heads, dim]: one query each; or [sequences, queries, heads, dim]: as many each, one to
     eight; or packed [tokens, heads, dim] with the bounds cu_seqlens_q (int32 [sequences + 1]) and
@@ -54,7 +57,7 @@ def paged_attention(
     and in CUDA graphs, whose replays follow tables and lengths.
 
     Raises InvalidInput. On cuda the call waits for the kernel to say that tables, lengths and scales were
-    right, once for those that are passed again unchanged (in a CUDA graph: ops.raise_faults).
+    right, once for tensors that are passed again unchanged (in a CUDA graph: ops.raise_faults).
     """
     pages.check_pools(_OP, "q", q, k, v, k_scale, v_scale)
     queries = _check(q, k, page_table, lengths, cu_seqlens_q, most_queries)

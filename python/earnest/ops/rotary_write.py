@@ -9,6 +9,7 @@ from torch import Tensor
 
 from earnest import _native
 from earnest.ops import cuda, pages
+from earnest.ops.cupy_arrays import accepts_cupy
 from earnest.ops.eager import call, capsule, is_eager, needs_gradient
 from earnest.ops.known import Known
 
@@ -16,6 +17,7 @@ _OP = "rotary_write"
 _places, _scales = Known(16), Known(256)
 
 
+@accepts_cupy
 def rotary_write(
     qkv: Tensor,
     positions: Tensor,
@@ -30,7 +32,8 @@ def rotary_write(
 ) -> Tensor:
     """Turns the queries and keys of qkv + bias to their positions (arXiv 2104.09864; pairs (j, j + dim /
     2), as in Qwen2), writes keys and values to their slots in k and v, and returns the queries [tokens,
-    heads, dim]. There are no gradients.
+    heads, dim]. There are no gradients. Tensors, or cupy arrays where cupy has the type (pools of e4m3 stay
+    tensors), whose pools are written in place too.
 
     qkv [tokens, (heads + 2 kv_heads) dim] and bias [the same width]: bfloat16 or float16; the result has
     their dtype. k, v [pages, kv_heads, page_size, dim], contiguous and written in place: pools of the same
@@ -45,7 +48,7 @@ def rotary_write(
     torch.compile, which sees that k and v are written, and in CUDA graphs.
 
     Raises InvalidInput. On cuda the call waits for the kernel to say that positions, slots and scales were
-    right, once for those that are passed again unchanged (in a CUDA graph: ops.raise_faults).
+    right, once for tensors that are passed again unchanged (in a CUDA graph: ops.raise_faults).
     """
     pages.check_pools(_OP, "qkv", qkv, k, v, k_scale, v_scale)
     heads = _heads(qkv, k)

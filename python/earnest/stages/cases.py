@@ -38,7 +38,8 @@ def hear(
     measured: bool = False,
 ) -> tuple[Clip, ...]:
     """The chunks of one clip as log-mel features. What is known about it goes with the first (such clips are
-    short), and with `measured` also how the whole clip sounds."""
+    short), and with `measured` also how the whole clip sounds. On the CPU, whatever learns from them: the
+    processes that speak a clip do it, once for all stages."""
     from earnest.features import LogMel
     from earnest.model import chunk_audio
 
