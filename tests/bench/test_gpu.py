@@ -76,6 +76,7 @@ def test_the_cases_of_the_targets_are_there_once() -> None:
     targets = {case.name: case.target for case in cases}
     assert len(targets) == len(cases)
     assert {case.device for case in cases} == {"cuda"}
+    assert all(case.setup > 0 for case in cases)  # or a run of few seconds would begin what it cannot end
     assert {case.family for case in cases} == set(command.ON_CUDA)
     assert targets["logmel/cuda-1x30s-128-bins"].seconds == 12e-6
     assert targets["logmel/cuda-64x30s-128-bins"].fraction == 0.6

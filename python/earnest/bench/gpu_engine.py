@@ -30,6 +30,7 @@ from earnest.bench import (
 )
 from earnest.bench.case import ALSO, OURS, PEER, Absent, Case, Implementation, Problem, Target, share_off
 from earnest.bench.engine_weights import QWEN2, QWEN2_7B, Decoder
+from earnest.bench.gpu_forecast import BRIEF
 
 SEQUENCES = (1, 8, 64)
 PROMPT, TOKENS = 128, 8
@@ -74,6 +75,13 @@ def cases() -> list[Case]:
     return found
 
 
+def _setup(shape: Shape) -> float:
+    """Weights are made once for the cases that follow each other: their part of it, and of codes."""
+    sizes = shape.decoder.sizes
+    numbers = 3 * sizes["hidden_size"] * sizes["intermediate_size"] * sizes["num_hidden_layers"]
+    return BRIEF + numbers / (3e9 if shape.weights == "bf16" else 1e9)
+
+
 def case(shape: Shape, device: str = "cuda") -> Case:
     return Case(
         name=f"engine/cuda-{shape.name}",
@@ -90,6 +98,7 @@ def case(shape: Shape, device: str = "cuda") -> Case:
         per=(shape.sequences * (shape.tokens or shape.prompt), "token"),
         quick=shape == Shape(QWEN2, "bf16", 1),
         device=device,
+        setup=_setup(shape),
     )
 
 

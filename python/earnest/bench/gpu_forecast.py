@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the cases of attention are predicted to take on a GPU that is lent for minutes, from their bytes,
+"""What cases are predicted to take on a GPU that is lent for minutes, those of attention from their bytes,
 operations and peers alone: so that bench/gpu.sh gives its steps what they need, and a run of few seconds
 knows what it still has to prepare. No GPU has confirmed any of these numbers; they are meant to be high."""
 
@@ -16,6 +16,8 @@ CALLS = 7  # of each implementation: the check, two to warm up, memory, three sa
 EACH = 0.05  # seconds of each implementation beside its calls: Python, a graph's capture, memory
 ABSENT = 0.01  # to find out that a package is not installed
 PLAN = 0.4  # seconds in which cudnn plans for a shape, or compiles for it
+BRIEF = 0.5  # seconds of a case of few bytes beside its timing
+COMPILING = 4.0  # and where torch compiles something for it
 DRAWN = 200e9  # bytes a second of normal numbers
 COPIED = 2e12  # bytes a second, where the copy's rate is not reached
 FLOAT64 = 15e12  # operations a second of the references

@@ -17,6 +17,7 @@ import numpy as np
 from earnest.bench import gpu_attention_paths, peers
 from earnest.bench.case import ALSO, OURS, Absent, Case, Implementation, Problem
 from earnest.bench.gpu_attention import CHECKED_ROWS, TOLERANCE
+from earnest.bench.gpu_forecast import BRIEF
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ def case(shape: Shape, device: str = "cuda") -> Case:
         dtype="bfloat16",
         device=device,
         kernel="attention",
+        setup=BRIEF,
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from earnest.bench import peers
 from earnest.bench.case import ALSO, OURS, Absent, Case, Implementation, Problem, Target
+from earnest.bench.gpu_forecast import BRIEF
 
 TORCH = "torch"
 TOLERANCE = 1e-2  # of the largest result: bfloat16's rounding
@@ -45,6 +46,7 @@ def case(rows: int, inputs: int, outputs: int, weights: str, *, device: str = "c
         target=target,
         quick=(inputs, outputs) == SHAPES[1] and rows in (1, 64),
         device=device,
+        setup=BRIEF,
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from earnest.bench import peers
 from earnest.bench.case import ALSO, OURS, Case, Implementation, Problem, Target
+from earnest.bench.gpu_forecast import BRIEF, COMPILING
 from earnest.bench.ppo import (
     CLIP,
     CLIP_VALUE,
@@ -41,6 +42,7 @@ SIZES = {
     "whiten": (1 << 24,),
     "groups": (1 << 20, 1 << 24),
 }
+COMPILED = ("losses", "whiten", "groups")  # by torch, as a peer
 VARIANTS = ("groups-deviation", "groups-leave-one-out")  # of 16M, last
 LENGTHS = (8, 1 << 20)  # of sequences, beside TOKENS: many to a warp, and one that all blocks work on
 SAMPLES = 16  # replies to a prompt
@@ -68,6 +70,7 @@ def case(kind: str, size: int, tokens: int = TOKENS, device: str = "cuda") -> Ca
         target=TARGETS.get((kind, size), Target()),
         quick=size == 1 << 20,
         device=device,
+        setup=BRIEF + (COMPILING if kind in COMPILED else 0),
     )
 
 
