@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Everything that needs a GPU, in one call of under nine minutes, on a machine that has nvcc, cmake, ninja, nanobind and
-# a torch that sees the GPU, and nothing to download from:
+# What needs a GPU, all checks and of the measurements what fits into one call of under nine minutes, on a machine that has
+# nvcc, cmake, ninja, nanobind and a torch that sees the GPU, and nothing to download from:
 #
 #   EARNEST_COMMIT=$(git rev-parse HEAD) bench/gpu.sh OUT      # OUT/log.txt summary.json tests.xml results.jsonl resources.*
 #   bench/gpu.sh OUT logprob engine                            # these steps alone, where an earlier call has built
@@ -59,7 +59,6 @@ step() {
 
 # Measurements, and the seconds that they would like.
 readonly MEASURED="ppo:45 logmel:22 attention:85 decode:50 logprob:50 linear:35 engine:105 demo:40"
-
 readonly START=10  # of them for Python to start and to end
 
 # shared NAME FUNCTION...: a step of MEASURED, within its part of what is left for it and for those behind it: what is
