@@ -91,8 +91,12 @@ inline Status tensor_map(const char* op, const void* data, int64_t inner, int64_
     return Status(StatusCode::kInternal, "[" + std::string(op) + "] tensor map: expected one, got " + got);
   };
   void* function = nullptr;
+  int device = 0;
   cudaDriverEntryPointQueryResult found;
-  const cudaError_t error =
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaSetDevice(device);  // a thread's first call makes it a context
+  if (error != cudaSuccess) return failed(cudaGetErrorString(error));
+  error =
       cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &found);
   if (error != cudaSuccess || found != cudaDriverEntryPointSuccess) return failed("a driver that makes none");
   const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(inner), static_cast<cuuint64_t>(outer)};

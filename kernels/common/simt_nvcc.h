@@ -38,14 +38,16 @@ struct Label {
   const char* kernel;
 };
 
+// On the current device, all that a block can have beside what the kernel declares. Unasked it has 48 KB,
+// those of the kernel's own among them. The limit is the function's: set once, and never lowered, no thread
+// takes from another what that one is about to launch with.
+cudaError_t allow_shared_memory(const void* kernel);
+
 template <typename... P, typename... A>
 Status launch_clusters(unsigned cluster, const Label& label, void (*kernel)(P...), dim3 grid, dim3 block,
                        size_t shared_bytes, void* stream, A&&... arguments) {
   cudaError_t error = cudaSuccess;
-  if (shared_bytes > 48 * 1024) {  // more must be asked for
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(shared_bytes));
-  }
+  if (shared_bytes > 0) error = allow_shared_memory(reinterpret_cast<const void*>(kernel));
   if (error == cudaSuccess) {
     cudaLaunchAttribute in_clusters = {};
     in_clusters.id = cudaLaunchAttributeClusterDimension;
@@ -55,9 +57,9 @@ Status launch_clusters(unsigned cluster, const Label& label, void (*kernel)(P...
     config.stream = static_cast<cudaStream_t>(stream);
     config.attrs = &in_clusters, config.numAttrs = cluster > 1 ? 1 : 0;
     error = cudaLaunchKernelEx(&config, kernel, std::forward<A>(arguments)...);
-    const cudaError_t told = cudaGetLastError();  // it has been told
-    if (error == cudaSuccess) error = told;
   }
+  const cudaError_t told = cudaGetLastError();  // it has been told
+  if (error == cudaSuccess) error = told;
   if (error == cudaSuccess) return {};
   return Status(StatusCode::kInternal, "[" + std::string(label.op) + "] kernel " + label.kernel +
                                            ": expected a launch of " + std::to_string(grid.x) + " x " +

@@ -1,168 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the emulator makes of Hopper's instructions, against the PTX ISA written down a second time: where a
-// box lies, when a phase ends, what a product computes; and that each mistake is found and named.
+// The rules of Hopper's instructions in the emulator: when a phase ends, and that each mistake is found and
+// named. What the instructions do, there and on a GPU, is in test_hopper_sm90a.cu.
 #include <cmath>
-#include <random>
 #include <string>
 #include <vector>
 
-#include "kernels/common/hopper_products.h"
-#include "tests/cpp/check.h"
+#include "tests/cpp/hopper_boxes.h"
 
 using namespace earnest;
 
 namespace {
 
-using hopper::Barrier;
-using hopper::kBoxBytes;
-using hopper::TensorMap;
 using simt::Arrival;
 
-constexpr int kWarpgroup = 128;
-
-template <typename... P, typename... A>
-std::string message(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared_bytes, A... arguments) {
-  return simt::launch({"test", "hopper"}, kernel, grid, block, shared_bytes, nullptr, arguments...).message();
+TensorMap map_of(const std::vector<BFloat16>& x, int64_t inner) {
+  return earnest::map_of(x.data(), x.size(), inner);
 }
 bool says(const std::string& message, const std::string& part) {
   const bool found = message.find(part) != std::string::npos;
   if (!found) std::printf("  '%s' lacks '%s'\n", message.c_str(), part.c_str());
   return found;
-}
-
-// The first byte of dynamic shared memory on a multiple of 1024.
-unsigned char* boxes(size_t bytes) {
-  const auto shared = simt::dynamic_shared<unsigned char>(0, bytes + 1024);
-  return &shared[(1024 - simt::shared_address(shared) % 1024) % 1024];
-}
-Barrier* barrier_behind(unsigned char* boxes, int count) {
-  return reinterpret_cast<Barrier*>(boxes + count * kBoxBytes);
-}
-constexpr size_t shared_for(int count) { return static_cast<size_t>(count) * kBoxBytes + 64 + 1024; }
-
-std::vector<BFloat16> random_numbers(size_t count, unsigned seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal;
-  std::vector<BFloat16> x(count);
-  for (auto& value : x) narrow(normal(random), &value);
-  return x;
-}
-TensorMap map_of(const std::vector<BFloat16>& x, int64_t inner) {
-  TensorMap map;
-  const auto outer = static_cast<int64_t>(x.size()) / inner;
-  CHECK(hopper::tensor_map("test", x.data(), inner, outer, inner, &map).ok());
-  return map;
-}
-
-// ---- boxes ----
-
-__global__ void bring_one(const TensorMap matrix, int inner, int outer, uint16_t* out) {
-  unsigned char* const box = boxes(kBoxBytes + 64);
-  Barrier* const there = barrier_behind(box, 1);
-  if (threadIdx.x != 0) return;
-  hopper::init(there, 1);
-  hopper::fence_init();
-  hopper::arrive_expecting(there, kBoxBytes);
-  hopper::load_box(box, matrix, inner, outer, there);
-  hopper::wait(there, 0);
-  std::memcpy(out, box, kBoxBytes);
-}
-
-// Both blocks bring half into both; counts run ahead of who tells of them.
-__global__ void bring_for_both(const TensorMap matrix, uint16_t* out) {
-  unsigned char* const box = boxes(2 * kBoxBytes + 64);
-  Barrier* const there = barrier_behind(box, 2);
-  const int rank = hopper::cluster_rank();
-  if (threadIdx.x == 0) {
-    hopper::init(there, 1);
-    hopper::fence_init();
-  }
-  hopper::cluster_sync();
-  if (threadIdx.x == 0) {
-    hopper::load_box_for(0b11, box + rank * kBoxBytes, matrix, 0, 64 * rank, there);
-    for (int i = 0; i < 20 * rank; ++i) simt::pause();
-    hopper::arrive_expecting(there, 2 * kBoxBytes);
-    hopper::wait(there, 0);
-    std::memcpy(out + rank * kBoxBytes, box, 2 * kBoxBytes);
-  }
-  hopper::cluster_sync();
-}
-
-// ---- products ----
-
-// d [64, columns] = 0.5 + a b over a depth of 64: operands as boxes, each as it is or transposed.
-template <int kColumns, bool kLeft, bool kRight, bool kFromRegisters>
-__global__ void multiply(const TensorMap left, const TensorMap right, const BFloat16* a, float* d) {
-  constexpr int kBoxes = 1 + kColumns / 64;
-  unsigned char* const box = boxes(kBoxes * kBoxBytes + 64);
-  Barrier* const there = barrier_behind(box, kBoxes);
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % 32, row = thread / 32 * 16 + lane / 4;
-  if (thread == 0) {
-    hopper::init(there, 1);
-    hopper::fence_init();
-    hopper::arrive_expecting(there, kBoxes * kBoxBytes);
-    hopper::load_box(box, left, 0, 0, there);
-    for (int i = 0; i < kColumns / 64; ++i)
-      hopper::load_box(box + (1 + i) * kBoxBytes, right, kRight ? 64 * i : 0, kRight ? 0 : 64 * i, there);
-  }
-  __syncthreads();
-  hopper::wait(there, 0);
-  float sums[kColumns / 8][4];
-  uint32_t in_registers[4][4];
-  for (auto& of_eight : sums)
-    for (float& sum : of_eight) sum = 0.5f;
-  for (int k = 0; k < 4; ++k) {
-    for (int i = 0; i < 4; ++i) {
-      const BFloat16* const at = a + (row + i % 2 * 8) * 64 + 16 * k + i / 2 * 8 + lane % 4 * 2;
-      in_registers[k][i] = static_cast<uint32_t>(at[1].bits) << 16 | at[0].bits;
-    }
-  }
-  hopper::begin_products();
-  for (int k = 0; k < 4; ++k) {
-    const uint32_t address = simt::shared_address(box);
-    const uint64_t of_left = hopper::descriptor(address + hopper::operand_offset(kLeft, 0, 16 * k));
-    const uint64_t of_right =
-        hopper::descriptor(address + kBoxBytes + hopper::operand_offset(kRight, 0, 16 * k));
-    if constexpr (kFromRegisters) {
-      hopper::multiply_by(sums, in_registers[k], of_right, BFloat16{});
-    } else if constexpr (kColumns == 64) {
-      hopper::multiply_64x64x16(sums, of_left, of_right, BFloat16{});
-    } else {
-      hopper::multiply_64x256x16<kLeft, kRight>(sums, of_left, of_right);
-    }
-  }
-  hopper::close_products();
-  hopper::wait_products<0>();
-  for (int j = 0; j < kColumns / 8; ++j)
-    for (int i = 0; i < 4; ++i) d[(row + i / 2 * 8) * kColumns + 8 * j + lane % 4 * 2 + i % 2] = sums[j][i];
-}
-
-std::vector<BFloat16> transposed(const std::vector<BFloat16>& x, size_t width) {
-  std::vector<BFloat16> result(x.size());
-  for (size_t i = 0; i < x.size(); ++i) result[i % width * (x.size() / width) + i / width] = x[i];
-  return result;
-}
-
-template <int kColumns, bool kLeft, bool kRight, bool kFromRegisters = false>
-void compare_product() {
-  const auto a = random_numbers(64 * 64, 1), b = random_numbers(kColumns * 64, 2);
-  const auto left = kLeft ? transposed(a, 64) : a, right = kRight ? transposed(b, 64) : b;
-  std::vector<float> d(64 * kColumns);
-  const std::string text =
-      message(multiply<kColumns, kLeft, kRight, kFromRegisters>, 1, kWarpgroup, shared_for(1 + kColumns / 64),
-              map_of(left, 64), map_of(right, kRight ? kColumns : 64), a.data(), d.data());
-  CHECK(text.empty());
-  if (!text.empty()) std::printf("  %s\n", text.c_str());
-  int wrong = 0;
-  for (size_t row = 0; row < 64; ++row) {
-    for (size_t column = 0; column < kColumns; ++column) {
-      double sum = 0.5;
-      for (size_t k = 0; k < 64; ++k)
-        sum += static_cast<double>(widen(a[row * 64 + k])) * widen(b[column * 64 + k]);
-      wrong += !(std::abs(d[row * kColumns + column] - sum) < 1e-4);
-    }
-  }
-  CHECK(wrong == 0);
 }
 
 // ---- mistakes ----
@@ -282,66 +139,7 @@ __global__ void arrive_at_who_has_gone() {
   hopper::arrive_at(barrier, 1);
 }
 
-template <typename Each>
-void for_each_arrival(const Each& each) {
-  for (const Arrival arrival : {Arrival::kEarly, Arrival::kMixed, Arrival::kLate}) {
-    simt::set_arrival(arrival);
-    each();
-  }
-  simt::set_arrival(Arrival::kDrawn);
-}
-
 }  // namespace
-
-TEST(a_box_lies_swizzled_by_its_address_and_is_0_outside) {
-  const auto x = random_numbers(96 * 80, 5);  // 80 lines of 96
-  for_each_arrival([&] {
-    for (const auto& [inner, outer] : {std::pair{0, 0}, {64, 0}, {64, 40}, {-8, -3}, {0, 200}}) {
-      std::vector<uint16_t> out(kBoxBytes / 2);
-      CHECK(message(bring_one, 1, 32, shared_for(1), map_of(x, 96), inner, outer, out.data()).empty());
-      int wrong = 0;
-      for (int line = 0; line < 64; ++line) {
-        for (int i = 0; i < 64; ++i) {
-          const int row = outer + line, column = inner + i;
-          const bool within = row >= 0 && row < 80 && column >= 0 && column < 96;
-          const int wanted = within ? x[static_cast<size_t>(row * 96 + column)].bits : 0;
-          wrong += out[static_cast<size_t>(line * 64 + ((i / 8) ^ (line % 8)) * 8 + i % 8)] != wanted;
-        }
-      }
-      CHECK(wrong == 0);
-    }
-  });
-}
-
-TEST(a_box_for_a_cluster_reaches_both_and_counts_at_both) {
-  const auto x = random_numbers(64 * 128, 6);
-  for_each_arrival([&] {
-    std::vector<uint16_t> out(2 * kBoxBytes), one(kBoxBytes / 2);
-    const Status status = simt::launch_clusters(2, {"test", "hopper"}, bring_for_both, dim3(4), dim3(32),
-                                                shared_for(2), nullptr, map_of(x, 64), out.data());
-    CHECK(status.ok());
-    if (!status.ok()) std::printf("  %s\n", status.message().c_str());
-    for (size_t half = 0; half < 2; ++half) {
-      CHECK(
-          message(bring_one, 1, 32, shared_for(1), map_of(x, 64), 0, static_cast<int>(64 * half), one.data())
-              .empty());
-      for (size_t block = 0; block < 2; ++block)
-        CHECK(std::equal(one.begin(), one.end(), out.begin() + (2 * block + half) * kBoxBytes / 2));
-    }
-  });
-}
-
-TEST(products_are_those_of_the_matrices) {
-  for_each_arrival([] {
-    compare_product<64, false, false>();
-    compare_product<64, false, true, true>();
-    compare_product<128, false, true, true>();
-    compare_product<256, false, false>();
-    compare_product<256, false, true>();
-    compare_product<256, true, false>();
-    compare_product<256, true, true>();
-  });
-}
 
 TEST(mistakes_are_named) {
   for_each_arrival([] {
