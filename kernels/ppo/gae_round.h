@@ -78,8 +78,9 @@ __device__ bool short_round(const GaeParams<T>& p, int64_t window, int64_t top, 
     begin = bound(first - i);
     if (end == begin) continue;
     if (ends == 0) chunk_begin = chunk_end = end;
-    fit = fit && begin < end && end <= most && end == chunk_begin && chunk_end - begin <= kCount;
-    ends |= 1u << (chunk_end - end & 31);
+    fit = begin < end && (begin >= 0 || window > 0) && end <= most && begin >= chunk_end - kCount;
+    if (!fit) break;
+    ends |= 1u << (chunk_end - end);
     chunk_begin = begin;
   }
   if (!__all_sync(simt::kFullWarp, fit)) return false;
@@ -111,12 +112,10 @@ __device__ Round next_round(const GaeParams<T>& p, int64_t window, int64_t* top)
   const int total = __shfl_sync(kFullWarp, until, taken - 1);
   Round round = {};
 
-  // Nothing is a piece of a longer sequence, and twice as many tokens would fit as any has.
-  int each = 1;
-  if (__all_sync(kFullWarp, piece.number == 0 && !piece.more) && total > 1)
-    while (each < kCount && __all_sync(kFullWarp, 2 * each * length <= kCount)) each *= 2;
+  int each = 1;  // so many as long as any of these would fit
+  while (each < kCount && __all_sync(kFullWarp, 2 * each * length <= kCount)) each *= 2;
   bool last;
-  if (each > 1 && short_round(p, window, *top, each, &round, &last)) {
+  if (each > 1 && total > 1 && short_round(p, window, *top, each, &round, &last)) {
     *top = last ? -1 : *top - 32 * each;
     return round;
   }
