@@ -22,6 +22,14 @@ struct Unit {
   int kv_head, first_row;
 };
 
+// What a block is at, in shared memory: there are no registers for it while tiles are multiplied.
+struct Work {
+  int number;  // of the unit, among those of all sequences
+  Walk walk;
+  Unit unit;
+  bool found, good_pages;
+};
+
 // Where a row of the unit lies. Rows of the block from `rows` on do not exist.
 struct Rows {
   int begin, heads, kv_head, group, first, rows;
@@ -69,20 +77,6 @@ __device__ void load_tile(const Job& job, int kv_head, const Pages& pages, int f
     simt::copy_async_16(&to[at], k + from, there ? 16 : 0);
     simt::copy_async_16(&to[tile_bytes(kDim, kSize) + at], v + from, there ? 16 : 0);
   }
-}
-
-// The pages of a piece, one a thread; false, and a record, if one of them cannot be. The whole block.
-__device__ bool load_pages(const Job& job, const Piece& piece, int keys, const Pages& pages) {
-  const int thread = static_cast<int>(threadIdx.x);
-  bool bad = false;
-  if (thread << job.page_shift < keys) {
-    const int64_t first = int64_t{piece.index} << (job.piece_shift - job.page_shift);
-    const int32_t page = job.page_table[piece.sequence * job.table_pages + first + thread];
-    pages[static_cast<size_t>(thread)] = page;
-    bad = page < 0 || page >= job.pages;
-  }
-  if (bad) record(job, piece.sequence, faults::kPage);
-  return __syncthreads_or(bad) == 0;
 }
 
 // Until a tile is there, behind which one less than all other places are being filled.
@@ -180,21 +174,15 @@ __device__ void store(const Job& job, const Unit& unit, const RowSums<kDim>& sum
 }
 
 template <typename Number, typename Stored, int kDim>
-__device__ void attend(const Job& job, const Unit& unit) {
+__device__ void attend(const Job& job, const Work& work, const Pages& pages) {
+  const Unit& unit = work.unit;
   const Sequence s = sequence_at(job, unit.piece.sequence);
   const Rows rows = rows_of(job, unit, s);
   if (!rows.has(0)) return;
   RowSums<kDim> sums;
   set_empty(sums);
-  constexpr int kSize = sizeof(Stored);
-  const auto pages = simt::dynamic_shared<int32_t>(
-      static_cast<size_t>(
-          pages_offset(kDim, static_cast<int>(blockDim.x) / kThreadsOfRowTile, kSize, job.stages)),
-      kMostPiecePages);
   Scales scales;
-  const int keys = keys_of_piece(unit.piece.index, s.length, job.piece_shift);
-  const bool good_pages = load_pages(job, unit.piece, keys, pages);
-  if (!scales_of(job, unit.kv_head, &scales) || !good_pages || s.bad_length) {
+  if (!scales_of(job, unit.kv_head, &scales) || !work.good_pages || s.bad_length) {
 #pragma unroll
     for (int half = 0; half < 2; ++half)
       sums.highest[half] = sums.total[half] = NAN;  // for all that comes of it
@@ -205,34 +193,50 @@ __device__ void attend(const Job& job, const Unit& unit) {
   if (key_group() == kKeyGroups - 1) store<Number, Stored>(job, unit, sums);
 }
 
-// What a block is at, in shared memory: there are no registers for it while tiles are multiplied.
-struct Work {
-  int number;  // of the unit, among those of all sequences
-  Walk walk;
-  Unit unit;
-  bool found;
-};
+// The pages of a piece; false, and a record, if one of them cannot be. A warp.
+__device__ bool load_pages(const Job& job, const Piece& piece, const Pages& pages) {
+  const int keys = keys_of_piece(piece.index, sequence_at(job, piece.sequence).length, job.piece_shift);
+  const int64_t first = int64_t{piece.index} << (job.piece_shift - job.page_shift);
+  bool bad = false;
+  for (int i = lane_of_warp(); i << job.page_shift < keys; i += 32) {
+    const int32_t page = job.page_table[piece.sequence * job.table_pages + first + i];
+    pages[i] = page;
+    bad = bad || page < 0 || page >= job.pages;
+  }
+  if (bad) record(job, piece.sequence, faults::kPage);
+  return !__any_sync(kFullWarp, bad);
+}
 
-// The first warp together: looks up the unit, and counts on.
-__device__ void find_unit(const Job& job, Work& work) {
-  const int number = work.number, of_piece = static_cast<int>(job.kv_heads) * job.slices;
+// The first warp together: looks up the unit behind `work`, and its pages.
+__device__ void find_unit(const Job& job, const Work& work, const Pages& pages, Work& next) {
+  const int number = work.number + static_cast<int>(gridDim.x);
+  const int of_piece = static_cast<int>(job.kv_heads) * job.slices;
   Walk walk = work.walk;
   Unit unit = {{0, 0}, number % of_piece / job.slices, number % job.slices * kMostRowTiles * kRowTile};
   const bool found = walk_to(job, number / of_piece, walk, &unit.piece);
-  __syncwarp();
-  if (threadIdx.x == 0) work = {number + static_cast<int>(gridDim.x), walk, unit, found};
+  const bool good_pages = found && load_pages(job, unit.piece, pages);
+  if (threadIdx.x == 0) next = {number, walk, unit, found, good_pages};
 }
 
+// The first warp looks up the next unit while others store what this one leaves: nobody needs its pages then.
 template <typename Number, typename Stored, int kDim>
 __global__ void __launch_bounds__(kMostThreads) attend_pieces(const Job job) {
-  EARNEST_SHARED(Work, work, 1);
-  if (threadIdx.x == 0) work[0] = {static_cast<int>(blockIdx.x), {0, 0}, {}, false};
-  for (;;) {
-    __syncthreads();  // everybody has done with the unit before
-    if (threadIdx.x < 32) find_unit(job, work[0]);
-    __syncthreads();
-    if (!work[0].found) return;
-    attend<Number, Stored, kDim>(job, work[0].unit);
+  EARNEST_SHARED(Work, works, 2);
+  const int row_tiles = static_cast<int>(blockDim.x) / kThreadsOfRowTile;
+  const auto pages = simt::dynamic_shared<int32_t>(
+      static_cast<size_t>(pages_offset(kDim, row_tiles, sizeof(Stored), job.stages)), kMostPiecePages);
+  const bool looks_up = threadIdx.x < 32;
+  if (threadIdx.x == 0) works[1].number = static_cast<int>(blockIdx.x) - static_cast<int>(gridDim.x);
+  if (threadIdx.x == 0) works[1].walk = {0, 0};
+  if (looks_up) {
+    __syncwarp();
+    find_unit(job, works[1], pages, works[0]);
+  }
+  for (int turn = 0;; turn ^= 1) {
+    __syncthreads();  // the unit is there, and everybody has done with the one before
+    if (!works[turn].found) return;
+    attend<Number, Stored, kDim>(job, works[turn], pages);
+    if (looks_up) find_unit(job, works[turn], pages, works[turn ^ 1]);
   }
 }
 
