@@ -221,6 +221,7 @@ __device__ void find_unit(const Job& job, const Work& work, const Pages& pages, 
 // The first warp looks up the next unit while others store what this one leaves: nobody needs its pages then.
 template <typename Number, typename Stored, int kDim>
 __global__ void __launch_bounds__(kMostThreads) attend_pieces(const Job job) {
+  static_assert(2 * sizeof(Work) <= kWorkBytes);
   EARNEST_SHARED(Work, works, 2);
   const int row_tiles = static_cast<int>(blockDim.x) / kThreadsOfRowTile;
   const auto pages = simt::dynamic_shared<int32_t>(

@@ -72,13 +72,16 @@ EARNEST_HOST_DEVICE constexpr int shared_bytes(int dim, int row_tiles, int size,
 EARNEST_HOST_DEVICE constexpr int sums_floats(int dim, int row_tiles) { return row_tiles * kRowTile * dim; }
 EARNEST_HOST_DEVICE constexpr int group_floats(int row_tiles) { return kKeyGroups * row_tiles * kRowTile; }
 
+// And as static shared memory what a block is at: as much as the rest is aligned to.
+constexpr int kWorkBytes = 1024;
+
 // Blocks that a multiprocessor holds at a time. More would wait; fewer would leave memory idle.
 constexpr int64_t resident_blocks(int dim, int row_tiles, int size, int stages, int64_t shared_of_block) {
   constexpr int64_t kReserved = 1024,
                     kThreads = 2048;  // all of a multiprocessor's is a block's and the system's
   const int64_t threads = row_tiles * kThreadsOfRowTile;
-  const int64_t by_memory =
-      (shared_of_block + kReserved) / (shared_bytes(dim, row_tiles, size, stages) + kReserved);
+  const int64_t of_block = kWorkBytes + shared_bytes(dim, row_tiles, size, stages) + kReserved;
+  const int64_t by_memory = (shared_of_block + kReserved) / of_block;
   const int64_t fit = std::min({by_memory, kRegisters / (threads * kMostRegisters), kThreads / threads});
   return std::max<int64_t>(fit, 1);
 }
@@ -86,7 +89,9 @@ constexpr int64_t resident_blocks(int dim, int row_tiles, int size, int stages, 
 // Tiles in shared memory: those that are asked for, or as many as cost no block of those that two let in. No
 // bit depends on it. 0: those that are asked for do not fit.
 constexpr int stages_of(int asked, int dim, int row_tiles, int size, int64_t shared_of_block) {
-  const auto fit = [&](int stages) { return shared_bytes(dim, row_tiles, size, stages) <= shared_of_block; };
+  const auto fit = [&](int stages) {
+    return kWorkBytes + shared_bytes(dim, row_tiles, size, stages) <= shared_of_block;
+  };
   const auto blocks = [&](int stages) {
     return resident_blocks(dim, row_tiles, size, stages, shared_of_block);
   };

@@ -69,7 +69,7 @@ TEST(blocks_fit_on_the_smallest_chip_and_several_on_the_largest) {
       for (int size : {1, 2}) {
         for (int64_t shared : {kSmall, kLarge}) {
           const int stages = stages_of(0, dim, tiles, size, shared);
-          CHECK(shared_bytes(dim, tiles, size, stages) <= shared && stages >= 2 && stages <= 4);
+          CHECK(kWorkBytes + shared_bytes(dim, tiles, size, stages) <= shared && stages >= 2 && stages <= 4);
           CHECK(resident_blocks(dim, tiles, size, stages, shared) >= 1);
         }
         // What the key groups join lies where tiles and queries were.
@@ -93,7 +93,7 @@ TEST(more_tiles_are_in_shared_memory_where_that_costs_no_block) {
           const auto blocks = [&](int stages) { return resident_blocks(dim, tiles, size, stages, shared); };
           const int stages = stages_of(0, dim, tiles, size, shared);
           CHECK(blocks(stages) == blocks(2));
-          CHECK(stages == 4 || shared_bytes(dim, tiles, size, stages + 1) > shared ||
+          CHECK(stages == 4 || kWorkBytes + shared_bytes(dim, tiles, size, stages + 1) > shared ||
                 blocks(stages + 1) < blocks(2));
         }
       }
