@@ -326,7 +326,9 @@ Job job_of(const Params& p, const Output& output, void* workspace) {
 template <typename Number, typename Stored, int kDim>
 Status run(const Params& p, Job job, const cuda::Properties& device) {
   const int tiles = row_tiles(p.most_queries * job.group);
-  job.stages = stages_of(p.stages, kDim, tiles, sizeof(Stored), device.shared_bytes);
+  const int64_t units = p.sequences * job.most_pieces * job.kv_heads * job.slices;  // at the most
+  job.stages = stages_of(p.stages, kDim, tiles, sizeof(Stored), blocks_of(units, device.multiprocessors),
+                         device.shared_bytes);
   if (job.stages == 0) {
     return invalid_argument(
         kOp, "stages", "tiles that " + std::to_string(device.shared_bytes) + " bytes of shared memory hold",
@@ -334,8 +336,7 @@ Status run(const Params& p, Job job, const cuda::Properties& device) {
   }
   const int64_t most =
       device.multiprocessors * resident_blocks(kDim, tiles, sizeof(Stored), job.stages, device.shared_bytes);
-  const int64_t of_sequence = job.most_pieces * job.kv_heads * job.slices;
-  const int64_t blocks = of_sequence >= most ? most : std::min(most, of_sequence * p.sequences);
+  const int64_t blocks = std::min(most, units);
   if (Status status = simt::launch(
           {kOp, "attend_pieces"}, attend_pieces<Number, Stored, kDim>, dim3(static_cast<unsigned>(blocks)),
           dim3(static_cast<unsigned>(tiles * kThreadsOfRowTile)),

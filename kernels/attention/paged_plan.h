@@ -86,14 +86,16 @@ constexpr int64_t resident_blocks(int dim, int row_tiles, int size, int stages, 
   return std::max<int64_t>(fit, 1);
 }
 
-// Tiles in shared memory: those that are asked for, or as many as cost no block of those that two let in. No
-// bit depends on it. 0: those that are asked for do not fit.
-constexpr int stages_of(int asked, int dim, int row_tiles, int size, int64_t shared_of_block) {
+// Tiles in shared memory: those that are asked for, or as many as cost no block of those that two let in and
+// that there is work for: so many as `most_blocks` on a multiprocessor. No bit depends on it. 0: those that
+// are asked for do not fit.
+constexpr int stages_of(int asked, int dim, int row_tiles, int size, int64_t most_blocks,
+                        int64_t shared_of_block) {
   const auto fit = [&](int stages) {
     return kWorkBytes + shared_bytes(dim, row_tiles, size, stages) <= shared_of_block;
   };
   const auto blocks = [&](int stages) {
-    return resident_blocks(dim, row_tiles, size, stages, shared_of_block);
+    return std::min(most_blocks, resident_blocks(dim, row_tiles, size, stages, shared_of_block));
   };
   if (asked != 0) return fit(asked) ? asked : 0;
   int stages = kLeastStages;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // How attention over pages is cut: every key in one piece, every row in one block, parts that do not collide,
 // blocks that fit on the chips there are.
+#include <algorithm>
 #include <cstdint>
 #include <set>
 
@@ -14,6 +15,8 @@ using namespace earnest::attention::paged;
 
 constexpr int64_t kPieces[] = {256, 512, 1024, 2048};
 constexpr int64_t kSmall = 99 * 1024, kLarge = 227 * 1024;  // compute capability 8.6, 12.0; and 9.0
+
+constexpr int64_t kMany = 1000;  // blocks that there is work for
 
 }  // namespace
 
@@ -68,7 +71,7 @@ TEST(blocks_fit_on_the_smallest_chip_and_several_on_the_largest) {
     for (int tiles = 1; tiles <= kMostRowTiles; ++tiles) {
       for (int size : {1, 2}) {
         for (int64_t shared : {kSmall, kLarge}) {
-          const int stages = stages_of(0, dim, tiles, size, shared);
+          const int stages = stages_of(0, dim, tiles, size, kMany, shared);
           CHECK(kWorkBytes + shared_bytes(dim, tiles, size, stages) <= shared && stages >= 2 && stages <= 4);
           CHECK(resident_blocks(dim, tiles, size, stages, shared) >= 1);
         }
@@ -82,19 +85,26 @@ TEST(blocks_fit_on_the_smallest_chip_and_several_on_the_largest) {
 }
 
 TEST(more_tiles_are_in_shared_memory_where_that_costs_no_block) {
-  CHECK(stages_of(0, 128, 1, 2, kLarge) == 2 && stages_of(0, 64, 1, 2, kLarge) == 3);
-  CHECK(stages_of(0, 128, 1, 1, kLarge) == 3 && stages_of(0, 64, 1, 1, kLarge) == 4);
-  CHECK(stages_of(0, 128, 2, 2, kLarge) == 3 && stages_of(0, 128, 4, 2, kLarge) == 4);
-  CHECK(stages_of(0, 128, 4, 2, kSmall) == 2 && stages_of(0, 64, 1, 1, kSmall) == 2);
+  CHECK(stages_of(0, 128, 1, 2, kMany, kLarge) == 2 && stages_of(0, 64, 1, 2, kMany, kLarge) == 3);
+  CHECK(stages_of(0, 128, 1, 1, kMany, kLarge) == 3 && stages_of(0, 64, 1, 1, kMany, kLarge) == 4);
+  CHECK(stages_of(0, 128, 2, 2, kMany, kLarge) == 3 && stages_of(0, 128, 4, 2, kMany, kLarge) == 4);
+  CHECK(stages_of(0, 128, 4, 2, kMany, kSmall) == 2 && stages_of(0, 64, 1, 1, kMany, kSmall) == 2);
+  CHECK(stages_of(0, 128, 1, 2, 3, kLarge) == 2);  // where there is work for fewer, more tiles are better
+  CHECK(stages_of(0, 128, 1, 2, 2, kLarge) == 3 && stages_of(0, 128, 1, 2, 1, kLarge) == 4);
+  CHECK(stages_of(0, 128, 1, 2, 1, kSmall) == 2);
   for (int dim : {64, 128}) {
     for (int tiles = 1; tiles <= kMostRowTiles; ++tiles) {
       for (int size : {1, 2}) {
         for (int64_t shared : {kSmall, kLarge}) {
-          const auto blocks = [&](int stages) { return resident_blocks(dim, tiles, size, stages, shared); };
-          const int stages = stages_of(0, dim, tiles, size, shared);
-          CHECK(blocks(stages) == blocks(2));
-          CHECK(stages == 4 || kWorkBytes + shared_bytes(dim, tiles, size, stages + 1) > shared ||
-                blocks(stages + 1) < blocks(2));
+          for (int64_t most : {int64_t{1}, int64_t{2}, int64_t{3}, kMany}) {
+            const auto blocks = [&](int stages) {
+              return std::min(most, resident_blocks(dim, tiles, size, stages, shared));
+            };
+            const int stages = stages_of(0, dim, tiles, size, most, shared);
+            CHECK(blocks(stages) == blocks(2));
+            CHECK(stages == 4 || kWorkBytes + shared_bytes(dim, tiles, size, stages + 1) > shared ||
+                  blocks(stages + 1) < blocks(2));
+          }
         }
       }
     }
@@ -102,9 +112,9 @@ TEST(more_tiles_are_in_shared_memory_where_that_costs_no_block) {
 }
 
 TEST(tiles_that_are_asked_for_are_taken_or_refused) {
-  for (int asked : {2, 3, 4}) CHECK(stages_of(asked, 128, 1, 2, kLarge) == asked);
-  CHECK(stages_of(2, 128, 4, 2, kSmall) == 2 && stages_of(3, 128, 4, 2, kSmall) == 0);
-  CHECK(stages_of(4, 128, 1, 2, kSmall) == 0 && stages_of(4, 64, 1, 2, kSmall) == 4);
+  for (int asked : {2, 3, 4}) CHECK(stages_of(asked, 128, 1, 2, kMany, kLarge) == asked);
+  CHECK(stages_of(2, 128, 4, 2, kMany, kSmall) == 2 && stages_of(3, 128, 4, 2, kMany, kSmall) == 0);
+  CHECK(stages_of(4, 128, 1, 2, kMany, kSmall) == 0 && stages_of(4, 64, 1, 2, kMany, kSmall) == 4);
 }
 
 TEST(parts_do_not_collide) {

@@ -36,8 +36,8 @@ class Variant(NamedTuple):
 LONGER = (Variant(1024), Variant(2048))
 # Where they decide: one sequence has few pieces; many are all bytes; eight queries leave much behind a piece.
 VARIANTS = {
-    Shape(1, 65536, 28, 4): (Variant(256), *LONGER, Variant(2048, 4)),
-    Shape(1, 8192, 28, 4): (Variant(256),),
+    Shape(1, 65536, 28, 4): (Variant(256), *LONGER),
+    Shape(1, 8192, 28, 4): (Variant(256), Variant(stages=2)),
     Shape(64, 16384, 28, 4): (*LONGER, Variant(stages=3), Variant(stages=4)),
     Shape(64, 16384, 28, 4, queries=8): (*LONGER, Variant(stages=2)),
 }
