@@ -66,8 +66,8 @@ void set_pools(const char* op, const Place& place, const Numbers& like, const Po
 void attend(const Numbers& q, const Numbers& k, const Numbers& v, const Written& out,
             const AnyInput<int32_t, 2>& page_table, const AnyInput<int32_t, 1>& lengths,
             const Bounds& cu_seqlens_q, const Scales& k_scale, const Scales& v_scale, int64_t queries,
-            double scale, uintptr_t stream, const std::optional<nb::callable>& allocate,
-            const FaultArray& fault) {
+            double scale, int64_t piece_keys, int stages, uintptr_t stream,
+            const std::optional<nb::callable>& allocate, const FaultArray& fault) {
   const Place place(kAttention, q, {stream, allocate, fault});
   paged::Params p;
   expect(kAttention, q.ndim() == 3, "q", "[tokens, heads, dim]", shape_of(q));
@@ -78,6 +78,7 @@ void attend(const Numbers& q, const Numbers& k, const Numbers& v, const Written&
   expect(kAttention, out.dtype() == q.dtype(), "out", "the dtype of q", "another dtype");
   check_shape(kAttention, "out", out, {q.shape(0), q.shape(1), q.shape(2)});
   p.tokens = size(q, 0), p.heads = size(q, 1), p.most_queries = queries, p.scale = scale;
+  p.piece_keys = piece_keys, p.stages = stages;
   p.sequences = size(lengths, 0), p.table_pages = size(page_table, 1);
   check_shape(kAttention, "page_table", page_table, {lengths.shape(0), page_table.shape(1)});
   if (cu_seqlens_q) check_shape(kAttention, "cu_seqlens_q", *cu_seqlens_q, {lengths.shape(0) + 1});
@@ -167,8 +168,8 @@ void bind_paged(nb::module_& module) {
   module.def("paged_attention", &attend, "q"_a.noconvert(), "k"_a.noconvert(), "v"_a.noconvert(),
              "out"_a.noconvert(), "page_table"_a.noconvert(), "lengths"_a.noconvert(),
              "cu_seqlens_q"_a.none().noconvert(), "k_scale"_a.none().noconvert(),
-             "v_scale"_a.none().noconvert(), "queries"_a, "scale"_a, "stream"_a = 0,
-             "allocate"_a = nb::none(), "fault"_a.noconvert() = nb::none());
+             "v_scale"_a.none().noconvert(), "queries"_a, "scale"_a, "piece_keys"_a = paged::kPieceKeys,
+             "stages"_a = 0, "stream"_a = 0, "allocate"_a = nb::none(), "fault"_a.noconvert() = nb::none());
   module.def("paged_attention_check", &check_attention, "page_table"_a.noconvert(), "lengths"_a.noconvert(),
              "cu_seqlens_q"_a.none().noconvert(), "k_scale"_a.none().noconvert(),
              "v_scale"_a.none().noconvert(), "tokens"_a, "queries"_a, "pages"_a, "page_size"_a);

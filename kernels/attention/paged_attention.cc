@@ -30,6 +30,22 @@ int64_t elements(std::initializer_list<int64_t> sizes) {
   return product;
 }
 
+// On the CPU attention.h's kernels have their own pieces.
+Status check_variant(const Params& p) {
+  const bool on_cpu = p.device == Device::kCpu;
+  if (on_cpu ? p.piece_keys != kPieceKeys : !is_piece(p.piece_keys)) {
+    return wrong("piece_keys", on_cpu ? "512 on the CPU" : "256, 512, 1024 or 2048",
+                 std::to_string(p.piece_keys));
+  }
+  if (p.stages == 0 || (!on_cpu && in_range(p.stages, kLeastStages, kMostStages))) return {};
+  return wrong("stages", on_cpu ? "0 on the CPU" : "2 to 4, or 0 for a choice", std::to_string(p.stages));
+}
+
+// The most that a sequence can have.
+int64_t most_pieces(const Params& p) {
+  return pieces_of(p.table_pages * p.page_size, piece_shift(p.piece_keys));
+}
+
 Status check_sizes(const Params& p) {
   if (p.sequences < 0 || p.tokens < 0 || p.pages < 0 || p.table_pages < 0)
     return wrong("sequences, tokens, pages", "sizes of at least 0", "less");
@@ -41,6 +57,7 @@ Status check_sizes(const Params& p) {
                  std::to_string(p.kv_heads));
   }
   if (Status status = check_page_size(kOp, p.page_size); !status.ok()) return status;
+  if (Status status = check_variant(p); !status.ok()) return status;
   if (!in_range(p.most_queries, 1, kMostQueries))
     return wrong("most_queries", "1 to " + std::to_string(kMostQueries), std::to_string(p.most_queries));
   if (p.pages > INT32_MAX || p.table_pages > INT32_MAX / p.page_size)
@@ -57,10 +74,9 @@ Status check_sizes(const Params& p) {
     return wrong("scale", "a positive finite number", std::to_string(p.scale));
   if (elements({p.sequences, p.most_queries, p.heads}) > kMostCount)
     return wrong("q", "at most 2^30 rows", std::to_string(p.sequences) + " sequences");
-  const int64_t pieces = pieces_of(p.table_pages * p.page_size),
-                rows = p.most_queries * (p.heads / p.kv_heads);
+  const int64_t pieces = most_pieces(p), rows = p.most_queries * (p.heads / p.kv_heads);
   if (elements({p.sequences, pieces, p.kv_heads, row_slices(rows)}) > kMostCount) {
-    return wrong("page_table", "at most 2^30 times 512 keys and key heads",
+    return wrong("page_table", "at most 2^30 times " + std::to_string(p.piece_keys) + " keys and key heads",
                  std::to_string(p.sequences) + " x " + std::to_string(p.table_pages) + " pages");
   }
   if (elements({p.sequences, pieces, p.most_queries, p.heads, p.dim}) > kMostElements)
@@ -91,8 +107,7 @@ Status check(const Params& p, const Output& output) {
 
 size_t workspace_size(const Params& p) {
   if (p.device == Device::kCpu || !check_sizes(p).ok()) return 0;
-  const int64_t pieces = pieces_of(p.table_pages * p.page_size);
-  return workspace_bytes(part_rows(p.sequences, pieces, p.most_queries, p.heads), p.dim);
+  return workspace_bytes(part_rows(p.sequences, most_pieces(p), p.most_queries, p.heads), p.dim);
 }
 
 Status run(const Params& p, const Output& output, void* workspace) {

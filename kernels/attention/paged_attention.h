@@ -8,9 +8,9 @@
 // own keys included. A row that sees no key gives o = 0, lse = -inf.
 //
 // A row's bits depend on its query and the keys that it sees: not on the batch around it, nor on how many
-// queries its sequence has, nor on which pages hold the keys. Every kPieceKeys keys (paged_plan.h) are a
-// softmax of their own, joined in ascending order. Sums and softmax are float32; on CUDA probabilities are
-// rounded to q's type for the product with values. Exception to "sees": a NaN or Inf in V reaches the earlier
+// queries its sequence has, nor on which pages hold the keys. Every `piece_keys` keys are a softmax of their
+// own, joined in ascending order. Sums and softmax are float32; on CUDA probabilities are rounded to q's type
+// for the product with values. Exception to "sees": a NaN or Inf in V reaches the earlier
 // queries of its own sequence in the same call (0 * NaN). What lies beyond the length is never read.
 //
 // Lengths, tables, bounds and scales lie on the device and on CUDA nobody looks at them before: a length
@@ -33,6 +33,9 @@ namespace earnest::attention::paged {
 constexpr int64_t kMostQueries = 8;  // of a sequence in one call
 constexpr int64_t kMostGroup = 16;   // query heads of a key head
 constexpr int64_t kLeastPage = 16, kMostPage = 256;
+constexpr int64_t kPieceKeys = 512;  // as on the CPU
+constexpr int64_t kLeastPiece = 256, kMostPiece = 2048;
+constexpr int kLeastStages = 2, kMostStages = 4;
 
 // What pools hold: numbers of q's type; or e4m3 (common/float8.h), and for each key head a float that all its
 // keys, and one that all its values are multiplied by. Not one for each page: that would have to be known
@@ -60,6 +63,9 @@ struct Params {
   const int32_t* cu_seqlens_q = nullptr;  // [sequences + 1]; null: each sequence has `most_queries`
   void* stream = nullptr;                 // a cudaStream_t
   FaultWord* fault = nullptr;             // on the device (device_fault.h); null: not recorded
+  // What a bench on a GPU compares. On the CPU there is no choice: its kernels' pieces are of 512 keys.
+  int64_t piece_keys = kPieceKeys;  // 256, 512, 1024 or 2048: another number gives other bits
+  int stages = 0;                   // tiles of keys in shared memory, 2 to 4; 0: a rule's. Changes no bit
 };
 
 struct Output {
@@ -68,8 +74,8 @@ struct Output {
 };
 
 // Bytes of scratch memory that a run needs on CUDA; of any alignment and content. They grow with what the
-// table can hold (sequences * table_pages), not with the lengths, which only the device knows. None for a
-// number of queries that a run refuses.
+// table can hold (sequences * table_pages), not with the lengths, which only the device knows. None for
+// sizes that a run refuses.
 size_t workspace_size(const Params& params);
 
 // On CUDA puts work on the stream; allocates nothing, waits for nothing.

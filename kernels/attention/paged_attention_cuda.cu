@@ -14,11 +14,20 @@ namespace earnest::attention::paged {
 namespace {
 
 constexpr const char* kOp = "paged_attention";
+using Pages = simt::Shared<int32_t>;
 
 // One block's work: a piece of a sequence's keys, a key head, and 64 of its rows.
 struct Unit {
   Piece piece;
   int kv_head, first_row;
+};
+
+// What a block is at, in shared memory: there are no registers for it while tiles are multiplied.
+struct Work {
+  int number;  // of the unit, among those of all sequences
+  Walk walk;
+  Unit unit;
+  bool found, good_pages;
 };
 
 // Where a row of the unit lies. Rows of the block from `rows` on do not exist.
@@ -47,10 +56,11 @@ __device__ void load_queries(const Job& job, const Rows& rows, const Bytes& to) 
   }
 }
 
-// The tile whose first key is key `first` of the piece, of which `keys` exist; `page`: lane i has the i-th
-// page of the piece. What does not exist becomes 0.
+// The tile whose first key is key `first` of the piece, of which `keys` exist; `pages`: those of the piece.
+// What does not exist becomes 0.
 template <typename Stored, int kDim>
-__device__ void load_tile(const Job& job, int kv_head, int page, int first, int keys, const Bytes& to) {
+__device__ void load_tile(const Job& job, int kv_head, const Pages& pages, int first, int keys,
+                          const Bytes& to) {
   constexpr int kSize = sizeof(Stored), kChunks = kDim * kSize / 16;
   const auto *k = static_cast<const Stored*>(job.k), *v = static_cast<const Stored*>(job.v);
   // Further keys of a thread lie a multiple of 8 behind, where chunks have the same places.
@@ -60,42 +70,41 @@ __device__ void load_tile(const Job& job, int kv_head, int page, int first, int 
   int at = place_of<kChunks>(thread / kChunks, chunk);
   for (int key = thread / kChunks; key < kTileKeys; key += further, at += further * kChunks * 16) {
     const int of_piece = first + key;
-    const int64_t of_key = __shfl_sync(kFullWarp, page, of_piece >> job.page_shift);
-    const int64_t row = ((of_key * job.kv_heads + kv_head) << job.page_shift) + (of_piece & in_page);
     const bool there = of_piece < keys;
+    const int64_t page = there ? pages[of_piece >> job.page_shift] : 0;
+    const int64_t row = ((page * job.kv_heads + kv_head) << job.page_shift) + (of_piece & in_page);
     const int64_t from = there ? row * kDim + chunk * (16 / kSize) : 0;
     simt::copy_async_16(&to[at], k + from, there ? 16 : 0);
     simt::copy_async_16(&to[tile_bytes(kDim, kSize) + at], v + from, there ? 16 : 0);
   }
 }
 
-// The pages of a piece, one a lane; false, and a record, if one of them cannot be.
-__device__ bool load_pages(const Job& job, const Piece& piece, int keys, int* page) {
-  const int lane = lane_of_warp();
-  *page = 0;
-  if (lane << job.page_shift < keys) {
-    const int first = piece.index * (kPieceKeys >> job.page_shift);
-    *page = job.page_table[piece.sequence * job.table_pages + first + lane];
+// Until a tile is there, behind which one less than all other places are being filled.
+__device__ void wait_for_tile(int stages) {
+  static_assert(kLeastStages == 2 && kMostStages == 4);
+  if (stages == 2) {
+    simt::copy_async_wait<0>();
+  } else if (stages == 3) {
+    simt::copy_async_wait<1>();
+  } else {
+    simt::copy_async_wait<2>();
   }
-  const bool bad = *page < 0 || *page >= job.pages;
-  if (bad) record(job, piece.sequence, faults::kPage);
-  return !__any_sync(kFullWarp, bad);
 }
 
 // sums += this piece's, over all its tiles: others are on their way while one is multiplied.
 template <typename Number, typename Stored, int kDim>
-__device__ void attend_tiles(const Job& job, const Unit& unit, const Rows& rows, int length, int page,
-                             float scale_log2, RowSums<kDim>& sums) {
+__device__ void attend_tiles(const Job& job, const Unit& unit, const Rows& rows, int length,
+                             const Pages& pages, float scale_log2, RowSums<kDim>& sums) {
   constexpr int kSize = sizeof(Stored), kTileBytes = tile_bytes(kDim, kSize);
   const int row_tiles = static_cast<int>(blockDim.x) / kThreadsOfRowTile;
-  const int keys = keys_of_piece(unit.piece.index, length), steps = (keys + kTileKeys - 1) / kTileKeys;
-  const int stages = job.stages, kv_head = unit.kv_head;
+  const int keys = keys_of_piece(unit.piece.index, length, job.piece_shift);
+  const int steps = (keys + kTileKeys - 1) / kTileKeys, stages = job.stages, kv_head = unit.kv_head;
   const auto shared = simt::dynamic_shared<unsigned char>(
       0, static_cast<size_t>(shared_bytes(kDim, row_tiles, kSize, stages)));
   const Bytes queries = shared + queries_offset(kDim, kSize, stages);
-  const auto tile_at = [&](int step) { return shared + (step & (stages - 1)) * 2 * kTileBytes; };
-  const auto load = [&](int step) {
-    if (step < steps) load_tile<Stored, kDim>(job, kv_head, page, step * kTileKeys, keys, tile_at(step));
+  const auto tile_at = [&](int place) { return shared + place * 2 * kTileBytes; };
+  const auto load = [&](int step, int place) {
+    if (step < steps) load_tile<Stored, kDim>(job, kv_head, pages, step * kTileKeys, keys, tile_at(place));
     simt::copy_async_commit();  // empty groups too: that many are waited for
   };
   // The last query sees all keys, each one before it one key less.
@@ -103,20 +112,16 @@ __device__ void attend_tiles(const Job& job, const Unit& unit, const Rows& rows,
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int behind = rows.rows / rows.group - 1 - rows.query(row_of_lane(half));
-    const int seen = length - behind - unit.piece.index * kPieceKeys;
+    const int seen = length - behind - (unit.piece.index << job.piece_shift);
     visible[half] = seen < 0 ? 0 : seen < keys ? seen : keys;
   }
   load_queries<Number, kDim>(job, rows, queries);
-  for (int step = 0; step < stages - 1; ++step) load(step);
-  for (int step = 0; step < steps; ++step) {
-    if (stages == kFewStages) {
-      simt::copy_async_wait<kFewStages - 2>();
-    } else {
-      simt::copy_async_wait<kManyStages - 2>();
-    }
+  for (int step = 0; step < stages - 1; ++step) load(step, step);
+  for (int step = 0, place = 0; step < steps; ++step, place = place + 1 == stages ? 0 : place + 1) {
+    wait_for_tile(stages);
     __syncthreads();  // the tile is there, and everybody has read the one before it, whose place comes next
-    load(step + stages - 1);
-    const Bytes tile = tile_at(step);
+    load(step + stages - 1, (place == 0 ? stages : place) - 1);
+    const Bytes tile = tile_at(place);
     attend_tile<Number, Stored>(queries, tile, tile + kTileBytes, visible, scale_log2, sums);
 #pragma unroll
     for (int half = 0; half < 2; ++half) visible[half] -= kTileKeys;
@@ -137,7 +142,7 @@ __device__ void store(const Job& job, const Unit& unit, const RowSums<kDim>& sum
   const Piece& piece = unit.piece;
   const Sequence s = sequence_at(job, piece.sequence);
   const Rows rows = rows_of(job, unit, s);
-  const bool only = pieces_of(s.length) == 1;
+  const bool only = pieces_of(s.length, job.piece_shift) == 1;
   Scales scales;
   scales_of(job, unit.kv_head, &scales);
   const bool first_of_row = lane_of_warp() % 4 == 0;
@@ -169,54 +174,70 @@ __device__ void store(const Job& job, const Unit& unit, const RowSums<kDim>& sum
 }
 
 template <typename Number, typename Stored, int kDim>
-__device__ void attend(const Job& job, const Unit& unit) {
+__device__ void attend(const Job& job, const Work& work, const Pages& pages) {
+  const Unit& unit = work.unit;
   const Sequence s = sequence_at(job, unit.piece.sequence);
   const Rows rows = rows_of(job, unit, s);
   if (!rows.has(0)) return;
   RowSums<kDim> sums;
   set_empty(sums);
-  int page;
   Scales scales;
-  const bool good_pages = load_pages(job, unit.piece, keys_of_piece(unit.piece.index, s.length), &page);
-  if (!scales_of(job, unit.kv_head, &scales) || !good_pages || s.bad_length) {
+  if (!scales_of(job, unit.kv_head, &scales) || !work.good_pages || s.bad_length) {
 #pragma unroll
     for (int half = 0; half < 2; ++half)
       sums.highest[half] = sums.total[half] = NAN;  // for all that comes of it
   } else if (s.length > 0) {
-    attend_tiles<Number, Stored>(job, unit, rows, s.length, page, scales.score_log2, sums);
+    attend_tiles<Number, Stored>(job, unit, rows, s.length, pages, scales.score_log2, sums);
     join_key_groups(scales.score_log2, sums);
   }
   if (key_group() == kKeyGroups - 1) store<Number, Stored>(job, unit, sums);
 }
 
-// What a block is at, in shared memory: there are no registers for it while tiles are multiplied.
-struct Work {
-  int number;  // of the unit, among those of all sequences
-  Walk walk;
-  Unit unit;
-  bool found;
-};
+// The pages of a piece; false, and a record, if one of them cannot be. A warp.
+__device__ bool load_pages(const Job& job, const Piece& piece, const Pages& pages) {
+  const int keys = keys_of_piece(piece.index, sequence_at(job, piece.sequence).length, job.piece_shift);
+  const int64_t first = int64_t{piece.index} << (job.piece_shift - job.page_shift);
+  bool bad = false;
+  for (int i = lane_of_warp(); i << job.page_shift < keys; i += 32) {
+    const int32_t page = job.page_table[piece.sequence * job.table_pages + first + i];
+    pages[i] = page;
+    bad = bad || page < 0 || page >= job.pages;
+  }
+  if (bad) record(job, piece.sequence, faults::kPage);
+  return !__any_sync(kFullWarp, bad);
+}
 
-// The first warp together: looks up the unit, and counts on.
-__device__ void find_unit(const Job& job, Work& work) {
-  const int number = work.number, of_piece = static_cast<int>(job.kv_heads) * job.slices;
+// The first warp together: looks up the unit behind `work`, and its pages.
+__device__ void find_unit(const Job& job, const Work& work, const Pages& pages, Work& next) {
+  const int number = work.number + static_cast<int>(gridDim.x);
+  const int of_piece = static_cast<int>(job.kv_heads) * job.slices;
   Walk walk = work.walk;
   Unit unit = {{0, 0}, number % of_piece / job.slices, number % job.slices * kMostRowTiles * kRowTile};
   const bool found = walk_to(job, number / of_piece, walk, &unit.piece);
-  __syncwarp();
-  if (threadIdx.x == 0) work = {number + static_cast<int>(gridDim.x), walk, unit, found};
+  const bool good_pages = found && load_pages(job, unit.piece, pages);
+  if (threadIdx.x == 0) next = {number, walk, unit, found, good_pages};
 }
 
+// The first warp looks up the next unit while others store what this one leaves: nobody needs its pages then.
 template <typename Number, typename Stored, int kDim>
 __global__ void __launch_bounds__(kMostThreads) attend_pieces(const Job job) {
-  EARNEST_SHARED(Work, work, 1);
-  if (threadIdx.x == 0) work[0] = {static_cast<int>(blockIdx.x), {0, 0}, {}, false};
-  for (;;) {
-    __syncthreads();  // everybody has done with the unit before
-    if (threadIdx.x < 32) find_unit(job, work[0]);
-    __syncthreads();
-    if (!work[0].found) return;
-    attend<Number, Stored, kDim>(job, work[0].unit);
+  static_assert(2 * sizeof(Work) <= kWorkBytes);
+  EARNEST_SHARED(Work, works, 2);
+  const int row_tiles = static_cast<int>(blockDim.x) / kThreadsOfRowTile;
+  const auto pages = simt::dynamic_shared<int32_t>(
+      static_cast<size_t>(pages_offset(kDim, row_tiles, sizeof(Stored), job.stages)), kMostPiecePages);
+  const bool looks_up = threadIdx.x < 32;
+  if (threadIdx.x == 0) works[1].number = static_cast<int>(blockIdx.x) - static_cast<int>(gridDim.x);
+  if (threadIdx.x == 0) works[1].walk = {0, 0};
+  if (looks_up) {
+    __syncwarp();
+    find_unit(job, works[1], pages, works[0]);
+  }
+  for (int turn = 0;; turn ^= 1) {
+    __syncthreads();  // the unit is there, and everybody has done with the one before
+    if (!works[turn].found) return;
+    attend<Number, Stored, kDim>(job, works[turn], pages);
+    if (looks_up) find_unit(job, works[turn], pages, works[turn ^ 1]);
   }
 }
 
@@ -231,7 +252,7 @@ __global__ void __launch_bounds__(kJoinThreads) join_pieces(const Job job) {
   const int query = row_of_grid / heads % job.queries, n = row_of_grid / heads / job.queries;
   const int thread = static_cast<int>(threadIdx.x);
   const Sequence s = sequence_at(job, n);
-  const int64_t pieces = pieces_of(s.length);
+  const int64_t pieces = pieces_of(s.length, job.piece_shift);
   if (query >= s.queries || pieces == 1) return;
   Scales scales;
   if (!scales_of(job, head / job.group, &scales)) scales.score = scales.score_log2 = NAN;
@@ -291,7 +312,8 @@ Job job_of(const Params& p, const Output& output, void* workspace) {
   job.scale = static_cast<float>(p.scale);
   job.k_scale = p.cache == Cache::kFloat8 ? p.k_scale : nullptr;
   job.v_scale = p.cache == Cache::kFloat8 ? p.v_scale : nullptr;
-  job.most_pieces = pieces_of(p.table_pages * p.page_size);
+  job.piece_shift = piece_shift(p.piece_keys);
+  job.most_pieces = pieces_of(p.table_pages * p.page_size, job.piece_shift);
   job.fault = p.fault;
   const int64_t rows = part_rows(p.sequences, job.most_pieces, p.most_queries, p.heads);
   const size_t outputs = aligned(reinterpret_cast<uintptr_t>(workspace));
@@ -304,11 +326,17 @@ Job job_of(const Params& p, const Output& output, void* workspace) {
 template <typename Number, typename Stored, int kDim>
 Status run(const Params& p, Job job, const cuda::Properties& device) {
   const int tiles = row_tiles(p.most_queries * job.group);
-  job.stages = stages_of(kDim, tiles, sizeof(Stored), device.shared_bytes);
+  const int64_t units = p.sequences * job.most_pieces * job.kv_heads * job.slices;  // at the most
+  job.stages = stages_of(p.stages, kDim, tiles, sizeof(Stored), blocks_of(units, device.multiprocessors),
+                         device.shared_bytes);
+  if (job.stages == 0) {
+    return invalid_argument(
+        kOp, "stages", "tiles that " + std::to_string(device.shared_bytes) + " bytes of shared memory hold",
+        std::to_string(p.stages));
+  }
   const int64_t most =
-      device.multiprocessors * resident_blocks(kDim, tiles, sizeof(Stored), device.shared_bytes);
-  const int64_t of_sequence = job.most_pieces * job.kv_heads * job.slices;
-  const int64_t blocks = of_sequence >= most ? most : std::min(most, of_sequence * p.sequences);
+      device.multiprocessors * resident_blocks(kDim, tiles, sizeof(Stored), job.stages, device.shared_bytes);
+  const int64_t blocks = std::min(most, units);
   if (Status status = simt::launch(
           {kOp, "attend_pieces"}, attend_pieces<Number, Stored, kDim>, dim3(static_cast<unsigned>(blocks)),
           dim3(static_cast<unsigned>(tiles * kThreadsOfRowTile)),

@@ -20,7 +20,8 @@ struct Job {
   float* lse;
   const int32_t *page_table, *lengths, *cu_seqlens_q;
   int64_t sequences, tokens, kv_heads, pages, table_pages;
-  int heads, group, queries, page_shift, slices;  // page_size = 2^page_shift; slices: row_slices
+  int heads, group, queries, slices;  // slices: row_slices
+  int page_shift, piece_shift;        // of 2
   int stages;
   float scale;
   const float *k_scale, *v_scale;  // [kv_heads]; null: 1
@@ -58,7 +59,7 @@ __device__ inline int pieces_at(const Job& job, int64_t n, bool records) {
   const Sequence s = sequence_at(job, n);
   if (records && s.bad_bounds) record(job, n, faults::kBounds);
   if (records && s.bad_length && s.queries > 0) record(job, n, faults::kLength);
-  return s.queries == 0 ? 0 : static_cast<int>(pieces_of(s.length));
+  return s.queries == 0 ? 0 : static_cast<int>(pieces_of(s.length, job.piece_shift));
 }
 
 // What scores of a key head are multiplied by, the same for powers of two, and its values.

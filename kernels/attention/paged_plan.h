@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
 // How attention over a paged cache is cut: pure functions of the sizes, tested on the CPU.
 //
-// The split rule: pieces of kPieceKeys keys, counted from the sequence's first key. It looks at nothing else,
-// so that a row's sums take the same steps whatever the batch, the number of queries, and the chip are.
+// The split rule: pieces of 2^piece_shift keys, counted from the sequence's first key. It looks at nothing
+// else, so that a row's sums take the same steps whatever the batch, the number of queries, and the chip are.
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/attention/paged_attention.h"
 #include "kernels/common/host_device.h"
 
 namespace earnest::attention::paged {
 
-// As on the CPU. A piece of one key head is 256 KB (dim 128); what it leaves behind of 7 rows is 3.6 KB.
-constexpr int kPieceKeys = 512;
 constexpr int kTileKeys = 64;     // that arrive together in shared memory
 constexpr int kKeyGroups = 4;     // warps that share a tile's keys: 16 each, with sums of their own
 constexpr int kRowTile = 16;      // rows of a warp: what mma.sync takes
@@ -23,20 +23,29 @@ constexpr int kThreadsOfRowTile = 32 * kKeyGroups;
 constexpr int kMostThreads = kMostRowTiles * kThreadsOfRowTile;
 constexpr int kMostRegisters = 128;    // a thread's, so that the largest block fits
 constexpr int64_t kRegisters = 65536;  // of a multiprocessor
-static_assert(kTileKeys == 16 * kKeyGroups && kPieceKeys % kTileKeys == 0);
+static_assert(kTileKeys == 16 * kKeyGroups && kLeastPiece % kTileKeys == 0);
 
 EARNEST_HOST_DEVICE constexpr int64_t blocks_of(int64_t size, int64_t block) {
   return size / block + (size % block != 0);
 }
 
+constexpr bool is_piece(int64_t keys) {
+  return keys >= kLeastPiece && keys <= kMostPiece && std::has_single_bit(static_cast<uint64_t>(keys));
+}
+constexpr int piece_shift(int64_t piece_keys) { return std::countr_zero(static_cast<uint64_t>(piece_keys)); }
+
 // A sequence of no keys has a piece too: somebody writes its rows.
-EARNEST_HOST_DEVICE constexpr int64_t pieces_of(int64_t keys) {
-  return keys <= kPieceKeys ? 1 : blocks_of(keys, kPieceKeys);
+EARNEST_HOST_DEVICE constexpr int64_t pieces_of(int64_t keys, int piece_shift) {
+  return keys <= 1 << piece_shift ? 1 : ((keys - 1) >> piece_shift) + 1;
 }
-EARNEST_HOST_DEVICE constexpr int keys_of_piece(int64_t piece, int64_t keys) {
-  const int64_t left = keys - piece * kPieceKeys;
-  return static_cast<int>(left < kPieceKeys ? left : kPieceKeys);
+EARNEST_HOST_DEVICE constexpr int keys_of_piece(int64_t piece, int64_t keys, int piece_shift) {
+  const int64_t left = keys - (piece << piece_shift), most = 1 << piece_shift;
+  return static_cast<int>(left < most ? left : most);
 }
+
+// A thread looks at a page of the piece: the smallest block has one for each.
+constexpr int kMostPiecePages = kMostPiece / kLeastPage;
+static_assert(kMostPiecePages <= kThreadsOfRowTile && kLeastPiece % kMostPage == 0);
 
 // Rows: the query heads of a key head, times the queries of the sequence; row = query * group + head.
 constexpr int row_tiles(int64_t rows) {
@@ -45,38 +54,53 @@ constexpr int row_tiles(int64_t rows) {
 // Blocks that read the same keys, where there are more rows than one block takes.
 constexpr int64_t row_slices(int64_t rows) { return blocks_of(rows, kMostRowTiles * kRowTile); }
 
-// ---- shared memory: the stages, each keys and then values, and behind them the queries ----
+// ---- shared memory: the stages, each keys and then values, behind them the queries, and the pages ----
 
 // size: bytes of a number in the cache, 2 or 1.
 EARNEST_HOST_DEVICE constexpr int tile_bytes(int dim, int size) { return kTileKeys * dim * size; }
 EARNEST_HOST_DEVICE constexpr int queries_offset(int dim, int size, int stages) {
   return stages * 2 * tile_bytes(dim, size);
 }
-EARNEST_HOST_DEVICE constexpr int shared_bytes(int dim, int row_tiles, int size, int stages) {
+EARNEST_HOST_DEVICE constexpr int pages_offset(int dim, int row_tiles, int size, int stages) {
   return queries_offset(dim, size, stages) + row_tiles * kRowTile * dim * 2;
 }
-constexpr int kFewStages = 2, kManyStages = 4;
-// Tiles in shared memory. Two, with several blocks on a multiprocessor that overlap each other; four where
-// registers let one block in, so that as much is on its way. No bit depends on it.
-constexpr int stages_of(int dim, int row_tiles, int size, int64_t shared_of_block) {
-  const bool alone = kRegisters / (row_tiles * kThreadsOfRowTile * kMostRegisters) < 2;
-  return alone && shared_bytes(dim, row_tiles, size, kManyStages) <= shared_of_block ? kManyStages
-                                                                                     : kFewStages;
+EARNEST_HOST_DEVICE constexpr int shared_bytes(int dim, int row_tiles, int size, int stages) {
+  return pages_offset(dim, row_tiles, size, stages) + kMostPiecePages * static_cast<int>(sizeof(int32_t));
 }
 // When a piece is done all of it holds sums [row_tiles, 16, dim], then highest scores and totals of
 // each key group [4, rows].
 EARNEST_HOST_DEVICE constexpr int sums_floats(int dim, int row_tiles) { return row_tiles * kRowTile * dim; }
 EARNEST_HOST_DEVICE constexpr int group_floats(int row_tiles) { return kKeyGroups * row_tiles * kRowTile; }
 
+// And as static shared memory what a block is at: as much as the rest is aligned to.
+constexpr int kWorkBytes = 1024;
+
 // Blocks that a multiprocessor holds at a time. More would wait; fewer would leave memory idle.
-constexpr int64_t resident_blocks(int dim, int row_tiles, int size, int64_t shared_of_block) {
+constexpr int64_t resident_blocks(int dim, int row_tiles, int size, int stages, int64_t shared_of_block) {
   constexpr int64_t kReserved = 1024,
                     kThreads = 2048;  // all of a multiprocessor's is a block's and the system's
   const int64_t threads = row_tiles * kThreadsOfRowTile;
-  const int bytes = shared_bytes(dim, row_tiles, size, stages_of(dim, row_tiles, size, shared_of_block));
-  const int64_t by_memory = (shared_of_block + kReserved) / (bytes + kReserved);
+  const int64_t of_block = kWorkBytes + shared_bytes(dim, row_tiles, size, stages) + kReserved;
+  const int64_t by_memory = (shared_of_block + kReserved) / of_block;
   const int64_t fit = std::min({by_memory, kRegisters / (threads * kMostRegisters), kThreads / threads});
   return std::max<int64_t>(fit, 1);
+}
+
+// Tiles in shared memory: those that are asked for, or as many as cost no block of those that two let in and
+// that there is work for: so many as `most_blocks` on a multiprocessor. No bit depends on it. 0: those that
+// are asked for do not fit.
+constexpr int stages_of(int asked, int dim, int row_tiles, int size, int64_t most_blocks,
+                        int64_t shared_of_block) {
+  const auto fit = [&](int stages) {
+    return kWorkBytes + shared_bytes(dim, row_tiles, size, stages) <= shared_of_block;
+  };
+  const auto blocks = [&](int stages) {
+    return std::min(most_blocks, resident_blocks(dim, row_tiles, size, stages, shared_of_block));
+  };
+  if (asked != 0) return fit(asked) ? asked : 0;
+  int stages = kLeastStages;
+  while (stages < kMostStages && fit(stages + 1) && blocks(stages + 1) == blocks(kLeastStages)) ++stages;
+  return stages;
 }
 
 // ---- what pieces leave behind, and who joins it ----

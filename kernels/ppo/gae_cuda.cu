@@ -4,7 +4,8 @@
 // With u of gae_tile.h, a trainable token is the map u -> c u + b, another one the identity. A lane joins the
 // maps of up to 16 tokens of one piece, counted from its end: its chunk. Lanes join theirs in a scan that
 // ends where the piece does; a chunk's number depends on its place in the piece alone, wherever in the warp
-// that stands. So pieces of several short sequences go through a warp side by side (gae_round.h).
+// that stands. So pieces of several short sequences go through a warp side by side, and the shortest through
+// a lane one after another (gae_round.h).
 //
 // What a piece needs of those after it in the sequence is one number: u behind it. A piece that is not the
 // sequence's first publishes its map, the last of a group of 32 that of the group, the last of 32 groups u
@@ -50,15 +51,15 @@ template <typename T>
 __device__ int behind_row(const Round& round, int i) {
   constexpr int kCount = kTokensOfLane<T>;
   const int lane = static_cast<int>(threadIdx.x) % 32, place = lane % kCount;
-  const unsigned chunk = __shfl_sync(kFullWarp, round.chunk, i * (32 / kCount) + lane / kCount);
-  return place < static_cast<int>(chunk % 32) ? static_cast<int>(chunk / 32) + place : -1;
+  const Chunk chunk = {__shfl_sync(kFullWarp, round.chunk.bits, i * (32 / kCount) + lane / kCount)};
+  return place < chunk.count() ? chunk.behind() + place : -1;
 }
 
 // Names what is wrong in a chunk, once something in the warp is.
 template <typename T>
 __device__ void name_faults(const GaeParams<T>& p, int64_t window, const Round& round) {
-  const int64_t end = (window + 1) * kPieceTokens<T> - round.chunk / 32;
-  for (int64_t t = end - round.chunk % 32; t < end; ++t) {
+  const int64_t end = (window + 1) * kPieceTokens<T> - round.chunk.behind();
+  for (int64_t t = end - round.chunk.count(); t < end; ++t) {
     if (p.trainable[t]) {
       if (!std::isfinite(p.rewards[t])) record_fault(p.fault, {FaultOp::kGae, t, gae_faults::kReward});
       if (!std::isfinite(p.values[t])) record_fault(p.fault, {FaultOp::kGae, t, gae_faults::kValue});
@@ -222,6 +223,7 @@ __device__ void scan_round(const GaeParams<T>& p, const Workspace& w, int64_t wi
     const int place = lane * (kCount + 1) + i;
     const bool chosen = flags >> i & 1u;
     const double reward = rewards[place], value = values[place];
+    u = round.chunk.ends_at(i) ? 0.0 : u;
     const double advantage = fma(p.gamma, u, reward - value);
     u = fma(chosen ? c : 1.0, u, surplus(p, reward, value));
     rewards[place] = chosen ? static_cast<T>(advantage) : T(0);
@@ -236,7 +238,7 @@ __device__ void scan_window(const GaeParams<T>& p, const Workspace& w, int64_t w
   int64_t top = last_sequence(p, window);
   while (top >= 0) {
     const Round round = next_round(p, window, &top);
-    if (__any_sync(kFullWarp, round.chunk != 0)) scan_round(p, w, window, round, rewards, values);
+    if (__any_sync(kFullWarp, round.chunk.bits != 0)) scan_round(p, w, window, round, rewards, values);
   }
   // Nobody asks for more, but where cu_seqlens is not as it must be: then nobody waits for ever.
   if (threadIdx.x % 32 != 0) return;

@@ -137,6 +137,23 @@ def test_decoding_is_there_from_1_to_256_sequences_and_from_1k_to_64k_keys(cases
     assert found["decode-256x1k-28/4x128-bf16"].target.fraction is None  # half a gigabyte
 
 
+def test_variants_of_decoding_stand_beside_the_one_that_is_judged(cases):
+    shapes = {name: c.problem.keywords["shape"] for name, c in cases.items() if name.startswith("decode")}
+    found = {
+        name: [one.name for one in gpu_decode._entries(shape, "cuda", np.zeros(0, int)) if one.role == ALSO]
+        for name, shape in shapes.items()
+    }
+    longer = ["earnest, pieces of 1024", "earnest, pieces of 2048"]
+    assert {name: several for name, several in found.items() if several} == {
+        "decode-1x64k-28/4x128-bf16": ["earnest, pieces of 256", *longer],
+        "decode-1x8k-28/4x128-bf16": ["earnest, pieces of 256", "earnest, 2 tiles"],
+        "decode-64x16k-28/4x128-bf16": [*longer, "earnest, 3 tiles", "earnest, 4 tiles"],
+        "decode-64x16k-28/4x128-bf16-8-queries": [*longer, "earnest, 2 tiles"],
+    }  # fmt: skip
+    for name in found:  # and the seconds of a case know of them
+        assert cases[name].setup > gpu_forecast.EACH * (1 + len(found[name]))
+
+
 def test_each_pass_is_there_in_float16(cases):
     for name in (
         "forward-2x8192-causal-16/16x128",

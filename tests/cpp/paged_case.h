@@ -90,6 +90,7 @@ struct CaseOf {
   std::string run(Device device = Device::kCuda, bool with_bounds = true) {
     paged::Params p = params;
     p.device = device;
+    if (device == Device::kCpu) p.piece_keys = paged::kPieceKeys, p.stages = 0;  // it has no others
     out.assign(q.size(), Number{0xffff});
     lse.assign(static_cast<size_t>(p.tokens * p.heads), std::nanf(""));
     Lent lent(device);
@@ -248,10 +249,10 @@ void compare(CaseOf<Number, Stored> c, bool with_bounds = true) {
     CHECK_NEAR(largest_error(c.lse, right.lse), 0, 2 * largest_error(plain.lse, right.lse) + 4e-6);
   }
   if (check::failures() != before) {
-    std::printf("  of heads %lld / %lld, dim %lld, pages of %lld, up to %lld queries\n",
+    std::printf("  of heads %lld / %lld, dim %lld, pages of %lld, up to %lld queries, pieces of %lld\n",
                 static_cast<long long>(c.params.heads), static_cast<long long>(c.params.kv_heads),
                 static_cast<long long>(c.params.dim), static_cast<long long>(c.params.page_size),
-                static_cast<long long>(c.params.most_queries));
+                static_cast<long long>(c.params.most_queries), static_cast<long long>(c.params.piece_keys));
   }
 }
 

@@ -257,6 +257,76 @@ TEST(bounds_that_cannot_be_are_recorded_and_nothing_is_written) {
 }
 #endif
 
+namespace {
+
+template <typename C>
+C with(C c, int64_t piece_keys, int stages = 0) {
+  c.params.piece_keys = piece_keys, c.params.stages = stages;
+  return c;
+}
+
+}  // namespace
+
+#if defined(EARNEST_WITH_CUDA)
+TEST(pieces_of_another_size_give_the_same_but_for_rounding) {
+  compare(with(Case({{0, 255, 256, 257, 513}, each(5, 1), 1, 1, 64, 16}), 256));
+  compare(with(Case({{511, 1023, 1024, 1025}, each(4, 2), 1, 1, 64, 16}), 1024));
+  compare(with(Case({{520, 2047, 2048, 2050}, each(4, 3), 1, 1, 64, 256}), 2048));
+  compare(with(Case16({{300, 2049}, {8, 1}, 3, 1, 128, 16}), 2048));
+  compare(with(CaseOf<BFloat16, Float8>({{1030}, {5}, 4, 1, 64, 32}), 1024));
+}
+
+TEST(the_size_of_pieces_is_the_one_that_is_asked_for) {
+  const Case c({{256, 1000}, {1, 1}, 7, 1, 64, 16});
+  std::vector<std::vector<BFloat16>> found;
+  for (int64_t keys : {256, 512, 1024, 2048}) {
+    Case one = with(c, keys);
+    CHECK(one.run().empty());
+    found.push_back(one.out);
+    CHECK(same_bits(rows_of(one.out, 0, 1, 7 * 64), rows_of(found[0], 0, 1, 7 * 64)));  // one piece anyway
+  }
+  CHECK(!same_bits(found[0], found[1]) && !same_bits(found[1], found[2]));
+  CHECK(same_bits(found[2], found[3]));  // 1000 keys are one piece of either
+}
+
+TEST(pieces_of_another_size_have_the_same_bits_in_any_company) {
+  for (int64_t keys : {256, 1024, 2048}) {
+    const int32_t length = static_cast<int32_t>(keys) + 70;
+    Case batch = with(Case({{3, length, 200}, {2, 8, 1}, 2, 1, 64, 16}), keys);
+    Case alone = with(Case({{length}, {8}, 2, 1, 64, 16}, {2}, 77, 30), keys, 2);
+    Case last = with(Case({{length}, {1}, 2, 1, 64, 16}, {2}), keys, 4);
+    for (Case* c : {&batch, &alone, &last}) CHECK(c->run().empty());
+    CHECK(same_bits(alone.out, rows_of(batch.out, 2, 8, 2 * 64)));
+    CHECK(same_bits(alone.lse, rows_of(batch.lse, 2, 8, 2)));
+    CHECK(same_bits(last.out, rows_of(batch.out, 9, 1, 2 * 64)));
+    CHECK(same_bits(last.lse, rows_of(batch.lse, 9, 1, 2)));
+  }
+}
+
+TEST(no_bit_depends_on_how_many_tiles_are_in_shared_memory) {
+  const std::vector<int32_t> lengths{1, 65, 129, 193, 320};  // of 1 to 5 tiles
+  for (int32_t queries : {1, 8}) {
+    const Case c({lengths, each(lengths.size(), queries), 7, 1, 64, 16});
+    std::vector<Case> found;
+    for (int stages : {0, 2, 3, 4}) {
+      found.push_back(with(c, 512, stages));
+      CHECK(found.back().run().empty());
+      CHECK(same_bits(found.back().out, found[0].out) && same_bits(found.back().lse, found[0].lse));
+    }
+  }
+}
+
+TEST(every_page_of_a_long_piece_is_looked_at) {
+  const Case right = with(Case({{40, 2040}, {1, 1}, 1, 1, 64, 16}), 2048);
+  for (int64_t at : {0, 33, 127}) {
+    Case c = right;
+    c.table[static_cast<size_t>(c.params.table_pages + at)] = static_cast<int32_t>(right.params.pages);
+    CHECK(c.run().find("[paged_attention] page_table: expected pages in [0, ") == 0);
+    CHECK(!is_nan(c.out[0]) && is_nan(c.out[64]) && std::isnan(c.lse[1]));
+  }
+}
+#endif
+
 TEST(calls_that_cannot_run_say_why) {
   Case c({{4}, {1}, 4, 2, 64, 16});
   const auto message = [&](auto change) {
@@ -278,6 +348,18 @@ TEST(calls_that_cannot_run_say_why) {
         "[paged_attention] k: expected a number of heads that divides q's 34 into at most 16 each, got 2");
   CHECK(message([](P& p) { p.most_queries = p.tokens = 9; }) ==
         "[paged_attention] most_queries: expected 1 to 8, got 9");
+  for (int64_t keys : {int64_t{0}, int64_t{-512}, int64_t{100}, int64_t{128}, int64_t{1} << 30, INT64_MAX}) {
+    CHECK(message([&](P& p) { p.piece_keys = keys; }) ==
+          "[paged_attention] piece_keys: expected 256, 512, 1024 or 2048, got " + std::to_string(keys));
+  }
+  for (int stages : {-1, 1, 5, 1 << 30}) {
+    CHECK(message([&](P& p) { p.stages = stages; }) ==
+          "[paged_attention] stages: expected 2 to 4, or 0 for a choice, got " + std::to_string(stages));
+  }
+  CHECK(message([](P& p) { p.device = Device::kCpu, p.piece_keys = 1024; }) ==
+        "[paged_attention] piece_keys: expected 512 on the CPU, got 1024");
+  CHECK(message([](P& p) { p.device = Device::kCpu, p.stages = 2; }) ==
+        "[paged_attention] stages: expected 0 on the CPU, got 2");
   CHECK(message([](P& p) { p.tokens = 2; }) ==
         "[paged_attention] q: expected 1 tokens (1 queries a sequence), got 2");
   CHECK(message([](P& p) { p.scale = -1; }).find("[paged_attention] scale: expected a positive finite") == 0);

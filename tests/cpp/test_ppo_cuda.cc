@@ -170,6 +170,23 @@ TEST(gae_of_short_sequences_side_by_side) {
   }
 }
 
+TEST(gae_of_sequences_that_share_a_lane) {
+  const auto bounds_of = [](auto length) {
+    std::vector<int32_t> bounds{0};
+    for (int i = 0; bounds.back() < 1300; ++i) bounds.push_back(bounds.back() + length(i));
+    return bounds;
+  };
+  std::mt19937 random(1);
+  for (int most : {1, 2, 3, 4, 8}) {  // alike, which may cross the ends of windows, and mixed
+    check_gae<float>(bounds_of([&](int) { return most; }), 1e-6);
+    check_gae<double>(bounds_of([&](int) { return static_cast<int>(random() % (most + 1)); }), 1e-13);
+  }
+  // Longer ones between them, where a warp has not looked when it decides, or which leave a piece in a
+  // window.
+  check_gae<float>(bounds_of([](int i) { return i == 30 || i == 200 || i == 700 ? 40 : 1; }), 1e-6);
+  check_gae<double>(bounds_of([](int i) { return i == 35 ? 20 : i == 300 ? 260 : 1 + i % 2; }), 1e-13);
+}
+
 TEST(gae_of_few_tokens_among_many_empty_sequences) {
   std::vector<int32_t> bounds(200, 0);
   for (int length : {1, 40, 700}) {
@@ -210,10 +227,25 @@ TEST(gae_names_what_is_wrong_on_the_device_and_ends) {
   CHECK(message({0, 2500, 4999}) ==
         "[gae] cu_seqlens: expected 5000 (the number of tokens) at the end, got 4999");
   CHECK(message({0, 1 << 30, -5, 5000}).find("numbers that never fall") != std::string::npos);
+  std::vector<int32_t> of_one(5001);  // as above, of sequences that share a lane
+  std::iota(of_one.begin(), of_one.end(), 0);
+  for (const auto& [place, wrong] : {std::pair{3, -3}, {40, INT32_MIN}, {700, 9000}, {701, INT32_MAX}}) {
+    std::vector<int32_t> bounds = of_one;
+    bounds[static_cast<size_t>(place)] = wrong;
+    CHECK(message(bounds).find("numbers that never fall") != std::string::npos);
+  }
+  const auto of_ten = [&](size_t place, int32_t wrong) {  // all in one lane, at the first tokens there are
+    std::vector<int32_t> bounds(of_one.begin(), of_one.begin() + 11);
+    bounds[place] = wrong;
+    return gae(batch, 0, bounds, 10).status.message();
+  };
+  CHECK(of_ten(3, -3) == "[gae] cu_seqlens: expected numbers that never fall, got 2 before -3");
+  CHECK(of_ten(0, 20) == "[gae] cu_seqlens: expected 0 at the start, got 20");
   CHECK(message({0}) == "[gae] cu_seqlens: expected 5000 (the number of tokens) at the end, got 0");
   for (int64_t t : {777, 4000}) batch.trainable[t] = 1, batch.x[0][t] = batch.x[1][t] = 0.5f;
   batch.x[0][4000] = std::numeric_limits<float>::infinity();
   CHECK(message(good) == "[gae] rewards: expected finite numbers at trainable tokens, got inf at token 4000");
+  CHECK(message(of_one) == message(good));
   batch.x[1][777] = -std::numeric_limits<float>::infinity();
   CHECK(message(good) == "[gae] values: expected finite numbers at trainable tokens, got -inf at token 777");
 }

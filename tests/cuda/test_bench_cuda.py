@@ -98,6 +98,21 @@ def test_each_tile_of_the_backward_pass_is_right_in_small(device) -> None:
     assert right_ones(case, ALSO) == tiles
 
 
+def test_each_variant_of_decoding_is_right_in_small(device) -> None:
+    """Pieces of another size have other bits, as tiles in shared memory do not."""
+    shape = gpu_decode.Shape(1, 1100, 7, 1, 64, queries=2)
+    problem = gpu_decode.case(shape, device=device.type).problem(np.random.default_rng(0))
+    rows, inputs = np.arange(1), problem.inputs[0]
+    asked = sorted({one for several in gpu_decode.VARIANTS.values() for one in several})
+    entries = gpu_decode.variants([gpu_decode.Variant(), *asked], device.type, rows)
+    found = {one.name: one.outputs(one.build()(*inputs)) for one in entries}
+    wanted = problem.reference(*inputs)
+    assert all(problem.error(out, wanted) <= problem.tolerance for out in found.values())
+    (ours,) = problem.implementations[0].outputs(problem.implementations[0].build()(*inputs))
+    for name, (out,) in found.items():
+        assert torch.equal(out, ours) == ("pieces" not in name), name
+
+
 def test_logprob_is_timed_by_each_path_that_the_device_has(device) -> None:
     before = earnest.which("logprob", device="cuda")
     found = right_ones(CASES["logprob with gradients"](device.type), OURS)

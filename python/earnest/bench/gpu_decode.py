@@ -4,20 +4,43 @@ copy."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from earnest.bench import gpu_decode_peers, gpu_forecast, gpu_write, peers
-from earnest.bench.case import OURS, Case, Implementation, Problem, Target
+from earnest.bench import gpu_attention_paths, gpu_decode_peers, gpu_forecast, gpu_write, peers
+from earnest.bench.case import ALSO, OURS, Absent, Case, Implementation, Problem, Target
 from earnest.bench.gpu_attention_shape import SHORT
 from earnest.bench.gpu_decode_peers import SCALES, Shape, gathered
+from earnest.errors import InvalidInput
 
 TOLERANCE = 2e-2  # of the largest result, which is the smaller the more keys are averaged
 CHECKED_SEQUENCES = 4  # float64 for all of them would take longer than the measurement
 LARGE = 2_000_000_000  # bytes of keys and values from which on the copy's rate is asked for
+
+
+class Variant(NamedTuple):
+    """What ours may be asked for: keys of a piece, and tiles in shared memory (0: by rule)."""
+
+    piece_keys: int = 512
+    stages: int = 0
+
+    @property
+    def name(self) -> str:
+        pieces = f", pieces of {self.piece_keys}" if self.piece_keys != 512 else ""
+        return f"earnest{pieces}" + (f", {self.stages} tiles" if self.stages else "")
+
+
+LONGER = (Variant(1024), Variant(2048))
+# Where they decide: one sequence has few pieces; many are all bytes; eight queries leave much behind a piece.
+VARIANTS = {
+    Shape(1, 65536, 28, 4): (Variant(256), *LONGER),
+    Shape(1, 8192, 28, 4): (Variant(256), Variant(stages=2)),
+    Shape(64, 16384, 28, 4): (*LONGER, Variant(stages=3), Variant(stages=4)),
+    Shape(64, 16384, 28, 4, queries=8): (*LONGER, Variant(stages=2)),
+}
 
 
 def cases() -> list[Case]:
@@ -81,7 +104,21 @@ def _problem(rng: np.random.Generator, shape: Shape, device: str) -> Problem:
 
 def _entries(shape: Shape, device: str, rows: np.ndarray) -> list[Implementation]:
     ours = Implementation("earnest", _ours, OURS, outputs=lambda out: [out[rows]])
-    return [ours, *gpu_decode_peers.implementations(shape, device, rows)]
+    return [
+        ours,
+        *variants(VARIANTS.get(shape, ()), device, rows),
+        *gpu_decode_peers.implementations(shape, device, rows),
+    ]
+
+
+def variants(asked: Sequence[Variant], device: str, rows: np.ndarray) -> list[Implementation]:
+    """Beside the one that is judged. On the CPU, where nothing emulates a GPU, there are none."""
+    if not gpu_attention_paths.has_paths(device):
+        return []
+    return [
+        Implementation(one.name, partial(_variant, one), ALSO, outputs=lambda out: [out[rows]])
+        for one in asked
+    ]
 
 
 def _inputs(rng: np.random.Generator, shape: Shape, device: str) -> tuple[Any, ...]:
@@ -134,5 +171,18 @@ def _ours() -> Callable[..., Any]:
 
     def run(q: Any, k: Any, v: Any, table: Any, lengths: Any, k_scale: Any, v_scale: Any) -> Any:
         return attention(q, k, v, table, lengths, k_scale=k_scale, v_scale=v_scale)
+
+    return run
+
+
+def _variant(asked: Variant) -> Callable[..., Any]:
+    from earnest.ops.paged_attention import _attend
+
+    def run(q: Any, k: Any, v: Any, table: Any, lengths: Any, k_scale: Any, v_scale: Any) -> Any:
+        arrays = (q.flatten(0, 1), k, v, table, lengths, None, k_scale, v_scale)
+        try:
+            return _attend(*arrays, q.shape[1], q.shape[-1] ** -0.5, *asked).view(q.shape)
+        except InvalidInput as refused:  # tiles that this GPU's shared memory does not hold
+            raise Absent(str(refused)) from None
 
     return run

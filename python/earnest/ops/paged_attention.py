@@ -15,6 +15,7 @@ from earnest.ops.known import Known
 
 _OP = "paged_attention"
 _MOST_QUERIES = 8  # of a sequence in one call
+_PIECE_KEYS = 512
 _tables, _scales = Known(16), Known(256)
 
 
@@ -98,12 +99,16 @@ def _check(
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, page_table: Tensor, lengths: Tensor, cu_seqlens_q: Tensor | None,
     k_scale: Tensor | None, v_scale: Tensor | None, queries: int, scale: float,
+    piece_keys: int = _PIECE_KEYS, stages: int = 0,
 ) -> Tensor:  # fmt: skip
+    """piece_keys: of one softmax, 256, 512, 1024 or 2048, of which each gives other bits; stages: tiles in
+    shared memory, 2 to 4, which changes none, or its choice if 0. The CPU has no others than these."""
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     entries, scales = (page_table, lengths, cu_seqlens_q), (k_scale, v_scale)
     arrays = (q, pages.stored(k), pages.stored(v), out, *entries, *scales)
+    numbers = (queries, scale, piece_keys, stages)
     if not cuda.takes(q):
-        call(_native.paged_attention, *map(capsule, arrays), queries, scale)
+        call(_native.paged_attention, *map(capsule, arrays), *numbers)
         return out
     sizes = (q.shape[0], queries, k.shape[0], k.shape[2])
 
@@ -115,7 +120,7 @@ def _attend(
     capturing = cuda.is_capturing(q)
     known = not capturing and _tables.holds(entries, *sizes) and _scales.holds(scales)
     with cuda.launching(_OP, q, None if known else explain) as launch:
-        call(_native.paged_attention, *map(capsule, arrays), queries, scale, *launch)
+        call(_native.paged_attention, *map(capsule, arrays), *numbers, *launch)
     if not known and not capturing:
         _tables.add(entries, *sizes)
         if len(q):  # else nobody has looked at them
