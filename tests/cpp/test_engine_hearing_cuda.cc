@@ -7,7 +7,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "csrc/engine/states.h"
@@ -23,6 +25,22 @@ using earnest::BFloat16;
 using earnest::Device;
 using logmel_calls::Pcm;
 namespace cuda = earnest::cuda;
+
+namespace {
+
+thread_local bool memory_is_out = false;  // for the next who asks, once
+
+}  // namespace
+
+// Not inlined, or gcc takes the freeing of one for that of what malloc gave.
+[[gnu::noinline]] void* operator new(size_t bytes) {
+  void* const memory = memory_is_out ? nullptr : std::malloc(bytes);
+  memory_is_out = false;
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
+}
+[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 namespace {
 
@@ -103,6 +121,27 @@ TEST(a_wrong_sample_is_refused_at_its_push_in_the_cpus_words_and_forgotten) {
     const Status refused = ClipFeatures::create(bands, Device::kCuda, &features);
     CHECK(refused.message() == "[logmel] n_mels: expected 1 to 256, got " + std::to_string(bands));
   }
+}
+
+TEST(a_piece_for_whose_chunk_there_was_no_memory_can_come_again) {
+  const Pcm pcm = logmel_calls::noise(2 * kChunkSamples + 9);
+  std::unique_ptr<ClipFeatures> features;
+  std::vector<Chunk> closed;
+  CHECK(ClipFeatures::create(kBands, Device::kCuda, &features).ok());
+  for (const int64_t end : {kMaxChunkSamples - 70, kMaxChunkSamples + 70, 2 * kChunkSamples + 9}) {
+    const int64_t before = features->pushed();
+    memory_is_out = true;
+    const Status failed = features->push(pcm.data() + before, end - before, &closed);
+    if (std::exchange(memory_is_out, false)) continue;  // nobody asked
+    CHECK(failed.code() == StatusCode::kOutOfMemory && features->pushed() == before);
+    CHECK(features->push(pcm.data() + before, end - before, &closed).ok());
+  }
+  memory_is_out = true;
+  CHECK(features->finish(&closed).code() == StatusCode::kOutOfMemory);
+  CHECK(features->finish(&closed).ok());
+  const auto whole = in_pieces(Device::kCuda, pcm, {2 * kChunkSamples + 9});
+  CHECK(closed.size() == 3 && std::equal(closed.begin(), closed.end(), whole.begin(), whole.end(),
+                                         [](const Chunk& a, const Chunk& b) { return a.pcm == b.pcm; }));
 }
 
 #if defined(EARNEST_WITH_CUDA)
