@@ -111,6 +111,9 @@ Status Encoder::run(const Sound& sound, void* out, Arena* arena) const {
                             "at most " + std::to_string(2 * config_.n_audio_ctx) + " frames",
                             std::to_string(sound.frames));
   }
+  if (sound.frames > 0 && sound.mel == nullptr && sound.pcm == nullptr) {
+    return invalid_argument("encoder", "mel", "features or samples", "neither");
+  }
   if (precision_ == Precision::kFloat32) return run_as(sound, static_cast<float*>(out), arena);
   return run_as(sound, static_cast<BFloat16*>(out), arena);
 }
