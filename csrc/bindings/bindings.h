@@ -75,6 +75,7 @@ void bind_quantized(nb::module_& module);
 void bind_pitch(nb::module_& module);
 void bind_text(nb::module_& module);
 void bind_engine(nb::module_& module);
+void bind_clip_features(nb::module_& module);  // of its submodule
 void bind_session(nb::module_& module);
 
 }  // namespace earnest::bindings

@@ -15,7 +15,6 @@
 #include "csrc/bindings/bindings.h"
 #include "csrc/bindings/draws.h"
 #include "csrc/bindings/place.h"
-#include "csrc/engine/features.h"
 #include "csrc/engine/generation.h"
 #include "csrc/engine/json.h"
 #include "csrc/engine/model.h"
@@ -246,7 +245,15 @@ void hear(LoadedModel& loaded, const Input<float, 2>& mel, const Write& out) {
          "[frames, n_mels]");
   loaded.expect_rows("out", out, audio_tokens(loaded, frames));
   loaded.arena.reset();
-  without_gil([&] { return loaded.model->hear(mel.data(), frames, out.data(), &loaded.arena); });
+  const auto sound = engine::Sound::of_features(mel.data(), frames);
+  without_gil([&] { return loaded.model->hear(sound, out.data(), &loaded.arena); });
+}
+
+void hear_samples(LoadedModel& loaded, const Input<float, 1>& pcm, const Write& out) {
+  const auto sound = engine::Sound::of_samples(pcm.data(), static_cast<int64_t>(pcm.shape(0)));
+  loaded.expect_rows("out", out, audio_tokens(loaded, sound.frames));
+  loaded.arena.reset();
+  without_gil([&] { return loaded.model->hear(sound, out.data(), &loaded.arena); });
 }
 
 std::shared_ptr<KVPool> make_pool(const LoadedModel& loaded, int64_t tokens) {
@@ -412,35 +419,6 @@ Said generate(LoadedModel& loaded, const std::vector<WriteAnywhere>& keys,
   return said;
 }
 
-// Chunks as (samples, mel [frames * n_mels]).
-using Chunks = std::vector<std::pair<int64_t, std::vector<float>>>;
-
-Chunks taken(const std::vector<engine::Chunk>& closed) {
-  Chunks chunks;
-  for (const auto& [samples, frames, mel] : closed) {
-    chunks.emplace_back(samples, std::vector<float>(mel.begin(), mel.end()));
-  }
-  return chunks;
-}
-
-Chunks push(engine::ClipFeatures& features, const Input<float, 1>& pcm) {
-  std::vector<engine::Chunk> closed;
-  raise_if_error(features.push(pcm.data(), static_cast<int64_t>(pcm.shape(0)), &closed));
-  return taken(closed);
-}
-
-Chunks finish(engine::ClipFeatures& features) {
-  std::vector<engine::Chunk> closed;
-  raise_if_error(features.finish(&closed));
-  return taken(closed);
-}
-
-std::unique_ptr<engine::ClipFeatures> make_features(int64_t n_mels) {
-  std::unique_ptr<engine::ClipFeatures> features;
-  raise_if_error(engine::ClipFeatures::create(n_mels, &features));
-  return features;
-}
-
 }  // namespace
 
 void bind_engine(nb::module_& top) {
@@ -473,13 +451,11 @@ void bind_engine(nb::module_& top) {
   nb::class_<engine::DecodeGraphs>(module, "DecodeGraphs")
       .def(nb::init<bool>(), "wanted"_a)
       .def("counts", &counts_of);
-  nb::class_<engine::ClipFeatures>(module, "ClipFeatures")
-      .def(nb::new_(&make_features), "n_mels"_a)
-      .def("push", &push, "pcm"_a.noconvert())
-      .def("finish", &finish);
+  bind_clip_features(module);
   nb::class_<LoadedModel>(module, "Model")
       .def("audio_tokens", &audio_tokens, "frames"_a)
       .def("hear", &hear, "mel"_a.noconvert(), "out"_a.noconvert())
+      .def("hear_samples", &hear_samples, "pcm"_a.noconvert(), "out"_a.noconvert())
       .def("pool", &make_pool, "tokens"_a)
       .def("forward", &forward, "segments"_a, "out"_a.noconvert())
       .def("decode", &decode, "segments"_a, "out"_a.noconvert(), "logits"_a.noconvert(), "graphs"_a,

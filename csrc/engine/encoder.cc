@@ -37,36 +37,42 @@ Status add(const T* y, int64_t count, T* x, Device device) {
 
 }  // namespace
 
-// What a pass reads of the host, where it runs.
+// What a pass reads of the host, where it runs; the frames of samples are computed there.
 template <typename T>
 struct Encoder::Sent {
   int64_t frames = 0, rows = 0;
-  std::vector<T> numbers;                     // of the mel frames
+  std::vector<T> numbers;                     // of the mel frames, if these are given
   std::vector<int64_t> first, second, parts;  // rows of windows; of qkv, one part after another
   int32_t valid_rows = 0;
   const T* mel = nullptr;
   const int64_t *first_windows = nullptr, *second_windows = nullptr, *apart = nullptr;
   const int32_t* valid = nullptr;
 
-  Sent(const EncoderConfig& config, const float* mel_frames, int64_t count)
-      : frames(count),
-        rows(config.positions(count)),
-        numbers(static_cast<size_t>(count * config.n_mels)),
-        first(windows_of(count, 1, count)),
-        second(windows_of(count, 2, rows)),
-        valid_rows(static_cast<int32_t>(config.valid_positions(count))) {
-    for (size_t i = 0; i < numbers.size(); ++i) narrow(mel_frames[i], &numbers[i]);
+  Sent(const EncoderConfig& config, const Sound& sound)
+      : frames(sound.frames),
+        rows(config.positions(frames)),
+        numbers(static_cast<size_t>(sound.mel == nullptr ? 0 : frames * config.n_mels)),
+        first(windows_of(frames, 1, frames)),
+        second(windows_of(frames, 2, rows)),
+        valid_rows(static_cast<int32_t>(config.valid_positions(frames))) {
+    for (size_t i = 0; i < numbers.size(); ++i) narrow(sound.mel[i], &numbers[i]);
     for (int64_t i = 0; i < 3 * rows; ++i) parts.push_back(i % rows * 3 + i / rows);
   }
 
-  Status send(Arena* arena) {
+  Status send(const Sound& sound, int64_t n_mels, Arena* arena) {
+    const float* pcm = nullptr;
     Parcel parcel;
     parcel.add(numbers, &mel);
+    parcel.add(sound.pcm, sound.samples, &pcm);
     parcel.add(first, &first_windows);
     parcel.add(second, &second_windows);
     parcel.add(parts, &apart);
     parcel.add(&valid_rows, 1, &valid);
-    return parcel.send("encoder", arena);
+    EARNEST_RETURN_IF_ERROR(parcel.send("encoder", arena));
+    if (sound.mel != nullptr) return {};
+    T* const computed = arena->take<T>(frames * n_mels);
+    mel = computed;
+    return features_of(pcm, sound.samples, n_mels, computed, arena);
   }
 };
 
@@ -99,25 +105,28 @@ Status Encoder::create(const EncoderConfig& config, Weights* weights) {
   return norm("encoder.after_norm", &after_norm_);
 }
 
-Status Encoder::run(const float* mel, int64_t frames, void* out, Arena* arena) const {
-  if (frames < 0 || frames > 2 * config_.n_audio_ctx) {
+Status Encoder::run(const Sound& sound, void* out, Arena* arena) const {
+  if (sound.frames < 0 || sound.frames > 2 * config_.n_audio_ctx) {
     return invalid_argument("encoder", "mel",
                             "at most " + std::to_string(2 * config_.n_audio_ctx) + " frames",
-                            std::to_string(frames));
+                            std::to_string(sound.frames));
   }
-  if (precision_ == Precision::kFloat32) return run_as(mel, frames, static_cast<float*>(out), arena);
-  return run_as(mel, frames, static_cast<BFloat16*>(out), arena);
+  if (sound.frames > 0 && sound.mel == nullptr && sound.pcm == nullptr) {
+    return invalid_argument("encoder", "mel", "features or samples", "neither");
+  }
+  if (precision_ == Precision::kFloat32) return run_as(sound, static_cast<float*>(out), arena);
+  return run_as(sound, static_cast<BFloat16*>(out), arena);
 }
 
 template <typename T>
-Status Encoder::run_as(const float* mel, int64_t frames, T* out, Arena* arena) const {
-  const int64_t width = config_.n_audio_state, rows = config_.positions(frames);
-  const int64_t kept = config_.kept_frames(frames);
+Status Encoder::run_as(const Sound& sound, T* out, Arena* arena) const {
+  const int64_t width = config_.n_audio_state, rows = config_.positions(sound.frames);
+  const int64_t kept = config_.kept_frames(sound.frames);
   if (kept == 0) return {};
   const Arena::Scope scope(arena);
   const Device device = arena->device();
-  Sent<T> sent(config_, mel, frames);
-  EARNEST_RETURN_IF_ERROR(sent.send(arena));
+  Sent<T> sent(config_, sound);
+  EARNEST_RETURN_IF_ERROR(sent.send(sound, config_.n_mels, arena));
   T* x = arena->take<T>(rows * width);
   EARNEST_RETURN_IF_ERROR(convolve(sent, x, arena));
   EARNEST_RETURN_IF_ERROR(add(positions_->as<T>(), rows * width, x, device));

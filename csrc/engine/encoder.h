@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "csrc/engine/arena.h"
+#include "csrc/engine/chunk_features.h"
 #include "csrc/engine/config.h"
 #include "csrc/engine/weights.h"
 #include "kernels/common/status.h"
@@ -21,9 +22,9 @@ class Encoder {
  public:
   Status create(const EncoderConfig& config, Weights* weights);
 
-  // mel [frames, n_mels] of one chunk in memory of the host -> out [config.kept_frames(frames),
-  // n_audio_state] of the model's precision, where the arena and the weights lie. May throw std::bad_alloc.
-  Status run(const float* mel, int64_t frames, void* out, Arena* arena) const;
+  // One chunk -> out [config.kept_frames(frames), n_audio_state] of the model's precision, where the arena
+  // and the weights lie. May throw std::bad_alloc.
+  Status run(const Sound& sound, void* out, Arena* arena) const;
 
  private:
   struct Norm {
@@ -38,7 +39,7 @@ class Encoder {
   struct Sent;
 
   template <typename T>
-  Status run_as(const float* mel, int64_t frames, T* out, Arena* arena) const;
+  Status run_as(const Sound& sound, T* out, Arena* arena) const;
   template <typename T>
   Status normalise(const Norm& norm, const T* x, int64_t rows, T* y, Arena* arena) const;
   template <typename T>

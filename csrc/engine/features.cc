@@ -5,15 +5,19 @@
 #include <utility>
 
 #include "csrc/engine/guard.h"
+#include "kernels/frames/frames.h"
 
 namespace earnest::engine {
 namespace {
 
 // [n_mels, frames] at `from` to rows of frames at `to`.
-void transpose(const float* from, int64_t n_mels, int64_t frames, float* to) {
-  for (int64_t t = 0; t < frames; ++t) {
-    for (int64_t m = 0; m < n_mels; ++m) to[t * n_mels + m] = from[m * frames + t];
-  }
+Status transpose(const float* from, int64_t n_mels, int64_t frames, float* to) {
+  frames::Transpose<float> job;
+  job.rows = frames;
+  job.width = n_mels;
+  job.x = from;
+  job.y = to;
+  return frames::run(job);
 }
 
 }  // namespace
@@ -29,9 +33,10 @@ std::vector<int64_t> chunk_sizes(int64_t samples) {
   return sizes;
 }
 
-Status ClipFeatures::create(int64_t n_mels, std::unique_ptr<ClipFeatures>* features) {
+Status ClipFeatures::create(int64_t n_mels, Device device, std::unique_ptr<ClipFeatures>* features) {
   return guarded("features", [&]() -> Status {
-    std::unique_ptr<ClipFeatures> made(new ClipFeatures(n_mels));
+    EARNEST_RETURN_IF_ERROR(logmel::check_n_mels(n_mels));
+    std::unique_ptr<ClipFeatures> made(new ClipFeatures(n_mels, device));
     EARNEST_RETURN_IF_ERROR(made->begin());
     *features = std::move(made);
     return {};
@@ -41,11 +46,11 @@ Status ClipFeatures::create(int64_t n_mels, std::unique_ptr<ClipFeatures>* featu
 Status ClipFeatures::begin() {
   pcm_.clear();
   raw_.clear();
-  const int n_mels = n_mels_ < 1 || n_mels_ > logmel::kMaxMels ? 0 : static_cast<int>(n_mels_);
-  EARNEST_RETURN_IF_ERROR(
-      logmel::Stream::create(Device::kCpu, n_mels, logmel::Padding::kStepAudio, &stream_));
   // Room for the longest chunk, so that small pushes do not copy all there is each time.
   pcm_.reserve(static_cast<size_t>(kMaxChunkSamples + 1));
+  if (device_ == Device::kCuda) return {};
+  EARNEST_RETURN_IF_ERROR(
+      logmel::Stream::create(Device::kCpu, static_cast<int>(n_mels_), logmel::Padding::kStepAudio, &stream_));
   raw_.reserve(static_cast<size_t>(mel_frames(kMaxChunkSamples + 1) * n_mels_));
   return {};
 }
@@ -57,13 +62,17 @@ Status ClipFeatures::push(const float* pcm, int64_t samples, std::vector<Chunk>*
     while (samples > 0) {
       // One sample beyond the longest single chunk shows that the clip has to be split.
       const int64_t limit = split_ ? kChunkSamples : kMaxChunkSamples + 1;
-      const int64_t count = std::min(samples, limit - static_cast<int64_t>(pcm_.size()));
+      const size_t before = pcm_.size();
+      const int64_t count = std::min(samples, limit - static_cast<int64_t>(before));
       EARNEST_RETURN_IF_ERROR(take(pcm, count));
+      if (static_cast<int64_t>(pcm_.size()) == limit) {
+        const Status status = guarded("features", [&] { return split_ ? close(closed) : split(closed); });
+        if (!status.ok() && device_ == Device::kCuda) pcm_.resize(before);  // nothing was made of them yet
+        EARNEST_RETURN_IF_ERROR(status);
+      }
       pcm += count;
       samples -= count;
       pushed_ += count;
-      if (static_cast<int64_t>(pcm_.size()) < limit) continue;
-      EARNEST_RETURN_IF_ERROR(split_ ? close(closed) : split(closed));
     }
     return {};
   });
@@ -79,6 +88,11 @@ Status ClipFeatures::finish(std::vector<Chunk>* closed) {
 }
 
 Status ClipFeatures::take(const float* pcm, int64_t samples) {
+  if (device_ == Device::kCuda) {
+    EARNEST_RETURN_IF_ERROR(logmel::check_samples(pcm, samples, static_cast<int64_t>(pcm_.size())));
+    pcm_.insert(pcm_.end(), pcm, pcm + samples);
+    return {};
+  }
   EARNEST_RETURN_IF_ERROR(stream_->push(pcm, samples));
   pcm_.insert(pcm_.end(), pcm, pcm + samples);
   return read_ready();
@@ -91,12 +105,12 @@ Status ClipFeatures::read_ready() {
   read_.resize(more);
   raw_.resize(old + more);
   EARNEST_RETURN_IF_ERROR(stream_->read(frames, read_.data()));
-  transpose(read_.data(), n_mels_, frames, raw_.data() + old);
-  return {};
+  return transpose(read_.data(), n_mels_, frames, raw_.data() + old);
 }
 
 // The open chunk ends here.
 Status ClipFeatures::close(std::vector<Chunk>* closed) {
+  if (device_ == Device::kCuda) return hand_on(static_cast<int64_t>(pcm_.size()), closed);
   EARNEST_RETURN_IF_ERROR(stream_->finish());
   EARNEST_RETURN_IF_ERROR(read_ready());
   Chunk chunk;
@@ -110,6 +124,11 @@ Status ClipFeatures::close(std::vector<Chunk>* closed) {
 
 // The clip turns out to be longer than one chunk: the first 25 s are one, and what is beyond begins the next.
 Status ClipFeatures::split(std::vector<Chunk>* closed) {
+  if (device_ == Device::kCuda) {
+    EARNEST_RETURN_IF_ERROR(hand_on(kChunkSamples, closed));
+    split_ = true;
+    return {};
+  }
   Chunk chunk;
   chunk.samples = kChunkSamples;
   chunk.frames = mel_frames(kChunkSamples);
@@ -122,13 +141,30 @@ Status ClipFeatures::split(std::vector<Chunk>* closed) {
   params.padding = logmel::Padding::kStepAudio;
   params.out = read_.data();
   EARNEST_RETURN_IF_ERROR(logmel::run(params));
-  transpose(read_.data(), n_mels_, chunk.frames, chunk.mel.data());
+  EARNEST_RETURN_IF_ERROR(transpose(read_.data(), n_mels_, chunk.frames, chunk.mel.data()));
   EARNEST_RETURN_IF_ERROR(normalise(&chunk));
   closed->push_back(std::move(chunk));
   const std::vector<float> rest(pcm_.begin() + kChunkSamples, pcm_.end());
   EARNEST_RETURN_IF_ERROR(begin());
   split_ = true;
   return take(rest.data(), static_cast<int64_t>(rest.size()));
+}
+
+// The first samples of the open chunk are one, and what is beyond begins the next. Memory is asked for before
+// anything changes.
+Status ClipFeatures::hand_on(int64_t samples, std::vector<Chunk>* closed) {
+  PageVector<float> rest;
+  rest.reserve(pcm_.capacity());
+  rest.assign(pcm_.begin() + samples, pcm_.end());
+  closed->reserve(closed->size() + 1);
+  pcm_.resize(static_cast<size_t>(samples));
+  Chunk chunk;
+  chunk.samples = samples;
+  chunk.frames = mel_frames(samples);
+  chunk.pcm = std::move(pcm_);
+  closed->push_back(std::move(chunk));
+  pcm_ = std::move(rest);
+  return {};
 }
 
 Status ClipFeatures::normalise(Chunk* chunk) const {

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // From samples to mel frames, chunk by chunk. A clip of up to 29.98 s is one chunk; a longer one is cut every
 // 25 s. Each chunk is padded, and its features normalised, alone (the published helper code of the family).
+//
+// On the CPU frames are computed as samples come. For a model on a GPU samples are checked and cut alike, and
+// handed on: their features are computed where the encoder reads them (chunk_features.h).
 #pragma once
 
 #include <cstdint>
@@ -8,6 +11,7 @@
 #include <vector>
 
 #include "csrc/engine/page_vector.h"
+#include "kernels/common/device.h"
 #include "kernels/common/status.h"
 #include "kernels/logmel/logmel.h"
 
@@ -26,14 +30,16 @@ std::vector<int64_t> chunk_sizes(int64_t samples);
 
 struct Chunk {
   int64_t samples = 0, frames = 0;
-  PageVector<float> mel;  // [frames, n_mels], normalised
+  PageVector<float> mel;  // on the CPU: [frames, n_mels], normalised
+  PageVector<float> pcm;  // for a GPU: [samples]
 };
 
-// A clip at 16 kHz that arrives in pieces of any size. Its frames are computed as soon as their samples are
-// in, and a chunk is handed out as soon as no later sample can change it.
+// A clip at 16 kHz that arrives in pieces of any size. A chunk is handed out as soon as no later sample can
+// change it; on the CPU its frames are computed as soon as their samples are in.
 class ClipFeatures {
  public:
-  static Status create(int64_t n_mels, std::unique_ptr<ClipFeatures>* features);
+  // device: where the encoder runs.
+  static Status create(int64_t n_mels, Device device, std::unique_ptr<ClipFeatures>* features);
 
   // Appends the chunks that closed. A refused piece leaves everything as it was, but for pieces of more than
   // a chunk, of which the chunks before the bad sample may have been taken.
@@ -43,19 +49,22 @@ class ClipFeatures {
   int64_t pushed() const { return pushed_; }  // samples of this clip so far
 
  private:
-  explicit ClipFeatures(int64_t n_mels) : n_mels_(n_mels) {}
+  ClipFeatures(int64_t n_mels, Device device) : n_mels_(n_mels), device_(device) {}
 
   Status begin();
   Status take(const float* pcm, int64_t samples);
   Status read_ready();
   Status close(std::vector<Chunk>* closed);
   Status split(std::vector<Chunk>* closed);
+  Status hand_on(int64_t samples, std::vector<Chunk>* closed);
   Status normalise(Chunk* chunk) const;
 
   const int64_t n_mels_;
+  const Device device_;
   bool split_ = false;  // the clip is known to be longer than one chunk
   int64_t pushed_ = 0;
-  PageVector<float> pcm_;   // of the open chunk
+  PageVector<float> pcm_;  // of the open chunk
+  // On the CPU:
   PageVector<float> raw_;   // its frames so far, [frames, n_mels]
   PageVector<float> read_;  // frames on their way from the stream
   std::unique_ptr<logmel::Stream> stream_;

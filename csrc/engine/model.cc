@@ -88,19 +88,19 @@ Status Model::create(const Config& config, Tensors tensors, Precision precision,
   });
 }
 
-Status Model::hear(const float* mel, int64_t frames, void* embeddings, Arena* arena) const {
+Status Model::hear(const Sound& sound, void* embeddings, Arena* arena) const {
   if (precision() == Precision::kMixed) {
     return unsupported("encoder", "precision", "float32 or bfloat16", "mixed, which decodes alone");
   }
   return at(place(), "encoder", [&]() -> Status {
     Arena* const there = arena->on(device());
     const Arena::Scope scope(there);
-    const int64_t kept = config_.audio.kept_frames(std::max<int64_t>(frames, 0));
+    const int64_t kept = config_.audio.kept_frames(std::max<int64_t>(sound.frames, 0));
     const auto size = static_cast<int64_t>(size_of(precision()));
     char* heard = there->take<char>(kept * config_.audio.n_audio_state * size);
-    EARNEST_RETURN_IF_ERROR(encoder_.run(mel, frames, heard, there));
+    EARNEST_RETURN_IF_ERROR(encoder_.run(sound, heard, there));
     if (device() == Device::kCpu) return adaptor_.run(heard, kept, embeddings, there);
-    const int64_t bytes = config_.audio.audio_tokens(frames) * config_.text.hidden_size * size;
+    const int64_t bytes = config_.audio.audio_tokens(sound.frames) * config_.text.hidden_size * size;
     char* out = there->take<char>(bytes);
     EARNEST_RETURN_IF_ERROR(adaptor_.run(heard, kept, out, there));
     return copy("encoder", device(), embeddings, out, static_cast<size_t>(bytes));

@@ -47,8 +47,8 @@ class Model {
   size_t weight_bytes() const { return weights_.bytes() + head_.bytes(); }
 
   // What goes into a pass and comes out lies in memory of the host, and so does the arena, wherever it runs.
-  // mel [frames, n_mels] of one chunk -> embeddings [config().audio.audio_tokens(frames), hidden_size].
-  Status hear(const float* mel, int64_t frames, void* embeddings, Arena* arena) const;
+  // One chunk -> embeddings [config().audio.audio_tokens(frames), hidden_size].
+  Status hear(const Sound& sound, void* embeddings, Arena* arena) const;
 
   // See Decoder::run and Head.
   bool has_scores() const { return head_.has_scores(); }

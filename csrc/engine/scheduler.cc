@@ -286,6 +286,7 @@ void Scheduler::apply_chunk(Step* step) {
     chunk.embeddings = std::move(step->embeddings);
     chunk.heard = true;
     PageVector<float>().swap(chunk.mel);
+    PageVector<float>().swap(chunk.pcm);
     return;
   }
   const std::vector<Answering> running = core_.running;

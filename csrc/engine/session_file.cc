@@ -14,14 +14,22 @@ namespace earnest::engine {
 namespace {
 
 constexpr char kMagic[] = "EARNSESS";
-constexpr uint64_t kVersion = 1, kMostBytes = uint64_t{1} << 30, kMostItems = uint64_t{1} << 31;
+// Version 1 knew no samples.
+constexpr uint64_t kVersion = 2, kMostBytes = uint64_t{1} << 30, kMostItems = uint64_t{1} << 31;
 
 using ChunkList = std::vector<std::shared_ptr<HeardChunk>>;
 
-// A sound as it was when writing began: embeddings stay, features go when they have been heard.
+// How a sound stands in the file.
+enum class Saved : uint64_t { kFeatures, kEmbeddings, kSamples };
+
+// A sound as it was when writing began: embeddings stay, features and samples go when they have been heard.
 struct SavedChunk {
   std::shared_ptr<const HeardChunk> chunk;
-  PageVector<float> mel;
+  PageVector<float> mel, pcm;
+
+  Saved as() const {
+    return !mel.empty() ? Saved::kFeatures : !pcm.empty() ? Saved::kSamples : Saved::kEmbeddings;
+  }
 };
 
 class Writing {
@@ -66,13 +74,15 @@ class Writing {
  private:
   void write_chunks(const std::vector<SavedChunk>& chunks) {
     file_.number(chunks.size());
-    for (const auto& [chunk, mel] : chunks) {
-      const bool heard = mel.empty();
-      file_.bytes(chunk->digest.data(), sizeof(Digest));
-      file_.number(static_cast<uint64_t>(chunk->frames));
-      file_.number(heard ? 1 : 0);
-      if (heard) file_.bytes(chunk->embeddings.data(), chunk->embeddings.size());
-      file_.bytes(mel.data(), mel.size() * sizeof(float));
+    for (const SavedChunk& saved : chunks) {
+      const HeardChunk& chunk = *saved.chunk;
+      file_.bytes(chunk.digest.data(), sizeof(Digest));
+      file_.number(static_cast<uint64_t>(chunk.frames));
+      file_.number(static_cast<uint64_t>(saved.as()));
+      if (saved.as() == Saved::kEmbeddings) file_.bytes(chunk.embeddings.data(), chunk.embeddings.size());
+      if (saved.as() == Saved::kSamples) file_.number(saved.pcm.size());
+      file_.bytes(saved.mel.data(), saved.mel.size() * sizeof(float));
+      file_.bytes(saved.pcm.data(), saved.pcm.size() * sizeof(float));
     }
   }
 
@@ -134,7 +144,8 @@ class Reading {
     file_.bytes(magic, sizeof magic);
     if (std::memcmp(magic, kMagic, sizeof magic) != 0) file_.refuse("a session's file", "something else");
     const uint64_t version = file_.number();
-    if (version != kVersion) file_.refuse("version " + std::to_string(kVersion), std::to_string(version));
+    if (version < 1 || version > kVersion)
+      file_.refuse("version 1 to " + std::to_string(kVersion), std::to_string(version));
     Digest fingerprint;
     file_.bytes(fingerprint.data(), sizeof fingerprint);
     EARNEST_RETURN_IF_ERROR(file_.status());
@@ -159,23 +170,38 @@ class Reading {
     for (uint64_t i = 0; i < count && file_.ok(); ++i) {
       auto chunk = std::make_shared<HeardChunk>();
       file_.bytes(chunk->digest.data(), sizeof(Digest));
-      const uint64_t frames = file_.number(), heard = file_.number();
-      if (frames > static_cast<uint64_t>(2 * audio.n_audio_ctx) || heard > 1) {
+      const uint64_t frames = file_.number(), number = file_.number();
+      const auto as = static_cast<Saved>(number);
+      if (frames > static_cast<uint64_t>(2 * audio.n_audio_ctx) || as > Saved::kSamples) {
         file_.refuse("a sound that the encoder takes", std::to_string(frames) + " frames");
         return;
       }
       chunk->frames = static_cast<int64_t>(frames);
       chunk->rows = audio.audio_tokens(chunk->frames);
-      chunk->heard = heard == 1 || chunk->rows == 0;
-      if (heard == 1) {
+      chunk->heard = as == Saved::kEmbeddings || chunk->rows == 0;
+      if (as == Saved::kEmbeddings) {
         chunk->embeddings.resize(static_cast<size_t>(chunk->rows) * row_bytes);
         file_.bytes(chunk->embeddings.data(), chunk->embeddings.size());
+      } else if (as == Saved::kSamples) {
+        read_samples(chunk.get());
       } else {
         chunk->mel.resize(frames * static_cast<uint64_t>(audio.n_mels));
         file_.bytes(chunk->mel.data(), chunk->mel.size() * sizeof(float));
       }
       chunks_.push_back(std::move(chunk));
     }
+  }
+
+  void read_samples(HeardChunk* chunk) {
+    const uint64_t samples = file_.count("samples", sizeof(float), kMaxChunkSamples);
+    if (mel_frames(static_cast<int64_t>(samples)) != chunk->frames) {
+      file_.refuse("the samples of " + std::to_string(chunk->frames) + " frames", std::to_string(samples));
+      return;
+    }
+    chunk->pcm.resize(samples);
+    file_.bytes(chunk->pcm.data(), samples * sizeof(float));
+    const Status status = logmel::check_samples(chunk->pcm.data(), static_cast<int64_t>(samples));
+    if (!status.ok()) file_.refuse("samples of sound", status.message());
   }
 
   std::shared_ptr<HeardChunk> read_chunk() {
@@ -285,7 +311,7 @@ Status write_session(const std::string& path, EngineCore* core,
   bool ahead = false;
   {
     const std::lock_guard<std::mutex> lock(core->mutex);
-    for (auto& chunk : writing.collect()) chunks.push_back({chunk, chunk->mel});
+    for (auto& chunk : writing.collect()) chunks.push_back({chunk, chunk->mel, chunk->pcm});
     computed = session->prefix->computed;
     ahead = session->reading_ahead;  // which stops while its cache must stay where it is
     ++session->prefix->in_use;

@@ -14,10 +14,12 @@ namespace {
 
 constexpr int64_t kSamplesPerToken = 1280;  // at 16 kHz: 12.5 tokens a second
 
+// Features are never of no frames, so that no samples pass for them.
 Digest digest_of(const Chunk& chunk) {
   Sha256 hash;
-  hash.add(static_cast<uint64_t>(chunk.frames));
+  hash.add(static_cast<uint64_t>(chunk.pcm.empty() ? chunk.frames : 0));
   hash.add(chunk.mel.data(), chunk.mel.size() * sizeof(float));
+  hash.add(chunk.pcm.data(), chunk.pcm.size() * sizeof(float));
   return hash.finish();
 }
 
@@ -81,7 +83,8 @@ Status SpokenClip::remove() {
 Status SpokenClip::begin() {
   frames_ = 0;
   EARNEST_RETURN_IF_ERROR(Resampler::create(rate_, &resampler_));
-  return ClipFeatures::create(engine_->model().config().audio.n_mels, &features_);
+  const LoadedModel& loaded = engine_->model();
+  return ClipFeatures::create(loaded.config().audio.n_mels, loaded.model().device(), &features_);
 }
 
 Status SpokenClip::check_piece(size_t samples) const {
@@ -152,6 +155,7 @@ Status SpokenClip::hear(bool last) {
     heard->rows = engine_->model().config().audio.audio_tokens(chunk.frames);
     heard->heard = heard->rows == 0;
     heard->mel = std::move(chunk.mel);
+    heard->pcm = std::move(chunk.pcm);
     const std::lock_guard<std::mutex> lock(core.mutex);
     chunks_of(state_.get()).push_back(core.known(std::move(heard)));
   }

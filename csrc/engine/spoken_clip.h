@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // A clip that is being spoken into a session. Features are computed as samples come, on the thread that
-// brings them; every chunk of 25 s that closes is encoded and read by the decoder while the rest is spoken
-// and nobody else waits. Its place in the dialogue is where it was created; one clip of a session at a time.
+// brings them, or where the model is on a GPU there, with the encoder's pass; every chunk of 25 s that closes
+// is encoded and read by the decoder while the rest is spoken and nobody else waits. Its place in the
+// dialogue is where it was created; one clip of a session at a time.
 #pragma once
 
 #include <cstdint>

@@ -22,7 +22,7 @@ void hear(const Model& model, Arena* arena, Step* step) {
   step->heard = guarded("audio", [&] {
     arena->reset();
     step->embeddings.resize(static_cast<size_t>(chunk.rows) * row_bytes_of(model));
-    return model.hear(chunk.mel.data(), chunk.frames, step->embeddings.data(), arena);
+    return model.hear(chunk.sound(), step->embeddings.data(), arena);
   });
 }
 

@@ -9,18 +9,25 @@
 #include <span>
 #include <vector>
 
+#include "csrc/engine/chunk_features.h"
 #include "csrc/engine/digest.h"
 #include "csrc/engine/page_vector.h"
 
 namespace earnest::engine {
 
-// A chunk of sound: features until the encoder has read them, embeddings from then on.
+// A chunk of sound: features or samples until the encoder has read them, embeddings from then on.
 struct HeardChunk {
-  Digest digest = {};  // of the features, which decide everything that follows
+  Digest digest = {};  // of what it came as, features or samples, which decides everything that follows
   int64_t frames = 0, rows = 0;
   PageVector<float> mel;         // [frames, n_mels], or empty when it was heard
+  PageVector<float> pcm;         // [samples] instead, where the model is on a GPU
   std::vector<char> embeddings;  // [rows, hidden_size] of the model's precision
   bool heard = false;
+
+  Sound sound() const {
+    if (pcm.empty()) return Sound::of_features(mel.data(), frames);
+    return Sound::of_samples(pcm.data(), static_cast<int64_t>(pcm.size()));
+  }
 };
 
 // The <audio_patch> tokens of one chunk: positions start .. start + chunk->rows.

@@ -181,6 +181,18 @@ Status run(const AveragePool<Stored>& job, Device device) {
   return {};
 }
 
+template <typename Stored>
+Status run(const Transpose<Stored>& job, Device device) {
+  if (Status status = check_size("transpose", job.rows, job.width); !status.ok()) return status;
+  if (device == Device::kCuda) return on_cuda<Stored>("transpose", job);
+  for_parts(job.rows, job.width, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      for (int64_t j = 0; j < job.width; ++j) narrow(job.x[j * job.rows + i], &job.y[i * job.width + j]);
+    }
+  });
+  return {};
+}
+
 Status which(Device device, std::string* name) {
   if (device == Device::kCuda) return which_cuda(name);
   CpuTier tier;
@@ -200,5 +212,7 @@ Status which(Device device, std::string* name) {
 EARNEST_FRAMES_INSTANCES(float)
 EARNEST_FRAMES_INSTANCES(double)
 EARNEST_FRAMES_INSTANCES(BFloat16)
+template Status run(const Transpose<float>&, Device);
+template Status run(const Transpose<BFloat16>&, Device);
 
 }  // namespace earnest::frames

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // What an audio encoder does to its frames between its matrix products, in one pass over memory each: layer
-// norm and exact GELU with their gradients, ReLU, the average of neighbours; and the sum that closes every
-// residual branch. A row's result depends on that row alone, bit for bit; where values stand alone, on the
-// value.
+// norm and exact GELU with their gradients, ReLU, the average of neighbours; the sum that closes every
+// residual branch; and before all that, features turned into rows. A row's result depends on that row alone,
+// bit for bit; where values stand alone, on the value.
 //
 // Stored types: float, double, BFloat16; arithmetic in float for the first and last, in double for double.
 // Device::kCuda runs the forward passes of float and BFloat16: all arrays lie on the device, and a call puts
@@ -91,6 +91,17 @@ struct AveragePool {
   void* stream = nullptr;     // of Device::kCuda: a cudaStream_t
 };
 
+//   y_ij = x_ji, rounded to the stored type: log-mel features have a row for each band, an encoder one for
+//   each
+// frame. Of float and BFloat16 alone.
+template <typename Stored>
+struct Transpose {
+  int64_t rows = 0, width = 0;
+  const float* x = nullptr;  // [width, rows]
+  Stored* y = nullptr;       // [rows, width]
+  void* stream = nullptr;    // of Device::kCuda: a cudaStream_t
+};
+
 template <typename Stored>
 Status run(const LayerNorm<Stored>& job, Device device = Device::kCpu);
 template <typename Stored>
@@ -105,6 +116,8 @@ template <typename Stored>
 Status run(const Add<Stored>& job, Device device = Device::kCpu);
 template <typename Stored>
 Status run(const AveragePool<Stored>& job, Device device = Device::kCpu);
+template <typename Stored>
+Status run(const Transpose<Stored>& job, Device device = Device::kCpu);
 
 // The same by plain loops in double, rounded once: the oracle.
 template <typename Stored>

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CUDA back end: a block takes a row of a norm, which it reads from memory once and from the nearest
-// cache then; where values stand alone, a thread takes a piece of 16 bytes.
+// cache then; where values stand alone, a thread takes a piece of 16 bytes; a block turns a square of 32
+// by 32.
 #include <cmath>
 
 #include "kernels/common/cuda.h"
@@ -98,6 +99,28 @@ __global__ void __launch_bounds__(kMostThreads)
   store<kWhole>(values, width - j, job.y + row * width + j);
 }
 
+constexpr int kSide = kWarpSize;  // of a square
+
+// Neighbours in a warp are neighbours in x, and then in y. `across` squares side by side in y. A row of the
+// square more than its width apart, a column's numbers lie in different banks.
+template <typename Stored>
+__global__ void __launch_bounds__(kMostThreads)
+    transpose_squares(const Transpose<Stored> job, const unsigned across) {
+  constexpr int kStride = kSide + 1;
+  EARNEST_SHARED(float, square, kSide* kStride);
+  const int64_t row = int64_t{blockIdx.x / across} * kSide, column = int64_t{blockIdx.x % across} * kSide;
+  const int lane = static_cast<int>(threadIdx.x) % kSide;
+  for (int j = static_cast<int>(threadIdx.x) / kSide; j < kSide; j += kMostWarps) {
+    if (column + j < job.width && row + lane < job.rows)
+      square[kStride * j + lane] = job.x[(column + j) * job.rows + row + lane];
+  }
+  __syncthreads();
+  for (int i = static_cast<int>(threadIdx.x) / kSide; i < kSide; i += kMostWarps) {
+    if (row + i < job.rows && column + lane < job.width)
+      narrow(square[kStride * lane + i], job.y + (row + i) * job.width + column + lane);
+  }
+}
+
 template <typename Value, typename Stored>
 Status map(const Label& label, const Stored* x, const Stored* other, Stored* y, int64_t count, void* stream) {
   if (count == 0) return {};
@@ -153,12 +176,23 @@ Status run_cuda(const AveragePool<Stored>& job) {
                 job.stream, job, of.across);
 }
 
-#define EARNEST_FRAMES_INSTANCES(Stored)              \
-  template Status run_cuda(const LayerNorm<Stored>&); \
-  template Status run_cuda(const Gelu<Stored>&);      \
-  template Status run_cuda(const Relu<Stored>&);      \
-  template Status run_cuda(const Add<Stored>&);       \
-  template Status run_cuda(const AveragePool<Stored>&);
+template <typename Stored>
+Status run_cuda(const Transpose<Stored>& job) {
+  if (job.rows == 0) return {};
+  const int64_t down = (job.rows + kSide - 1) / kSide, across = (job.width + kSide - 1) / kSide;
+  dim3 grid;
+  if (Status status = row_grid("transpose", down, across, &grid); !status.ok()) return status;
+  return launch({"transpose", "transpose_squares"}, transpose_squares<Stored>, grid, dim3(kMostThreads), 0,
+                job.stream, job, static_cast<unsigned>(across));
+}
+
+#define EARNEST_FRAMES_INSTANCES(Stored)                \
+  template Status run_cuda(const LayerNorm<Stored>&);   \
+  template Status run_cuda(const Gelu<Stored>&);        \
+  template Status run_cuda(const Relu<Stored>&);        \
+  template Status run_cuda(const Add<Stored>&);         \
+  template Status run_cuda(const AveragePool<Stored>&); \
+  template Status run_cuda(const Transpose<Stored>&);
 EARNEST_FRAMES_INSTANCES(float)
 EARNEST_FRAMES_INSTANCES(BFloat16)
 

@@ -18,5 +18,7 @@ template <typename Stored>
 Status run_cuda(const Add<Stored>& job);
 template <typename Stored>
 Status run_cuda(const AveragePool<Stored>& job);
+template <typename Stored>
+Status run_cuda(const Transpose<Stored>& job);
 
 }  // namespace earnest::frames

@@ -32,12 +32,18 @@ Status run_cuda(const AveragePool<Stored>&) {
   return none();
 }
 
-#define EARNEST_FRAMES_INSTANCES(Stored)              \
-  template Status run_cuda(const LayerNorm<Stored>&); \
-  template Status run_cuda(const Gelu<Stored>&);      \
-  template Status run_cuda(const Relu<Stored>&);      \
-  template Status run_cuda(const Add<Stored>&);       \
-  template Status run_cuda(const AveragePool<Stored>&);
+template <typename Stored>
+Status run_cuda(const Transpose<Stored>&) {
+  return none();
+}
+
+#define EARNEST_FRAMES_INSTANCES(Stored)                \
+  template Status run_cuda(const LayerNorm<Stored>&);   \
+  template Status run_cuda(const Gelu<Stored>&);        \
+  template Status run_cuda(const Relu<Stored>&);        \
+  template Status run_cuda(const Add<Stored>&);         \
+  template Status run_cuda(const AveragePool<Stored>&); \
+  template Status run_cuda(const Transpose<Stored>&);
 EARNEST_FRAMES_INSTANCES(float)
 EARNEST_FRAMES_INSTANCES(BFloat16)
 

@@ -32,11 +32,6 @@ Status choose(Device device, const Backend** backend) {
   return {};
 }
 
-Status check_n_mels(int n_mels) {
-  if (n_mels >= 1 && n_mels <= kMaxMels) return {};
-  return invalid_argument("logmel", "n_mels", "1 to 256", std::to_string(n_mels));
-}
-
 // `before` samples of the same stream came earlier.
 Status check_pointer(const float* pcm, int64_t samples, int64_t before) {
   if (samples < 0 || (samples > 0 && pcm == nullptr))
@@ -78,6 +73,17 @@ void compute(const Backend& backend, const Tables& tables, const Signal& signal,
 }  // namespace
 
 int64_t frame_count(int64_t samples, Padding padding) { return frames_in(samples, padding); }
+
+Status check_n_mels(int64_t n_mels) {
+  if (n_mels >= 1 && n_mels <= kMaxMels) return {};
+  return invalid_argument("logmel", "n_mels", "1 to 256", std::to_string(n_mels));
+}
+
+Status check_samples(const float* pcm, int64_t samples, int64_t before) {
+  const Backend* backend = nullptr;
+  if (Status status = choose(Device::kCpu, &backend); !status.ok()) return status;
+  return check_samples(*backend, pcm, samples, before);
+}
 
 Status which(Device device, std::string* name) {
   if (device == Device::kCuda) return which_cuda(name);

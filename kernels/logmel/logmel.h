@@ -54,6 +54,11 @@ Status reference(const Params& params);
 // out[i] = (max(raw[i], max(raw) - 8) + 4) / 4 for i < count; in place if out == raw.
 Status normalize(Device device, const float* raw, int64_t count, float* out);
 
+// What a stream asks of its bands, and of samples that come after `before` others: for who computes later,
+// elsewhere.
+Status check_n_mels(int64_t n_mels);
+Status check_samples(const float* pcm, int64_t samples, int64_t before = 0);
+
 // The back end that would run, e.g. "cpu/avx512"; an error if there is none.
 Status which(Device device, std::string* name);
 

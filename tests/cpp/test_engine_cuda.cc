@@ -297,7 +297,7 @@ TEST(log_probabilities_and_sounds_are_near_the_cpus) {
   for (const auto& loaded : {exact(), on(Device::kCpu), on(Device::kCuda)}) {
     std::vector<char> out(static_cast<size_t>(rows * text.hidden_size) *
                           size_of(loaded->model().precision()));
-    CHECK(loaded->model().hear(mel.data(), frames, out.data(), &arena).ok());
+    CHECK(loaded->model().hear(Sound::of_features(mel.data(), frames), out.data(), &arena).ok());
     heard[at++] = numbers(out, loaded->model().precision());
   }
   const double cpu = root_mean_square(heard[1], heard[0]), cuda = root_mean_square(heard[2], heard[0]);

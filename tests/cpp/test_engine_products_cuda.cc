@@ -133,7 +133,7 @@ std::vector<char> heard(const Model& model) {
       static_cast<size_t>(model.config().audio.audio_tokens(kFrames) * model.config().text.hidden_size) *
       sizeof(BFloat16));
   Arena arena;
-  CHECK(model.hear(mel.data(), kFrames, embeddings.data(), &arena).ok());
+  CHECK(model.hear(Sound::of_features(mel.data(), kFrames), embeddings.data(), &arena).ok());
   return embeddings;
 }
 

@@ -139,6 +139,36 @@ TEST(sums_rectifiers_and_averages_are_rounded_once_a_step) {
   CHECK(force_cpu_tier("").ok());
 }
 
+namespace {
+
+template <typename Stored>
+void check_transpose(Device device) {
+  for (const auto& [rows, width] : {std::pair{0, 5}, {1, 1}, {31, 33}, {64, 32}, {101, 80}, {3, 129}}) {
+    const auto x = waves<float>(rows * width);
+    std::vector<Stored> y(x.size());
+    Lent lent(device);
+    const Transpose<Stored> job{rows, width, lent.in(x.data(), x.size()), lent.out(y.data(), y.size())};
+    CHECK(run(job, device).ok());
+    lent.finish();
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int64_t j = 0; j < width; ++j) {
+        Stored want;
+        narrow(x[static_cast<size_t>(j * rows + i)], &want);
+        CHECK(widen(y[static_cast<size_t>(i * width + j)]) == widen(want));
+      }
+    }
+  }
+}
+
+}  // namespace
+
+TEST(bands_of_frames_become_frames_of_bands_on_every_device) {
+  for (const Device device : devices()) {
+    check_transpose<float>(device);
+    check_transpose<BFloat16>(device);
+  }
+}
+
 TEST(what_does_not_fit_is_refused_before_anything_is_touched) {
   const int64_t huge = std::numeric_limits<int64_t>::max() / 4;
   LayerNorm<float> norm;
@@ -148,6 +178,7 @@ TEST(what_does_not_fit_is_refused_before_anything_is_touched) {
   CHECK(run(norm).message() == "[layer_norm] width: expected at least 1, got 0");
   CHECK(run(Gelu<float>{-1, nullptr, nullptr, nullptr, nullptr}).message() ==
         "[gelu] rows: expected at least 0, got -1");
+  CHECK(run(Transpose<float>{huge, huge, nullptr, nullptr}).message().find("[transpose] rows: ") == 0);
   std::string name;
   CHECK(which(Device::kCpu, &name).ok() && name.rfind("cpu/", 0) == 0);
 #if defined(EARNEST_WITH_CUDA)

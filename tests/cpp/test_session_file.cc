@@ -3,12 +3,12 @@
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
-#include <iterator>
 #include <string>
 #include <vector>
 
 #include "csrc/engine/digest.h"
 #include "tests/cpp/check.h"
+#include "tests/cpp/session_bytes.h"
 #include "tests/cpp/tiny_model.h"
 
 using namespace tiny;
@@ -32,24 +32,6 @@ class Folder {
  private:
   std::string path_;
 };
-
-std::string content(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-}
-
-void write(const std::string& path, const std::string& data) {
-  std::ofstream(path, std::ios::binary) << data;
-}
-
-// The same with the digest that belongs to it, as somebody who lies would write it.
-std::string signed_again(std::string data) {
-  Sha256 hash;
-  hash.add(data.data(), data.size() - sizeof(Digest));
-  const Digest digest = hash.finish();
-  std::copy(digest.begin(), digest.end(), data.end() - sizeof(Digest));
-  return data;
-}
 
 const std::shared_ptr<const LoadedModel>& shared_model() {
   static const auto loaded = model();
@@ -182,6 +164,24 @@ TEST(files_that_lie_do_no_harm) {
   for (Session* session : {honest.get(), alone.get()}) tell(session, 1);
   liar.reset();
   CHECK(go_on(honest.get()) == go_on(alone.get()));
+}
+
+TEST(files_of_the_version_before_are_read_and_others_refused_by_number) {
+  const Folder folder;
+  const auto own = engine(shared_model());
+  const auto one = session(own);
+  tell(one.get(), 1);
+  CHECK(one->save(folder.file()).ok());
+  std::string file = content(folder.file());
+  for (const char version : {1, 2, 0, 3}) {
+    file[8] = version;
+    write(folder.file(), signed_again(file));
+    std::unique_ptr<Session> loaded;
+    const Status status = Session::load(own, folder.file(), &loaded);
+    const bool known = version == 1 || version == 2;
+    CHECK(status.ok() == known && (loaded != nullptr) == known);
+    if (!known) CHECK(status.message().find("expected version 1 to 2, got ") != std::string::npos);
+  }
 }
 
 TEST(files_of_other_weights_are_refused) {

@@ -13,7 +13,8 @@ from earnest import Engine, _native
 from earnest.bench import engine, engine_peers, gpu_attention_paths, gpu_engine, gpu_weights, qwen2
 from earnest.bench.case import ALSO, OURS, Absent
 from earnest.dialogue import Tokenizer
-from earnest.model import AudioLM, AudioLMConfig
+from earnest.features import LogMel
+from earnest.model import AudioLM, AudioLMConfig, features
 from model_cases import HEADS_OF_64 as TINY
 
 PROMPT, TOKENS = 7, 5
@@ -223,6 +224,24 @@ def test_the_bench_steps_an_engine_of_its_own_by_path_sm90a(device, tokens: int,
     monkeypatch.setenv(gpu_attention_paths.WITHOUT, "sm90a")
     with pytest.raises(Absent, match="sm90a: EARNEST_BENCH_WITHOUT says so"):
         both[1][0].build()
+
+
+def test_samples_are_heard_with_the_features_of_the_python_path_bit_for_bit(device, talking_model):
+    config = AudioLMConfig.load(talking_model)
+    pcm = (0.3 * np.sin(np.arange(5_000) * 0.1)).astype(np.float32)
+    log_mel = LogMel(config.audio_encoder_config.n_mels, padding="step_audio")
+    (mel,) = features.hear(pcm, log_mel, device)
+    model = _native.engine.load(str(talking_model), "bfloat16", device="cuda")
+    rows = model.audio_tokens(mel.shape[1])
+    got, want = torch.zeros(2, rows, config.text_config.hidden_size, dtype=torch.bfloat16)
+    model.hear(mel.T.contiguous().cpu(), want)
+    model.hear_samples(pcm, got)
+    assert rows > 2
+    assert bool(want.any())
+    assert torch.equal(got, want)
+    pcm[77] = np.inf
+    with pytest.raises(ValueError, match=r"\[logmel\] pcm: expected finite samples .* got inf at sample 77"):
+        model.hear_samples(pcm, got)
 
 
 def test_it_hears_and_answers_as_on_the_cpu(device, talking_model):

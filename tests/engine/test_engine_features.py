@@ -22,6 +22,9 @@ LENGTHS = [
 ]
 
 
+DEVICES = ["cpu", "cuda"]  # cuda, where samples are cut and handed on, needs no GPU
+
+
 def clip(samples):
     return np.random.default_rng(samples).standard_normal(samples).astype(np.float32)
 
@@ -30,22 +33,34 @@ def taken(chunks, n_mels=80):
     return [(samples, np.array(mel, np.float32).reshape(-1, n_mels).T) for samples, mel in chunks]
 
 
+def in_pieces(pcm, device):
+    features, random = _native.engine.ClipFeatures(80, device), np.random.default_rng(1)
+    cuts = [0, *sorted(random.integers(0, len(pcm) + 1, 7)), len(pcm)]
+    chunks = [c for a, b in itertools.pairwise(cuts) for c in features.push(pcm[a:b])]
+    return chunks + features.finish()
+
+
 @pytest.mark.parametrize("samples", LENGTHS)
 def test_chunks_are_those_of_the_python_pipeline_bit_for_bit(samples):
-    pcm = clip(samples)
-    features, log_mel = _native.engine.ClipFeatures(80), LogMel(80, padding="step_audio")
-    random = np.random.default_rng(1)
-    cuts = [0, *sorted(random.integers(0, samples + 1, 7)), samples]
-    got = [c for a, b in itertools.pairwise(cuts) for c in features.push(pcm[a:b])]
-    got = taken(got + features.finish())
-    want = chunk_audio(pcm)
+    pcm, log_mel = clip(samples), LogMel(80, padding="step_audio")
+    got, want = taken(in_pieces(pcm, "cpu")), chunk_audio(pcm)
     assert [n for n, _ in got] == [len(part) for part in want]
     for (_, mel), part in zip(got, want, strict=True):
         assert np.array_equal(mel, log_mel(part))
 
 
-def test_a_chunk_closes_as_soon_as_nothing_can_change_it():
-    pcm, features = clip(MAX_CHUNK_SAMPLES + 1), _native.engine.ClipFeatures(8)
+@pytest.mark.parametrize("samples", LENGTHS)
+def test_for_a_gpu_the_same_chunks_are_handed_on_as_samples(samples):
+    pcm = clip(samples)
+    got, want = in_pieces(pcm, "cuda"), chunk_audio(pcm)
+    assert [n for n, _ in got] == [len(part) for part in want]
+    for (_, handed_on), part in zip(got, want, strict=True):
+        assert np.array_equal(np.array(handed_on, np.float32), part)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_chunk_closes_as_soon_as_nothing_can_change_it(device):
+    pcm, features = clip(MAX_CHUNK_SAMPLES + 1), _native.engine.ClipFeatures(8, device)
     assert features.push(pcm[:-1]) == []
     assert len(features.push(pcm[-1:])) == 1
     rest = 2 * CHUNK_SAMPLES - len(pcm)

@@ -8,6 +8,7 @@ import torch
 from engine_cases import DTYPES, Beside, sequences
 
 from earnest import _native
+from earnest.features import LogMel
 from earnest.model import AudioLM
 from model_cases import packed, toy_model
 
@@ -29,6 +30,21 @@ def test_hearing_is_the_python_models_bit_for_bit(dtype, overrides):
         with torch.no_grad():
             want = model.embed_audio([mel])
         assert torch.equal(engine.hear(mel), want)
+
+
+def test_samples_are_heard_as_their_features_are(dtype):
+    model = toy_model().to(dtype)
+    engine, log_mel = Beside(model), LogMel(20, padding="step_audio")
+    for samples in (1, 160, 500, 9_600):
+        pcm = torch.randn(samples, generator=torch.Generator().manual_seed(samples))
+        mel = log_mel(pcm)
+        got = engine.hear(mel).fill_(7)
+        engine.native.hear_samples(pcm, got)
+        assert torch.equal(got, engine.hear(mel))
+    with pytest.raises(ValueError, match=r"\[logmel\] pcm: expected finite samples .* got nan at sample 2"):
+        engine.native.hear_samples(torch.where(torch.arange(9_600) == 2, torch.nan, pcm), got)
+    with pytest.raises(ValueError, match="out"):
+        engine.native.hear_samples(pcm, got[1:])
 
 
 def test_hidden_states_logits_and_logprobs_are_the_python_models_bit_for_bit(dtype):
