@@ -13,7 +13,7 @@ import numpy as np
 
 from earnest.bench import gpu_attention_paths, peers
 from earnest.bench.case import ALSO, OURS, YARDSTICK, Case, Implementation, Problem, Target
-from earnest.bench.gpu_forecast import BRIEF, COMPILING
+from earnest.bench.gpu_forecast import BRIEF, LOADING
 from earnest.bench.logprob import Check, leaves, logits_at_once, row_chunks, with_gradients
 
 CHUNK = 2048  # rows of logits that a frugal peer holds
@@ -46,7 +46,8 @@ def case(
         target=wanted if large else Target(),
         quick=not large,
         device=device,
-        setup=(4 if large else 1) * BRIEF + COMPILING,
+        setup=(4 if large else 1) * BRIEF + LOADING,
+        compiles=True,
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from earnest.bench import peers
 from earnest.bench.case import ALSO, OURS, Case, Implementation, Problem, Target
-from earnest.bench.gpu_forecast import BRIEF, COMPILING
+from earnest.bench.gpu_forecast import BRIEF, LOADING
 from earnest.bench.ppo import (
     CLIP,
     CLIP_VALUE,
@@ -72,7 +72,8 @@ def case(kind: str, size: int, tokens: int = TOKENS, device: str = "cuda") -> Ca
         target=TARGETS.get((kind, size), Target()),
         quick=size == 1 << 20,
         device=device,
-        setup=BRIEF + (COMPILING if kind in COMPILED else 0),
+        setup=BRIEF + (LOADING if kind in COMPILED else 0),
+        compiles=kind in COMPILED,
     )
 
 
