@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import contextlib
 import json
 import os
 import signal
@@ -27,8 +28,8 @@ from pathlib import Path
 
 SHELL = ("bash", "-uo", "pipefail", "-c", '"$@"', "step")
 TOO_LATE = 124  # the code of a step that was ended, as timeout's
-PATIENCE = 3.0  # seconds to end in, after a first word
-LEAST = 5  # seconds; a step that would have fewer is not begun
+PATIENCE = 2.0  # seconds to end in, after a first word
+LEAST = 2  # seconds; a step that would have fewer is not begun
 
 
 @dataclass(frozen=True)
@@ -93,9 +94,11 @@ class Run:
                     done, _ = concurrent.futures.wait(running, return_when="FIRST_COMPLETED")
                     for future in done:
                         self._keep(running.pop(future), *future.result())
-            finally:  # of an interruption
-                for process in self._processes.values():
-                    end_all_of(process)
+            finally:  # where this is interrupted
+                for future, step in running.items():
+                    if step.name in self._processes:
+                        end_all_of(self._processes[step.name])
+                    self._keep(step, *future.result())
         return self.worst
 
     def _one(self, step: Step) -> tuple[int, float, float]:
@@ -112,10 +115,8 @@ class Run:
                     env=environment, start_new_session=True,
                 )  # fmt: skip
                 self._processes[step.name] = process
-                try:
+                with contextlib.suppress(subprocess.TimeoutExpired):
                     code = process.wait(limit)
-                except subprocess.TimeoutExpired:
-                    pass
                 end_all_of(process)
         return code, began - self._began, time.monotonic() - began
 
@@ -146,10 +147,8 @@ def end_all_of(process: subprocess.Popen[bytes]) -> None:
     """Whatever the step has started and left, in groups of their own too: all have its session."""
     for last, word in ((False, signal.SIGTERM), (True, signal.SIGKILL)):
         for one in of_session(process.pid):
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(one, word)
-            except ProcessLookupError:
-                pass
         if not last:
             wait_until(lambda: process.poll() is not None and not of_session(process.pid), PATIENCE)
     process.wait()

@@ -39,7 +39,7 @@ class Budget:
         return dataclasses.replace(pace, shared=min(MOST, max(LEAST, shared)))
 
     def limit(self, done: int) -> float | None:
-        """Seconds after which the next case is to be given up, that those behind it have theirs; None: never."""
+        """Seconds after which the next case is given up, that those behind it have theirs; None: never."""
         if self._end is None:
             return None
         return GRACE + PATIENCE * self._setups[done]

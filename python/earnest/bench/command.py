@@ -119,7 +119,9 @@ def _all_of(
     for done, case in enumerate(cases):
         left = budget.pace(pace, done)
         if left is None:
-            print(f"{case.name}: not measured, no time is left of {options.seconds:g} s", file=out, flush=True)
+            print(
+                f"{case.name}: not measured, no time is left of {options.seconds:g} s", file=out, flush=True
+            )
             continue
         try:
             record = where.measure(case, left, budget.limit(done))
