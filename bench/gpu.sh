@@ -10,8 +10,9 @@
 # bench/steps.py carries out the plan below: checks run side by side, as none of them takes a time; what is timed runs alone.
 # Wheels in .whl/ (soundfile with cffi and pycparser, soxr, nanobind, liger-kernel, espeakng-loader, nvidia-cudnn-frontend) are
 # used where they are. Exit code: that of the worst step.
+# shellcheck disable=SC2016,SC2086,SC2329  # lists are words; what is exported is called by steps.py
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 2
 
 readonly MOST=530  # seconds in all
 export START=12    # of them for the bench to start and to end

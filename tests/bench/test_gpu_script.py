@@ -243,12 +243,8 @@ def test_two_runs_that_differ_are_no_determinism(tmp_path: Path) -> None:
     assert "code 1" in done.stdout
 
 
-TOOLS = {
-    0: "",
-    9: "FAILED: exit code 9",
-    124: "FAILED: had not ended after ",
-    137: "FAILED: had not ended after ",
-}
+LATE = "FAILED: had not ended after "
+TOOLS = {0: "", 9: "FAILED: exit code 9", 124: LATE, 137: LATE}
 
 
 @pytest.mark.parametrize("code", TOOLS)

@@ -13,7 +13,6 @@ import json
 import multiprocessing
 import os
 import signal
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +20,7 @@ from earnest.errors import InvalidInput
 
 Words = dict[str, Any]
 Answerer = Callable[[Words], Words]
+STDERR = 2
 LEAVING = "leaving"  # in an answer: the last one of its process
 ASKED_WHERE = signal.SIGUSR1  # on which a process that hangs says where
 
@@ -92,8 +92,8 @@ class Apart:
 def _answer(begin: Callable[[], Answerer], pipe: Any, other: Any) -> None:
     """The process: until nobody asks any more."""
     other.close()  # or the end of who asks would not be seen
-    faulthandler.enable(sys.__stderr__, all_threads=False)
-    faulthandler.register(ASKED_WHERE, sys.__stderr__, all_threads=False)
+    faulthandler.enable(STDERR, all_threads=False)
+    faulthandler.register(ASKED_WHERE, STDERR, all_threads=False)
 
     def said(words: Words) -> None:
         pipe.send_bytes(json.dumps(words).encode())

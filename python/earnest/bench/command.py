@@ -49,8 +49,8 @@ def all_cases(device: str = "cpu") -> list[Case]:
 
 
 def _comes_late(case: Case) -> bool:
-    """A GPU's minutes may end before the last case: those of which something was promised come first. Cases of
-    a decoder share its weights and stay together."""
+    """A GPU's minutes may end before the last case: those of which something was promised come first. Cases
+    of a decoder share its weights and stay together."""
     return case.target == Target() and "decoder" not in case.shape
 
 
@@ -119,9 +119,8 @@ def _all_of(
     for done, case in enumerate(cases):
         left = budget.pace(pace, done)
         if left is None:
-            print(
-                f"{case.name}: not measured, no time is left of {options.seconds:g} s", file=out, flush=True
-            )
+            reason = f"no time is left of {options.seconds:g} s"
+            print(f"{case.name}: not measured, {reason}", file=out, flush=True)
             continue
         try:
             record = where.measure(case, left, budget.limit(done))

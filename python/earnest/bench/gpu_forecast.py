@@ -17,9 +17,7 @@ EACH = 0.05  # seconds of each implementation beside its calls: Python, a graph'
 ABSENT = 0.01  # to find out that a package is not installed
 PLAN = 0.4  # seconds in which cudnn plans for a shape, or compiles for it
 BRIEF = 0.5  # seconds of a case of few bytes beside its timing
-LOADING = (
-    1.0  # and where torch finds compiled what gpu_compile.py had it compile; 4 to 8 where that did not run
-)
+LOADING = 1.0  # and where torch loads what gpu_compile.py had it compile; 4 to 8 where that did not run
 DRAWN = 200e9  # bytes a second of normal numbers
 COPIED = 2e12  # bytes a second, where the copy's rate is not reached
 FLOAT64 = 15e12  # operations a second of the references
