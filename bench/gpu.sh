@@ -15,7 +15,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.." || exit 2
 
 readonly MOST=530  # seconds in all
-export START=12    # of them for the bench to start and to end
+export START=16    # of them for the bench to start and to end
 export BUILD=build/gpu
 export PROGRAMS="test_simt test_mma test_ppo_cuda test_logmel_cuda test_logprob_cuda test_linear_cuda test_quantized_cuda test_attention_cuda test_attention_schedules_cuda test_attention_pieces_cuda test_attention_backward_cuda test_paged_attention_cuda test_rotary_write_cuda test_rowwise test_frames test_draws_cuda test_engine_cuda test_engine_graphs_cuda test_engine_products_cuda"
 export CHECKED="test_simt test_mma test_ppo_cuda test_logmel_cuda test_logprob_cuda test_linear_cuda test_quantized_cuda test_attention_cuda test_attention_schedules_cuda test_attention_pieces_cuda test_attention_backward_cuda test_paged_attention_cuda test_rotary_write_cuda test_rowwise test_frames test_draws_cuda"  # by compute-sanitizer
@@ -38,7 +38,7 @@ programs         90        50  build                                            
 tests           130       100  build                                                    tests
 sanitizers      120       110  build                                                    sanitizers
 hopper           50        30  determinism                                              hopper
-measure        rest       240  environment,compile,programs,tests,sanitizers,hopper     measure
+measure        rest       245  environment,compile,programs,tests,sanitizers,hopper     measure
 demo             45        30  measure                                                  demo
 PLAN
 }

@@ -13,7 +13,7 @@ import pytest
 from bench_cases import FakeLimits
 
 from earnest import cli
-from earnest.bench import budget, command, gpu, gpu_attention_paths, instrument, results, show, sitting
+from earnest.bench import apart, budget, command, gpu, gpu_attention_paths, instrument, results, show, sitting
 from earnest.bench.case import OURS, Absent, Implementation, Target
 from earnest.bench.harness import measure
 from earnest.bench.timing import Pace
@@ -196,28 +196,50 @@ def test_a_faulty_path_is_left_out_of_its_family_and_the_case_is_measured(monkey
     assert out.count("not measured, its process was ended by SIGABRT") == 2  # of toy nothing is left out
 
 
-def test_a_gpu_that_is_gone_ends_the_run_and_says_what_is_missing(monkeypatch, capsys):
-    monkeypatch.setenv(gpu_attention_paths.WITHOUT, "")
-    names = [f"toy/{i}" for i in range(6)]
-    assert run(monkeypatch, names, Faulting(os.abort, always=True)) == 1
-    out = capsys.readouterr().out
-    assert out.count("not measured, its process") == sitting.GIVEN_UP + 1  # the first began with a question
-    assert "2 cases not measured: 3 processes ended one after the other" in out
+def test_a_gpu_that_is_gone_ends_the_run_and_says_what_is_missing(monkeypatch, capfd):
+    """What is asked of a new process fails from the second one on."""
+    begun = processes_begun(monkeypatch)
+
+    class Gone(Faulting):
+        def broken(self) -> str:
+            return "CUDA error: no device" if begun() > 1 else ""
+
+    assert run(monkeypatch, [f"toy/{i}" for i in range(4)], Gone(os.abort, always=True)) == 1
+    out = capfd.readouterr().out
+    assert out.count("toy/0: not measured, its process was ended by SIGABRT") == 1
+    assert "3 cases not measured: CUDA error: no device" in out
+
+
+def processes_begun(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """How many processes have begun; counted where they are forked."""
+    begun = [0]
+    start = apart.Apart._start
+
+    def counted(self: apart.Apart) -> None:
+        begun[0] += 1
+        start(self)
+
+    monkeypatch.setattr(apart.Apart, "_start", counted)
+    return lambda: begun[0]
 
 
 def test_a_spoiled_context_is_left(monkeypatch, capsys):
     class Spoiled(instrument.Instrument):
-        def broken(self) -> str:
-            return "CUDA error: an illegal memory access"
+        times_asked = 0
 
-    assert run(monkeypatch, ["toy/0"], Spoiled()) == 1
-    assert "toy/0: not measured, CUDA error: an illegal memory access" in capsys.readouterr().out
+        def broken(self) -> str:
+            self.times_asked += 1
+            return "CUDA error: an illegal memory access" if self.times_asked == 2 else ""
+
+    begun = processes_begun(monkeypatch)
+    assert run(monkeypatch, ["toy/0", "toy/1"], Spoiled()) == 1
+    out = capsys.readouterr().out
+    for name in ("toy/0", "toy/1"):  # each the first of its process
+        assert f"{name}: not measured, CUDA error: an illegal memory access" in out
+    assert begun() == 2
 
 
 def test_a_gpu_that_does_not_start_is_said(monkeypatch, capsys):
-    class Lost(instrument.Instrument):
-        pass
-
     def begins(*_: Any) -> Any:
         raise RuntimeError("CUDA error: no memory left")
 

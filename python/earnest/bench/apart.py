@@ -76,7 +76,9 @@ class Apart:
     def _start(self) -> None:
         context = multiprocessing.get_context("fork")
         self._pipe, other = context.Pipe()
-        self._process = context.Process(target=_answer, args=(self._begin, other, self._pipe), daemon=False)
+        self._process = context.Process(
+            target=_answer, args=(self._begin, other, self._pipe), daemon=True
+        )  # or an error here would wait for it
         self._process.start()
         other.close()
 

@@ -95,10 +95,10 @@ def _measure(options: argparse.Namespace) -> int:
     except sitting.Gone as error:
         print(f"{len(cases)} cases not measured: {error}", file=out)
         return 1
-    print(show.surroundings(where.surroundings), file=out)
-    print(show.HEAD, file=out, flush=True)
     progress = Progress(OP, len(cases))
     try:
+        print(show.surroundings(where.surroundings), file=out)
+        print(show.HEAD, file=out, flush=True)
         failed = _all_of(cases, where, options, progress, out)
     finally:
         progress.close()

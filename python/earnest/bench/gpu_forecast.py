@@ -10,7 +10,7 @@ from typing import Protocol
 
 from earnest.bench.case import Case, Implementation
 
-START = 12.0  # seconds: imports, the context, a copy of 2 GiB and a product as limits
+START = 16.0  # seconds: imports, torch's compiler too, the context, a copy of 2 GiB and a product as limits
 ENOUGH = 0.25  # seconds of timing that a case should have for all that it compares
 CALLS = 7  # of each implementation: the check, two to warm up, memory, three samples at least
 EACH = 0.05  # seconds of each implementation beside its calls: Python, a graph's capture, memory

@@ -24,7 +24,6 @@ OP = "bench"
 PATH = "sm90a"  # whose kernels wait for each other: of ours the one to suspect
 WITH_PATHS = ("attention", "logprob", "engine")  # families that try it
 BEGINS = 60.0  # seconds in which a device has to answer at all
-GIVEN_UP = 3  # processes one after the other that ended before they had measured anything
 
 
 class NotMeasured(RuntimeError):
@@ -76,12 +75,8 @@ class Beside:
     def __init__(self, cases: Sequence[Case], begin: Callable[[], Here]) -> None:
         self._cases = {case.name: case for case in cases}
         self._apart = Apart(lambda: _answering(begin(), self._cases))
-        self._vain = 0
         self._without: set[str] = set()  # families
-        try:
-            self.surroundings = self._apart.ask({}, BEGINS)["surroundings"]
-        except Lost as error:
-            raise Gone(str(error)) from None
+        self.surroundings = self._begun()
 
     def measure(self, case: Case, pace: Pace, seconds: float | None = None) -> dict[str, Any]:
         without = case.family in self._without
@@ -101,21 +96,25 @@ class Beside:
         self._apart.close()
 
     def _ask(self, case: Case, pace: Pace, seconds: float | None, without: bool) -> dict[str, Any]:
-        if self._vain >= GIVEN_UP:
-            raise Gone(f"{GIVEN_UP} processes ended one after the other without having measured anything")
-        fresh = self._apart.is_new
+        if self._apart.is_new:
+            self._begun()
         asked = {"case": case.name, "pace": dataclasses.asdict(pace), "without": without}
-        try:
-            answer = self._apart.ask(asked, seconds)
-        except Lost:
-            self._vain = self._vain + 1 if fresh else 0
-            raise
+        answer = self._apart.ask(asked, seconds)
         if LEAVING in answer:
             raise Lost(answer[LEAVING])
-        self._vain = 0
         if "not measured" in answer:
             raise NotMeasured(answer["not measured"])
         return answer["record"]
+
+    def _begun(self) -> dict[str, Any]:
+        """A new process is first asked where it is: one that cannot say so has no device any more."""
+        try:
+            answer = self._apart.ask({}, BEGINS)
+        except Lost as error:
+            raise Gone(str(error)) from None
+        if LEAVING in answer:
+            raise Gone(answer[LEAVING])
+        return answer["surroundings"]
 
 
 def _answering(here: Here, cases: dict[str, Case]) -> Callable[[Words], Words]:
@@ -123,7 +122,8 @@ def _answering(here: Here, cases: dict[str, Case]) -> Callable[[Words], Words]:
 
     def answer(asked: Words) -> Words:
         if not asked:
-            return {"surroundings": here.surroundings}
+            reason = here.instrument.broken()
+            return {LEAVING: reason} if reason else {"surroundings": here.surroundings}
         os.environ[WITHOUT] = ",".join(filter(None, [before, PATH])) if asked["without"] else before
         try:
             said: Words = {"record": here.measure(cases[asked["case"]], Pace(**asked["pace"]))}
