@@ -38,7 +38,7 @@ programs         90        50  build                                            
 tests           130       100  build                                                    tests
 sanitizers      120       110  build                                                    sanitizers
 hopper           50        30  determinism                                              hopper
-measure        rest       245  environment,compile,programs,tests,sanitizers,hopper     measure
+measure        rest       255  environment,compile,programs,tests,sanitizers,hopper     measure
 demo             45        30  measure                                                  demo
 PLAN
 }
