@@ -99,7 +99,7 @@ def test_the_cases_of_the_targets_are_there_once() -> None:
     assert command.chosen(["ppo/cuda-gae"], False, "cuda")[0].family == "ppo"
 
 
-def test_what_is_judged_comes_first_and_cases_of_a_decoder_stay_together() -> None:
+def test_what_is_judged_comes_first_and_cases_of_the_engine_stay_together() -> None:
     late = [case.target == Target() for case in command.all_cases("cuda") if case.family != "engine"]
     assert late == sorted(late)
     names = [case.name for case in command.all_cases("cuda")]

@@ -49,9 +49,9 @@ def all_cases(device: str = "cpu") -> list[Case]:
 
 
 def _comes_late(case: Case) -> bool:
-    """A GPU's minutes may end before the last case: those of which something was promised come first. Cases
-    of a decoder share its weights and stay together."""
-    return case.target == Target() and "decoder" not in case.shape
+    """A GPU's minutes may end before the last case: those of which something was promised come first. The
+    engine's stay together, as they share weights."""
+    return case.target == Target() and case.family != "engine"
 
 
 def chosen(words: list[str], quick: bool, device: str = "cpu") -> list[Case]:
