@@ -28,6 +28,7 @@ from pathlib import Path
 
 SHELL = ("bash", "-uo", "pipefail", "-c", '"$@"', "step")
 TOO_LATE = 124  # the code of a step that was ended, as timeout's
+LOOK = 0.2  # seconds between looks whether to stop
 PATIENCE = 2.0  # seconds to end in, after a first word
 LEAST = 2  # seconds; a step that would have fewer is not begun
 
@@ -72,12 +73,13 @@ def forecast(steps: Sequence[Step]) -> dict[str, tuple[int, int]]:
 
 
 class Run:
-    """most: seconds of the whole. say: a line for whoever watches."""
+    """most: seconds of the whole."""
 
     def __init__(self, steps: Sequence[Step], out: Path, summary: str, most: float) -> None:
         self._steps, self._out, self._summary = steps, out, out / summary
         self._began, self._most = time.monotonic(), most
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._stopped = False
         self._ended: list[dict[str, object]] = []
         self.worst = 0
 
@@ -85,21 +87,23 @@ class Run:
         waiting, running = list(self._steps), {}
         names = {step.name for step in waiting}
         with concurrent.futures.ThreadPoolExecutor(max(len(waiting), 1)) as pool:
-            try:
-                while waiting or running:
-                    ended = {str(one["step"]) for one in self._ended}
-                    for step in [s for s in waiting if names & set(s.after) <= ended]:
-                        waiting.remove(step)
-                        running[pool.submit(self._one, step)] = step
-                    done, _ = concurrent.futures.wait(running, return_when="FIRST_COMPLETED")
-                    for future in done:
-                        self._keep(running.pop(future), *future.result())
-            finally:  # where this is interrupted
-                for future, step in running.items():
-                    if step.name in self._processes:
-                        end_all_of(self._processes[step.name])
-                    self._keep(step, *future.result())
+            while waiting or running:
+                ended = {str(one["step"]) for one in self._ended}
+                for step in [s for s in waiting if names & set(s.after) <= ended]:
+                    waiting.remove(step)
+                    running[pool.submit(self._one, step)] = step
+                done, _ = concurrent.futures.wait(running, LOOK, "FIRST_COMPLETED")
+                for future in done:
+                    self._keep(running.pop(future), *future.result())
+                if self._stopped:
+                    waiting.clear()
+                    for process in [one for one in self._processes if one.poll() is None]:
+                        end_all_of(process)
         return self.worst
+
+    def stop(self, word: int, _: object = None) -> None:
+        """On a signal: all that runs; what it said is kept. An exception would break into locks."""
+        self._stopped, self.worst = True, 128 + word
 
     def _one(self, step: Step) -> tuple[int, float, float]:
         """Its code, when it began and how many seconds it took."""
@@ -114,7 +118,7 @@ class Run:
                     [*SHELL, *step.words], stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
                     env=environment, start_new_session=True,
                 )  # fmt: skip
-                self._processes[step.name] = process
+                self._processes.append(process)
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     code = process.wait(limit)
                 end_all_of(process)
@@ -200,12 +204,14 @@ def main() -> int:
     if options.out is None:
         print(told(chosen, options.most))
         return 0
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     if not options.only:
         (options.out / "log.txt").write_text("")
     # What was called for some steps keeps what the call before it has written.
     summary = "-".join(["summary", *options.only[:1]]) + ".json"
-    return Run(chosen, options.out, summary, options.most).all()
+    run = Run(chosen, options.out, summary, options.most)
+    signal.signal(signal.SIGTERM, run.stop)
+    signal.signal(signal.SIGINT, run.stop)
+    return run.all()
 
 
 if __name__ == "__main__":
