@@ -196,6 +196,17 @@ def test_a_faulty_path_is_left_out_of_its_family_and_the_case_is_measured(monkey
     assert out.count("not measured, its process was ended by SIGABRT") == 2  # of toy nothing is left out
 
 
+def test_what_fails_without_the_path_too_is_said_and_what_goes_without_is_tried_once(monkeypatch, capfd):
+    aborted = "not measured, its process was ended by SIGABRT"
+    begun = processes_begun(monkeypatch)
+    for without, twice in (("", "; without sm90a: its process was ended by SIGABRT"), ("sm90a", "")):
+        monkeypatch.setenv(gpu_attention_paths.WITHOUT, without)
+        before = begun()
+        assert run(monkeypatch, ["attention/a"], Faulting(os.abort, always=True)) == 1
+        assert f"attention/a: {aborted}{twice}\n" in capfd.readouterr().out
+        assert begun() - before == 1 + bool(twice)
+
+
 def test_a_gpu_that_is_gone_ends_the_run_and_says_what_is_missing(monkeypatch, capfd):
     """What is asked of a new process fails from the second one on."""
     begun = processes_begun(monkeypatch)

@@ -13,7 +13,7 @@ from earnest.bench.timing import Pace
 
 MOST = 1.2  # seconds that the implementations of one case are timed for together
 LEAST = 0.1  # below that nothing is said of a case
-PATIENCE, GRACE = 3.0, 15.0  # times what a case is predicted to take, and seconds: then it is said to hang
+PATIENCE, GRACE = 5.0, 15.0  # times what a case is predicted to take, and seconds: then it is said to hang
 
 
 class Budget:

@@ -79,7 +79,7 @@ class Beside:
         self.surroundings = self._begun()
 
     def measure(self, case: Case, pace: Pace, seconds: float | None = None) -> dict[str, Any]:
-        without = case.family in self._without
+        without = case.family in self._without or PATH in os.environ.get(WITHOUT, "").split(",")
         try:
             return self._ask(case, pace, seconds, without)
         except Lost as error:
