@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import os
 import signal
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -79,7 +80,9 @@ class Apart:
         self._process = context.Process(
             target=_answer, args=(self._begin, other, self._pipe), daemon=True
         )  # or an error here would wait for it
-        self._process.start()
+        with warnings.catch_warnings():  # of threads, such as OpenBLAS's, which knows of forks
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self._process.start()
         other.close()
 
     def _last_words(self) -> str:
