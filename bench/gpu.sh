@@ -1,81 +1,51 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# What needs a GPU, all checks and of the measurements what fits into one call of under nine minutes, on a machine that has
-# nvcc, cmake, ninja, nanobind and a torch that sees the GPU, and nothing to download from:
+# Everything that needs a GPU, in one call of under nine minutes, on a machine that has nvcc, cmake, ninja, nanobind and a
+# torch that sees the GPU, and nothing to download from:
 #
 #   EARNEST_COMMIT=$(git rev-parse HEAD) bench/gpu.sh OUT      # OUT/log.txt summary.json tests.xml results.jsonl resources.*
-#   bench/gpu.sh OUT logprob engine                            # these steps alone, where an earlier call has built
+#   CASES="logprob engine" bench/gpu.sh OUT measure            # these steps, these cases alone, where an earlier call has built
 #   bench/gpu.sh --dry-run                                     # names the steps, checks that what they name is there
 #
-# Each step has a time limit of its own, so that one that hangs does not cost the rest. Wheels in .whl/ (soundfile with cffi and
-# pycparser, soxr, nanobind, liger-kernel, espeakng-loader, nvidia-cudnn-frontend) are used where they are. Exit code: that of the worst step.
+# bench/steps.py carries out the plan below: checks run side by side, as none of them takes a time; what is timed runs alone.
+# Wheels in .whl/ (soundfile with cffi and pycparser, soxr, nanobind, liger-kernel, espeakng-loader, nvidia-cudnn-frontend) are
+# used where they are. Exit code: that of the worst step.
+# shellcheck disable=SC2016,SC2086,SC2329  # lists are words; what is exported is called by steps.py
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 2
 
 readonly MOST=530  # seconds in all
+export START=16    # of them for the bench to start and to end
 export BUILD=build/gpu
-export PROGRAMS="test_simt test_mma test_ppo_cuda test_logmel_cuda test_logprob_cuda test_linear_cuda test_quantized_cuda test_attention_cuda test_attention_schedules_cuda test_attention_pieces_cuda test_attention_backward_cuda test_paged_attention_cuda test_rotary_write_cuda test_rowwise test_frames test_draws_cuda test_engine_cuda test_engine_graphs_cuda test_engine_products_cuda"
-export CHECKED="test_simt test_mma test_ppo_cuda test_logmel_cuda test_logprob_cuda test_linear_cuda test_quantized_cuda test_attention_cuda test_attention_schedules_cuda test_attention_pieces_cuda test_attention_backward_cuda test_paged_attention_cuda test_rotary_write_cuda test_rowwise test_frames test_draws_cuda"  # by compute-sanitizer
-export SYNCED="test_simt test_logprob_cuda test_linear_cuda test_attention_cuda test_attention_schedules_cuda test_attention_pieces_cuda test_attention_backward_cuda test_paged_attention_cuda"  # barriers too
-export MEMCHECKED="test_engine_cuda"  # memory alone: the other tools would take minutes with whole models
+export PROGRAMS="test_simt test_mma test_hopper_sm90a test_ppo_cuda test_logmel_cuda test_logprob_cuda test_linear_cuda test_quantized_cuda test_attention_cuda test_attention_schedules_cuda test_attention_pieces_cuda test_attention_backward_cuda test_paged_attention_cuda test_rotary_write_cuda test_rowwise test_frames test_draws_cuda test_engine_cuda test_engine_graphs_cuda test_engine_products_cuda test_engine_hearing_cuda"
+export CHECKED="test_simt test_mma test_hopper_sm90a test_ppo_cuda test_logmel_cuda test_logprob_cuda test_linear_cuda test_quantized_cuda test_attention_cuda test_attention_schedules_cuda test_attention_pieces_cuda test_attention_backward_cuda test_paged_attention_cuda test_rotary_write_cuda test_rowwise test_frames test_draws_cuda"  # by compute-sanitizer
+export SYNCED="test_simt test_hopper_sm90a test_logprob_cuda test_linear_cuda test_attention_cuda test_attention_schedules_cuda test_attention_pieces_cuda test_attention_backward_cuda test_paged_attention_cuda"  # barriers too
+export MEMCHECKED="test_engine_cuda test_engine_hearing_cuda"  # memory alone: the other tools would take minutes with whole models
+export COMPILED="ppo/cuda-losses ppo/cuda-whiten ppo/cuda-groups logprob/cuda-16384 logprob/cuda-2048 logmel/cuda attention/cuda-rotary"  # by torch, ahead
 readonly NAMED="CMakeLists.txt kernels/cuda.cmake tests/cuda python/earnest/__main__.py python/earnest/bench/digest.py
-  python/earnest/bench/gpu.py .ci/cuda_resources.py kernels/cuda_resources.json"
+  python/earnest/bench/gpu.py python/earnest/bench/gpu_compile.py .ci/cuda_resources.py kernels/cuda_resources.json bench/steps.py"
+
+# FORECAST: guesses, with what runs beside them, and meant to be high; of measure by python/earnest/bench/gpu_forecast.py.
+plan() {
+  cat <<'PLAN'
+# NAME        LIMIT  FORECAST  AFTER                                                    COMMAND
+wheels           40         5  -                                                        wheels
+environment      60        15  wheels                                                   environment
+build           200        75  wheels                                                   build
+determinism     100        60  build                                                    determinism
+compile         110        80  build                                                    compile
+programs         90        50  build                                                    programs
+tests           130       100  build                                                    tests
+sanitizers      120       110  build                                                    sanitizers
+hopper           50        30  determinism                                              hopper
+measure        rest       255  environment,compile,programs,tests,sanitizers,hopper     measure
+demo             45        30  measure                                                  demo
+PLAN
+}
 
 usage() { sed -n '3,8p' "$0" | cut -c3- >&2; exit 2; }
-[ $# -ge 1 ] || usage
-case $1 in
-  --dry-run) dry=1 out="" ;;
-  -*) usage ;;
-  *) dry=0 out=$1; mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 2 ;;
-esac
-readonly ONLY=" ${*:2} "
-readonly SUMMARY=summary${2:+-$2}.json  # a call for some steps keeps what the one before it has written
-worst=0 planned=0 steps="" known=""
 
-# step NAME LIMIT FUNCTION...: runs it within its limit and what is left of the whole, and notes how it went.
-step() {
-  local name=$1 limit=$2 began=$SECONDS left=$((MOST - SECONDS)) code=0
-  shift 2
-  known+="${known:+ }$name"
-  [[ $ONLY == "  " || $ONLY == *" $name "* ]] || return 0
-  planned=$((planned + limit))
-  if ((dry)); then
-    printf '%3d s  %-12s %s\n' "$limit" "$name" "$*"
-    return 0
-  fi
-  ((limit < left)) || limit=$left
-  echo "::: $name (at most $limit s): $*" | tee -a "$out/log.txt"
-  if ((limit < 5)); then
-    code=124
-  else
-    timeout --kill-after=5 "$limit" bash -uo pipefail -c '"$@"' step "$@" >>"$out/log.txt" 2>&1 || code=$?
-  fi
-  ((code > worst)) && worst=$code
-  echo "::: $name: exit code $code after $((SECONDS - began)) s" | tee -a "$out/log.txt"
-  steps+="${steps:+,}{\"step\":\"$name\",\"code\":$code,\"seconds\":$((SECONDS - began))}"
-  printf '{"commit":"%s","seconds":%d,"worst":%d,"steps":[%s]}\n' \
-    "${EARNEST_COMMIT:-unknown}" "$SECONDS" "$worst" "$steps" >"$out/$SUMMARY"
-}
-
-# Measurements, and the seconds that they would like.
-readonly MEASURED="ppo:45 logmel:22 attention:85 decode:50 logprob:50 linear:35 engine:105 demo:40"
-readonly START=10  # of them for Python to start and to end
-
-# shared NAME FUNCTION...: a step of MEASURED, within its part of what is left for it and for those behind it: what is
-# late shortens all that follow, and ends none of them unheard. FUNCTION is told how many seconds it may measure.
-shared() {
-  local name=$1 entry own=0 wanted=0 starts=0 left=$((MOST - SECONDS))
-  for entry in $MEASURED; do
-    [[ $ONLY == "  " || $ONLY == *" ${entry%:*} "* ]] || continue
-    [[ ${entry%:*} == "$name" ]] && own=$((${entry#*:} - START))
-    ((own == 0)) || { wanted=$((wanted + ${entry#*:} - START)); starts=$((starts + START)); }
-  done
-  left=$((left > starts ? left - starts : 0))
-  ((dry || left >= wanted)) || own=$((own * left / wanted))
-  step "$name" $((own > 0 ? own + START : 0)) "$2" "$own" "${@:3}"
-}
-
-environment() {  # packages that the machine may lack, and what it is
+wheels() {  # packages that the machine may lack
   if compgen -G '.whl/*.whl' >/dev/null; then
     python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$BUILD/site" .whl/*.whl
   fi
@@ -83,9 +53,13 @@ environment() {  # packages that the machine may lack, and what it is
   for module in soundfile soxr; do  # of which nothing is called here: no sound is decoded
     python3 -c "import $module" 2>/dev/null || { rm -rf "$BUILD/site/$module"; : >"$BUILD/site/$module.py"; }
   done
+}
+
+environment() {
   nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.mem --format=csv
   nvcc --version | tail -2
   python3 -c 'import torch; print("torch", torch.__version__, torch.cuda.get_device_name())'
+  free -g
 }
 
 # In place: the extension goes beside the package's sources. Warnings are the gate's concern: another compiler has others.
@@ -107,44 +81,63 @@ resources() {
   python3 .ci/cuda_resources.py "$BUILD/ptxas.txt" "$out/resources.json" --write || true
 }
 
+seconds_left() { echo $((ENDS - $(date +%s) - $1)); }  # of the step, when so many are kept for its last words
+
 programs() {  # the kernels' own tests, on the GPU
   local name failed=0
-  for name in $PROGRAMS; do
-    timeout --foreground 25 "$BUILD/$name" && echo "$name passed" || { echo "$name FAILED: exit code $?"; failed=1; }
-  done
+  printf '%s\n' $PROGRAMS | xargs -P 6 -n 1 bash -c 'program "$1"' program || failed=1
+  for name in $PROGRAMS; do cat "$BUILD/$name.said"; done
   return $failed
 }
 
-sanitizers() {  # all at a time: most of their time is waiting; what takes longest begins first
-  local name tool i code failed=0
+program() {
+  local code=0
+  timeout --kill-after=2 "$(seconds_left 8)" "$BUILD/$1" >"$BUILD/$1.said" 2>&1 || code=$?
+  if ((code)); then echo "$1 FAILED: exit code $code"; else echo "$1 passed"; fi >>"$BUILD/$1.said"
+  return $((code != 0))
+}
+
+sanitizers() {  # many at a time: most of their time is waiting; what takes longest begins first
+  local name failed=0
   # On some virtual machines the tool cannot reach the GPU: nothing is checked then, and the log says so.
   if timeout 30 compute-sanitizer "$BUILD/test_simt" 2>&1 | grep -q "Device not supported"; then
     echo "left out: compute-sanitizer says that it does not support this device"
     return 0
   fi
-  local -a all=() ids=()
-  for name in $MEMCHECKED; do all+=(memcheck:$name); done
-  for name in $CHECKED; do all+=(memcheck:$name racecheck:$name initcheck:$name); done
-  for name in $SYNCED; do all+=(synccheck:$name); done
-  for name in "${all[@]}"; do
-    tool=${name%%:*} name=${name#*:}
-    timeout 70 compute-sanitizer --tool "$tool" --error-exitcode 9 "$BUILD/$name" >"$BUILD/$name.$tool" 2>&1 &
-    ids+=($!)
-  done
-  for i in "${!ids[@]}"; do  # by its id: who has ended before it is waited for is not lost
-    code=0; wait "${ids[i]}" || code=$?
-    ((code == 0)) || { echo "${all[i]} FAILED: exit code $code"; failed=1; }
-    ((code != 124)) || echo "${all[i]} had not ended after 70 s"
-  done
+  {
+    for name in $MEMCHECKED; do echo memcheck:$name; done
+    for name in $CHECKED; do printf '%s\n' memcheck:$name racecheck:$name initcheck:$name; done
+    for name in $SYNCED; do echo synccheck:$name; done
+  } | xargs -P 32 -n 1 bash -c 'sanitizer "$1"' sanitizer || failed=1
   tail -n 4 "$BUILD"/*.{memcheck,racecheck,initcheck,synccheck}
   return $failed
 }
 
+sanitizer() {  # TOOL:PROGRAM, in what the step has left: whoever does not end is said to before the step does
+  local tool=${1%%:*} name=${1#*:} code=0 left
+  left=$(seconds_left 10)
+  : >"$BUILD/$name.$tool"
+  ((left > 0)) || { echo "$1 FAILED: no time was left to begin"; return 1; }
+  timeout --kill-after=2 "$left" compute-sanitizer --tool "$tool" --error-exitcode 9 "$BUILD/$name" >"$BUILD/$name.$tool" 2>&1 || code=$?
+  case $code in
+    0) return 0 ;;
+    124 | 137) echo "$1 FAILED: had not ended after $left s" ;;
+    *) echo "$1 FAILED: exit code $code" ;;
+  esac
+  return 1
+}
+
 determinism() {  # two processes, the same bits
   rm -f "$BUILD/whole"
-  python3 -m earnest.bench.digest >"$BUILD/first" && python3 -m earnest.bench.digest >"$BUILD/second" &&
-    grep -q "attention sm90a" "$BUILD/second" && : >"$BUILD/whole"
-  cat "$BUILD/first" && cmp "$BUILD/first" "$BUILD/second" && echo "two runs gave the same bits"
+  local first code=0
+  python3 -m earnest.bench.digest >"$BUILD/first" & first=$!
+  python3 -m earnest.bench.digest >"$BUILD/second" || code=$?
+  wait "$first" || code=$?
+  cat "$BUILD/first"
+  ((code == 0)) && grep -q "attention sm90a" "$BUILD/second" && : >"$BUILD/whole"
+  cmp "$BUILD/first" "$BUILD/second" || return 1
+  ((code)) || echo "two runs gave the same bits"
+  return $code
 }
 
 # The digests end with path sm90a. Where they came to their end, whole models go by it too.
@@ -159,10 +152,16 @@ hopper() {
   return $failed
 }
 
-# measure SECONDS WORDS... A path that faults or hangs would do so at the cost of all that is measured behind it.
+compile() {  # what torch compiles for peers, into the cache from which they load it; each by one core
+  printf '%s\n' $COMPILED | xargs -P 7 -n 1 python3 -m earnest.bench.gpu_compile
+}
+
+# A path that faults or hangs costs its case, and leaves its family: but it may do so at the cost of minutes.
 measure() {
   sm90a_ends || export EARNEST_BENCH_WITHOUT=sm90a
-  python3 -m earnest bench "${@:2}" --device cuda --peers --json "$out/results.jsonl" --seconds "$1"
+  # Of tile sizes chosen by their times while others were at work: chosen again.
+  [ ! -d "$TORCHINDUCTOR_CACHE_DIR" ] || find "$TORCHINDUCTOR_CACHE_DIR" -name '*.best_config' -delete
+  python3 -m earnest bench ${CASES:-} --device cuda --peers --json "$out/results.jsonl" --seconds "$(seconds_left "$START")"
 }
 
 demo() {  # needs espeakng-loader to speak with
@@ -175,32 +174,21 @@ tests() {  # a process for each file: a kernel that faults or hangs spoils its o
     --junitxml "$out/tests.xml"
 }
 
+[ $# -ge 1 ] || usage
+case $1 in
+  --dry-run) out="" ;;
+  -*) usage ;;
+  *) mkdir -p "$1" "$BUILD/site" && out=$(cd "$1" && pwd) || exit 2 ;;
+esac
 export out EARNEST_COMMIT="${EARNEST_COMMIT:-$(git rev-parse HEAD 2>/dev/null)}"
 export PYTHONUNBUFFERED=1 PYTHONPATH="$PWD/python:$PWD/tests:$PWD/$BUILD/site"
-export -f environment build resources programs tests sanitizers determinism sm90a_ends hopper measure demo
-((dry)) || mkdir -p "$BUILD/site"
-((dry)) || [[ $ONLY != "  " ]] || : >"$out/log.txt"
+export TORCHINDUCTOR_CACHE_DIR="$PWD/$BUILD/inductor" TORCHINDUCTOR_COMPILE_THREADS=1  # processes of its own would be in the way
+export -f wheels environment build resources seconds_left programs program tests sanitizers sanitizer determinism sm90a_ends
+export -f hopper compile measure demo
 
-step environment 60 environment
-step build 240 build
-step programs 75 programs
-step tests 110 tests
-step sanitizers 80 sanitizers
-step determinism 45 determinism
-step hopper 40 hopper
-shared ppo measure ppo
-shared logmel measure logmel
-shared attention measure attention/cuda-forward attention/cuda-backward attention/cuda-chunks attention/cuda-schedules
-shared decode measure attention/cuda-decode attention/cuda-rotary-write
-shared logprob measure logprob
-shared linear measure linear
-shared engine measure engine
-shared demo demo
-
-for name in $ONLY; do
-  case " $known " in *" $name "*) ;; *) echo "gpu.sh: expected a step ($known), got $name" >&2; worst=2 ;; esac
-done
-if ((dry)); then
+plan | python3 bench/steps.py --most "$MOST" ${out:+--out "$out"} -- "${@:2}"
+worst=$?
+if [ -z "$out" ]; then
   for name in $NAMED; do
     [ -e "$name" ] || { echo "gpu.sh: expected $name, got none" >&2; worst=1; }
   done
@@ -210,6 +198,5 @@ if ((dry)); then
   for name in $CHECKED $SYNCED $MEMCHECKED; do
     case " $PROGRAMS " in *" $name "*) ;; *) echo "gpu.sh: expected $name among the programs, got none" >&2; worst=1 ;; esac
   done
-  echo "$planned s planned, at most $MOST s in all"
 fi
 exit "$worst"

@@ -1,18 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The GPU's cases of attention: every line of what was promised is there, its peers get what they want, and
-all of it is predicted to fit into the seconds that bench/gpu.sh gives it."""
-
-import re
-import subprocess
-from functools import partial
-from pathlib import Path
+"""The GPU's cases of attention: every line of what was promised is there, and its peers get what they
+want; what cases are predicted to take, and how a run shares its seconds."""
 
 import numpy as np
 import pytest
 from bench_cases import FakeLimits, settings
 
 from earnest.bench import (
-    command,
     gpu_attention,
     gpu_attention_backward,
     gpu_attention_paths,
@@ -26,9 +20,6 @@ from earnest.bench.case import ALSO, OURS, Case, Target
 from earnest.bench.gpu_attention_shape import Shape
 from earnest.bench.harness import measure
 from earnest.bench.timing import Pace
-
-SCRIPT = Path(__file__).resolve().parents[2] / "bench" / "gpu.sh"
-STEP = re.compile(r"^ *(\d+) s +(attention|decode) +measure (\d+) (.*)$", re.M)
 
 
 @pytest.fixture(scope="module")
@@ -187,34 +178,6 @@ def test_what_is_promised_comes_first_and_schedules_last(cases):
 
 
 # ---- seconds ----
-
-
-def steps() -> dict[str, tuple[int, int, list[Case]]]:
-    """limit, seconds to measure in, and cases of the script's steps, where it is not late."""
-    told = subprocess.run([SCRIPT, "--dry-run"], capture_output=True, text=True, check=True).stdout
-    return {
-        name: (int(limit), int(told_seconds), command.chosen(words.split(), False, "cuda"))
-        for limit, name, told_seconds, words in STEP.findall(told)
-    }
-
-
-def test_the_steps_of_the_script_have_all_cases_and_are_predicted_to_fit():
-    found, known = steps(), [case.name for case in command.all_cases("cuda") if case.family == "attention"]
-    assert sorted(case.name for _, _, some in found.values() for case in some) == sorted(known)
-    for limit, seconds, some in found.values():
-        assert gpu_forecast.of_run(some) <= limit
-        assert seconds == limit - 10  # in which Python starts
-
-
-def test_a_run_that_goes_as_predicted_times_every_case_for_long_enough():
-    for _, seconds, some in steps().values():
-        clock = [0.0]
-        budget = Budget(seconds, some, partial(sum, clock))
-        for done, case in enumerate(some):
-            pace = budget.pace(Pace(), done)
-            assert pace is not None
-            assert pace.shared >= gpu_forecast.ENOUGH
-            clock.append(case.setup + pace.shared)
 
 
 def test_a_run_that_is_late_times_all_others_shorter_and_leaves_out_what_has_no_time():

@@ -13,6 +13,7 @@ from earnest.bench.timing import Pace
 
 MOST = 1.2  # seconds that the implementations of one case are timed for together
 LEAST = 0.1  # below that nothing is said of a case
+PATIENCE, GRACE = 5.0, 15.0  # times what a case is predicted to take, and seconds: then it is said to hang
 
 
 class Budget:
@@ -36,3 +37,9 @@ class Budget:
             return None
         shared = (left - sum(rest)) / len(rest)
         return dataclasses.replace(pace, shared=min(MOST, max(LEAST, shared)))
+
+    def limit(self, done: int) -> float | None:
+        """Seconds after which the next case is given up, that those behind it have theirs; None: never."""
+        if self._end is None:
+            return None
+        return GRACE + PATIENCE * self._setups[done]

@@ -108,7 +108,7 @@ class Case:
     """name: family/what-size-dtype. problem: makes it, given a random generator. per: what one call counts,
     for people: (1500, "frame"). quick: belongs to `--quick` too. kernel: what earnest.which is asked about,
     if that is not the family. setup: seconds that all but its timing is predicted to take, where a run has
-    no more than so many (budget.py)."""
+    no more than so many (budget.py). compiles: torch compiles one of its implementations (gpu_compile.py)."""
 
     name: str
     problem: Callable[[np.random.Generator], Problem]
@@ -121,6 +121,7 @@ class Case:
     device: str = "cpu"
     kernel: str = ""
     setup: float = 0.0
+    compiles: bool = False
 
     @property
     def family(self) -> str:

@@ -4,23 +4,20 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import datetime
 import importlib
 import os
 import secrets
 import shlex
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from earnest.bench import compare, gpu, harness, results, show, timing
+from earnest.bench import compare, harness, results, show, sitting
 from earnest.bench.budget import Budget
-from earnest.bench.case import Case
-from earnest.bench.instrument import Instrument
-from earnest.bench.limits import Limits
+from earnest.bench.case import Case, Target
 from earnest.errors import InvalidInput
-from earnest.ops import cuda
 from earnest.progress import Progress
 
 FAMILIES = ("logmel", "pitch", "ppo", "linear", "rowwise", "attention", "logprob", "learning", "engine")
@@ -47,12 +44,19 @@ def families(device: str) -> tuple[str, ...]:
 def all_cases(device: str = "cpu") -> list[Case]:
     modules = [f"gpu_{name}" if device == "cuda" else name for name in families(device)]
     modules = (["gpu_invariance"] if device == "cuda" else []) + modules  # whose cases are the engine's
-    return [case for name in modules for case in importlib.import_module(f"earnest.bench.{name}").cases()]
+    found = [case for name in modules for case in importlib.import_module(f"earnest.bench.{name}").cases()]
+    return sorted(found, key=_comes_late) if device == "cuda" else found
+
+
+def _comes_late(case: Case) -> bool:
+    """A GPU's minutes may end before the last case: those of which something was promised come first. The
+    engine's stay together, as they share weights."""
+    return case.target == Target() and case.family != "engine"
 
 
 def chosen(words: list[str], quick: bool, device: str = "cpu") -> list[Case]:
     """The cases of the families named, and those whose name contains a word with a slash in it, in the order
-    of their families, which is that of their weight."""
+    of all."""
     known = all_cases(device)
     names: set[str] = set()
     for word in words or list(families(device)):
@@ -81,62 +85,62 @@ def _measure(options: argparse.Namespace) -> int:
             OP, "--json", "a file, or nothing after it", f"the family {options.json}: name it first"
         )
     cases = chosen(options.what, options.quick, options.device)
-    pace, instrument, limits = _measured_with(options.device, options.quick)
     settings = harness.Settings(
-        threads=options.threads,
-        peers=options.peers,
-        quick=options.quick,
-        pace=pace,
-        seed=secrets.randbits(32),
-        instrument=instrument,
+        threads=options.threads, peers=options.peers, quick=options.quick, seed=secrets.randbits(32)
     )
-    shared = harness.surroundings(_said(sys.argv[1:]), options.device)
     out = sys.stderr if options.json == "-" else sys.stdout
-    print(show.surroundings(shared), file=out)
-    print(show.HEAD, file=out, flush=True)
-    failed = 0
-    budget = Budget(options.seconds, cases)
+    begin = partial(sitting.Here, options.device, settings, _said(sys.argv[1:]))
+    try:
+        where = sitting.Beside(cases, begin) if options.device == "cuda" else begin()
+    except sitting.Gone as error:
+        print(f"{len(cases)} cases not measured: {error}", file=out)
+        return 1
     progress = Progress(OP, len(cases))
     try:
-        for done, case in enumerate(cases):
-            left = budget.pace(pace, done)
-            if left is None:
-                print(f"{case.name}: not measured, no time is left of {options.seconds:g} s", file=out)
-                continue
-            now = dataclasses.replace(settings, pace=left)
-            try:
-                record = {"case": case.name, "time": _now(), **shared, **harness.measure(case, now, limits)}
-            except RuntimeError as error:
-                if options.device != "cuda":
-                    raise
-                failed += 1  # what a GPU says while it is timed, and the others' cases may be fine
-                print(f"{case.name}: not measured, {str(error).strip().splitlines()[0]}", file=out)
-            else:
-                failed += any(_is_ours(name) for name in record["wrong"])
-                _keep(record, options.json)
-                print(show.line(record), file=out, flush=True)
-            progress.update(done + 1)
-            if reason := instrument.broken():
-                failed += 1
-                print(f"{len(cases) - done - 1} cases not measured: {reason}", file=out)
-                break
+        print(show.surroundings(where.surroundings), file=out)
+        print(show.HEAD, file=out, flush=True)
+        failed = _all_of(cases, where, options, progress, out)
     finally:
         progress.close()
+        where.close()
     return 1 if failed else 0
+
+
+def _all_of(
+    cases: Sequence[Case],
+    where: sitting.Here | sitting.Beside,
+    options: argparse.Namespace,
+    progress: Progress,
+    out: TextIO,
+) -> int:
+    """How many were wrong, or lost on the way. A case for which no time is left is named, and no failure."""
+    failed, pace = 0, sitting.pace_of(options.device, options.quick)
+    budget = Budget(options.seconds, cases)
+    for done, case in enumerate(cases):
+        left = budget.pace(pace, done)
+        if left is None:
+            reason = f"no time is left of {options.seconds:g} s"
+            print(f"{case.name}: not measured, {reason}", file=out, flush=True)
+            continue
+        try:
+            record = where.measure(case, left, budget.limit(done))
+        except sitting.NotMeasured as error:
+            failed += 1
+            print(f"{case.name}: not measured, {error}", file=out, flush=True)
+        except sitting.Gone as error:
+            print(f"{len(cases) - done} cases not measured: {error}", file=out, flush=True)
+            return failed + 1
+        else:
+            failed += "lost" in record or any(_is_ours(name) for name in record["wrong"])
+            _keep(record, options.json)
+            print(show.line(record), file=out, flush=True)
+        progress.update(done + 1)
+    return failed
 
 
 def _is_ours(name: str) -> bool:
     """Our implementation, or one path of it: "earnest, sm80"."""
     return name.partition(",")[0] == "earnest"
-
-
-def _measured_with(device: str, quick: bool) -> tuple[timing.Pace, Instrument, Limits]:
-    """InvalidInput where there is no such device."""
-    if device == "cuda":
-        cuda.require(OP)
-        return gpu.QUICK if quick else gpu.PACE, gpu.Gpu(), gpu.GpuLimits()
-    limits = Limits(seconds=0.05, most_bytes=256 << 20) if quick else Limits()
-    return timing.QUICK if quick else timing.Pace(), Instrument(), limits
 
 
 def _said(words: list[str]) -> str:
@@ -149,10 +153,6 @@ def _keep(record: dict[str, Any], place: str | None) -> None:
         print(results.line_of(record), flush=True)
     elif place:
         results.append(record, Path(place))
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _report(paths: list[Path]) -> int:

@@ -8,6 +8,7 @@ Its limits are those of the run: the rate of a copy of 2 GiB, and of a product o
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -50,6 +51,13 @@ class Gpu(Instrument):
         except RuntimeError as error:
             return str(error).strip().splitlines()[0]
         return ""
+
+    def between(self) -> None:
+        """Also for those who take memory past torch's allocator, such as the engine."""
+        import torch
+
+        gc.collect()
+        torch.cuda.empty_cache()
 
     def extra_bytes(self, call: Callable[[], Any]) -> int | None:
         import torch

@@ -10,14 +10,14 @@ from typing import Protocol
 
 from earnest.bench.case import Case, Implementation
 
-START = 12.0  # seconds: imports, the context, a copy of 2 GiB and a product as limits
+START = 16.0  # seconds: imports, torch's compiler too, the context, a copy of 2 GiB and a product as limits
 ENOUGH = 0.25  # seconds of timing that a case should have for all that it compares
 CALLS = 7  # of each implementation: the check, two to warm up, memory, three samples at least
 EACH = 0.05  # seconds of each implementation beside its calls: Python, a graph's capture, memory
 ABSENT = 0.01  # to find out that a package is not installed
 PLAN = 0.4  # seconds in which cudnn plans for a shape, or compiles for it
 BRIEF = 0.5  # seconds of a case of few bytes beside its timing
-COMPILING = 4.0  # and where torch compiles something for it
+LOADING = 1.0  # and where torch loads what gpu_compile.py had it compile; 4 to 8 where that did not run
 DRAWN = 200e9  # bytes a second of normal numbers
 COPIED = 2e12  # bytes a second, where the copy's rate is not reached
 FLOAT64 = 15e12  # operations a second of the references

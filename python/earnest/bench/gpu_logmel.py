@@ -11,7 +11,7 @@ import numpy as np
 
 from earnest.bench import peers
 from earnest.bench.case import ALSO, OURS, Absent, Case, Implementation, Problem, Target, largest_difference
-from earnest.bench.gpu_forecast import BRIEF
+from earnest.bench.gpu_forecast import BRIEF, LOADING
 from earnest.bench.logmel import HOP, RATE, WINDOW, filters, operations
 
 MELS = 128
@@ -34,7 +34,8 @@ def clips(count: int, seconds: int = 30, device: str = "cuda") -> Case:
         per=(100 * seconds * count, "frame"),
         quick=count == 1,
         device=device,
-        setup=2 * BRIEF,
+        setup=2 * BRIEF + LOADING,
+        compiles=True,
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from earnest.bench import peers
 from earnest.bench.case import ALSO, OURS, Case, Implementation, Problem, Target
-from earnest.bench.gpu_forecast import BRIEF, COMPILING
+from earnest.bench.gpu_forecast import BRIEF, LOADING
 from earnest.bench.ppo import (
     CLIP,
     CLIP_VALUE,
@@ -46,6 +46,7 @@ COMPILED = ("losses", "whiten", "groups")  # by torch, as a peer
 VARIANTS = ("groups-deviation", "groups-leave-one-out")  # of 16M alone
 LENGTHS = (8, 1 << 20)  # of sequences, beside TOKENS: many to a warp, and one that all blocks work on
 SAMPLES = 16  # replies to a prompt
+LOOP = 2.0  # seconds of 2,048 steps of a dozen launches each, recorded, called and checked: predicted
 
 
 def cases() -> list[Case]:
@@ -72,8 +73,14 @@ def case(kind: str, size: int, tokens: int = TOKENS, device: str = "cuda") -> Ca
         target=TARGETS.get((kind, size), Target()),
         quick=size == 1 << 20,
         device=device,
-        setup=BRIEF + (COMPILING if kind in COMPILED else 0),
+        setup=_setup(kind, tokens),
+        compiles=kind in COMPILED,
     )
+
+
+def _setup(kind: str, tokens: int) -> float:
+    looping = kind == "gae" and tokens == TOKENS
+    return BRIEF + (LOADING if kind in COMPILED else 0) + (LOOP if looping else 0)
 
 
 def _draw(rng: np.random.Generator, size: int, tokens: int, device: str) -> tuple[Any, Any]:

@@ -25,6 +25,9 @@ class Instrument:
         """Why nothing more can be measured in this process; "" where it can."""
         return ""
 
+    def between(self) -> None:
+        """What a case has left behind is given back before the next one."""
+
     def extra_bytes(self, call: Callable[[], Any]) -> int | None:
         """The most that the process held during the call beyond what it held before."""
         return memory.peak_extra_bytes(call)

@@ -30,6 +30,8 @@ def line(record: Record) -> str:
     text = row(cells(record)).rstrip()
     for words in (*paths(record), *padding(record)):
         text += f"\n  {words}"
+    if "lost" in record:
+        text += f"\n  LOST {record['lost']}"
     for name, reason in record["wrong"].items():
         text += f"\n  WRONG {name} {reason}"
     for name, reason in record["absent"].items():
