@@ -3,9 +3,9 @@
 # Everything that needs a GPU, in one call of under nine minutes, on a machine that has nvcc, cmake, ninja, nanobind and a
 # torch that sees the GPU, and nothing to download from:
 #
-#   EARNEST_COMMIT=$(git rev-parse HEAD) bench/gpu.sh OUT      # OUT/log.txt summary.json tests.xml results.jsonl resources.*
-#   CASES="logprob engine" bench/gpu.sh OUT measure            # these steps, these cases alone, where an earlier call has built
-#   bench/gpu.sh --dry-run                                     # names the steps, checks that what they name is there
+#   EARNEST_COMMIT=<hash> bench/gpu.sh OUT      # OUT/log.txt summary.json tests.xml results.jsonl resources.*
+#   CASES="logprob engine" bench/gpu.sh OUT measure    # these steps, these cases alone, where an earlier call has built
+#   bench/gpu.sh --dry-run                      # names the steps, checks that what they name is there
 #
 # bench/steps.py carries out the plan below: checks run side by side, as none of them takes a time; what is timed runs alone.
 # Wheels in .whl/ (soundfile with cffi and pycparser, soxr, nanobind, liger-kernel, espeakng-loader, nvidia-cudnn-frontend) are
@@ -59,7 +59,7 @@ environment() {
   nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.sm,clocks.mem --format=csv
   nvcc --version | tail -2
   python3 -c 'import torch; print("torch", torch.__version__, torch.cuda.get_device_name())'
-  free -g
+  grep -E "^Mem(Total|Available)" /proc/meminfo
 }
 
 # In place: the extension goes beside the package's sources. Warnings are the gate's concern: another compiler has others.
@@ -84,7 +84,10 @@ resources() {
 seconds_left() { echo $((ENDS - $(date +%s) - $1)); }  # of the step, when so many are kept for its last words
 
 programs() {  # the kernels' own tests, on the GPU
-  local name failed=0
+  local name failed=0 vendors
+  # In Python torch has loaded the vendor's products; programs have to be told where they are.
+  vendors=$(python3 -c 'import nvidia.cu13 as n; print(list(n.__path__)[0])' 2>/dev/null)/lib
+  export LD_LIBRARY_PATH="$vendors${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
   printf '%s\n' $PROGRAMS | xargs -P 6 -n 1 bash -c 'program "$1"' program || failed=1
   for name in $PROGRAMS; do cat "$BUILD/$name.said"; done
   return $failed
@@ -118,7 +121,9 @@ sanitizer() {  # TOOL:PROGRAM, in what the step has left: whoever does not end i
   left=$(seconds_left 10)
   : >"$BUILD/$name.$tool"
   ((left > 0)) || { echo "$1 FAILED: no time was left to begin"; return 1; }
-  timeout --kill-after=2 "$left" compute-sanitizer --tool "$tool" --error-exitcode 9 "$BUILD/$name" >"$BUILD/$name.$tool" 2>&1 || code=$?
+  local -a options=(--tool "$tool" --error-exitcode 9 --max-connections 128 --launch-timeout 60)  # many at a time
+  [[ $tool != racecheck ]] || options+=(--racecheck-num-workers 1)  # else it takes all cores
+  timeout --kill-after=2 "$left" compute-sanitizer "${options[@]}" "$BUILD/$name" >"$BUILD/$name.$tool" 2>&1 || code=$?
   case $code in
     0) return 0 ;;
     124 | 137) echo "$1 FAILED: had not ended after $left s" ;;
@@ -170,7 +175,7 @@ demo() {  # needs espeakng-loader to speak with
 }
 
 tests() {  # a process for each file: a kernel that faults or hangs spoils its own file alone
-  python3 -m pytest -v -ra -m gpu tests/cuda -p no:cacheprovider -n 6 --dist loadfile --timeout 60 --timeout-method thread \
+  python3 -m pytest -v -ra -m gpu tests/cuda -p no:cacheprovider -n 6 --dist loadfile --timeout 110 --timeout-method thread \
     --junitxml "$out/tests.xml"
 }
 

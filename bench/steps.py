@@ -135,7 +135,7 @@ class Run:
         with (self._out / "log.txt").open("ab") as log:
             log.write(f"::: {step.name}: {' '.join(step.words)}\n".encode())
             if said.exists():
-                log.write(said.read_bytes())
+                log.write(shortened(said.read_bytes()))
                 said.unlink()
             log.write(f"{line}\n".encode())
         self._ended.append(
@@ -145,6 +145,14 @@ class Run:
         total = round(time.monotonic() - self._began)
         words = {"commit": commit, "seconds": total, "worst": self.worst, "steps": self._ended}
         self._summary.write_text(json.dumps(words) + "\n")
+
+
+def shortened(said: bytes, most: int = 1 << 20) -> bytes:
+    """Without its middle, where it is long: what comes back from a lent machine may not be."""
+    if len(said) <= most:
+        return said
+    half = most // 2
+    return said[:half] + b"\n::: (%d bytes left out)\n" % (len(said) - 2 * half) + said[-half:]
 
 
 def end_all_of(process: subprocess.Popen[bytes]) -> None:

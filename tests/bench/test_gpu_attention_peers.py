@@ -288,13 +288,19 @@ def test_masks_align_to_the_last_key():
     assert found[1, 0, :3].sum(1).tolist() == [31, 32, 33]
 
 
-def test_an_older_varlen_takes_causal_by_name_and_no_grouped_heads(monkeypatch: pytest.MonkeyPatch):
+def test_an_older_varlen_takes_causal_by_name_and_may_refuse_grouped_heads(monkeypatch: pytest.MonkeyPatch):
     def older(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False):
+        if q.shape[1] != k.shape[1]:
+            raise RuntimeError("as many heads")
         return each(q, k, v, cu_seq_q, cu_seq_k, is_causal)
 
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", older)
-    with pytest.raises(Absent, match="takes no grouped heads"):
-        gpu_attention_peers._varlen(SHAPES["ragged"]).build(False)
+    run = gpu_attention_peers._varlen(SHAPES["ragged"]).build(False)
+    many, few = torch.zeros(49, 4, 64), torch.zeros(49, 2, 64)
+    with pytest.raises(Absent, match="takes no grouped heads: as many heads"):
+        run(many, few, few, None, None)
+    with pytest.raises(AttributeError):  # nothing that a refusal would say
+        run(None, None, None, None, None)
     shape = Shape((9, 40), 2, 2, 64)
     problem = gpu_attention.case(shape, device="cpu").problem(np.random.default_rng(0))
     rows = problem.reference.keywords["rows"]  # type: ignore[attr-defined]

@@ -255,7 +255,9 @@ def test_barriers_are_checked_of_those_that_have_them_and_a_tool_that_fails_is_s
     tool = tmp_path / "compute-sanitizer"
     tool.write_text(f"""#!/bin/sh
       echo "$@" >> {tmp_path}/calls
-      case "$2 $5" in
+      tool=$2
+      for program; do :; done
+      case "$tool $program" in
         "synccheck {tmp_path}/b" | "memcheck {tmp_path}/whole") exit {code} ;;
       esac
     """)
@@ -277,6 +279,18 @@ def test_barriers_are_checked_of_those_that_have_them_and_a_tool_that_fails_is_s
         *(("racecheck", name) for name in "ab"),
         ("synccheck", "b"),
     ]
+    alone = {words[1]: "--racecheck-num-workers" in words for words in called if words[0] == "--tool"}
+    assert alone == {tool: tool == "racecheck" for tool, _ in tools}
+
+
+def test_a_long_step_loses_its_middle_alone() -> None:
+    sys.path.insert(0, str(STEPS.parent))
+    try:
+        from steps import shortened
+    finally:
+        sys.path.pop(0)
+    assert shortened(b"0123456789", 10) == b"0123456789"
+    assert shortened(b"0123456789a", 10) == b"01234\n::: (1 bytes left out)\n6789a"
 
 
 def test_a_program_under_a_tool_that_does_not_end_is_said_to_before_its_step_ends(tmp_path: Path) -> None:

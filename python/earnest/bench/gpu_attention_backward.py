@@ -233,7 +233,7 @@ def _peer(
         if both:
             return wanted, *leaves, *arrays[3:]
         with gpu.aside():
-            out = form.build(deterministic)(*leaves, *arrays[3:])
+            out = peers.unless_nondeterministic(name, form.build(deterministic))(*leaves, *arrays[3:])
         return out, leaves, wanted
 
     def outputs(grads: Any) -> list[Any]:

@@ -224,8 +224,9 @@ def _bounds_of(shape: Shape, q: Any) -> tuple[Any, Any]:
 
 
 def _varlen(shape: Shape) -> Form:
-    """torch's own packed call, by its flash backend. It aligns to the last key. Its arguments are those of
-    torch 2.11 and later, or (no window, no grouped heads) earlier ones."""
+    """torch's own packed call, by its flash backend. It aligns to the last key. Later ones are told of
+    grouped heads; that of torch 2.11 hands them on untold, whatever comes of it; earlier ones have no
+    window."""
     group = shape.heads // shape.kv_heads
 
     def build(deterministic: bool) -> Callable[..., Any]:
@@ -239,12 +240,18 @@ def _varlen(shape: Shape) -> Form:
             rest["window_size"] = (-1, 0) if shape.causal else (-1, -1)
         else:
             rest["is_causal"] = shape.causal
-        if group > 1 and "enable_gqa" not in named:
-            raise Absent("torch.nn.attention.varlen: this torch's takes no grouped heads")
+        untold = group > 1 and "enable_gqa" not in named
         most = max(shape.lengths), max(shape.key_lengths)
-        return told_to_be_deterministic(
-            lambda q, k, v, of_q, of_k: varlen_attn(q, k, v, of_q, of_k, *most, **rest), deterministic
-        )
+
+        def run(q: Any, k: Any, v: Any, of_q: Any, of_k: Any) -> Any:
+            try:
+                return varlen_attn(q, k, v, of_q, of_k, *most, **rest)
+            except (RuntimeError, ValueError) as error:
+                if untold:
+                    raise Absent(f"torch.nn.attention.varlen: takes no grouped heads: {error}") from None
+                raise
+
+        return told_to_be_deterministic(run, deterministic)
 
     return Form("torch, varlen", build, more=partial(_bounds_of, shape), extra=False)
 
