@@ -19,7 +19,7 @@ static_assert(kPieceKeys % Wide::keys == 0 && Wide::keys % kKeys == 0);
 
 // Of the tiles of keys of a piece.
 __device__ inline int end_of(const Work& work, int piece) {
-  const int end = (piece + 1) * kTilesOfPiece, all = (work.tiles + kHalves - 1) / kHalves;
+  const int end = (piece + 1) * kTilesOfPiece, all = work.tiles;
   return end < all ? end : all;
 }
 
@@ -83,7 +83,7 @@ struct PieceHands : Hands<T, kDim, Wide> {
     do {
       begin_piece();
       const int end = end_of(work, tile / kTilesOfPiece);
-      this->attend_tiles(tile, end, work.whole_tiles / kHalves);
+      this->attend_tiles(tile, end, work.whole_tiles);
       join(end <= (work.first_piece + 1) * kTilesOfPiece, end == end_of(work, work.end_piece - 1));
       tile = end;
     } while (tile < end_of(work, work.end_piece - 1));
@@ -116,6 +116,8 @@ __device__ inline bool find(const Params& p, const Plan& plan, const Tile* order
     found->next = index + static_cast<unsigned>(sm80::afresh(static_cast<int>(gridDim.x)));
     found->any = find_work(p, known, order, index, &found->work) && found->work.rows.count > 0;
   }
+  found->work.tiles = (found->work.tiles + kHalves - 1) / kHalves;
+  found->work.whole_tiles /= kHalves;
   return found->any;
 }
 

@@ -25,7 +25,7 @@ __device__ inline int thread_afresh() { return sm80::afresh(static_cast<int>(thr
 __device__ inline int multiplying_warpgroup() { return multiplying_thread() / kWarpgroup; }
 
 __device__ inline void meet_warpgroup() {
-  hopper::meet(kWarpgroupMeets + multiplying_warpgroup(), kWarpgroup);
+  hopper::meet(kWarpgroupMeets + thread_afresh() / kWarpgroup, kWarpgroup);
 }
 
 // The second warpgroup gives the first turn, and the first takes the last one, which nobody else would.
@@ -184,7 +184,7 @@ struct Hands {
   }
 
   // Tiles [first, end) of keys, of which those before `whole` are seen whole.
-  __device__ void attend_tiles(int first, int end, int64_t whole) {
+  __device__ void attend_tiles(int first, int end, const int& whole) {
     if (first >= end) return;
     step<true>(first, first < whole);
     for (int tile = first + 1; tile < end; ++tile) step<false>(tile, tile < whole);
@@ -198,7 +198,7 @@ struct Hands {
   __device__ void attend(const Output& output) {
     const KeyTiles tiles = rows.tiles(F::keys);
     bring_queries();
-    attend_tiles(0, static_cast<int>(tiles.all), tiles.whole);
+    attend_tiles(0, static_cast<int>(tiles.all), static_cast<int>(tiles.whole));
     write(output);
     meet_warpgroup();  // the next queries are brought
   }
