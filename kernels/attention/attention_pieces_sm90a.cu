@@ -33,7 +33,8 @@ struct PieceHands : Hands<T, kDim, Wide> {
   // rows, in place of the warp's queries, which are in registers.
   __device__ Bytes sums() const { return memory.aside + thread_afresh() * kQuad; }
   __device__ Bytes rows_before() const {
-    return memory.q + Base::warp_row(thread_afresh()) * sm80::kLineBytes + sm80::lane() * kQuad;
+    const int thread = thread_afresh();
+    return memory.q + Base::warp_row(thread) * sm80::kLineBytes + thread % simt::kWarpSize * kQuad;
   }
   const PiecesMemory<kDim, Wide::keys>& memory;
 
@@ -79,14 +80,18 @@ struct PieceHands : Hands<T, kDim, Wide> {
     __syncwarp();  // queries are in registers, and something else in their place
     quad_at(rows_before()) = make_float4(-INFINITY, 0, -INFINITY, 0);
     int tile = work.first_piece * kTilesOfPiece;
+    bool is_last = false;
 #pragma unroll 1
-    do {
+    while (!is_last) {
       begin_piece();
-      const int end = end_of(work, tile / kTilesOfPiece);
-      this->attend_tiles(tile, end, work.whole_tiles);
-      join(end <= (work.first_piece + 1) * kTilesOfPiece, end == end_of(work, work.end_piece - 1));
-      tile = end;
-    } while (tile < end_of(work, work.end_piece - 1));
+      if (tile < work.tiles) {
+        tile = this->attend_tiles(tile, work.whole_tiles, [&](int next) {
+          return next % kTilesOfPiece == 0 || next >= work.tiles;
+        });
+      }
+      is_last = tile >= work.tiles || tile >= work.end_piece * kTilesOfPiece;
+      join(tile <= (work.first_piece + 1) * kTilesOfPiece, is_last);
+    }
     if (work.part >= 0) {
       leave_behind(work, this->warp_row(thread_afresh()), o[0], states[0], parts);
     } else {
@@ -132,7 +137,8 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
     forward_pieces(const __grid_constant__ hopper::TensorMap keys,
                    const __grid_constant__ hopper::TensorMap values, const __grid_constant__ Params p,
                    const __grid_constant__ Output output, const __grid_constant__ Plan plan,
-                   const Tile* const order, const __grid_constant__ Parts parts, const unsigned all) {
+                   const Tile* const order, const __grid_constant__ Parts parts, const unsigned all,
+                   const float scale) {
   const PiecesMemory<kDim, Wide::keys> memory;
   using Memory = ForwardMemory<kDim, Wide::keys>;
   EARNEST_SHARED(Found, of_warpgroup, 3);
@@ -151,7 +157,6 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
     }
   } else {
     hopper::take_registers<kMultiplyingOf<kDim>>();
-    const auto scale = static_cast<float>(p.scale * 1.4426950408889634);  // log2(e)
     const bool is_first = multiplying_thread() % kWarpgroup == 0;  // of the warpgroup
     if (multiplying_warpgroup() == 1) give_turn<Wide>();
     if (is_first) found.next = blockIdx.x, found.now = {};
@@ -178,10 +183,11 @@ Status launch(const Params& p, const Output& output, const Plan& plan, const Til
   if (Status status = map_of(p, p.k, &keys); !status.ok()) return status;
   if (Status status = map_of(p, p.v, &values); !status.ok()) return status;
   const auto all = static_cast<unsigned>(work_of(p, plan));
+  const auto scale = static_cast<float>(p.scale * 1.4426950408889634);  // log2(e)
   const auto blocks = static_cast<unsigned>(std::min<int64_t>(all, device.multiprocessors));
   return simt::launch({kOp, "forward_pieces"}, forward_pieces<T, kDim>, dim3(blocks), dim3(kForwardThreads),
                       PiecesMemory<kDim, Wide::keys>::kBytes, p.stream, keys, values, p, output, plan, order,
-                      parts, all);
+                      parts, all, scale);
 }
 
 }  // namespace

@@ -35,7 +35,7 @@ __device__ inline void take_turn() {
 }
 template <typename F>
 __device__ inline void give_turn() {
-  if constexpr (F::takes_turns) hopper::pass(kTurnOf + 1 - multiplying_warpgroup(), kMultiplying);
+  if constexpr (F::takes_turns) hopper::pass(kTurnOf + 1 - sm80::afresh(multiplying_warpgroup()), kMultiplying);
 }
 
 template <typename T, int kDim, typename F>
@@ -80,12 +80,12 @@ struct Hands {
     simt::copy_async_commit();
     simt::copy_async_wait<0>();
     meet_warpgroup();
-    const sm80::Corner corner;
-    const int high = sm80::afresh(corner.high);
+    const int thread = thread_afresh();
+    const sm80::Corner corner(thread % simt::kWarpSize);
 #pragma unroll
     for (int step = 0; step < kDim / hopper::kStep; ++step) {
-      const int line = warp_row(thread_afresh()) + 8 * corner.low, d = step * hopper::kStep;
-      simt::ldmatrix_x4(q[step], &memory.q[sm80::line_of<kTileRows>(line, d, high)]);
+      const int line = warp_row(thread) + 8 * corner.low, d = step * hopper::kStep;
+      simt::ldmatrix_x4(q[step], &memory.q[sm80::line_of<kTileRows>(line, d, corner.high, thread % simt::kWarpSize)]);
     }
   }
 
@@ -183,14 +183,16 @@ struct Hands {
     now.next();
   }
 
-  // Tiles [first, end) of keys, of which those before `whole` are seen whole.
-  __device__ void attend_tiles(int first, int end, const int& whole) {
-    if (first >= end) return;
-    step<true>(first, first < whole);
-    for (int tile = first + 1; tile < end; ++tile) step<false>(tile, tile < whole);
+  // Tiles of keys, at least one, from `tile` on until `done` with the next; those before `whole` are seen
+  // whole. Returns the next.
+  template <typename Done>
+  __device__ int attend_tiles(int tile, const int& whole, const Done& done) {
+    step<true>(tile, tile < whole);
+    while (!done(++tile)) step<false>(tile, tile < whole);
     ask<false, true>();
     hopper::wait_products<0>();
     sums_are_there();
+    return tile;
   }
   __device__ void write(const Output& output) {
     sm80::write_rows<T, kTileRows, kDim, 1>(p, output, rows, warp_row(thread_afresh()), states, o, memory.q);
@@ -198,7 +200,8 @@ struct Hands {
   __device__ void attend(const Output& output) {
     const KeyTiles tiles = rows.tiles(F::keys);
     bring_queries();
-    attend_tiles(0, static_cast<int>(tiles.all), static_cast<int>(tiles.whole));
+    const auto all = static_cast<int>(tiles.all);
+    if (all > 0) attend_tiles(0, static_cast<int>(tiles.whole), [all](int tile) { return tile >= all; });
     write(output);
     meet_warpgroup();  // the next queries are brought
   }
