@@ -22,7 +22,7 @@ constexpr int kAllMeet = 1, kWarpgroupMeets = 2, kTurnOf = 4;
 __device__ inline int multiplying_thread() { return static_cast<int>(threadIdx.x) - kWarpgroup; }
 // For what is done once for a tile of rows.
 __device__ inline int thread_afresh() { return sm80::afresh(static_cast<int>(threadIdx.x)) - kWarpgroup; }
-__device__ inline int multiplying_warpgroup() { return multiplying_thread() / kWarpgroup; }
+__device__ inline int multiplying_warpgroup() { return static_cast<int>(threadIdx.x / kWarpgroup) - 1; }
 
 __device__ inline void meet_warpgroup() {
   hopper::meet(kWarpgroupMeets + thread_afresh() / kWarpgroup, kWarpgroup);
@@ -35,7 +35,7 @@ __device__ inline void take_turn() {
 }
 template <typename F>
 __device__ inline void give_turn() {
-  if constexpr (F::takes_turns) hopper::pass(kTurnOf + 1 - sm80::afresh(multiplying_warpgroup()), kMultiplying);
+  if constexpr (F::takes_turns) hopper::pass(kTurnOf + 1 - multiplying_warpgroup(), kMultiplying);
 }
 
 template <typename T, int kDim, typename F>
