@@ -29,12 +29,13 @@ using Strips = float[S][J][4];
 __device__ inline int thread() { return static_cast<int>(threadIdx.x); }
 __device__ inline int lane() { return static_cast<int>(threadIdx.x) % simt::kWarpSize; }
 // Of the calling lane: its row in half h (0, 1) of a strip, and the first of its two columns of 8.
-__device__ inline int strip_row(int half, int lane = sm80::lane()) { return lane / 4 + 8 * half; }
+__device__ inline int strip_row(int half) { return lane() / 4 + 8 * half; }
 __device__ inline int strip_column() { return lane() % 4 * 2; }
 
 // The same number, as if nobody had known it: what is computed from it is not kept in registers, of which
 // there are not enough, through all tiles.
-__device__ inline int afresh(int x) {
+template <typename Int>
+__device__ inline Int afresh(Int x) {
 #if defined(__CUDA_ARCH__)
   asm volatile("" : "+r"(x));
 #endif

@@ -118,7 +118,7 @@ __device__ inline bool find(const Params& p, const Plan& plan, const Tile* order
   found->any = false;
   while (!found->any && found->next < all) {
     const unsigned index = found->next;
-    found->next = index + static_cast<unsigned>(sm80::afresh(static_cast<int>(gridDim.x)));
+    found->next = index + sm80::afresh(gridDim.x);
     found->any = find_work(p, known, order, index, &found->work) && found->work.rows.count > 0;
   }
   found->work.tiles = (found->work.tiles + kHalves - 1) / kHalves;

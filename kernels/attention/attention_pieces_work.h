@@ -69,7 +69,7 @@ __device__ inline void leave_behind(const Work& work, int first_row, const float
                                     const sm80::RowState (&states)[2], const Parts& parts) {
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int member = first_row + sm80::strip_row(half, sm80::afresh(sm80::lane()));
+    const int member = first_row + sm80::strip_row(half);
     if (member >= work.rows.count) continue;
     const int64_t row = work.part * work.rows.heads + work.rows.kv_head * work.rows.group + member;
 #pragma unroll

@@ -36,7 +36,7 @@ __device__ inline void write_rows(const Params& p, const Output& output, const R
   for (int strip = 0; strip < S; ++strip) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int row = first + strip * kStripRows + strip_row(half, afresh(lane()));
+      const int row = first + strip * kStripRows + strip_row(half);
       const RowState& state = states[strip][half];
       const float sum = sum_in_quad(state.sum), inverse = 1 / sum;
       const bool there = row < rows.count, sees = there && rows.seen(row) > 0;

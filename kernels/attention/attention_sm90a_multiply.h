@@ -25,7 +25,7 @@ __device__ inline int thread_afresh() { return sm80::afresh(static_cast<int>(thr
 __device__ inline int multiplying_warpgroup() { return static_cast<int>(threadIdx.x / kWarpgroup) - 1; }
 
 __device__ inline void meet_warpgroup() {
-  hopper::meet(kWarpgroupMeets + thread_afresh() / kWarpgroup, kWarpgroup);
+  hopper::meet(kWarpgroupMeets + multiplying_warpgroup(), kWarpgroup);
 }
 
 // The second warpgroup gives the first turn, and the first takes the last one, which nobody else would.
