@@ -84,11 +84,9 @@ struct PieceHands : Hands<T, kDim, Wide> {
 #pragma unroll 1
     while (!is_last) {
       begin_piece();
-      if (tile < work.tiles) {
-        tile = this->attend_tiles(tile, work.whole_tiles, [&](int next) {
-          return next % kTilesOfPiece == 0 || next >= work.tiles;
-        });
-      }
+      const int end = end_of(work, tile / kTilesOfPiece);
+      this->attend_tiles(tile, end, work.whole_tiles);
+      tile = end;
       is_last = tile >= work.tiles || tile >= work.end_piece * kTilesOfPiece;
       join(tile <= (work.first_piece + 1) * kTilesOfPiece, is_last);
     }

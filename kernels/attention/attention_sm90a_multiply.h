@@ -183,16 +183,14 @@ struct Hands {
     now.next();
   }
 
-  // Tiles of keys, at least one, from `tile` on until `done` with the next; those before `whole` are seen
-  // whole. Returns the next.
-  template <typename Done>
-  __device__ int attend_tiles(int tile, const int& whole, const Done& done) {
-    step<true>(tile, tile < whole);
-    while (!done(++tile)) step<false>(tile, tile < whole);
+  // Tiles [first, end) of keys, of which those before `whole` are seen whole.
+  __device__ void attend_tiles(int first, int end, const int& whole) {
+    if (first >= end) return;
+    step<true>(first, first < whole);
+    for (int tile = first + 1; tile < end; ++tile) step<false>(tile, tile < whole);
     ask<false, true>();
     hopper::wait_products<0>();
     sums_are_there();
-    return tile;
   }
   __device__ void write(const Output& output) {
     sm80::write_rows<T, kTileRows, kDim, 1>(p, output, rows, warp_row(thread_afresh()), states, o, memory.q);
@@ -200,8 +198,7 @@ struct Hands {
   __device__ void attend(const Output& output) {
     const KeyTiles tiles = rows.tiles(F::keys);
     bring_queries();
-    const auto all = static_cast<int>(tiles.all);
-    if (all > 0) attend_tiles(0, static_cast<int>(tiles.whole), [all](int tile) { return tile >= all; });
+    attend_tiles(0, static_cast<int>(tiles.all), static_cast<int>(tiles.whole));
     write(output);
     meet_warpgroup();  // the next queries are brought
   }
