@@ -31,9 +31,9 @@ struct PieceHands : Hands<T, kDim, Wide> {
   const Work& work;
   // The thread's own of what pieces before have left: sums, and largest score and sum of weights of its two
   // rows, in place of the warp's queries, which are in registers.
-  __device__ Bytes sums() const { return memory.aside + thread_afresh() * kQuad; }
+  __device__ Bytes sums() const { return memory.aside + multiplying_thread() * kQuad; }
   __device__ Bytes rows_before() const {
-    const int thread = thread_afresh();
+    const int thread = multiplying_thread();
     return memory.q + Base::warp_row(thread) * sm80::kLineBytes + thread % simt::kWarpSize * kQuad;
   }
   const PiecesMemory<kDim, Wide::keys>& memory;
@@ -135,8 +135,7 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
     forward_pieces(const __grid_constant__ hopper::TensorMap keys,
                    const __grid_constant__ hopper::TensorMap values, const __grid_constant__ Params p,
                    const __grid_constant__ Output output, const __grid_constant__ Plan plan,
-                   const Tile* const order, const __grid_constant__ Parts parts, const unsigned all,
-                   const float scale) {
+                   const Tile* const order, const __grid_constant__ Parts parts, const unsigned all) {
   const PiecesMemory<kDim, Wide::keys> memory;
   using Memory = ForwardMemory<kDim, Wide::keys>;
   EARNEST_SHARED(Found, of_warpgroup, 3);
@@ -155,6 +154,7 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
     }
   } else {
     hopper::take_registers<kMultiplyingOf<kDim>>();
+    const auto scale = static_cast<float>(p.scale * 1.4426950408889634);  // log2(e)
     const bool is_first = multiplying_thread() % kWarpgroup == 0;  // of the warpgroup
     if (multiplying_warpgroup() == 1) give_turn<Wide>();
     if (is_first) found.next = blockIdx.x, found.now = {};
@@ -181,11 +181,10 @@ Status launch(const Params& p, const Output& output, const Plan& plan, const Til
   if (Status status = map_of(p, p.k, &keys); !status.ok()) return status;
   if (Status status = map_of(p, p.v, &values); !status.ok()) return status;
   const auto all = static_cast<unsigned>(work_of(p, plan));
-  const auto scale = static_cast<float>(p.scale * 1.4426950408889634);  // log2(e)
   const auto blocks = static_cast<unsigned>(std::min<int64_t>(all, device.multiprocessors));
   return simt::launch({kOp, "forward_pieces"}, forward_pieces<T, kDim>, dim3(blocks), dim3(kForwardThreads),
                       PiecesMemory<kDim, Wide::keys>::kBytes, p.stream, keys, values, p, output, plan, order,
-                      parts, all, scale);
+                      parts, all);
 }
 
 }  // namespace
