@@ -41,8 +41,7 @@ struct PieceHands : Hands<T, kDim, Wide> {
   __device__ PieceHands(const Params& params, const Work& of_tile,
                         const PiecesMemory<kDim, Wide::keys>& shared, float factor,
                         const typename Base::Position& position)
-      : Base(params, of_tile.rows, shared, factor, position),
-        work(of_tile), memory(shared) {}
+      : Base(params, of_tile.rows, shared, factor, position), work(of_tile), memory(shared) {}
 
   static constexpr int kQuad = sizeof(float4);
   static __device__ float4& quad_at(Bytes place) { return *reinterpret_cast<float4*>(&place[0]); }
@@ -155,7 +154,7 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
   } else {
     hopper::take_registers<kMultiplyingOf<kDim>>();
     const auto scale = static_cast<float>(p.scale * 1.4426950408889634);  // log2(e)
-    const bool is_first = multiplying_thread() % kWarpgroup == 0;  // of the warpgroup
+    const bool is_first = multiplying_thread() % kWarpgroup == 0;         // of the warpgroup
     if (multiplying_warpgroup() == 1) give_turn<Wide>();
     if (is_first) found.next = blockIdx.x, found.now = {};
     for (;;) {

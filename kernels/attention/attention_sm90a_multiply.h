@@ -85,7 +85,8 @@ struct Hands {
 #pragma unroll
     for (int step = 0; step < kDim / hopper::kStep; ++step) {
       const int line = warp_row(thread) + 8 * corner.low, d = step * hopper::kStep;
-      simt::ldmatrix_x4(q[step], &memory.q[sm80::line_of<kTileRows>(line, d, corner.high, thread % simt::kWarpSize)]);
+      simt::ldmatrix_x4(q[step],
+                        &memory.q[sm80::line_of<kTileRows>(line, d, corner.high, thread % simt::kWarpSize)]);
     }
   }
 
