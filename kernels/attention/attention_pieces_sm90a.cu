@@ -19,8 +19,8 @@ static_assert(kPieceKeys % Wide::keys == 0 && Wide::keys % kKeys == 0);
 
 // Of the tiles of keys of a piece.
 __device__ inline int end_of(const Work& work, int piece) {
-  const int end = (piece + 1) * kTilesOfPiece, all = work.tiles;
-  return end < all ? end : all;
+  const int end = (piece + 1) * kTilesOfPiece;
+  return end < work.tiles ? end : work.tiles;
 }
 
 template <typename T, int kDim>
@@ -29,6 +29,8 @@ struct PieceHands : Hands<T, kDim, Wide> {
   using Base::o, Base::scale, Base::states;
 
   const Work& work;
+  const PiecesMemory<kDim, Wide::keys>& memory;
+
   // The thread's own of what pieces before have left: sums, and largest score and sum of weights of its two
   // rows, in place of the warp's queries, which are in registers.
   __device__ Bytes sums() const { return memory.aside + multiplying_thread() * kQuad; }
@@ -36,7 +38,6 @@ struct PieceHands : Hands<T, kDim, Wide> {
     const int thread = multiplying_thread();
     return memory.q + Base::warp_row(thread) * sm80::kLineBytes + thread % simt::kWarpSize * kQuad;
   }
-  const PiecesMemory<kDim, Wide::keys>& memory;
 
   __device__ PieceHands(const Params& params, const Work& of_tile,
                         const PiecesMemory<kDim, Wide::keys>& shared, float factor,
@@ -78,7 +79,7 @@ struct PieceHands : Hands<T, kDim, Wide> {
     this->bring_queries();
     __syncwarp();  // queries are in registers, and something else in their place
     quad_at(rows_before()) = make_float4(-INFINITY, 0, -INFINITY, 0);
-    int tile = work.first_piece * kTilesOfPiece;
+    int tile = work.first_piece * kTilesOfPiece;  // and no number of the piece: registers are for sums
     bool is_last = false;
 #pragma unroll 1
     while (!is_last) {
@@ -102,10 +103,10 @@ struct PieceHands : Hands<T, kDim, Wide> {
 
 // What a warpgroup is at, in shared memory: registers are for sums.
 struct Found {
-  unsigned next;  // index of work, of the block's
-  Round<2> now;
+  unsigned next;                                      // index of work, of the block's
+  Round<ForwardMemory<64, Wide::keys>::kStages> now;  // where it stands in the ring
   bool any;
-  Work work;
+  Work work;  // its tiles are of Wide::keys keys
 };
 // By one thread of the warpgroup. False where nothing is left.
 __device__ inline bool find(const Params& p, const Plan& plan, const Tile* order, unsigned all,
@@ -118,9 +119,10 @@ __device__ inline bool find(const Params& p, const Plan& plan, const Tile* order
     found->next = index + sm80::afresh(gridDim.x);
     found->any = find_work(p, known, order, index, &found->work) && found->work.rows.count > 0;
   }
+  if (!found->any) return false;
   found->work.tiles = (found->work.tiles + kHalves - 1) / kHalves;
   found->work.whole_tiles /= kHalves;
-  return found->any;
+  return true;
 }
 
 // Who finds work wants more registers than who only brings keys, where sums leave them.

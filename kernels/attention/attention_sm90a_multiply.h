@@ -20,7 +20,7 @@ namespace earnest::attention::gpu::sm90a {
 constexpr int kAllMeet = 1, kWarpgroupMeets = 2, kTurnOf = 4;
 
 __device__ inline int multiplying_thread() { return static_cast<int>(threadIdx.x) - kWarpgroup; }
-// For what is done once for a tile of rows.
+// For what is done once for a tile of rows: addresses of it are not kept in registers through all of them.
 __device__ inline int thread_afresh() { return sm80::afresh(static_cast<int>(threadIdx.x)) - kWarpgroup; }
 __device__ inline int multiplying_warpgroup() { return static_cast<int>(threadIdx.x / kWarpgroup) - 1; }
 
@@ -184,7 +184,7 @@ struct Hands {
     now.next();
   }
 
-  // Tiles [first, end) of keys, of which those before `whole` are seen whole.
+  // Tiles [first, end) of keys, of which those before `whole`, which may be in shared memory, are seen whole.
   __device__ void attend_tiles(int first, int end, const int& whole) {
     if (first >= end) return;
     step<true>(first, first < whole);
