@@ -12,6 +12,7 @@ from earnest.errors import InvalidInput
 from earnest.features import LogMel
 from earnest.model import features
 from earnest.model.answer import prompt
+from earnest.stages.cases import heard
 from made_up_cupy import Array, Cupy
 from reference import logmel as reference
 from tolerances import FACTOR, LOGMEL
@@ -152,7 +153,7 @@ def test_streams_take_chunks_of_cupy_and_give_such(device, monkeypatch: pytest.M
 
 
 def test_a_dialogue_is_heard_where_the_model_is(device, monkeypatch) -> None:
-    """The chunks of a clip in one launch, by a dataset and by whoever asks a model."""
+    """The chunks of a clip in one launch, by a dataset, by whoever asks a model, and by a stage."""
     monkeypatch.setattr(features, "MAX_CHUNK_SAMPLES", 1700)
     monkeypatch.setattr(features, "CHUNK_SAMPLES", 1000)
     launches = []
@@ -173,4 +174,6 @@ def test_a_dialogue_is_heard_where_the_model_is(device, monkeypatch) -> None:
     for mel in (data[0].mel, prompt(model, words, said[:1])[0].mel):
         assert [one.device.type for one in mel] == [device.type] * 3
         assert all(map(torch.equal, mel, want))
-    assert launches == [3, 3]
+    (kept,) = heard(said[:1], config.n_mels, device=device)  # of a stage, by the host
+    assert all(map(np.array_equal, [chunk.mel for chunk in kept], [one.numpy(force=True) for one in want]))
+    assert launches == [3, 3, 3]

@@ -124,13 +124,13 @@ def test_rows_have_it_only_where_clips_were_measured() -> None:
 def test_held_out_cases_of_the_playground_are_measured_and_others_are_not() -> None:
     pytest.importorskip("espeakng_loader", reason="needs the extra 'voice'")
     data = DataSettings(cases=6, processes=1)
-    for case in load_cases(data, 80, split="heldout"):
+    for case in load_cases(data, 80, device="cpu", split="heldout"):
         for clip, sound in zip(case.clips, case.origin.sounds, strict=True):
             f0, rate, level = clip[0].measured
             assert f0 == pytest.approx(sound.f0_hz, rel=0.12)  # labelled before noise was added
             assert rate == pytest.approx(sound.syllables_per_second, rel=0.5)
             assert level == pytest.approx(sound.level_db, abs=1.5)
-    train = load_cases(data, 80)
+    train = load_cases(data, 80, device="cpu")
     assert all(clip[0].measured == () for case in train for clip in case.clips)
 
 
@@ -152,7 +152,7 @@ def test_files_are_measured_when_they_are_evaluated(tmp_path) -> None:
         '{"messages": [{"role": "user", "content": [{"type": "audio", "audio": "a.wav"}]}], "answer": "8"}\n'
     )
     path = str(tmp_path / "d.jsonl")
-    (case,) = load_cases(DataSettings(files=(path,)), 80, split="heldout")
+    (case,) = load_cases(DataSettings(files=(path,)), 80, device="cpu", split="heldout")
     assert case.clips[0][0].measured[0] == pytest.approx(150, rel=0.01)
     (plain,) = file_cases([path], 80)
     assert plain.clips[0][0].measured == ()

@@ -140,7 +140,7 @@ def learner_and_experience(world, estimator="gae"):
     from earnest.learn.hearing import Hearing
     from earnest.learn.optimise import prompts_of
 
-    cases = load_cases(DataSettings(files=(str(world / "dialogues.jsonl"),)), 80)
+    cases = load_cases(DataSettings(files=(str(world / "dialogues.jsonl"),)), 80, device="cpu")
     critic = ValueModel(policy) if estimator == "gae" else None
     learner = Learner(policy, Hearing(policy), 0.8, critic)
     prompts = prompts_of(cases[:4], words, policy)
@@ -214,7 +214,7 @@ def test_replies_without_a_valid_reward_teach_nothing(world):
 
 
 def test_the_cases_of_a_step_are_a_pure_function_of_it(world):
-    cases = load_cases(DataSettings(files=(str(world / "dialogues.jsonl"),)), 80)
+    cases = load_cases(DataSettings(files=(str(world / "dialogues.jsonl"),)), 80, device="cpu")
     settings = settings_of(rlhf, world)
 
     def names(step):
@@ -230,11 +230,11 @@ def test_a_stage_without_data_or_with_a_bad_line_says_so(world, tmp_path):
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
     with pytest.raises(InvalidInput, match="at least one dialogue"):
-        load_cases(DataSettings(files=(str(empty),)), 80)
+        load_cases(DataSettings(files=(str(empty),)), 80, device="cpu")
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"messages": []}\n')
     with pytest.raises(InvalidInput, match=r"bad\.jsonl:1"):
-        load_cases(DataSettings(files=(str(bad),)), 80)
+        load_cases(DataSettings(files=(str(bad),)), 80, device="cpu")
 
 
 def test_a_share_of_the_sums_is_learnt_as_one_looks_them_up():

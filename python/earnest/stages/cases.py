@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from earnest.dialogue import Audio, Message, Preference, Text
 from earnest.learn.types import Case, Clip
@@ -36,16 +37,16 @@ def hear(
     manner: Sequence[str] = (),
     *,
     measured: bool = False,
+    device: torch.device | str = "cpu",
 ) -> tuple[Clip, ...]:
-    """The chunks of one clip as log-mel features. What is known about it goes with the first (such clips are
-    short), and with `measured` also how the whole clip sounds. On the CPU, whatever learns from them: the
-    processes that speak a clip do it, once for all stages."""
+    """The chunks of one clip as log-mel features, computed on `device`, on cuda by one launch, and kept in
+    the host's memory: a stage has more clips than a GPU should keep. What is known about the clip goes with
+    the first chunk (such clips are short), and with `measured` also how the whole clip sounds."""
     from earnest.features import LogMel
-    from earnest.model import chunk_audio
+    from earnest.model.features import hear as features_of
 
-    log_mel = _log_mel(LogMel, n_mels)
-    chunks = chunk_audio(np.ascontiguousarray(pcm, dtype=np.float32))
-    mels = [np.ascontiguousarray(log_mel(chunk)) for chunk in chunks]
+    found = features_of(np.ascontiguousarray(pcm, dtype=np.float32), _log_mel(LogMel, n_mels), device)
+    mels = [np.ascontiguousarray(mel.numpy(force=True)) for mel in found]
     first = Clip(f"{name}.0", mels[0], tuple(words), tuple(manner), _measure(pcm) if measured else ())
     return (first, *(Clip(f"{name}.{index}", mel) for index, mel in enumerate(mels[1:], 1)))
 
@@ -64,7 +65,9 @@ def _measure(pcm: np.ndarray) -> tuple[float, ...]:
 # ---- the playground ----
 
 
-def case_of(sample: Sample, n_mels: int, *, measured: bool = False) -> Case:
+def case_of(
+    sample: Sample, n_mels: int, *, measured: bool = False, device: torch.device | str = "cpu"
+) -> Case:
     """The case of a playground sample. The samples of sound are dropped once they are features: the world can
     make them again from the sample's id."""
     from earnest.playground import looked_up, verify
@@ -80,7 +83,7 @@ def case_of(sample: Sample, n_mels: int, *, measured: bool = False) -> Case:
                 sound = sample.sounds[index]
                 manner = (sound.rate, sound.pitch, sound.loudness)
                 name, words = f"{sample.id}/{index}", sample.words[index]
-                clips.append(hear(part.pcm, n_mels, name, words, manner, measured=measured))
+                clips.append(hear(part.pcm, n_mels, name, words, manner, measured=measured, device=device))
                 parts.append(Audio(path=name))
             else:
                 parts.append(part)
@@ -101,13 +104,23 @@ def case_of(sample: Sample, n_mels: int, *, measured: bool = False) -> Case:
     )
 
 
-def _make_cases(world: World, kind: str, split: str, n_mels: int, indices: Sequence[int]) -> list[Case]:
+def _speak(world: World, kind: str, split: str, indices: Sequence[int]) -> list[Sample]:
     make = {"dialogue": world.sample, "dictation": world.dictation}[kind]
-    return [case_of(make(split, index), n_mels, measured=split == HELD_OUT) for index in indices]
+    return [make(split, index) for index in indices]
+
+
+def _listen(n_mels: int, measured: bool, device: torch.device | str, samples: list[Sample]) -> list[Case]:
+    return [case_of(sample, n_mels, measured=measured, device=device) for sample in samples]
+
+
+def _speak_and_listen(speak: Callable, listen: Callable, indices: Sequence[int]) -> list[Case]:
+    return listen(speak(indices))
 
 
 @functools.lru_cache(maxsize=8)
-def _made_before(world: tuple[int, str, str], kind: str, split: str, n_mels: int) -> dict[int, Case]:
+def _made_before(
+    world: tuple[int, str, str], kind: str, split: str, n_mels: int, device: str
+) -> dict[int, Case]:
     """The cases of one world that this process has made: the stages of a demo ask for the same ones again."""
     return {}
 
@@ -121,19 +134,33 @@ def playground_cases(
     processes: int,
     phase: str,
     kind: str = "dialogue",
+    device: torch.device | str = "cpu",
 ) -> list[Case]:
-    """Cases of the world, made by several processes; which ones they are does not depend on how many there
-    are."""
-    made = _made_before((world.seed, str(world.voices), str(world.leave_out)), kind, split, n_mels)
+    """Cases of the world, spoken by several processes; which ones they are does not depend on how many there
+    are. On the CPU each hears what it has spoken; a GPU is this process's alone, and what they speak is heard
+    as it arrives."""
+    on = torch.device(device).type
+    made = _made_before((world.seed, str(world.voices), str(world.leave_out)), kind, split, n_mels, on)
     missing = [index for index in indices if index not in made]
-    make = functools.partial(_make_cases, world, kind, split, n_mels)
-    made.update(zip(missing, _in_processes(make, missing, processes, phase), strict=True))
+    speak = functools.partial(_speak, world, kind, split)
+    listen = functools.partial(_listen, n_mels, split == HELD_OUT, device)
+    if on == "cpu":
+        both = functools.partial(_speak_and_listen, speak, listen)
+        cases = _in_processes(both, list, missing, processes, phase)
+    else:
+        cases = _in_processes(speak, listen, missing, processes, phase)
+    made.update(zip(missing, cases, strict=True))
     return [made[index] for index in indices]
 
 
 def _in_processes(
-    make: Callable[[Sequence[int]], list[Case]], indices: Sequence[int], processes: int, phase: str
+    make: Callable[[Sequence[int]], list[Any]],
+    take: Callable[[list[Any]], list[Case]],
+    indices: Sequence[int],
+    processes: int,
+    phase: str,
 ) -> list[Case]:
+    """What is made there, taken in here, job by job."""
     jobs = [indices[start : start + CASES_PER_JOB] for start in range(0, len(indices), CASES_PER_JOB)]
     if not jobs:
         return []
@@ -141,7 +168,7 @@ def _in_processes(
     cases: list[Case] = []
     with contextlib.ExitStack() as stack:
         stack.callback(progress.close)
-        results: Iterable[list[Case]]
+        results: Iterable[list[Any]]
         if processes <= 1 or len(jobs) <= 2:
             results = map(make, jobs)
         else:  # fresh processes: a forked one would inherit torch's threads as locks without owners
@@ -150,7 +177,7 @@ def _in_processes(
             )
             results = pool.map(make, jobs)
         for part in results:
-            cases += part
+            cases += take(part)
             progress.update(len(cases))
     return cases
 
@@ -158,7 +185,13 @@ def _in_processes(
 # ---- JSON-lines files ----
 
 
-def file_cases(paths: Iterable[str | Path], n_mels: int, *, measured: bool = False) -> list[Case]:
+def file_cases(
+    paths: Iterable[str | Path],
+    n_mels: int,
+    *,
+    measured: bool = False,
+    device: torch.device | str = "cpu",
+) -> list[Case]:
     """Cases of dialogue files (the format of `earnest.dialogue`). The last assistant turn, where there is
     one, is the reply to learn; a dialogue that ends with the user's turn is a case without one."""
     from earnest.dialogue import read_dialogues
@@ -175,7 +208,7 @@ def file_cases(paths: Iterable[str | Path], n_mels: int, *, measured: bool = Fal
                     id=f"{Path(path).name}:{number}",
                     task=str(dialogue.extra.get("task", "dialogue")),
                     history=tuple(history),
-                    clips=heard(history, n_mels, measured=measured),
+                    clips=heard(history, n_mels, measured=measured, device=device),
                     reasoning=last.reasoning if last else None,
                     replies=(last.text,) if last else (),
                     answer=answer,
@@ -187,7 +220,9 @@ def file_cases(paths: Iterable[str | Path], n_mels: int, *, measured: bool = Fal
     return cases
 
 
-def preference_cases(path: Path, n_mels: int) -> list[tuple[Case, Preference]]:
+def preference_cases(
+    path: Path, n_mels: int, device: torch.device | str = "cpu"
+) -> list[tuple[Case, Preference]]:
     """The lines of a preference file, each with its dialogue as a case."""
     from earnest.dialogue import read_preferences
 
@@ -197,7 +232,7 @@ def preference_cases(path: Path, n_mels: int) -> list[tuple[Case, Preference]]:
                 id=f"{path.name}:{number}",
                 task="preference",
                 history=line.messages,
-                clips=heard(line.messages, n_mels),
+                clips=heard(line.messages, n_mels, device=device),
                 rubric=line.rubric,
             ),
             line,
@@ -206,7 +241,13 @@ def preference_cases(path: Path, n_mels: int) -> list[tuple[Case, Preference]]:
     ]
 
 
-def heard(history: Sequence[Message], n_mels: int, *, measured: bool = False) -> tuple[tuple[Clip, ...], ...]:
+def heard(
+    history: Sequence[Message],
+    n_mels: int,
+    *,
+    measured: bool = False,
+    device: torch.device | str = "cpu",
+) -> tuple[tuple[Clip, ...], ...]:
     """The features of every clip of a dialogue. Raises what load_audio raises."""
     from earnest.audio import load_audio
 
@@ -215,7 +256,7 @@ def heard(history: Sequence[Message], n_mels: int, *, measured: bool = False) ->
         pcm = load_audio(audio.path, SAMPLE_RATE) if audio.path is not None else audio.pcm
         assert pcm is not None  # an Audio has one of the two
         name = hashlib.sha256(pcm.tobytes()).hexdigest()[:24]
-        clips.append(hear(pcm, n_mels, name, measured=measured))
+        clips.append(hear(pcm, n_mels, name, measured=measured, device=device))
     return tuple(clips)
 
 

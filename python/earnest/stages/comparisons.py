@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from earnest.errors import InvalidInput
 from earnest.learn.types import Case
 from earnest.stages.cases import preference_cases
@@ -34,7 +36,13 @@ class Compared:
 
 
 def load_comparisons(
-    data: DataSettings, n_mels: int, *, split: str, phase: str, pairs: int = 1
+    data: DataSettings,
+    n_mels: int,
+    *,
+    device: torch.device | str,
+    split: str,
+    phase: str,
+    pairs: int = 1,
 ) -> list[Compared]:
     """Comparisons of a split, `pairs` on each dialogue of the playground. Raises InvalidInput where there are
     none."""
@@ -42,11 +50,11 @@ def load_comparisons(
         compared = [
             Compared(case, p.a, p.b, p.verdict)
             for path in data.files
-            for case, p in preference_cases(Path(path), n_mels)
+            for case, p in preference_cases(Path(path), n_mels, device)
         ]
     else:
         world = world_of(data.playground)
-        cases = load_cases(data, n_mels, split=split, phase=phase)
+        cases = load_cases(data, n_mels, device=device, split=split, phase=phase)
         # The pair of a dialogue is drawn by an index: those beyond the dialogues' own give it further ones.
         compared = [
             _compare(world, split, data.first + index + which * FAR, case)

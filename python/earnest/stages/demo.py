@@ -164,7 +164,7 @@ def evaluate(settings: Settings, plan: dict[str, Any], run_dir: Path) -> dict[st
     """Answers of every stage on the held-out split, kept in evaluation/, and the metrics made of them."""
     n_mels = AudioLMConfig.load(run_dir / "sft").audio_encoder_config.n_mels
     data = replace(plan["sft"].data, first=0, cases=60 if settings.quick else settings.cases)
-    cases = load_cases(data, n_mels, split="heldout", phase="held-out cases")
+    cases = load_cases(data, n_mels, device=settings.run.device, split="heldout", phase="held-out cases")
     folder = run_dir / "evaluation"
     folder.mkdir(exist_ok=True)
     heard: dict[str, list[Answer]] = {}

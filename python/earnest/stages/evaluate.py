@@ -17,6 +17,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from earnest.checkpoint import write_atomic
 from earnest.dialogue.records import parse_line, read_dialogues, read_records
 from earnest.errors import InvalidInput
@@ -99,14 +101,14 @@ def case_answers(settings: Settings, folder: str, run_dir: Path, name: str) -> d
     model, tokenizer = load_model(folder, train=False, device=settings.run.device)
     n_mels = model.config.audio_encoder_config.n_mels
     if data.files:
-        cases = answered_cases(data, n_mels)
+        cases = answered_cases(data, n_mels, settings.run.device)
         limit = settings.max_new_tokens or 512
         given = answer(model, tokenizer, cases, max_new_tokens=limit, what=f"{name}: answering")
         heard = with_measures(given, cases)
         silent = silenced([case for case in cases if case.clips])
         unheard = answer(model, tokenizer, silent, max_new_tokens=limit, what=f"{name}: answering silence")
     else:
-        cases = load_cases(data, n_mels, split="heldout", phase="held-out cases")
+        cases = load_cases(data, n_mels, device=settings.run.device, split="heldout", phase="held-out cases")
         heard, unheard = evaluate_model(Path(folder), cases, settings.seed, name, device=settings.run.device)
     answers = {"heard": heard, "unheard": unheard}
     write_atomic(file, json.dumps({key: to_plain(given) for key, given in answers.items()}) + "\n")
@@ -141,11 +143,12 @@ def data_of(settings: Settings, folder: str) -> DataSettings:
     return replace(settings.data, playground=PlaygroundSettings(**spoken))
 
 
-def answered_cases(data: DataSettings, n_mels: int) -> list[Case]:
+def answered_cases(data: DataSettings, n_mels: int, device: torch.device | str) -> list[Case]:
     """The cases of files whose lines have an `answer`; a line may name its `choices`."""
     dialogues = [dialogue for path in data.files for dialogue in read_dialogues(path)]
     cases = []
-    for case, dialogue in zip(load_cases(data, n_mels, split="heldout"), dialogues, strict=True):
+    heard = load_cases(data, n_mels, device=device, split="heldout")
+    for case, dialogue in zip(heard, dialogues, strict=True):
         if dialogue.answer is None:
             continue
         wanted, choices = str(dialogue.answer), dialogue.extra.get("choices")

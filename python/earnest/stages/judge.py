@@ -65,7 +65,12 @@ def main(settings: Settings, run_dir: Path) -> None:
         model, tokenizer = load_model(settings.model, device=run.device)
         n_mels = model.config.audio_encoder_config.n_mels
         compared = load_comparisons(
-            settings.data, n_mels, split="train", phase="comparisons", pairs=settings.pairs
+            settings.data,
+            n_mels,
+            device=run.device,
+            split="train",
+            phase="comparisons",
+            pairs=settings.pairs,
         )
         hearing = Hearing(model)
         train(run, settings, model, tokenizer, hearing, compared)
@@ -215,7 +220,9 @@ def check(settings: Settings, judge: Judge, n_mels: int) -> dict:
             cases=settings.checks,
             processes=settings.data.processes,
         )
-        compared = load_comparisons(data, n_mels, split=split, phase=f"{split} comparisons")
+        compared = load_comparisons(
+            data, n_mels, device=judge.model.device, split=split, phase=f"{split} comparisons"
+        )
         logs[split] = (*ask_both_orders(judge, compared), compared)
     forward, backward, compared = logs["validation"]
     levels = torch.tensor([sorted(PHI).index(pair.level) for pair in compared])

@@ -80,8 +80,9 @@ def main(settings: Settings, run_dir: Path) -> None:
         model, tokenizer = new_model(settings) if new else load_model(settings.model)
         model.to(run.device)
         n_mels = model.config.audio_encoder_config.n_mels
-        cases = load_cases(settings.data, n_mels)
-        cases = cases + dictations(settings.data, round(settings.dictation * len(cases)), n_mels)
+        cases = load_cases(settings.data, n_mels, device=run.device)
+        dictated = round(settings.dictation * len(cases))
+        cases = cases + dictations(settings.data, dictated, n_mels, device=run.device)
         if new:
             learn_to_hear(run, settings.hearing, model, cases, settings.seed)
         if not settings.data.files:

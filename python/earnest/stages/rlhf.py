@@ -56,7 +56,8 @@ def main(settings: Settings, run_dir: Path) -> None:
             return
         seed_everything(settings.seed)
         policy, tokenizer = load_model(settings.model, device=run.device)
-        cases = load_cases(settings.data, policy.config.audio_encoder_config.n_mels, split="practice")
+        n_mels = policy.config.audio_encoder_config.n_mels
+        cases = load_cases(settings.data, n_mels, device=run.device, split="practice")
         cases = vary_cases(cases, settings.varied, settings.seed + 1)
         hearing = Hearing(policy)
         judge = load_judge(settings.judge, run.device)

@@ -34,8 +34,9 @@ def main(settings: Settings, run_dir: Path) -> None:
             return
         model, tokenizer = load_model(settings.model, device=run.device)
         n_mels = model.config.audio_encoder_config.n_mels
-        cases = load_cases(settings.data, n_mels)
-        cases = cases + dictations(settings.data, round(settings.dictation * len(cases)), n_mels)
+        cases = load_cases(settings.data, n_mels, device=run.device)
+        dictated = round(settings.dictation * len(cases))
+        cases = cases + dictations(settings.data, dictated, n_mels, device=run.device)
         fine_tune(
             run,
             "fine-tuning",

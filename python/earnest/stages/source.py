@@ -50,32 +50,46 @@ def world_of(settings: PlaygroundSettings) -> World:
 
 
 def load_cases(
-    data: DataSettings, n_mels: int, *, split: str = "train", phase: str = "speaking and hearing"
+    data: DataSettings,
+    n_mels: int,
+    *,
+    device: torch.device | str,
+    split: str = "train",
+    phase: str = "speaking and hearing",
 ) -> list[Case]:
-    """The cases of a stage, audio as features. Raises InvalidInput where there are none.
+    """The cases of a stage, audio as features, computed on `device`, where the model is, and kept by the
+    host. Raises InvalidInput where there are none.
 
     split, of the playground: reinforcement learning asks for "practice", whose voices, sentences and sums
     have an answer to be verified, but no one's reasoning to be copied. Evaluation asks for "heldout": these
     cases, of files too, say how each clip sounds."""
     cases = (
-        file_cases(data.files, n_mels, measured=split == HELD_OUT)
+        file_cases(data.files, n_mels, measured=split == HELD_OUT, device=device)
         if data.files
-        else _spoken(data, data.cases, "dialogue", n_mels, split, phase)
+        else _spoken(data, data.cases, "dialogue", n_mels, split, phase, device)
     )
     if not cases:
         raise InvalidInput("data", "files", "at least one dialogue", "none")
     return cases
 
 
-def dictations(data: DataSettings, count: int, n_mels: int) -> list[Case]:
+def dictations(data: DataSettings, count: int, n_mels: int, *, device: torch.device | str) -> list[Case]:
     """Spoken words in any order, to be written down (see World.dictation); none where the cases come from
     files."""
-    return (
-        [] if data.files or count == 0 else _spoken(data, count, "dictation", n_mels, "train", "dictations")
-    )
+    if data.files or count == 0:
+        return []
+    return _spoken(data, count, "dictation", n_mels, "train", "dictations", device)
 
 
-def _spoken(data: DataSettings, count: int, kind: str, n_mels: int, split: str, phase: str) -> list[Case]:
+def _spoken(
+    data: DataSettings,
+    count: int,
+    kind: str,
+    n_mels: int,
+    split: str,
+    phase: str,
+    device: torch.device | str,
+) -> list[Case]:
     return playground_cases(
         world_of(data.playground),
         split,
@@ -84,6 +98,7 @@ def _spoken(data: DataSettings, count: int, kind: str, n_mels: int, split: str, 
         processes=data.processes or os.cpu_count() or 1,
         phase=phase,
         kind=kind,
+        device=device,
     )
 
 
