@@ -32,7 +32,6 @@ class Launch(NamedTuple):
 class Record(TypedDict):
     kernels: dict[str, dict[str, Usage]]  # kernel -> architecture -> what it is given
     launches: dict[str, list[Launch]]  # kernel -> what launches ask for, ascending
-    may_spill: dict[str, str]  # kernel -> why
 
 
 def demangled(names: list[str]) -> list[str]:
@@ -54,7 +53,7 @@ def blocks(architecture: str, usage: Usage, launch: Launch) -> int:
 
 def read(path: Path) -> Record:
     if not path.exists():
-        return {"kernels": {}, "launches": {}, "may_spill": {}}
+        return {"kernels": {}, "launches": {}}
     record: Record = json.loads(path.read_text())
     record["launches"] = {kernel: [Launch(*one) for one in of] for kernel, of in record["launches"].items()}
     return record

@@ -3,10 +3,9 @@
 
 python .ci/cuda_resources.py REPORT RECORD [--write]
 
-A kernel must not spill or have a stack frame unless the record says why under "may_spill", and then neither
-may be larger than recorded; its registers must not rise by more than a tenth and more than four, nor so that
-fewer of its blocks fit on a multiprocessor; a kernel that the record does not know, or that is gone, is an
-error too.
+A kernel must not spill or have a stack frame, whatever the record says; its registers must not rise by more
+than a tenth and more than four, nor so that fewer of its blocks fit on a multiprocessor; a kernel that the
+record does not know, or that is gone, is an error too.
 """
 
 import re
@@ -76,7 +75,7 @@ def complaints(reports: Reports, record: Record) -> list[str]:
             if report["registers"] == 0:
                 found.append(f"{what}: expected a number of registers in ptxas's report, got none")
             spilled, frame = report["spilled"], report.get("frame", 0)
-            if (frame or spilled) and kernel not in record["may_spill"]:
+            if frame or spilled:
                 found.append(
                     f"{what}: expected neither spills nor a stack frame,"
                     f" got {spilled} bytes spilled and a frame of {frame}"
@@ -85,12 +84,6 @@ def complaints(reports: Reports, record: Record) -> list[str]:
             if before is None:
                 found.append(f"{what}: expected a kernel of the record, got a new one (--write adds it)")
             else:
-                most = (before["spilled"], before.get("frame", 0))
-                if kernel in record["may_spill"] and (spilled > most[0] or frame > most[1]):
-                    found.append(
-                        f"{what}: expected at most {most[0]} bytes spilled and a frame of {most[1]},"
-                        f" got {spilled} and {frame} (--write records it)"
-                    )
                 launches = record["launches"].get(kernel, [])
                 found += of_kernel(what, architecture, report, before, launches)
     for kernel, of_record in sorted(record["kernels"].items()):
@@ -103,12 +96,11 @@ def complaints(reports: Reports, record: Record) -> list[str]:
 
 
 def written(reports: Reports, record: Record) -> Record:
-    """The record with what is reported now; launches and reasons stay with the kernels that there are."""
+    """The record with what is reported now; launches stay with the kernels that there are."""
     kernels = {kernel: dict(sorted(of.items())) for kernel, of in sorted(reports.items())}
     return Record(
         kernels=kernels,
         launches={kernel: of for kernel, of in record["launches"].items() if kernel in kernels},
-        may_spill={kernel: why for kernel, why in record["may_spill"].items() if kernel in kernels},
     )
 
 
@@ -118,7 +110,7 @@ def main(arguments: list[str]) -> int:
     if arguments[2:] == ["--write"]:
         record = written(reports, record)
         cuda_record.write(file, record)
-    fine = f"cuda: {len(reports)} kernels, no spills but those explained, registers and blocks as recorded"
+    fine = f"cuda: {len(reports)} kernels, no spills, registers and blocks as recorded"
     return cuda_record.tell(file, complaints(reports, record), fine)
 
 

@@ -46,7 +46,6 @@ RECORD = {
         "ppo::scan_pieces<float>": [Launch(128, 0)],
         "ppo::copy_": [Launch(32, 0), Launch(256, 1024)],
     },
-    "may_spill": {},
 }
 
 
@@ -96,47 +95,37 @@ def test_other_static_shared_memory_is_seen():
 
 
 @pytest.mark.parametrize("more", [{"frame": 256}, {"stores": 8}, {"loads": 8}])
-def test_spills_and_frames_are_seen_unless_the_record_says_why(more: dict[str, int]):
+def test_spills_and_frames_are_seen_though_the_record_has_them(more: dict[str, int]):
     [complaint] = complaints(report_of(60, **more))
     assert "expected neither spills nor a stack frame" in complaint
-    explained = copy.deepcopy({**RECORD, "may_spill": {"ppo::scan_pieces<float>": "a reason"}})
-    explained["kernels"]["ppo::scan_pieces<float>"]["sm_80"] |= {"spilled": 8, "frame": 256}
-    assert complaints(report_of(60, **more), explained) == []
-
-
-def test_more_than_recorded_is_seen_also_where_the_record_says_why():
-    record = copy.deepcopy({**RECORD, "may_spill": {"ppo::scan_pieces<float>": "a reason"}})
-    record["kernels"]["ppo::scan_pieces<float>"]["sm_80"] |= {"spilled": 240, "frame": 88}
-    assert complaints(report_of(60, frame=88, stores=120, loads=120), record) == []
-    assert complaints(report_of(60, stores=8, loads=8), record) == []  # less
-    what = "[cuda] ppo::scan_pieces<float> (sm_80): expected at most 240 bytes spilled and a frame of 88,"
-    assert complaints(report_of(60, frame=88, stores=120, loads=124), record) == [
-        f"{what} got 244 and 88 (--write records it)"
-    ]
-    assert complaints(report_of(60, frame=96), record) == [f"{what} got 0 and 96 (--write records it)"]
+    record = copy.deepcopy(RECORD)
+    record["kernels"]["ppo::scan_pieces<float>"]["sm_80"] |= {"spilled": 8, "frame": 256}
+    assert complaints(report_of(60, **more), record) == [complaint]
 
 
 def test_kernels_that_come_and_go_are_seen():
     gone = copy.deepcopy(RECORD)
     gone["kernels"]["ppo::old"] = {"sm_80": usage(5)}
     assert "expected this kernel as recorded, got none" in complaints(report_of(60), gone)[0]
-    assert len(complaints(report_of(60), {"kernels": {}, "launches": {}, "may_spill": {}})) == 2
+    assert len(complaints(report_of(60), {"kernels": {}, "launches": {}})) == 2
     assert complaints("ptxas said nothing") == complaints("") != []
 
 
-def test_what_is_written_passes_and_keeps_reasons_and_launches():
-    report = resources.read_report(report_of(70, frame=8))
-    before = {**RECORD, "may_spill": {"ppo::scan_pieces<float>": "a reason", "ppo::old": "another"}}
-    record = resources.written(report, before)
-    assert record["may_spill"] == {"ppo::scan_pieces<float>": "a reason"}
+def test_what_is_written_passes_unless_it_spills_and_keeps_launches():
+    report = resources.read_report(report_of(70))
+    record = resources.written(report, RECORD)
     assert record["launches"] == RECORD["launches"]
-    assert record["kernels"]["ppo::scan_pieces<float>"] == {"sm_80": usage(70, 400) | {"frame": 8}}
+    assert record["kernels"]["ppo::scan_pieces<float>"] == {"sm_80": usage(70, 400)}
     assert resources.complaints(report, record) == []
+    spilling = resources.read_report(report_of(70, frame=8))
+    record = resources.written(spilling, RECORD)
+    assert record["kernels"]["ppo::scan_pieces<float>"] == {"sm_80": usage(70, 400) | {"frame": 8}}
+    assert len(resources.complaints(spilling, record)) == 1
 
 
 def test_a_record_is_read_as_it_was_written_and_an_old_table_is_seen(tmp_path: Path):
     file = tmp_path / "resources.json"
-    assert cuda_record.read(file) == {"kernels": {}, "launches": {}, "may_spill": {}}
+    assert cuda_record.read(file) == {"kernels": {}, "launches": {}}
     cuda_record.write(file, RECORD)
     assert cuda_record.read(file) == RECORD
     assert cuda_record.stale(file) == []

@@ -34,7 +34,8 @@ __device__ inline int strip_column() { return lane() % 4 * 2; }
 
 // The same number, as if nobody had known it: what is computed from it is not kept in registers, of which
 // there are not enough, through all tiles.
-__device__ inline int afresh(int x) {
+template <typename Int>
+__device__ inline Int afresh(Int x) {
 #if defined(__CUDA_ARCH__)
   asm volatile("" : "+r"(x));
 #endif
@@ -97,14 +98,14 @@ __device__ inline void load_rows(Bytes to, const T* from, int count, const Line&
 
 struct Corner {  // of the matrix whose line the calling lane names
   int low, high;
-  __device__ Corner() : low(lane() / 8 % 2), high(lane() / 16) {}
+  __device__ explicit Corner(int lane = sm80::lane()) : low(lane / 8 % 2), high(lane / 16) {}
 };
 
 // Where that line begins: of rows from `row`, a multiple of 8, and the piece after d, a multiple of 16, or
 // the next. What is known when compiling stands apart from what depends on the lane.
 template <int kRows>
-__device__ inline int line_of(int row, int d, int piece) {
-  const int line = lane() % 8;
+__device__ inline int line_of(int row, int d, int piece, int lane = sm80::lane()) {
+  const int line = lane % 8;
   return (d / kLine * kRows + row + line) * kLineBytes + ((d % kLine / kPiece) ^ piece ^ line) * kPieceBytes;
 }
 

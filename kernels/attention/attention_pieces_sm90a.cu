@@ -19,8 +19,8 @@ static_assert(kPieceKeys % Wide::keys == 0 && Wide::keys % kKeys == 0);
 
 // Of the tiles of keys of a piece.
 __device__ inline int end_of(const Work& work, int piece) {
-  const int end = (piece + 1) * kTilesOfPiece, all = (work.tiles + kHalves - 1) / kHalves;
-  return end < all ? end : all;
+  const int end = (piece + 1) * kTilesOfPiece;
+  return end < work.tiles ? end : work.tiles;
 }
 
 template <typename T, int kDim>
@@ -29,17 +29,20 @@ struct PieceHands : Hands<T, kDim, Wide> {
   using Base::o, Base::scale, Base::states;
 
   const Work& work;
+  const PiecesMemory<kDim, Wide::keys>& memory;
+
   // The thread's own of what pieces before have left: sums, and largest score and sum of weights of its two
   // rows, in place of the warp's queries, which are in registers.
-  Bytes sums, rows_before;
+  __device__ Bytes sums() const { return memory.aside + multiplying_thread() * kQuad; }
+  __device__ Bytes rows_before() const {
+    const int thread = multiplying_thread();
+    return memory.q + Base::warp_row(thread) * sm80::kLineBytes + thread % simt::kWarpSize * kQuad;
+  }
 
   __device__ PieceHands(const Params& params, const Work& of_tile,
-                        const PiecesMemory<kDim, Wide::keys>& memory, float factor,
+                        const PiecesMemory<kDim, Wide::keys>& shared, float factor,
                         const typename Base::Position& position)
-      : Base(params, of_tile.rows, memory, factor, position),
-        work(of_tile),
-        sums(memory.aside + multiplying_thread() * kQuad),
-        rows_before(memory.q + Base::warp_row() * sm80::kLineBytes + sm80::lane() * kQuad) {}
+      : Base(params, of_tile.rows, shared, factor, position), work(of_tile), memory(shared) {}
 
   static constexpr int kQuad = sizeof(float4);
   static __device__ float4& quad_at(Bytes place) { return *reinterpret_cast<float4*>(&place[0]); }
@@ -55,35 +58,40 @@ struct PieceHands : Hands<T, kDim, Wide> {
 
   // The sums of the piece and of those before, into the former's place, and for the next piece aside.
   __device__ void join(bool is_first, bool is_last) {
-    const float4 rows = quad_at(rows_before);
+    const float4 rows = quad_at(rows_before());
     const Joint low(scale, rows.x, states[0][0].largest), high(scale, rows.z, states[0][1].largest);
     states[0][0] = {low.largest, low(rows.y, sm80::sum_in_quad(states[0][0].sum))};
     states[0][1] = {high.largest, high(rows.w, sm80::sum_in_quad(states[0][1].sum))};
 #pragma unroll
     for (int j = 0; j < kDim / 8; ++j) {
-      float4& place = quad_at(sums + j * kMultiplying * kQuad);
+      float4& place = quad_at(sums() + j * kMultiplying * kQuad);
       const float4 before = is_first ? make_float4(0, 0, 0, 0) : place;
       float (&piece)[4] = o[0][j];
       piece[0] = low(before.x, piece[0]), piece[1] = low(before.y, piece[1]);
       piece[2] = high(before.z, piece[2]), piece[3] = high(before.w, piece[3]);
       if (!is_last) place = make_float4(piece[0], piece[1], piece[2], piece[3]);
     }
-    quad_at(rows_before) =
+    quad_at(rows_before()) =
         make_float4(states[0][0].largest, states[0][0].sum, states[0][1].largest, states[0][1].sum);
   }
 
   __device__ void attend(const Output& output, const Parts& parts) {
     this->bring_queries();
     __syncwarp();  // queries are in registers, and something else in their place
-    quad_at(rows_before) = make_float4(-INFINITY, 0, -INFINITY, 0);
+    quad_at(rows_before()) = make_float4(-INFINITY, 0, -INFINITY, 0);
+    int tile = work.first_piece * kTilesOfPiece;  // and no number of the piece: registers are for sums
+    bool is_last = false;
 #pragma unroll 1
-    for (int piece = work.first_piece; piece < work.end_piece; ++piece) {
+    while (!is_last) {
       begin_piece();
-      this->attend_tiles(piece * kTilesOfPiece, end_of(work, piece), work.whole_tiles / kHalves);
-      join(piece == work.first_piece, piece + 1 == work.end_piece);
+      const int end = end_of(work, tile / kTilesOfPiece);
+      this->attend_tiles(tile, end, work.whole_tiles);
+      tile = end;
+      is_last = tile >= work.tiles || tile >= work.end_piece * kTilesOfPiece;
+      join(tile <= (work.first_piece + 1) * kTilesOfPiece, is_last);
     }
     if (work.part >= 0) {
-      leave_behind(work, this->warp_row(), o[0], states[0], parts);
+      leave_behind(work, this->warp_row(thread_afresh()), o[0], states[0], parts);
     } else {
       // One lane of four has all of the sum; and what has been in place of queries has been read.
       if (sm80::strip_column() != 0) states[0][0].sum = states[0][1].sum = 0;
@@ -95,9 +103,10 @@ struct PieceHands : Hands<T, kDim, Wide> {
 
 // What a warpgroup is at, in shared memory: registers are for sums.
 struct Found {
-  unsigned next;  // index of work, of the block's
+  unsigned next;                                      // index of work, of the block's
+  Round<ForwardMemory<64, Wide::keys>::kStages> now;  // where it stands in the ring
   bool any;
-  Work work;
+  Work work;  // its tiles are of Wide::keys keys
 };
 // By one thread of the warpgroup. False where nothing is left.
 __device__ inline bool find(const Params& p, const Plan& plan, const Tile* order, unsigned all,
@@ -107,10 +116,13 @@ __device__ inline bool find(const Params& p, const Plan& plan, const Tile* order
   found->any = false;
   while (!found->any && found->next < all) {
     const unsigned index = found->next;
-    found->next = index + gridDim.x;
+    found->next = index + sm80::afresh(gridDim.x);
     found->any = find_work(p, known, order, index, &found->work) && found->work.rows.count > 0;
   }
-  return found->any;
+  if (!found->any) return false;
+  found->work.tiles = (found->work.tiles + kHalves - 1) / kHalves;
+  found->work.whole_tiles /= kHalves;
+  return true;
 }
 
 // Who finds work wants more registers than who only brings keys, where sums leave them.
@@ -133,27 +145,27 @@ __global__ void __launch_bounds__(kForwardThreads, 1)
   if (threadIdx.x < kWarpgroup) {
     hopper::leave_registers<kLoadingOf<kDim>>();
     if (threadIdx.x == 0) {
-      found.next = blockIdx.x;
-      Loader<Memory> loader(keys, values, memory);
+      found.next = blockIdx.x, found.now = {};
       while (find(p, plan, order, all, &found)) {
+        Loader<Memory> loader(keys, values, memory, found.now);
         const Work& work = found.work;
         loader.bring(work.rows, work.first_piece * kTilesOfPiece, end_of(work, work.end_piece - 1));
+        found.now = loader.now;
       }
     }
   } else {
     hopper::take_registers<kMultiplyingOf<kDim>>();
     const auto scale = static_cast<float>(p.scale * 1.4426950408889634);  // log2(e)
-    typename Memory::Position position;
-    const bool is_first = multiplying_thread() % kWarpgroup == 0;  // of the warpgroup
+    const bool is_first = multiplying_thread() % kWarpgroup == 0;         // of the warpgroup
     if (multiplying_warpgroup() == 1) give_turn<Wide>();
-    if (is_first) found.next = blockIdx.x;
+    if (is_first) found.next = blockIdx.x, found.now = {};
     for (;;) {
       if (is_first) find(p, plan, order, all, &found);
       meet_warpgroup();
       if (!found.any) break;
-      PieceHands<T, kDim> hands(p, found.work, memory, scale, position);
+      PieceHands<T, kDim> hands(p, found.work, memory, scale, found.now);
       hands.attend(output, parts);
-      position = hands.now;
+      if (is_first) found.now = hands.now;
       meet_warpgroup();  // the next work and the next queries may be brought
     }
     if (multiplying_warpgroup() == 0) take_turn<Wide>();

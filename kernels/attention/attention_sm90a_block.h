@@ -48,11 +48,11 @@ template <typename Memory>
 struct Loader {
   const hopper::TensorMap &keys, &values;
   const Memory& memory;
-  typename Memory::Position now, before;
+  typename Memory::Position now;
 
   __device__ Loader(const hopper::TensorMap& of_keys, const hopper::TensorMap& of_values,
-                    const Memory& shared)
-      : keys(of_keys), values(of_values), memory(shared) {}
+                    const Memory& shared, const typename Memory::Position& position = {})
+      : keys(of_keys), values(of_values), memory(shared), now(position) {}
 
   // Tiles [first, end) of the keys that rows attend to: the keys of a tile before the values of the tile
   // before it, the order in which they are multiplied.
@@ -61,6 +61,7 @@ struct Loader {
     const auto of_values = [](int panel, int part) { return Memory::box_of_values(panel, part); };
     const int column = static_cast<int>(rows.kv_head) * Memory::kPanels * kBox;
     const int row = static_cast<int>(rows.sequence.key_begin);
+    typename Memory::Position before;
     for (int tile = first; tile <= end; ++tile) {
       Stage &of_tile = memory.stages[now.stage], &of_last = memory.stages[before.stage];
       if (tile < end)

@@ -20,7 +20,9 @@ namespace earnest::attention::gpu::sm90a {
 constexpr int kAllMeet = 1, kWarpgroupMeets = 2, kTurnOf = 4;
 
 __device__ inline int multiplying_thread() { return static_cast<int>(threadIdx.x) - kWarpgroup; }
-__device__ inline int multiplying_warpgroup() { return multiplying_thread() / kWarpgroup; }
+// For what is done once for a tile of rows: addresses of it are not kept in registers through all of them.
+__device__ inline int thread_afresh() { return sm80::afresh(static_cast<int>(threadIdx.x)) - kWarpgroup; }
+__device__ inline int multiplying_warpgroup() { return static_cast<int>(threadIdx.x / kWarpgroup) - 1; }
 
 __device__ inline void meet_warpgroup() {
   hopper::meet(kWarpgroupMeets + multiplying_warpgroup(), kWarpgroup);
@@ -58,8 +60,8 @@ struct Hands {
       : p(params), rows(of_tile), memory(shared), scale(factor), now(position), before(position) {}
 
   static __device__ int first_row() { return multiplying_warpgroup() * kBox; }
-  static __device__ int warp_row() {
-    return first_row() + multiplying_thread() % kWarpgroup / simt::kWarpSize * sm80::kStripRows;
+  static __device__ int warp_row(int thread = multiplying_thread()) {
+    return thread / simt::kWarpSize * sm80::kStripRows;
   }
   static __device__ void release(Barrier* barrier) {
     if (sm80::lane() == 0) hopper::arrive_at(barrier, 0);
@@ -69,7 +71,7 @@ struct Hands {
 
   // Through shared memory, where the way out has room later.
   __device__ void bring_queries() {
-    sm80::for_each_piece<kBox, kDim>(multiplying_thread() % kWarpgroup, [&](int i, int d) {
+    sm80::for_each_piece<kBox, kDim>(thread_afresh() % kWarpgroup, [&](int i, int d) {
       const int row = first_row() + i;
       const bool there = row < rows.count;
       const T* piece = static_cast<const T*>(p.q) + (there ? rows.line(row) * kDim + d : 0);
@@ -78,11 +80,13 @@ struct Hands {
     simt::copy_async_commit();
     simt::copy_async_wait<0>();
     meet_warpgroup();
-    const sm80::Corner corner;
+    const int thread = thread_afresh();
+    const sm80::Corner corner(thread % simt::kWarpSize);
 #pragma unroll
     for (int step = 0; step < kDim / hopper::kStep; ++step) {
-      const int line = warp_row() + 8 * corner.low, d = step * hopper::kStep;
-      simt::ldmatrix_x4(q[step], &memory.q[sm80::line_of<kTileRows>(line, d, corner.high)]);
+      const int line = warp_row(thread) + 8 * corner.low, d = step * hopper::kStep;
+      simt::ldmatrix_x4(q[step],
+                        &memory.q[sm80::line_of<kTileRows>(line, d, corner.high, thread % simt::kWarpSize)]);
     }
   }
 
@@ -180,8 +184,8 @@ struct Hands {
     now.next();
   }
 
-  // Tiles [first, end) of keys, of which those before `whole` are seen whole.
-  __device__ void attend_tiles(int first, int end, int64_t whole) {
+  // Tiles [first, end) of keys, of which those before `whole`, which may be in shared memory, are seen whole.
+  __device__ void attend_tiles(int first, int end, const int& whole) {
     if (first >= end) return;
     step<true>(first, first < whole);
     for (int tile = first + 1; tile < end; ++tile) step<false>(tile, tile < whole);
@@ -190,12 +194,12 @@ struct Hands {
     sums_are_there();
   }
   __device__ void write(const Output& output) {
-    sm80::write_rows<T, kTileRows, kDim, 1>(p, output, rows, warp_row(), states, o, memory.q);
+    sm80::write_rows<T, kTileRows, kDim, 1>(p, output, rows, warp_row(thread_afresh()), states, o, memory.q);
   }
   __device__ void attend(const Output& output) {
     const KeyTiles tiles = rows.tiles(F::keys);
     bring_queries();
-    attend_tiles(0, static_cast<int>(tiles.all), tiles.whole);
+    attend_tiles(0, static_cast<int>(tiles.all), static_cast<int>(tiles.whole));
     write(output);
     meet_warpgroup();  // the next queries are brought
   }

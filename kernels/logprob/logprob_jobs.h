@@ -123,17 +123,11 @@ struct LogitSums {
   // Each lane keeps sums of its own columns; the quad's are joined at the end.
   struct State {
     Part<T> part[2];
-    int32_t target[2];  // -1: none
   };
 
-  __device__ void begin(State& state, int64_t row) const {
+  __device__ void begin(State& state, int64_t) const {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int64_t r = row + strip_row(half);
-      state.part[half] = {kNoMax, 0, 0};
-      state.target[half] =
-          r < rows && is_target(targets[r], vocabulary) ? static_cast<int32_t>(targets[r]) : -1;
-    }
+    for (int half = 0; half < 2; ++half) state.part[half] = {kNoMax, 0, 0};
   }
 
   template <int J>
@@ -147,7 +141,7 @@ struct LogitSums {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       Part<T>& part = state.part[half];
-      at_column<J>(state.target[half] - column, half, [&](int j, int i) {
+      at_column<J>(target_of(row + strip_row(half)) - column, half, [&](int j, int i) {
         target_logits[row + strip_row(half)] = logit(s[j][i], inverse_temperature);
       });
       T max = s[0][2 * half];
@@ -189,6 +183,10 @@ struct LogitSums {
   }
 
  private:
+  // -1: none. Read for each tile, rather than kept beside the sums, which leave no registers.
+  __device__ int32_t target_of(int64_t row) const {
+    return row < rows && is_target(targets[row], vocabulary) ? static_cast<int32_t>(targets[row]) : -1;
+  }
   template <int J>
   __device__ void mask(Strip<T, J>& s, int64_t column) const {
 #pragma unroll
