@@ -10,6 +10,7 @@
 #include "csrc/engine/decoder_batch.h"
 #include "csrc/engine/gather_rows.h"
 #include "csrc/engine/guard.h"
+#include "csrc/engine/key_pieces.h"
 #include "csrc/engine/parcel.h"
 #include "kernels/rowwise/rowwise.h"
 
@@ -72,6 +73,7 @@ Status Decoder::create(const TextConfig& config, Weights* weights) {
   config_ = config;
   precision_ = weights->precision();
   place_ = weights->place();
+  products_ = weights->products();
   EARNEST_RETURN_IF_ERROR(weights->table("model.embed_tokens.weight", &embeddings_));
   for (int64_t i = 0; i < config.num_hidden_layers; ++i) {
     const std::string name = "model.layers." + std::to_string(i) + ".", attn = name + "self_attn.";
@@ -346,7 +348,7 @@ Status Decoder::attend(size_t index, DecoderBatch* batch, Rows<T, P>* stream, Ar
   params.k = turn.k;
   params.v = turn.v;
   params.fault = batch->fault;
-  params.most_keys = batch->most_keys;
+  if (takes_pieces(products_, batch->queries(), batch->used)) params.most_keys = batch->most_keys;
   EARNEST_RETURN_IF_ERROR(engine::attend(params, mixed, arena));
   return multiply(*layer.o_proj, mixed, batch->rows, stream->added, arena);
 }

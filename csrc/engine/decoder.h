@@ -83,6 +83,7 @@ class Decoder {
   TextConfig config_;
   Precision precision_ = Precision::kFloat32;
   Place place_;
+  Products products_ = Products::kOurs;
   const Table* embeddings_ = nullptr;
   const Array* norm_ = nullptr;
   std::vector<Layer> layers_;

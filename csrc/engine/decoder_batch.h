@@ -38,12 +38,15 @@ struct DecoderBatch {
   int64_t rows = 0, wanted = 0;
   int64_t first = 0;      // the pool's token that slots and keys count from
   int64_t most_keys = 0;  // that one sequence uses
+  bool only_wanted = false;
   There there;
   FaultWord* fault = nullptr;  // on a GPU
 
   explicit DecoderBatch(const std::vector<Segment>& given);  // at least one
 
   int64_t places() const { return cu_seqlens_k.back(); }
+  // Where the rows of each sequence begin, as they are now.
+  const std::vector<int32_t>& queries() const { return only_wanted ? cu_wanted : cu_seqlens_q; }
 
   // For work that is recorded, and has to serve other sequences of single tokens of this pool: places count
   // from the pool's first token, up to the first cache a sequence that asks nothing; rows that nobody asked
@@ -64,6 +67,7 @@ struct DecoderBatch {
   // From now on the rows are the wanted ones. Segments without any need no attention.
   void become_wanted() {
     there.cu_seqlens_q = there.cu_wanted;
+    only_wanted = true;
     rows = wanted;
   }
 };

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "csrc/engine/key_pieces.h"
 #include "tests/cpp/check.h"
 #include "tests/cpp/decoding_world.h"
 #include "tests/cpp/on_device.h"
@@ -43,6 +44,22 @@ TEST(the_vendors_products_are_refused_on_the_cpu) {
   CHECK(status.message() == "[engine] products: expected ours on cpu, got vendor");
   CHECK(make(small_config(), Device::kCpu, Products::kOurs, &model).ok() &&
         model->products() == Products::kOurs);
+}
+
+TEST(keys_go_in_pieces_but_with_the_vendors_products_where_prompts_are_read) {
+  using Bounds = std::vector<int32_t>;
+  const auto both = [](const Bounds& queries, const Bounds& used, bool with_vendors) {
+    return takes_pieces(Products::kOurs, queries, used) &&
+           takes_pieces(Products::kVendor, queries, used) == with_vendors;
+  };
+  CHECK(both({0, 1, 2}, {3, 700}, true));                 // a step of decoding
+  CHECK(both({0, 0, 0, 1}, {0, 0, 3}, true));             // of a graph, filled up
+  CHECK(both({0, 600}, {600}, false));                    // a prompt
+  CHECK(both({0, 2}, {5000}, false));                     // a short one
+  CHECK(both({0, 100, 101, 102}, {900, 512, 1}, false));  // beside dialogues of few keys
+  CHECK(both({0, 100, 101, 102}, {900, 513, 1}, true));   // and of many
+  CHECK(both({0, 1, 101}, {513, 900}, true));
+  CHECK(both({0, 0, 100}, {900, 900}, false));  // whose rows nobody wants
 }
 
 #if defined(EARNEST_WITH_CUDA)
@@ -137,15 +154,15 @@ std::vector<char> heard(const Model& model) {
   return embeddings;
 }
 
-std::vector<char> read(const Model& model, int64_t count) {
+std::vector<char> read(const Model& model, int64_t count, int64_t wanted) {
   std::shared_ptr<KVPool> pool;
-  CHECK(KVPool::create(model.config().text, Precision::kBFloat16, 64, &pool, Device::kCuda).ok());
+  CHECK(KVPool::create(model.config().text, Precision::kBFloat16, count, &pool, Device::kCuda).ok());
   KVCache cache;
-  CHECK(pool->allocate(64, &cache).ok());
+  CHECK(pool->allocate(count, &cache).ok());
   const auto ids = some_ids(count, 4);
   Segment segment = segment_of(&cache, ids);
-  segment.wanted = count;
-  std::vector<char> hidden(static_cast<size_t>(count * model.config().text.hidden_size) * sizeof(BFloat16));
+  segment.wanted = wanted;
+  std::vector<char> hidden(static_cast<size_t>(wanted * model.config().text.hidden_size) * sizeof(BFloat16));
   Arena arena;
   CHECK(model.forward({segment}, hidden.data(), &arena).ok());
   return hidden;
@@ -170,7 +187,7 @@ TEST(what_the_vendors_products_give_is_near_to_what_ours_give) {
   CHECK(vendors.products() == Products::kVendor && ours.products() == Products::kOurs);
   CHECK(loaded(Products::kVendor)->info().find("\"products\":\"vendor\"") != std::string::npos);
   CHECK(loaded(Products::kOurs)->info().find("\"products\":\"ours\"") != std::string::npos);
-  const double reading = root_mean_square(wide(read(ours, 17)), wide(read(vendors, 17)));
+  const double reading = root_mean_square(wide(read(ours, 17, 17)), wide(read(vendors, 17, 17)));
   const double hearing = root_mean_square(wide(heard(ours)), wide(heard(vendors)));
   std::printf("     hidden states off by %.5f, sounds by %.5f\n", reading, hearing);
   CHECK(reading <= 0.01 && hearing <= 0.01);
@@ -223,7 +240,7 @@ TEST(every_product_is_the_vendors_but_those_of_codes) {
        {std::tuple(&ours, int64_t{0}, int64_t{0}, int64_t{0}),
         std::tuple(&vendors, kOfDecoder, kOfHearing, kOfHead),
         std::tuple(&coded->model(), int64_t{0}, kOfHearing, int64_t{0})}) {
-    CHECK(taken([&, one = model] { read(*one, 3); }) == of_decoder);
+    CHECK(taken([&, one = model] { read(*one, 3, 3); }) == of_decoder);
     CHECK(taken([&, one = model] { heard(*one); }) == of_hearing);
     const std::vector<BFloat16> hidden(static_cast<size_t>(model->config().text.hidden_size));
     std::vector<float> logits(static_cast<size_t>(model->config().text.vocab_size));
@@ -231,6 +248,24 @@ TEST(every_product_is_the_vendors_but_those_of_codes) {
     CHECK(taken([&, one = model] { CHECK(one->logits(hidden.data(), 1, logits.data(), &arena).ok()); }) ==
           of_head);
   }
+}
+
+// A prompt in pieces is joined by a kernel more in each layer, as soon as it has two of them.
+TEST(with_the_vendors_products_a_prompt_has_one_softmax_over_all_its_keys) {
+  std::vector<float> found[2];
+  for (const Products products : {Products::kOurs, Products::kVendor}) {
+    const Model& model = loaded(products)->model();
+    const auto work = [&](int64_t count, int64_t wanted) {
+      const int64_t before = earnest::cuda::emulated::given(0).work;
+      read(model, count, wanted);
+      return earnest::cuda::emulated::given(0).work - before;
+    };
+    const int64_t layers = model.config().text.num_hidden_layers, pieces = products == Products::kOurs;
+    CHECK(work(513, 1) - work(512, 1) == pieces * (layers - 1) + 1);  // the last layer asks for one row
+    CHECK(work(513, 513) - work(512, 512) == pieces * layers);
+    found[static_cast<int>(products)] = wide(read(model, 513, 1));
+  }
+  CHECK(root_mean_square(found[0], found[1]) <= 0.01);
 }
 
 // A product that was done while a graph was recorded, and not in it, is missed when the graph is replayed.
