@@ -30,6 +30,12 @@ compile_kernels() {
   "$bin/cmake" --build "$build/cuda" --target cuda_kernels -- -t clean > /dev/null
   "$bin/cmake" --build "$build/cuda" --target cuda_kernels > "$build/cuda/report.txt" || { cat "$build/cuda/report.txt"; exit 1; }
   "$bin/python" .ci/cuda_resources.py "$build/cuda/report.txt" $record "${write[@]}"
+  # Tests with kernels of their own, which a GPU runs: compiled, not linked.
+  local name objects=()
+  for name in $(basename -s .cu tests/cpp/test_*.cu | grep -v _emulator); do
+    objects+=("CMakeFiles/$name.dir/tests/cpp/$name.cu.o")
+  done
+  "$bin/cmake" --build "$build/cuda" --target "${objects[@]}" > "$build/cuda/tests.txt" || { cat "$build/cuda/tests.txt"; exit 1; }
 }
 
 run_emulated() {

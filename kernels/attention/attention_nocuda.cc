@@ -5,7 +5,7 @@
 namespace earnest::attention {
 namespace {
 
-Status none() { return unsupported("attention", "device", "cpu (this is built without CUDA)", "cuda"); }
+Status none() { return unsupported("attention", "device", "cpu (earnest was built without CUDA)", "cuda"); }
 
 }  // namespace
 

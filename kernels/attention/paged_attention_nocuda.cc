@@ -5,7 +5,9 @@
 namespace earnest::attention::paged {
 namespace {
 
-Status none() { return unsupported("paged_attention", "device", "cpu (this is built without CUDA)", "cuda"); }
+Status none() {
+  return unsupported("paged_attention", "device", "cpu (earnest was built without CUDA)", "cuda");
+}
 
 }  // namespace
 

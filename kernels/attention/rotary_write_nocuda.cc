@@ -5,7 +5,9 @@
 namespace earnest::attention::rotary_write {
 namespace {
 
-Status none() { return unsupported("rotary_write", "device", "cpu (this is built without CUDA)", "cuda"); }
+Status none() {
+  return unsupported("rotary_write", "device", "cpu (earnest was built without CUDA)", "cuda");
+}
 
 }  // namespace
 

@@ -5,7 +5,7 @@
 namespace earnest::linear {
 namespace {
 
-Status none() { return unsupported("linear", "device", "cpu (this is built without CUDA)", "cuda"); }
+Status none() { return unsupported("linear", "device", "cpu (earnest was built without CUDA)", "cuda"); }
 
 }  // namespace
 

@@ -5,7 +5,7 @@
 namespace earnest::logmel {
 
 Status unsupported_cuda() {
-  return unsupported("logmel", "device", "cpu (this is built without CUDA)", "cuda");
+  return unsupported("logmel", "device", "cpu (earnest was built without CUDA)", "cuda");
 }
 
 Status which_cuda(std::string*) { return unsupported_cuda(); }

@@ -5,7 +5,7 @@
 namespace earnest::logprob {
 namespace {
 
-Status none() { return unsupported("logprob", "device", "cpu (this is built without CUDA)", "cuda"); }
+Status none() { return unsupported("logprob", "device", "cpu (earnest was built without CUDA)", "cuda"); }
 
 }  // namespace
 

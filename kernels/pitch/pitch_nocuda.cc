@@ -5,7 +5,7 @@
 namespace earnest::pitch {
 
 Status unsupported_cuda() {
-  return unsupported("pitch", "device", "cpu (this is built without CUDA)", "cuda");
+  return unsupported("pitch", "device", "cpu (earnest was built without CUDA)", "cuda");
 }
 
 }  // namespace earnest::pitch

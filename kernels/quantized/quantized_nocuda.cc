@@ -5,7 +5,7 @@
 namespace earnest::quantized {
 namespace {
 
-Status none() { return unsupported("quantized", "device", "cpu (this is built without CUDA)", "cuda"); }
+Status none() { return unsupported("quantized", "device", "cpu (earnest was built without CUDA)", "cuda"); }
 
 }  // namespace
 

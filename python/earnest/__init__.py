@@ -27,7 +27,7 @@ _WHICH_DETAILS = {
     "rotary_write": ("device",),
     "rowwise": ("device",),
 }
-_BY_TORCH = ("frames", "linear", "rowwise")  # on cuda, until they have kernels of ours there
+_BY_TORCH = ("frames", "linear", "rowwise")  # on cuda: our kernels there are the engine's
 _MODULES = ("audio", "dialogue", "engine", "features", "model", "ops")
 
 

@@ -13,8 +13,7 @@
 #include "tests/cpp/hopper_boxes.h"
 #include "tests/cpp/on_device.h"
 
-using namespace earnest;
-
+namespace earnest {
 namespace {
 
 // ---- boxes ----
@@ -241,3 +240,5 @@ TEST(sums_are_added_in_the_order_of_turns) {
     }
   });
 }
+
+}  // namespace earnest

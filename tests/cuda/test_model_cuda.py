@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import small_world
+from earnest import ops
 from earnest.learn.hearing import Hearing
 from earnest.learn.optimise import PolicySettings, experience_of, prompts_of
 from earnest.learn.policy import pack_prompts, token_logprobs
@@ -35,6 +36,39 @@ def test_hidden_states_and_logprobs_are_the_cpus(world) -> None:
         found.append((logp.detach().cpu(), gradient.cpu()))
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("low", [False, True], ids=["float32", "bfloat16"])
+def test_the_head_goes_by_tensor_cores_under_autocast_and_float32_weights_learn(
+    device, monkeypatch: pytest.MonkeyPatch, low: bool
+) -> None:
+    model = small_world.model(small_world.tokenizer()).to(device)
+    generator = torch.Generator().manual_seed(3)
+    rows = torch.randn(9, model.config.text_config.hidden_size, generator=generator)
+    targets = torch.randint(model.config.text_config.vocab_size, (9,), generator=generator).to(device)
+    kinds = []
+    logprob = ops.logprob
+    monkeypatch.setattr(
+        ops, "logprob", lambda *a, **k: kinds.append((a[0].dtype, a[1].dtype)) or logprob(*a, **k)
+    )
+
+    def found(enabled: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        hidden = rows.to(device).requires_grad_()
+        model.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16, enabled=enabled):
+            logp, _ = model.logprob(hidden, targets)
+            logits = model.logits(hidden).detach()
+        logp.sum().backward()
+        by_logits = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
+        torch.testing.assert_close(logp.detach(), by_logits, rtol=0, atol=2e-5)  # no logit is rounded
+        return logp.detach(), hidden.grad, model.lm_head.weight.grad.clone()
+
+    exact, given = found(False), found(low)
+    assert kinds[1] == ((torch.bfloat16 if low else torch.float32,) * 2)
+    for one, other in zip(given, exact, strict=True):
+        assert one.dtype == torch.float32
+        assert (one - other).norm() <= (0.01 if low else 1e-6) * other.norm()
+    assert torch.equal(given[0], exact[0]) is not low
 
 
 @pytest.mark.parametrize("low", [False, True], ids=["float32", "bfloat16"])

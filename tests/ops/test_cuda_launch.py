@@ -41,7 +41,7 @@ def gae_arrays() -> list[torch.Tensor]:
 
 @pytest.mark.skipif(_native.CUDA_BUILD != "OFF", reason="of a build without CUDA")
 def test_a_build_without_cuda_says_so_in_one_sentence() -> None:
-    without = r"device: expected cpu \(.*built without CUDA\), got cuda$"
+    without = r"device: expected cpu \(earnest was built without CUDA\), got cuda$"
     results = [as_if_on_cuda(torch.zeros(4)) for _ in range(2)]
     with pytest.raises(RuntimeError, match=rf"^\[gae\] {without}"):
         _native.ppo_gae(*map(as_if_on_cuda, gae_arrays()), 1.0, 1.0, False, *results)

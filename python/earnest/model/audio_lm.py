@@ -28,6 +28,7 @@ from earnest.model.encoder import AudioEncoder
 from earnest.model.generate import Generation, PackedInputs, Sampling, attended
 from earnest.model.linear import linear
 from earnest.model.packed import allocate_fused, lay_end_to_end
+from earnest.ops import cuda
 
 if TYPE_CHECKING:
     from earnest.dialogue import Message, Tokenizer
@@ -177,16 +178,27 @@ class AudioLM(nn.Module):
         return self.model(x, *attended(batch, x.device))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[N, hidden] -> float32 [N, vocab]. Training uses ops.logprob, which never holds this; like it, this
-        product keeps the weights' precision under autocast."""
+        """[N, hidden] -> float32 [N, vocab]. Training uses ops.logprob, which never holds this: the same
+        numbers are multiplied here, in the weights' precision."""
+        kept = self.lm_head.weight.dtype
+        hidden, weight = self._head(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
-            return linear(hidden.to(self.lm_head.weight.dtype), [self.lm_head.weight]).float()
+            return linear(hidden.to(kept), [weight.to(kept)]).float()
 
     def logprob(self, hidden: Tensor, targets: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """Log-probability of the targets int64 [N] after hidden [N, hidden], and entropy: the trainer's
         numbers, which the sampler reports too."""
+        return ops.logprob(*self._head(hidden), targets, temperature=temperature)
+
+    def _head(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """What the last product multiplies: of the weights' type, on the CPU under autocast too. On cuda
+        autocast to bfloat16 takes tensor cores, whose sums are float32: no logit is rounded there either."""
         weight = self.lm_head.weight
-        return ops.logprob(hidden.to(weight.dtype), weight, targets, temperature=temperature)
+        kind, device = weight.dtype, weight.device.type
+        if kind == torch.float32 and cuda.takes(weight) and torch.is_autocast_enabled(device):
+            low = torch.get_autocast_dtype(device)
+            kind = low if low == torch.bfloat16 else kind
+        return hidden.to(kind), weight.to(kind)
 
     # ---- answering ----
 
