@@ -156,14 +156,16 @@ def shortened(said: bytes, most: int = 1 << 20) -> bytes:
 
 
 def end_all_of(process: subprocess.Popen[bytes]) -> None:
-    """Whatever the step has started and left, in groups of their own too: all have its session."""
+    """Whatever the step has started and left, in groups of their own too: all have its session, but for those
+    that ask for a new one."""
     for last, word in ((False, signal.SIGTERM), (True, signal.SIGKILL)):
         for one in of_session(process.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(one, word)
         if not last:
             wait_until(lambda: process.poll() is not None and not of_session(process.pid), PATIENCE)
-    process.wait()
+    with contextlib.suppress(subprocess.TimeoutExpired):  # who waits for a GPU that hangs cannot be ended
+        process.wait(PATIENCE)
 
 
 def of_session(session: int) -> list[int]:

@@ -36,9 +36,9 @@ struct DecoderBatch {
   std::vector<int64_t> index;  // on a GPU: of each row's embedding in the table, or -1 - its place in `sent`
   std::vector<char> sent;      // embeddings that are not in a table there
   int64_t rows = 0, wanted = 0;
-  int64_t first = 0;      // the pool's token that slots and keys count from
-  int64_t most_keys = 0;  // that one sequence uses
-  bool only_wanted = false;
+  int64_t first = 0;         // the pool's token that slots and keys count from
+  int64_t most_keys = 0;     // that one sequence uses
+  bool only_wanted = false;  // rows are the wanted ones
   There there;
   FaultWord* fault = nullptr;  // on a GPU
 

@@ -143,9 +143,9 @@ class Reading {
     char magic[8];
     file_.bytes(magic, sizeof magic);
     if (std::memcmp(magic, kMagic, sizeof magic) != 0) file_.refuse("a session's file", "something else");
-    const uint64_t version = file_.number();
-    if (version < 1 || version > kVersion)
-      file_.refuse("version 1 to " + std::to_string(kVersion), std::to_string(version));
+    version_ = file_.number();
+    if (version_ < 1 || version_ > kVersion)
+      file_.refuse("version 1 to " + std::to_string(kVersion), std::to_string(version_));
     Digest fingerprint;
     file_.bytes(fingerprint.data(), sizeof fingerprint);
     EARNEST_RETURN_IF_ERROR(file_.status());
@@ -172,7 +172,8 @@ class Reading {
       file_.bytes(chunk->digest.data(), sizeof(Digest));
       const uint64_t frames = file_.number(), number = file_.number();
       const auto as = static_cast<Saved>(number);
-      if (frames > static_cast<uint64_t>(2 * audio.n_audio_ctx) || as > Saved::kSamples) {
+      if (frames > static_cast<uint64_t>(2 * audio.n_audio_ctx) ||
+          as > (version_ == 1 ? Saved::kEmbeddings : Saved::kSamples)) {
         file_.refuse("a sound that the encoder takes", std::to_string(frames) + " frames");
         return;
       }
@@ -194,7 +195,7 @@ class Reading {
 
   void read_samples(HeardChunk* chunk) {
     const uint64_t samples = file_.count("samples", sizeof(float), kMaxChunkSamples);
-    if (mel_frames(static_cast<int64_t>(samples)) != chunk->frames) {
+    if (samples == 0 || mel_frames(static_cast<int64_t>(samples)) != chunk->frames) {
       file_.refuse("the samples of " + std::to_string(chunk->frames) + " frames", std::to_string(samples));
       return;
     }
@@ -299,6 +300,7 @@ class Reading {
   FileReader file_;
   ChunkList chunks_;
   std::shared_ptr<SessionState> session_;
+  uint64_t version_ = 0;
 };
 
 }  // namespace

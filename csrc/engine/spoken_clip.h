@@ -28,7 +28,8 @@ class SpokenClip {
   SpokenClip& operator=(const SpokenClip&) = delete;
 
   // Interleaved; samples.size() is a multiple of the channels. kAudioFormat where a sample is not finite,
-  // kContextFull beyond what the context has room for; nothing of the piece is taken then.
+  // kContextFull beyond what the context has room for; nothing of the piece is taken then. Memory that runs
+  // out may leave a part of it taken: then only clear() helps.
   Status push(std::span<const float> samples);
   Status push(std::span<const int16_t> samples);
 

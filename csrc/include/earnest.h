@@ -123,7 +123,8 @@ typedef enum earnest_weights {
 /* Who multiplies on a GPU by weights that are not quantised. With OURS a row of numbers depends on that row
  * alone, to the last bit: an answer does not depend on what runs beside it, nor on the pieces that a dialogue
  * is read in. With VENDOR, for speed, it may: the same seed and dialogue may then have another answer.
- * Attention, which with OURS takes all keys in pieces, then takes those of prompts whole. */
+ * Attention, which with OURS takes all keys in pieces, then takes those of prompts whole, unless a dialogue
+ * of more than 512 tokens says one in the same step. */
 typedef enum earnest_products {
   EARNEST_PRODUCTS_OURS = 0,
   EARNEST_PRODUCTS_VENDOR /* cuBLASLt, which is loaded here: libcublasLt.so.13 or .12, or the file that the

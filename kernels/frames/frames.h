@@ -91,9 +91,8 @@ struct AveragePool {
   void* stream = nullptr;     // of Device::kCuda: a cudaStream_t
 };
 
-//   y_ij = x_ji, rounded to the stored type: log-mel features have a row for each band, an encoder one for
-//   each
-// frame. Of float and BFloat16 alone.
+//   y_ij = x_ji, rounded to the stored type
+// Log-mel features have a row for each band, an encoder one for each frame. Of float and BFloat16 alone.
 template <typename Stored>
 struct Transpose {
   int64_t rows = 0, width = 0;

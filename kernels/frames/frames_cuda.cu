@@ -106,8 +106,8 @@ constexpr int kSide = kWarpSize;  // of a square
 template <typename Stored>
 __global__ void __launch_bounds__(kMostThreads)
     transpose_squares(const Transpose<Stored> job, const unsigned across) {
-  constexpr int kStride = kSide + 1;
-  EARNEST_SHARED(float, square, kSide* kStride);
+  constexpr int kStride = kSide + 1, kPlaces = kSide * kStride;
+  EARNEST_SHARED(float, square, kPlaces);
   const int64_t row = int64_t{blockIdx.x / across} * kSide, column = int64_t{blockIdx.x % across} * kSide;
   const int lane = static_cast<int>(threadIdx.x) % kSide;
   for (int j = static_cast<int>(threadIdx.x) / kSide; j < kSide; j += kMostWarps) {

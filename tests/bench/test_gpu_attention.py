@@ -195,6 +195,16 @@ def test_a_run_that_is_late_times_all_others_shorter_and_leaves_out_what_has_no_
     assert Budget(None, made).pace(Pace(), 3) == Pace()
 
 
+def test_a_case_that_hangs_is_waited_for_no_longer_than_the_run_has():
+    made = [Case("a", lambda rng: None, {}, setup=2.0)] * 2  # type: ignore[arg-type, return-value]
+    now = 0.0
+    budget = Budget(40.0, made, lambda: now)
+    assert budget.limit(0) == 15 + 5 * 2.0
+    now = 36.0
+    assert budget.limit(1) == 4.0
+    assert Budget(None, made).limit(1) is None
+
+
 def test_more_operations_bytes_and_peers_take_longer():
     def setup(**changes: object) -> float:
         shape = Shape(**({"lengths": (8192,), "heads": 16, "kv_heads": 16, "dim": 128} | changes))

@@ -207,6 +207,14 @@ def test_what_fails_without_the_path_too_is_said_and_what_goes_without_is_tried_
         assert begun() - before == 1 + bool(twice)
 
 
+def test_a_path_that_hangs_until_the_end_of_the_run_is_not_tried_without(monkeypatch, capfd):
+    monkeypatch.setenv(gpu_attention_paths.WITHOUT, "")
+    begun = processes_begun(monkeypatch)
+    assert run(monkeypatch, ["attention/a"], Faulting(threading.Event().wait), "--seconds", "3") == 1
+    assert "; no time is left to try it without sm90a" in capfd.readouterr().out
+    assert begun() == 1
+
+
 def test_a_gpu_that_is_gone_ends_the_run_and_says_what_is_missing(monkeypatch, capfd):
     """What is asked of a new process fails from the second one on."""
     begun = processes_begun(monkeypatch)

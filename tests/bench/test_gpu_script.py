@@ -311,7 +311,7 @@ def test_a_program_under_a_tool_that_does_not_end_is_said_to_before_its_step_end
 
 def test_a_device_that_the_tool_does_not_support_is_said_and_no_failure(tmp_path: Path) -> None:
     tool = tmp_path / "compute-sanitizer"
-    tool.write_text("#!/bin/sh\necho Device not supported\n")
+    tool.write_text("#!/bin/sh\necho Device not supported\nsleep 0.1\nyes more | head -9999\nexit 1\n")
     tool.chmod(0o755)
     done = by_script(f"PATH={tmp_path}:$PATH BUILD={tmp_path}; sanitizers", "sanitizers")
     assert (done.returncode, done.stdout.count("left out")) == (0, 1)
@@ -325,6 +325,9 @@ def test_programs_are_told_apart_and_one_that_fails_is_seen(tmp_path: Path) -> N
     done = by_script(told, "programs", "program", "seconds_left")
     assert done.stdout == "of b\nb FAILED: exit code 5\nof a\na passed\n"
     assert done.returncode == 1
+    late = told.replace("+ 60", "+ 8")
+    done = by_script(late, "programs", "program", "seconds_left")
+    assert done.stdout == "b FAILED: no time was left to begin\na FAILED: no time was left to begin\n"
 
 
 def test_what_ptxas_gave_kernels_there_is_kept(tmp_path: Path) -> None:

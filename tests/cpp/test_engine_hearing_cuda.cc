@@ -309,8 +309,11 @@ TEST(sounds_that_nobody_has_heard_yet_go_from_device_to_device_in_files) {
   const std::string first(reinterpret_cast<const char*>(pcm.data()), 64);
   const size_t at = good.find(first);
   CHECK(at != std::string::npos);
+  const std::string no_samples("\2\0\0\0\0\0\0\0\2\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", 24);
   for (const auto& [place, bytes, said] :
        {std::tuple{at + 40, std::string("\x00\x00\xc0\x7f", 4), "got nan at sample 10"},
+        std::tuple{size_t{8}, std::string("\1", 1), "a sound that the encoder takes"},  // version 1 has none
+        std::tuple{at - 24, no_samples, "the samples of 2 frames, got 0"},
         std::tuple{at - 7, std::string("\x05", 1), "the samples of 12 frames"}}) {
     std::string bad = good;
     bad.replace(place, bytes.size(), bytes);

@@ -76,7 +76,7 @@ TEST(blocks_fit_on_the_smallest_chip_and_several_on_the_largest) {
           CHECK(resident_blocks(dim, tiles, size, stages, shared) >= 1);
         }
         // What the key groups join lies where tiles and queries were.
-        CHECK((sums_floats(dim, tiles) + 2 * group_floats(tiles)) * 4 <= shared_bytes(dim, tiles, size, 2));
+        CHECK((sums_floats(dim, tiles) + 2 * group_floats(tiles)) * 4 <= pages_offset(dim, tiles, size, 2));
       }
     }
   }

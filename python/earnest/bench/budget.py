@@ -39,7 +39,8 @@ class Budget:
         return dataclasses.replace(pace, shared=min(MOST, max(LEAST, shared)))
 
     def limit(self, done: int) -> float | None:
-        """Seconds after which the next case is given up, that those behind it have theirs; None: never."""
+        """Seconds after which the next case, that is asked now, is given up, at the end of the run at latest;
+        None: never."""
         if self._end is None:
             return None
-        return GRACE + PATIENCE * self._setups[done]
+        return min(GRACE + PATIENCE * self._setups[done], self._end - self._clock())

@@ -3,8 +3,8 @@
 between launches does not count; events stand around each replay, and before it the second cache is
 overwritten.
 
-Its limits are those of the run: the rate of a copy of 2 GiB, and of a product of two 8,192 x 8,192 matrices.
-"""
+Its limits are those of the process: the rate of a copy of 2 GiB, and of a product of two 8,192 x 8,192
+matrices."""
 
 from __future__ import annotations
 

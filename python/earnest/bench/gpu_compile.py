@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from earnest.bench import command
-from earnest.bench.case import Absent, Case
+from earnest.bench.case import Case
 from earnest.bench.limits import Threads
 
 
@@ -29,7 +29,7 @@ def of(cases: Sequence[Case]) -> int:
             try:
                 with Threads(case.threads):
                     one.build()(*one.choose(*one.prepare(*problem.inputs[0])))
-            except (Absent, RuntimeError) as error:
+            except Exception as error:
                 print(f"{case.name}, {one.name}: {str(error).strip()[:300]}", flush=True)
             else:
                 done += 1

@@ -23,10 +23,8 @@ PRODUCT, COMPILED = "bare product", "torch.compile, chunks"
 # Within 1.25 times the product's time, and 1.3 times three of them; 200 MB beside the results.
 WITHIN, MEMORY = {False: 1 / 1.25, True: 1 / 1.3}, 200 << 20
 FASTER = 1.3  # times, than the compiled chunks
-SETUP = {
-    False: 3.5,
-    True: 7.0,
-}  # predicted: seven calls of six who take 300 or 800 ms together, and the check
+# Predicted: seven calls of six who take 300 or 800 ms together, and the check.
+SETUP = {False: 3.5, True: 7.0}
 
 
 def cases() -> list[Case]:

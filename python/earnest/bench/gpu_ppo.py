@@ -44,11 +44,8 @@ SIZES = {
 }
 COMPILED = ("losses", "whiten", "groups")  # by torch, as a peer
 VARIANTS = ("groups-deviation", "groups-leave-one-out")  # of 16M alone
-LENGTHS = (
-    1,
-    8,
-    1 << 20,
-)  # of sequences, beside TOKENS: many to a lane or warp, and one that all blocks work on
+# Of sequences, beside TOKENS: many to a lane or to a warp, and one that all blocks work on.
+LENGTHS = (1, 8, 1 << 20)
 SAMPLES = 16  # replies to a prompt
 LOOP = 2.0  # seconds of 2,048 steps of a dozen launches each, recorded, called and checked: predicted
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from earnest.bench import gpu, harness, timing
 from earnest.bench.apart import LEAVING, Apart, Lost, Words
+from earnest.bench.budget import LEAST
 from earnest.bench.case import Case
 from earnest.bench.gpu_attention_paths import WITHOUT
 from earnest.bench.instrument import Instrument
@@ -24,6 +25,7 @@ OP = "bench"
 PATH = "sm90a"  # whose kernels wait for each other: of ours the one to suspect
 WITH_PATHS = ("attention", "logprob", "engine")  # families that try it
 BEGINS = 60.0  # seconds in which a device has to answer at all
+Limit = Callable[[], float | None]  # seconds from now on after which a case is said to hang; None: never
 
 
 class NotMeasured(RuntimeError):
@@ -57,8 +59,8 @@ class Here:
         self.surroundings = harness.surroundings(command, device)
         self.instrument = instrument
 
-    def measure(self, case: Case, pace: Pace, seconds: float | None = None) -> dict[str, Any]:
-        """seconds: only who measures apart can end what hangs."""
+    def measure(self, case: Case, pace: Pace, limit: Limit = lambda: None) -> dict[str, Any]:
+        """limit: only who measures apart can end what hangs."""
         settings = dataclasses.replace(self._settings, pace=pace)
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         found = harness.measure(case, settings, self._limits)
@@ -78,15 +80,18 @@ class Beside:
         self._without: set[str] = set()  # families
         self.surroundings = self._begun()
 
-    def measure(self, case: Case, pace: Pace, seconds: float | None = None) -> dict[str, Any]:
+    def measure(self, case: Case, pace: Pace, limit: Limit = lambda: None) -> dict[str, Any]:
         without = case.family in self._without or PATH in os.environ.get(WITHOUT, "").split(",")
         try:
-            return self._ask(case, pace, seconds, without)
+            return self._ask(case, pace, limit(), without)
         except Lost as error:
             if without or case.family not in WITH_PATHS:
                 raise NotMeasured(str(error)) from None
+            left = limit()
+            if left is not None and left < LEAST:
+                raise NotMeasured(f"{error}; no time is left to try it without {PATH}") from None
             try:
-                found = self._ask(case, pace, seconds, without=True)
+                found = self._ask(case, pace, left, without=True)
             except Lost as again:
                 raise NotMeasured(f"{error}; without {PATH}: {again}") from None
             self._without.add(case.family)

@@ -46,8 +46,8 @@ class Engine:
     "bfloat16", "int8" or "int4".
     products: who multiplies on a GPU by weights that are not quantised. With "ours" an answer does not depend
     on what runs beside it, nor on the pieces that a dialogue is read in, to the last bit; with "vendor", that
-    is NVIDIA's cuBLASLt, it may; attention then takes a prompt's keys whole. "vendor" is refused on the CPU,
-    and where no cuBLASLt can be loaded.
+    is NVIDIA's cuBLASLt, it may; attention then takes a prompt's keys whole, unless a dialogue of more than
+    512 tokens says one in the same step. "vendor" is refused on the CPU, and where no cuBLASLt can be loaded.
     kv_bytes: memory for keys and values (None: room for 4 full contexts, or a quarter of the machine's; on a
     GPU taken at once, at most half of what is free there).
     max_generations, max_waiting: answers that run side by side (64), and that may wait beside them (256).
