@@ -380,7 +380,7 @@ TEST(calls_that_cannot_run_say_why) {
 #if defined(EARNEST_WITH_CUDA)
   CHECK(paged::which(Device::kCuda, &name).ok() && name == "cuda/sm80");
 #else
-  CHECK(message([](P&) {}).find("[paged_attention] device: expected cpu (this is built without") == 0);
+  CHECK(message([](P&) {}).find("[paged_attention] device: expected cpu (earnest was built without") == 0);
   CHECK(paged::which(Device::kCuda, &name).code() == StatusCode::kUnsupported);
 #endif
 }

@@ -360,6 +360,6 @@ TEST(calls_that_cannot_run_say_why) {
 #if defined(EARNEST_WITH_CUDA)
   CHECK(rotary_write::which(Device::kCuda, &name).ok() && name == "cuda/simt");
 #else
-  CHECK(message([](P&) {}).find("[rotary_write] device: expected cpu (this is built without") == 0);
+  CHECK(message([](P&) {}).find("[rotary_write] device: expected cpu (earnest was built without") == 0);
 #endif
 }
