@@ -53,20 +53,21 @@ inline int run_all() {
   static const check::Register register_##name(#name, test_##name); \
   static void test_##name()
 
-#define CHECK(condition)                                                 \
-  do {                                                                   \
-    if (!(condition) && check::tells()) {                                \
-      std::printf("%s:%d: CHECK(%s)\n", __FILE__, __LINE__, #condition); \
-    }                                                                    \
+#define CHECK(condition)                                                                     \
+  do {                                                                                       \
+    if (!(condition)) {                                                                      \
+      if (check::tells()) std::printf("%s:%d: CHECK(%s)\n", __FILE__, __LINE__, #condition); \
+    }                                                                                        \
   } while (0)
 
-#define CHECK_NEAR(a, b, bound)                                                                              \
-  do {                                                                                                       \
-    const double check_a = (a), check_b = (b), check_bound = (bound);                                        \
-    if (!(std::abs(check_a - check_b) <= check_bound) && check::tells()) {                                   \
-      std::printf("%s:%d: %s = %.9g, %s = %.9g, bound %.3g\n", __FILE__, __LINE__, #a, check_a, #b, check_b, \
-                  check_bound);                                                                              \
-    }                                                                                                        \
+#define CHECK_NEAR(a, b, bound)                                                                       \
+  do {                                                                                                \
+    const double check_a = (a), check_b = (b), check_bound = (bound);                                 \
+    if (!(std::abs(check_a - check_b) <= check_bound)) {                                              \
+      if (check::tells())                                                                             \
+        std::printf("%s:%d: %s = %.9g, %s = %.9g, bound %.3g\n", __FILE__, __LINE__, #a, check_a, #b, \
+                    check_b, check_bound);                                                            \
+    }                                                                                                 \
   } while (0)
 
 int main() { return check::run_all(); }
