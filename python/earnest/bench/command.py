@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import importlib
 import os
 import secrets
@@ -124,7 +123,7 @@ def _all_of(
             print(f"{case.name}: not measured, {reason}", file=out, flush=True)
             continue
         try:
-            record = where.measure(case, left, functools.partial(budget.limit, done))
+            record = where.measure(case, left, partial(budget.limit, done))
         except sitting.NotMeasured as error:
             failed += 1
             print(f"{case.name}: not measured, {error}", file=out, flush=True)
